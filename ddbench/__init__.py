@@ -1,0 +1,64 @@
+"""ddbench: a plugin-based benchmark suite for dataset distillation.
+
+Everything a plugin needs can be imported from here; names are loaded on first use, so that
+``ddbench --help`` starts without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddbench.augment import DSA
+    from ddbench.data import Dataset, Examples, Preprocessing, RealData, stratified
+    from ddbench.errors import DataError, DDBenchError, DivergedError, UsageError
+    from ddbench.hookspecs import hookimpl
+    from ddbench.networks import Network
+    from ddbench.problem import Needs, Problem
+    from ddbench.seeds import Seed
+    from ddbench.sets import Curriculum, Pool, SyntheticSet, share
+    from ddbench.starts import Experts, Starts, Teaching, teach
+    from ddbench.training import Recipe, fit
+
+API_VERSION = 1
+
+_HOME = {
+    "DSA": "augment",
+    "Curriculum": "sets",
+    "DDBenchError": "errors",
+    "DataError": "errors",
+    "Dataset": "data",
+    "DivergedError": "errors",
+    "Examples": "data",
+    "Experts": "starts",
+    "Needs": "problem",
+    "Network": "networks",
+    "Pool": "sets",
+    "Preprocessing": "data",
+    "Problem": "problem",
+    "RealData": "data",
+    "Recipe": "training",
+    "Seed": "seeds",
+    "Starts": "starts",
+    "SyntheticSet": "sets",
+    "Teaching": "starts",
+    "UsageError": "errors",
+    "fit": "training",
+    "hookimpl": "hookspecs",
+    "share": "sets",
+    "stratified": "data",
+    "teach": "starts",
+}
+
+__all__ = ["API_VERSION", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ddbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"ddbench.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

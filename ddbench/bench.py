@@ -1,0 +1,84 @@
+"""What ``ddbench run`` does: the run itself, random images beside it, and the whole training set above it."""
+
+from __future__ import annotations
+
+from math import prod
+from statistics import mean, pstdev
+from typing import Any
+
+from ddbench.data import Dataset
+from ddbench.grading import ceiling
+from ddbench.problem import Needs
+from ddbench.records import label
+from ddbench.results import ordered, rows
+from ddbench.run import Run, Settings, build_task
+from ddbench.spec import RunSpec, baseline
+
+
+def references(
+    spec: RunSpec, dataset: Dataset, settings: Settings, *, with_random: bool, with_ceiling: bool
+) -> list[dict[str, Any]]:
+    """Rows beside a run's own: random real images with hard labels and, if the matcher's are soft, with soft ones.
+
+    The random runs are ordinary runs in the same folder, under the same protocol and selection. The last
+    row is the ceiling: students trained on the whole training set.
+    """
+    found: list[dict[str, Any]] = []
+    if with_random:
+        labels = ["hard"] if getattr(spec.matcher, "labels", "hard") == "hard" else ["hard", "teacher"]
+        for kind in labels:
+            run = Run(baseline(spec, kind), dataset, settings)
+            run.execute()
+            found += rows(run.folder)
+    if with_ceiling:
+        found.append(_ceiling(spec, dataset, min(settings.students, 3)))
+    return found
+
+
+def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
+    protocol = spec.protocol
+    augment = dataset.augment if protocol.augment == "dataset" else protocol.augment
+    top = ceiling(dataset, spec.network, protocol, augment, students, spec.device, spec.threads)
+    row = {
+        "dataset": dataset.name,
+        "dataset_digest": dataset.digest,
+        "matcher": f"all {top['images']} training images",
+        "network": label(spec.network),
+        "protocol": protocol.name,
+        "selection": "validation",
+        "label_type": "hard",
+        "accuracy_mean": mean(top["accuracies"]),
+        "accuracy_std": pstdev(top["accuracies"]),
+        "n": len(top["accuracies"]),
+        "status": "ok",
+        "image_bytes": top["images"] * prod(dataset.train.shape),
+    }
+    return ordered(row)
+
+
+def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
+    """What a run will take: stages, iterations, experts, student steps, disk and memory. Trains nothing.
+
+    Memory counts images with momentum and gradient, the stored parameter vectors of one unroll and the
+    real pixels; the activations of one student step come on top.
+    """
+    task = build_task(spec, dataset)
+    stages = spec.scheduler.stages
+    needs = spec.matcher.needs(task) if hasattr(spec.matcher, "needs") else Needs()
+    vector = task.network.length * 4
+    images = spec.ipc * task.classes * prod(task.real.shape) * 4
+    unroll = getattr(spec.matcher, "syn_steps", 0) + 1
+    return {
+        "train images": len(task.real),
+        "validation images": len(dataset.validation),
+        "test images": len(dataset.test),
+        "parameters": task.network.parameters,
+        "stages": stages,
+        "iterations": stages * spec.matcher.steps,
+        "student steps N": spec.protocol.budget(spec.ipc * task.classes),
+        "experts": needs.experts * stages,
+        "epochs of an expert": max(needs.snapshots, default=0),
+        "disk for experts (bytes)": stages * needs.experts * len(needs.snapshots) * vector,
+        "disk for the set (bytes)": images,
+        "memory without activations (bytes)": 3 * images + unroll * vector + task.real.pixels.numel(),
+    }

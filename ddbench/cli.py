@@ -1,0 +1,226 @@
+"""The command line: parsing only. What commands do is in ``commands``; torch loads when one needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddbench.errors import DDBenchError, UsageError
+
+FORMATS = click.Choice(["table", "md", "csv", "json", "latex"])
+OUT = click.option(
+    "--out", default="runs", type=click.Path(path_type=Path), show_default=True, help="Folder that holds run folders."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+
+
+def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals:
+            raise UsageError(f"-o {value!r} must look like GROUP.NAME=VALUE, for example -o matcher.syn_steps=30")
+        pairs.append((name.strip(), text.strip()))
+    return tuple(pairs)
+
+
+OPTIONS = click.option("-o", "options", multiple=True, callback=_pairs, metavar="GROUP.NAME=VALUE",
+                       help="Set an option: matcher.syn_steps=30, dataset.root=FILE, network.width=32, ...")  # fmt: skip
+
+
+def _request(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a run is."""
+    for option in reversed((
+        click.option("--dataset", default="digits", show_default=True, help="Dataset plugin."),
+        click.option("--matcher", default="tesla", show_default=True, help="Distillation method."),
+        click.option("--scheduler", default="single", show_default=True, help="How the budget is staged."),
+        click.option("--network", default="convnet", show_default=True, help="Network plugin."),
+        click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
+        click.option("--seed", default=0, show_default=True, type=int, help="Seed of the run."),
+        click.option("--protocol", default="default", show_default=True, help="Rules of evaluation: default or pdd-paper."),
+        DEVICE,
+        OPTIONS,
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ddbench")
+def cli() -> None:
+    """Benchmark dataset distillation: distil, evaluate fairly, compare.
+
+    Start with:  ddbench run --matcher tesla --scheduler pdd --ipc 10
+    """
+
+
+@cli.command()
+@_request
+@click.option(
+    "--repeats", default=1, show_default=True, type=click.IntRange(1), help="Runs, with seeds SEED, SEED+1, ..."
+)
+@click.option("--students", default=5, show_default=True, type=click.IntRange(1), help="Students that grade each set.")
+@OUT
+@click.option("--random/--no-random", "with_random", default=True, help="Random images at the same ipc beside the run.")
+@click.option("--ceiling/--no-ceiling", "with_ceiling", default=True, help="The whole training set above it (cached).")
+@click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run takes; do nothing.")
+@click.option("--resume", metavar="RUN", help="Go on with an existing run, by its folder or name.")
+@click.option("--checkpoint-seconds", default=20.0, type=click.FloatRange(0), help="Seconds between checkpoints.")
+@click.option("--format", "form", default="table", type=FORMATS)
+@JSON
+@QUIET
+@click.pass_context
+def run(ctx: click.Context, **given: Any) -> int:
+    """Distil a dataset, evaluate the result on its test set, and leave a complete run behind."""
+    from ddbench import commands, console
+    from ddbench.run import Settings
+    from ddbench.spec import Request, resolve
+
+    names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
+    request = Request(**{name: given[name] for name in names}, flags=given["options"])
+    out, form = given["out"], "json" if given["as_json"] else given["form"]
+    commands.warn_broken()
+    if given["dry_run"]:
+        plan = commands.dry_run(request)
+        console.data_json(plan) if form == "json" else commands.show_dry_run(plan)
+        return 0
+    if given["resume"]:
+        explicit = {n: given[n] for n in names if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE}
+        spec, out = commands.resume(given["resume"], out, explicit, given["options"])
+        specs = [spec]
+    else:
+        seeds = range(request.seed, request.seed + given["repeats"])
+        specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
+    settings = Settings(out, given["students"], given["checkpoint_seconds"])
+    rows = commands.run(
+        specs, settings, with_random=given["with_random"], with_ceiling=given["with_ceiling"], quiet=given["quiet"]
+    )
+    commands.show_rows(rows, form, "test accuracy, mean ± std over n students")
+    return 0 if all(row["status"] == "ok" for row in rows) else 1
+
+
+@cli.command("eval")
+@click.argument("target", metavar="FILE|RUN")
+@click.option("--students", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--seed", type=int, help="Seed of the students; by default the run's.")
+@click.option("--dataset", help="Dataset plugin with the test data, if not the file's own.")
+@click.option("--network", help="Evaluate on another network.")
+@click.option("--protocol", help="Train students by another protocol.")
+@DEVICE
+@OPTIONS
+@OUT
+@click.option("--format", "form", default="table", type=FORMATS)
+@JSON
+@QUIET
+def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, **given: Any) -> int:
+    """Evaluate a run, or a distilled.safetensors file on its own."""
+    from ddbench import commands
+    from ddbench.evaluating import EvalOptions
+
+    commands.warn_broken()
+    rows = commands.evaluate(target, out, EvalOptions(flags=options, **given))
+    commands.show_rows(rows, "json" if as_json else form, f"evaluation of {target}")
+    return 0
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUNS]...")
+@OUT
+@click.option("--format", "form", default="table", type=FORMATS, show_default=True)
+@JSON
+def compare(runs: tuple[str, ...], out: Path, form: str, as_json: bool) -> int:
+    """Compare runs in one table: those named, or all in --out."""
+    from ddbench import commands
+    from ddbench.results import find_run, rows, run_folders
+
+    folders = [find_run(name, out) for name in runs] if runs else run_folders(out)
+    table = [row for folder in folders for row in rows(folder)]
+    commands.show_rows(table, "json" if as_json else form, f"{len(table)} results")
+    return 0
+
+
+@cli.command()
+@_request
+@QUIET
+def experts(quiet: bool, options: tuple, **given: Any) -> int:
+    """Train the expert trajectories of a run's first stage ahead of it."""
+    from ddbench import commands
+    from ddbench.spec import Request
+
+    commands.warn_broken()
+    commands.build_experts(Request(**given, flags=options), quiet)
+    return 0
+
+
+@cli.command("list")
+@click.argument(
+    "what", default="matchers", type=click.Choice(["matchers", "schedulers", "datasets", "networks", "metrics", "runs"])
+)
+@OUT
+@JSON
+def list_(what: str, out: Path, as_json: bool) -> int:
+    """List plugins of a kind, or the runs in --out."""
+    from ddbench import describing
+
+    describing.show_list(what, out, as_json)
+    return 0
+
+
+@cli.command()
+@click.argument("name")
+@JSON
+def info(name: str, as_json: bool) -> int:
+    """Describe a plugin: its options with defaults, and its recipes with their sources."""
+    from ddbench import describing
+
+    describing.show_info(name, as_json)
+    return 0
+
+
+@cli.command()
+@JSON
+def plugins(as_json: bool) -> int:
+    """List all plugins with their packages, and those that could not be loaded."""
+    from ddbench import describing
+
+    return describing.show_plugins(as_json)
+
+
+@cli.command("check-grad")
+@click.option("--matcher", default="tesla", show_default=True)
+@click.option("--steps", default=15, show_default=True, type=click.IntRange(1), help="Student steps.")
+@click.option("--lr", default=0.01, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Student lr.")
+@click.option("--seed", default=0, show_default=True, type=int)
+@OPTIONS
+@JSON
+def check_grad(as_json: bool, **given: Any) -> int:
+    """Compare a matcher's gradient with the autograd unroll on a small network, in float64."""
+    from ddbench import describing
+
+    describing.show_gradient_check(as_json=as_json, **given)
+    return 0
+
+
+def main() -> None:
+    """Run the command line: one sentence for every expected error, and the documented exit codes."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = 130
+    except (KeyboardInterrupt, BrokenPipeError):
+        code = 130
+    except DDBenchError as error:
+        from ddbench import console
+
+        console.fail(str(error))
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,175 @@
+"""What each command does, behind the parsing. Heavy modules are imported here, when a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddbench import console
+from ddbench.errors import InterruptedRun, UsageError
+from ddbench.interrupt import Interrupts
+from ddbench.progress import Event, listening
+
+if TYPE_CHECKING:
+    from ddbench.evaluating import EvalOptions
+    from ddbench.run import Settings
+    from ddbench.spec import Request, RunSpec
+
+
+@contextmanager
+def working(quiet: bool) -> Iterator[None]:
+    """Show progress, and turn SIGINT and SIGTERM into a clean stop with the command that goes on."""
+    with Interrupts() as interrupts, console.Display(quiet) as display:
+
+        def listener(event: Event) -> None:
+            display(event)
+            interrupts.check()
+
+        try:
+            with listening(listener):
+                yield
+        except InterruptedRun as error:
+            again = " ".join(["ddbench", *map(_quoted, sys.argv[1:])])
+            raise InterruptedRun(f"{error}; to go on: {again}") from None
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def warn_broken() -> None:
+    """Name each plugin that could not be loaded, once."""
+    from ddbench.plugins import registry
+
+    for broken in registry().broken:
+        console.say(f"warning: {broken}")
+
+
+def run(
+    specs: list[RunSpec], settings: Settings, *, with_random: bool, with_ceiling: bool, quiet: bool
+) -> list[dict[str, Any]]:
+    """Carry out runs on one dataset, with random images beside each and the whole training set above."""
+    import torch
+
+    from ddbench.bench import references
+    from ddbench.results import rows
+    from ddbench.run import Run
+
+    table: list[dict[str, Any]] = []
+    with working(quiet):
+        torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
+        dataset = specs[0].dataset.load()
+        for spec in specs:
+            work = Run(spec, dataset, settings)
+            console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
+            result = work.execute()
+            table += rows(work.folder)
+            if result["status"] == "diverged":
+                console.fail(f"the run diverged: {result['error']} (its last good state is kept in {work.folder})")
+                continue
+            beside = references(spec, dataset, settings, with_random=with_random, with_ceiling=with_ceiling)
+            table += [row for row in beside if row not in table]
+    return table
+
+
+def show_rows(rows: list[dict[str, Any]], form: str, title: str) -> None:
+    """Rows on stdout, in the format asked for."""
+    from ddbench import compare
+
+    table = compare.frame(rows)
+    if form != "table":
+        console.data(compare.render(table, form))
+        return
+    if table.empty:
+        console.say("no runs to show; `ddbench run` makes one")
+        return
+    text = compare.shown(table)
+    text = text.loc[:, [c for c in text.columns if (text[c] != "").any()]]
+    console.table(title, list(text.columns), text.to_numpy().tolist())
+
+
+def dry_run(request: Request) -> dict[str, Any]:
+    """Every resolved value with its origin, and what the run will take."""
+    from ddbench.bench import forecast
+    from ddbench.spec import resolve
+
+    resolved = resolve(request)
+    dataset = resolved.spec.dataset.load()
+    values = {name: {"value": value, "from": origin} for name, (value, origin) in resolved.origins.items()}
+    return {
+        "key": resolved.spec.key,
+        "folder": resolved.spec.folder,
+        "device": resolved.spec.device,
+        "threads": resolved.spec.threads,
+        "options": values,
+        "forecast": forecast(resolved.spec, dataset),
+    }
+
+
+def show_dry_run(plan: dict[str, Any]) -> None:
+    """The plan as two tables."""
+    body = [[name, str(entry["value"]), entry["from"]] for name, entry in plan["options"].items()]
+    about = f"run {plan['folder']} on {plan['device']}, {plan['threads']} threads"
+    console.table(about, ["option", "value", "from"], body)
+    numbers = [[name, f"{value:,}" if isinstance(value, int) else value] for name, value in plan["forecast"].items()]
+    console.table("what it takes", ["", ""], numbers)
+
+
+def recorded_spec(folder: Path) -> RunSpec:
+    """The spec of an existing run, with the plugins installed now."""
+    from ddbench.cache import read_json
+    from ddbench.spec import from_record
+
+    return from_record(read_json(folder / "spec.json"))
+
+
+def resume(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> tuple[RunSpec, Path]:
+    """The spec of an existing run and the folder it is in; flags that would change it are refused."""
+    from ddbench.results import find_run
+    from ddbench.spec import altered, differences
+
+    folder = find_run(name, out)
+    spec = recorded_spec(folder)
+    changed = differences(spec.record(), altered(spec.record(), changes, flags))
+    if changed:
+        raise UsageError(
+            f"run {folder.name} has another spec ({'; '.join(changed)}); resume it without the change, "
+            "or start a new run with it"
+        )
+    return spec, folder.parent
+
+
+def evaluate(name: str, out: Path, options: EvalOptions) -> list[dict[str, Any]]:
+    """Evaluate a run or a ``distilled.safetensors`` on its dataset's test split."""
+    from ddbench.evaluating import evaluate_file, evaluate_run
+    from ddbench.results import find_run
+
+    with working(options.quiet):
+        if Path(name).is_file():
+            return [evaluate_file(Path(name), options)]
+        return evaluate_run(find_run(name, out), options)
+
+
+def build_experts(request: Request, quiet: bool) -> None:
+    """Train what the first stage of a run needs, and say where it is."""
+    from ddbench.problem import Needs
+    from ddbench.run import build_task
+    from ddbench.sets import Curriculum
+    from ddbench.spec import resolve
+    from ddbench.stage import prepared
+
+    spec = resolve(request).spec
+    with working(quiet):
+        dataset = spec.dataset.load()
+        problem = spec.scheduler.next(build_task(spec, dataset), Curriculum())
+        needs = spec.matcher.needs(problem) if hasattr(spec.matcher, "needs") else Needs()
+        if not needs.experts:
+            console.say(f"matcher {spec.matcher.name!r} with these options needs no experts")
+            return
+        experts = prepared(problem, needs).experts
+    console.data(f"{needs.experts} experts, {experts.seconds(needs.experts):.1f} s of training, in {experts.folder}")

@@ -1,0 +1,47 @@
+"""What can go wrong, one class per exit code. Messages are whole sentences with the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DDBenchError(Exception):
+    """Base of all errors that the command line prints as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(DDBenchError, ValueError):
+    """The request is wrong: an unknown name or option, a value out of range."""
+
+    exit_code = 2
+
+
+class DataError(DDBenchError):
+    """Data, a file or a plugin is missing or cannot be read."""
+
+    exit_code = 3
+
+
+class DivergedError(DDBenchError):
+    """The optimisation left the numbers: not-a-number, an exploding loss, a dead learning rate.
+
+    A matcher may raise it from ``step`` with advice; the harness records the run as ``diverged``.
+    """
+
+
+class BusyError(DDBenchError):
+    """Another process holds the folder."""
+
+
+class InterruptedRun(DDBenchError):
+    """SIGINT or SIGTERM arrived and the work stopped at a safe point."""
+
+    exit_code = 130
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the closest valid name, or an empty string."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

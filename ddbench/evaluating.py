@@ -1,0 +1,102 @@
+"""``ddbench eval``: a run, or a file that describes itself, graded on test data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ddbench.cache import home
+from ddbench.errors import UsageError
+from ddbench.files import Distilled
+from ddbench.grading import Evaluation, evaluate
+from ddbench.plugins import registry
+from ddbench.protocols import Protocol, named
+from ddbench.records import make
+from ddbench.results import graded, ordered, rows
+from ddbench.run import with_augment
+from ddbench.spec import from_record, pick_device, split_flags
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What ``ddbench eval`` may be told; by default everything comes from the file."""
+
+    students: int = 5
+    seed: int | None = None
+    device: str = "auto"
+    dataset: str | None = None
+    network: str | None = None
+    protocol: str | None = None
+    flags: tuple[tuple[str, str], ...] = ()
+    quiet: bool = False
+
+
+def evaluate_run(folder: Path, options: EvalOptions) -> list[dict[str, Any]]:
+    """Add an evaluation to a finished run, and return all its rows."""
+    path = folder / "distilled.safetensors"
+    if not path.exists():
+        raise UsageError(f"{folder} holds no distilled set yet; finish it with `ddbench run --resume {folder}`")
+    plan, seed, threads = _plan(Distilled.load(path), options)
+    evaluate(plan, folder / "evaluations", threads=threads, seed=seed)
+    return rows(folder)
+
+
+def evaluate_file(path: Path, options: EvalOptions) -> dict[str, Any]:
+    """Grade a file that stands alone; students are stored in the cache."""
+    distilled = Distilled.load(path)
+    plan, seed, threads = _plan(distilled, options)
+    record = evaluate(plan, home() / "evaluations", threads=threads, seed=seed)
+    spec, sets = distilled.about["spec"], distilled.curriculum.sets
+    row = {
+        "dataset": plan.dataset.name,
+        "matcher": spec["matcher"]["name"],
+        "scheduler": spec["scheduler"]["name"],
+        "ipc": spec["ipc"],
+        "seed": seed,
+        "steps": plan.distilled.teaching.steps,
+        "selection": distilled.about["selection"],
+        "label_type": sets[0].label_type,
+        "image_bytes": sum(s.image_bytes for s in sets),
+        "label_bytes": sum(s.label_bytes for s in sets),
+        "status": "ok",
+        "run": path.name,
+    }
+    return ordered(row | graded(record))
+
+
+def _plan(distilled: Distilled, options: EvalOptions) -> tuple[Evaluation, int, int]:
+    """The evaluation that the file describes, with what the options change."""
+    spec = from_record(distilled.about["spec"])
+    given = split_flags(options.flags)
+    if wrong := set(given) - {"dataset", "network", "protocol"}:
+        raise UsageError(f"eval takes options of dataset, network and protocol, not of {', '.join(sorted(wrong))}")
+    source = spec.dataset
+    if options.dataset or "dataset" in given:
+        name = options.dataset or source.name
+        held = distilled.about["spec"]["dataset"]["options"] if name == source.name else {}
+        source = make(registry().get("dataset", name).cls, held | given.get("dataset", {}), "dataset")
+    if options.network or "network" in given:
+        name = options.network or spec.network.name
+        held = distilled.about["spec"]["network"]["options"] if name == spec.network.name else {}
+        network = make(registry().get("network", name).cls, held | given.get("network", {}), "network")
+        distilled = replace(distilled, network=network)
+    dataset = source.load()
+    protocol = spec.protocol
+    if options.protocol or "protocol" in given:
+        base = named(options.protocol) if options.protocol else protocol
+        protocol = _protocol(base, given.get("protocol", {}))
+        images = sum(len(s) for s in distilled.curriculum.sets)
+        teaching = protocol.evaluation(images, len(distilled.curriculum.phases))
+        distilled = replace(distilled, teaching=with_augment(teaching, dataset.augment))
+    seed = spec.seed if options.seed is None else options.seed
+    plan = Evaluation(distilled, dataset, protocol, options.students, pick_device(options.device))
+    return plan, seed, spec.threads
+
+
+def _protocol(base: Protocol, flags: dict[str, str]) -> Protocol:
+    from ddbench.records import options as fields_of
+
+    if not flags:
+        return base
+    return make(Protocol, fields_of(base) | flags | {"name": f"{base.name}-custom"}, "protocol")

@@ -1,0 +1,139 @@
+"""The whole extension API. A plugin is a module (or object) with some of these five functions.
+
+    from dataclasses import dataclass
+    from ddbench import Needs, Problem, SyntheticSet, hookimpl
+
+    @dataclass(frozen=True)
+    class FirstImages:
+        "The first images of each class."
+        name = "first"
+        steps = 0
+        def init(self, problem): return problem.real[torch.cat([m[: problem.ipc] for m in problem.real.members])]
+        def step(self, problem, state, k): return state, {}
+        def result(self, problem, state): return SyntheticSet(state.images, state.labels)
+
+    @hookimpl
+    def register_matchers(register): register(FirstImages)
+
+and an entry point in its package: ``[project.entry-points.ddbench]  first = "my_package"``.
+
+What is registered is the class. Its dataclass fields are its options, ``-o matcher.field=value``, with
+types and bounds (``Annotated[int, Ge(1), "what it is"]``) checked by the harness. ``recipes`` is the path
+of a TOML file of hyperparameters per dataset and ipc, see docs/writing-a-plugin.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ddbench.data import Dataset as LoadedDataset
+    from ddbench.problem import Needs, Problem
+    from ddbench.sets import Curriculum, SyntheticSet
+
+hookspec = pluggy.HookspecMarker("ddbench")
+hookimpl = pluggy.HookimplMarker("ddbench")
+
+State = TypeVar("State")
+HOOKS = ("register_datasets", "register_matchers", "register_schedulers", "register_networks", "register_metrics")
+
+
+class Register(Protocol):
+    """``register(cls)`` or ``register(cls, recipes=path)``."""
+
+    def __call__(self, cls: type, *, recipes: Path | None = None) -> None: ...
+
+
+@hookspec
+def register_datasets(register: Register) -> None:
+    """Call ``register(MyDataset)`` for each dataset source this plugin brings."""
+
+
+@hookspec
+def register_matchers(register: Register) -> None:
+    """Call ``register(MyMatcher)`` for each distillation method this plugin brings."""
+
+
+@hookspec
+def register_schedulers(register: Register) -> None:
+    """Call ``register(MyScheduler)`` for each scheduler this plugin brings."""
+
+
+@hookspec
+def register_networks(register: Register) -> None:
+    """Call ``register(MyNetwork)`` for each network architecture this plugin brings."""
+
+
+@hookspec
+def register_metrics(register: Register) -> None:
+    """Call ``register(MyMetric)`` for each evaluation metric this plugin brings."""
+
+
+class Matcher(Protocol[State]):
+    """A frozen dataclass: its fields are the method's hyperparameters. It holds no state of its own.
+
+    The harness owns the loop. It seeds torch, NumPy and ``random`` around every call, saves ``State`` (a
+    dataclass, dict, list or tuple of tensors and numbers) in checkpoints, and calls ``result`` when it
+    selects on validation data. ``step`` may change ``State`` in place; its metrics may be tensors;
+    ``loss`` and ``lr`` are shown while it runs. ``steps = 0`` is a coreset: ``init`` does it all.
+    ``needs`` is optional. Raise ``ddbench.DivergedError`` with advice when a step cannot go on.
+    """
+
+    name: str
+    steps: int
+
+    def needs(self, problem: Problem) -> Needs: ...
+    def init(self, problem: Problem) -> State: ...
+    def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]: ...
+    def result(self, problem: Problem, state: State) -> SyntheticSet: ...
+
+
+class Scheduler(Protocol):
+    """Splits one task into problems, looking only at what is already solved.
+
+    ``next`` returns the problem after the sets in ``done``, or None when there are ``stages`` of them;
+    ``phases(n)`` tells which of n sets a student sees, phase by phase.
+    """
+
+    name: str
+    stages: int
+
+    def next(self, task: Problem, done: Curriculum) -> Problem | None: ...
+    def phases(self, n: int) -> tuple[tuple[int, ...], ...]: ...
+
+
+class DatasetSource(Protocol):
+    """A frozen dataclass that loads a dataset; ``Dataset.split`` does the work common to all.
+
+    Raise ``ddbench.DataError`` with what is missing, where it was looked for, and what mends it.
+    """
+
+    name: str
+
+    def load(self) -> LoadedDataset: ...
+
+
+class NetworkSource(Protocol):
+    """A frozen dataclass that builds a module for images of ``shape`` (c, h, w).
+
+    The module needs ``forward``; with ``features(x)``, the embedding before the classifier, matchers of
+    distributions can use it. Building must not depend on anything but the arguments and torch's
+    generator.
+    """
+
+    name: str
+
+    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module: ...
+
+
+class Metric(Protocol):
+    """A frozen dataclass that measures a student: logits ``(n, k)`` and targets ``(n,)`` to a number."""
+
+    name: str
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> float: ...

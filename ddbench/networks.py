@@ -1,0 +1,131 @@
+"""A network as a pure function of one flat vector ``[parameters | float buffers]``.
+
+Vectors stack, travel through files as one row, and can be differentiated as one variable. Matching
+losses, weight decay and optimisers see the parameters only; batch statistics ride along at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ddbench.errors import UsageError
+from ddbench.seeds import Seed
+
+
+class _Endpoint(nn.Module):
+    """Makes ``net.<method>`` the forward of a module, so that functional_call can reach it."""
+
+    def __init__(self, net: nn.Module, method: str) -> None:
+        super().__init__()
+        self.net = net
+        self.method = method
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self.net, self.method)(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """``source.build(shape, classes)`` without weights of its own.
+
+    ``network.apply(vector, x) -> logits (n, k)``; ``network.init(seed) -> vector``.
+    """
+
+    source: Any
+    shape: tuple[int, int, int]
+    classes: int
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    @cached_property
+    def _template(self) -> nn.Module:
+        with torch.device("meta"):  # shapes only: building here must not draw random numbers
+            return self.source.build(self.shape, self.classes)
+
+    @cached_property
+    def _endpoints(self) -> dict[str, nn.Module]:
+        return {"forward": self._template}
+
+    @cached_property
+    def _names(self) -> tuple[list[str], list[str]]:
+        parameters = [name for name, _ in self._template.named_parameters()]
+        buffers = [name for name, b in self._template.named_buffers() if b.is_floating_point()]
+        return parameters, buffers
+
+    @cached_property
+    def _shapes(self) -> list[torch.Size]:
+        tensors = dict(self._template.named_parameters()) | dict(self._template.named_buffers())
+        return [tensors[name].shape for name in (*self._names[0], *self._names[1])]
+
+    @cached_property
+    def parameters(self) -> int:
+        """The number of parameters: the length of the part that is trained and matched."""
+        return sum(p.numel() for p in self._template.parameters())
+
+    @cached_property
+    def length(self) -> int:
+        """The length of a whole vector, buffers included."""
+        return sum(s.numel() for s in self._shapes)
+
+    def init(self, seed: Seed) -> Tensor:
+        """A freshly initialised vector; the module's own initialisation, drawn from ``seed``."""
+        with seed.scope():
+            return self.vector(self.source.build(self.shape, self.classes))
+
+    def vector(self, module: nn.Module) -> Tensor:
+        """The flat vector of a module with this architecture."""
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        flat = torch.cat([tensors[name].detach().reshape(-1) for name in (*self._names[0], *self._names[1])])
+        return flat.to(self.device, self.dtype)
+
+    def layers(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of a vector, by the module's own names."""
+        parts = vector.split([s.numel() for s in self._shapes])
+        names = (*self._names[0], *self._names[1])
+        return {n: p.view(s) for n, p, s in zip(names, parts, self._shapes, strict=True)}
+
+    def apply(self, vector: Tensor, x: Tensor, *, train: bool = True) -> Tensor:
+        """Logits ``(n, k)`` of images ``(n, c, h, w)``; ``train`` matters to batch norm and dropout."""
+        return self._call("forward", vector, x, train)[0]
+
+    def apply_with_buffers(self, vector: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits in training mode, and the float buffers after this batch (empty without batch norm)."""
+        return self._call("forward", vector, x, True)
+
+    def features(self, vector: Tensor, x: Tensor, *, train: bool = True) -> Tensor:
+        """The embedding ``(n, f)`` before the classifier; needs a module with a ``features`` method."""
+        if not hasattr(self._template, "features"):
+            raise UsageError(f"network {self.source.name!r} has no features(x) method, which this matcher needs")
+        return self._call("features", vector, x, train)[0]
+
+    def _call(self, method: str, vector: Tensor, x: Tensor, train: bool) -> tuple[Tensor, Tensor]:
+        module = self._endpoints.get(method)
+        if module is None:
+            module = self._endpoints.setdefault(method, _Endpoint(self._template, method))
+        module.train(train)
+        tensors = self.layers(vector)
+        if self._names[1]:  # batch norm writes its buffers in place: give it copies
+            tensors |= {name: tensors[name].clone() for name in self._names[1]}
+        prefix = "" if method == "forward" else "net."
+        out = functional_call(module, {prefix + name: t for name, t in tensors.items()}, (x,))
+        buffers = [tensors[name].detach().reshape(-1) for name in self._names[1]]
+        return out, torch.cat(buffers) if buffers else vector[:0].detach()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its vectors depend on, as JSON."""
+        from ddbench.records import describe
+
+        return {
+            "source": describe(self.source),
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }

@@ -1,0 +1,182 @@
+"""The only module that knows pluggy: load plugins one by one, isolate the broken, look up by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from ddbench import hookspecs
+from ddbench.errors import DataError, UsageError, did_you_mean
+
+KINDS = ("dataset", "matcher", "scheduler", "network", "metric")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_METHODS = {
+    "dataset": ("load",),
+    "matcher": ("init", "step", "result"),
+    "scheduler": ("next", "phases"),
+    "network": ("build",),
+    "metric": ("__call__",),
+}
+
+
+@dataclass(frozen=True)
+class RecipeEntry:
+    """Hyperparameters for a situation: ``match`` (dataset, ipc, scheduler) -> ``options`` by group."""
+
+    match: dict[str, Any]
+    options: dict[str, dict[str, Any]]
+    source: str
+    verified: bool
+
+    def fits(self, situation: dict[str, Any]) -> bool:
+        """Whether every key of ``match`` holds; an ipc may be a number or a range [low, high]."""
+        for key, wanted in self.match.items():
+            value = situation[key]
+            if isinstance(wanted, list) and key == "ipc":
+                if not wanted[0] <= value <= wanted[1]:
+                    return False
+            elif value not in (wanted if isinstance(wanted, list) else [wanted]):
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A registered class, where it came from, and its recipes."""
+
+    kind: str
+    name: str
+    cls: type
+    package: str
+    version: str
+    recipes: tuple[RecipeEntry, ...] = ()
+
+    def recipe(self, situation: dict[str, Any]) -> RecipeEntry | None:
+        """The most specific recipe that fits; of equally specific ones the first."""
+        fitting = [r for r in self.recipes if r.fits(situation)]
+        return max(fitting, key=lambda r: len(r.match), default=None)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that could not be loaded, and why; everything else goes on without it."""
+
+    name: str
+    package: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} of {self.package} is skipped: {self.reason}"
+
+
+@dataclass
+class Registry:
+    """All plugins of this installation, by kind and name."""
+
+    plugins: dict[tuple[str, str], Plugin] = field(default_factory=dict)
+    broken: list[Broken] = field(default_factory=list)
+
+    def names(self, kind: str) -> list[str]:
+        return sorted(name for k, name in self.plugins if k == kind)
+
+    def get(self, kind: str, name: str) -> Plugin:
+        """Look a plugin up, or raise with the nearest name and the valid ones."""
+        found = self.plugins.get((kind, name))
+        if found:
+            return found
+        for broken in self.broken:
+            if broken.name == name:
+                raise DataError(f"{kind} {name!r} is not available: {broken}")
+        names = self.names(kind)
+        hint = did_you_mean(name, names)
+        raise UsageError(f"no {kind} called {name!r}{hint} (valid ones: {', '.join(names)})")
+
+    def add(self, plugin: Plugin) -> None:
+        other = self.plugins.get((plugin.kind, plugin.name))
+        if other:
+            raise DataError(
+                f"two {plugin.kind}s are called {plugin.name!r}: one from {other.package} {other.version}, "
+                f"one from {plugin.package} {plugin.version}; uninstall one of the two packages"
+            )
+        self.plugins[plugin.kind, plugin.name] = plugin
+
+    def load(self, entry: EntryPoint) -> None:
+        """Load one entry point; whatever it raises makes it broken, and nothing else."""
+        package = entry.dist.name if entry.dist else entry.value
+        version = entry.dist.version if entry.dist else "0"
+        try:
+            found = _collect(entry.load(), entry.name, package, version)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - any failure of a plugin is its own
+            reason = f"{type(error).__name__}: {error}".split("\n")[0]
+            self.broken.append(Broken(entry.name, package, reason))
+            return
+        for plugin in found:
+            self.add(plugin)
+
+
+def _collect(module: Any, name: str, package: str, version: str) -> list[Plugin]:
+    """Everything that one plugin registers."""
+    manager = pluggy.PluginManager("ddbench")
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, name=name)
+    manager.check_pending()
+    if not manager.get_hookcallers(module):
+        hooks = ", ".join(hookspecs.HOOKS)
+        raise ValueError(f"it implements none of the hooks {hooks}; decorate them with ddbench.hookimpl")
+    found: list[Plugin] = []
+    for kind in KINDS:
+        getattr(manager.hook, f"register_{kind}s")(register=_register(kind, package, version, found))
+    return found
+
+
+def _register(kind: str, package: str, version: str, found: list[Plugin]) -> Callable[..., None]:
+    def register(cls: type, *, recipes: Path | None = None) -> None:
+        _check(kind, cls)
+        entries = _read_recipes(recipes, cls.name) if recipes else ()  # type: ignore[attr-defined]
+        found.append(Plugin(kind, cls.name, cls, package, version, entries))  # type: ignore[attr-defined]
+
+    return register
+
+
+def _check(kind: str, cls: Any) -> None:
+    if not inspect.isclass(cls) or not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ValueError(f"register a class decorated with @dataclass(frozen=True), got {cls!r}")
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{cls.__name__}.name must match {_NAME.pattern}, got {name!r}")
+    for method in _METHODS[kind]:
+        if not callable(getattr(cls, method, None)):
+            raise ValueError(f"{kind} {name!r} has no method {method}()")
+
+
+def _read_recipes(path: Path, name: str) -> tuple[RecipeEntry, ...]:
+    """The entries of a TOML file that are for plugin ``name`` (or for all in the file)."""
+    entries = tomllib.loads(Path(path).read_text())["recipe"]
+    return tuple(_entry(e, path) for e in entries if e.get("name", name) == name)
+
+
+def _entry(entry: dict[str, Any], path: Path) -> RecipeEntry:
+    match = {key: entry[key] for key in ("dataset", "ipc", "scheduler") if key in entry}
+    options = {key: value for key, value in entry.items() if isinstance(value, dict)}
+    if "source" not in entry or "verified" not in entry:
+        raise ValueError(f"a recipe in {path} lacks its source or its verified flag: {entry}")
+    return RecipeEntry(match, options, entry["source"], entry["verified"])
+
+
+@cache
+def registry() -> Registry:
+    """All entry points of the group ``ddbench``, loaded once."""
+    loaded = Registry()
+    for entry in sorted(entry_points(group="ddbench"), key=lambda e: (e.dist.name if e.dist else "", e.name)):
+        loaded.load(entry)
+    return loaded

@@ -1,0 +1,77 @@
+"""Protocols: the frozen rules by which every set is selected and every student is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from ddbench.errors import UsageError, did_you_mean
+from ddbench.starts import Teaching
+from ddbench.training import Recipe
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How students learn a set, and how (checkpoint, student lr) are selected on validation data.
+
+    ``steps`` is N: the optimiser steps that *every* scheduler gets, N/P for each of its P phases. With
+    ``epochs`` instead, every phase takes that many passes over what it sees (published PDD). ``lrs`` are
+    tried besides the set's own lr, for every method alike; empty trusts the set's own.
+    """
+
+    name: Annotated[str, "protocol"] = "default"
+    steps: Annotated[int | None, Ge(1), "optimiser steps N of a student; none for 1000 ceil(n / batch)"] = None
+    epochs: Annotated[int | None, Ge(1), "passes per phase, instead of N"] = None
+    start_epochs: Annotated[int | None, Ge(1), "passes per phase when teaching start networks, if other"] = None
+    batch: Annotated[int, Ge(1), "student batch size"] = 256
+    lr: Annotated[float, Gt(0), "student lr of sets that bring none"] = 0.01
+    lrs: Annotated[tuple[float, ...], "student learning rates tried on validation"] = (0.003, 0.01, 0.03, 0.1)
+    schedule: Annotated[Literal["constant", "step", "step-restart", "cosine"], "schedule"] = "step-restart"
+    momentum: Annotated[float, Ge(0), "momentum"] = 0.9
+    weight_decay: Annotated[float, Ge(0), "weight decay"] = 5e-4
+    augment: Annotated[str, "DSA strategy; 'dataset' for the dataset's own"] = "dataset"
+    carry: Annotated[bool, "keep momentum from phase to phase"] = False
+    checks: Annotated[int, Ge(1), "checkpoints per stage that are compared on validation"] = 2
+    judges: Annotated[int, Ge(1), "students per comparison"] = 2
+    ceiling_epochs: Annotated[int, Ge(1), "passes over the whole training set for the ceiling"] = 30
+
+    def recipe(self, epochs: int | None = None) -> Recipe:
+        """The recipe of one phase; :class:`Teaching` fills in its share of the steps."""
+        return Recipe(
+            epochs=epochs, batch=self.batch, lr=self.lr, schedule=self.schedule, momentum=self.momentum,
+            weight_decay=self.weight_decay, augment=self.augment, carry=self.carry,
+        )  # fmt: skip
+
+    def budget(self, images: int) -> int | None:
+        """N for a budget of ``images`` synthetic images; None where phases count epochs."""
+        if self.epochs is not None:
+            return None
+        return self.steps or 1000 * math.ceil(images / self.batch)
+
+    def evaluation(self, images: int, phases: int) -> Teaching:
+        """How evaluated students learn."""
+        return Teaching(self.recipe(self.epochs), self.budget(images), phases)
+
+    def starting(self, images: int, phases: int) -> Teaching:
+        """How start networks learn the earlier sets: as evaluated students, unless the protocol differs."""
+        return Teaching(self.recipe(self.start_epochs or self.epochs), self.budget(images), phases)
+
+
+PROTOCOLS = {
+    "default": Protocol(),
+    # Chen et al.'s released evaluation: 501 epochs per phase at each set's own lr, momentum carried over;
+    # starts are taught 1001 epochs. More optimiser steps than one stage gets, hence its own name.
+    "pdd-paper": Protocol(
+        name="pdd-paper", epochs=501, start_epochs=1001, lrs=(), schedule="step", carry=True, judges=5
+    ),
+}
+
+
+def named(name: str) -> Protocol:
+    if name not in PROTOCOLS:
+        hint = did_you_mean(name, PROTOCOLS)
+        raise UsageError(f"no protocol called {name!r}{hint} (valid ones: {', '.join(PROTOCOLS)})")
+    return PROTOCOLS[name]

@@ -1,0 +1,79 @@
+"""Frozen dataclasses as records: to JSON and back, with validation that their authors need not write."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, TypeVar
+
+from ddbench.errors import UsageError, did_you_mean
+
+T = TypeVar("T")
+
+
+def options(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance as JSON values; nested records become dictionaries."""
+    return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
+
+
+def describe(record: Any) -> dict[str, Any]:
+    """The name and options of a plugin's object: what it is, whole."""
+    return {"name": record.name, "options": options(record)}
+
+
+def label(record: Any) -> str:
+    """The name with the options that differ from their defaults: ``convnet(width=32)``."""
+    changed = [
+        f"{f.name}={getattr(record, f.name)}"
+        for f in dataclasses.fields(record)
+        if getattr(record, f.name) != f.default
+    ]
+    return f"{record.name}({','.join(changed)})" if changed else record.name
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return options(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def make(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """Build a dataclass from ``values`` (text or JSON), checking names, types and bounds.
+
+    ``where`` names the group in messages (``matcher``). Raises UsageError with the valid options.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in names:
+            hint = did_you_mean(name, names)
+            valid = ", ".join(names) or "none"
+            raise UsageError(f"{where} has no option {name!r}{hint} (valid options: {valid})")
+    listed = {f.name for f in dataclasses.fields(cls) if "tuple" in str(f.type) or "list" in str(f.type)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{where}.{name} must be a finite number, got {value}")
+    if "__pydantic_config__" not in cls.__dict__:
+        cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    try:
+        return TypeAdapter(cls).validate_python({k: _read(v, k in listed) for k, v in values.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        shown = f", got {first['input']!r}" if name else ""
+        raise UsageError(f"{where}.{name}: {message}{shown}".replace(".:", ":")) from error
+
+
+def _read(value: Any, listed: bool) -> Any:
+    """Text from the command line: 'none' is None, a list is divided at commas; numbers are pydantic's work."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in {"none", "null"}:
+        return None
+    if listed:
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value

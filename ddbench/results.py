@@ -1,0 +1,72 @@
+"""Rows of results, read back from run folders. Loads neither torch nor plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+from ddbench.cache import read_json
+from ddbench.errors import DataError
+
+COLUMNS = (
+    "dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "steps", "selection", "label_type",
+    "accuracy_mean", "accuracy_std", "n", "status", "distil_seconds", "selection_seconds", "expert_seconds",
+    "peak_bytes", "image_bytes", "label_bytes", "run", "dataset_digest", "device", "error",
+)  # fmt: skip
+
+
+def run_folders(out: Path) -> list[Path]:
+    """The run folders in ``out``, oldest name first."""
+    return sorted(path.parent for path in out.glob("*/spec.json")) if out.is_dir() else []
+
+
+def find_run(name: str, out: Path) -> Path:
+    """A run by its folder, its name in ``out``, or the start or end of that name (its key)."""
+    if (Path(name) / "spec.json").exists():
+        return Path(name)
+    matches = [f for f in run_folders(out) if f.name == name or f.name.startswith(name) or f.name.endswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise DataError(f"no run {name!r} here or in {out}; `ddbench list runs --out DIR` shows what there is")
+    raise DataError(f"{name!r} could be any of {', '.join(m.name for m in matches)}; give more of the name")
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """One row per evaluation of a run; a run without one is a row too, with its status."""
+    spec = read_json(folder / "spec.json")
+    result = read_json(folder / "result.json") if (folder / "result.json").exists() else {"status": "incomplete"}
+    base = {
+        "dataset": result.get("dataset", {}).get("name", spec["dataset"]["name"]),
+        "dataset_digest": result.get("dataset", {}).get("digest"),
+        "matcher": spec["matcher"]["name"],
+        "scheduler": spec["scheduler"]["name"],
+        "network": result.get("network", spec["network"]["name"]),
+        "ipc": spec["ipc"],
+        "seed": spec["seed"],
+        "protocol": spec["protocol"]["name"],
+        "label_type": result.get("label_type", spec["matcher"]["options"].get("labels")),
+        "run": folder.name,
+        "device": result.get("machine", {}).get("device"),
+        "accuracy_mean": None,
+        "accuracy_std": None,
+        "n": 0,
+    }
+    kept = ("status", "selection", "steps", "error", "distil_seconds", "selection_seconds", "expert_seconds",
+            "peak_bytes", "image_bytes", "label_bytes")  # fmt: skip
+    base |= {name: result.get(name) for name in kept}
+    evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
+    return [ordered(base | graded(e)) for e in evaluations if e["students"]] or [ordered(base)]
+
+
+def graded(evaluation: dict[str, Any]) -> dict[str, Any]:
+    scores = [student["accuracy"] for student in evaluation["students"]]
+    others = {name for student in evaluation["students"] for name in student} - {"accuracy"}
+    means = {f"{name}_mean": mean(s[name] for s in evaluation["students"]) for name in sorted(others)}
+    about = {name: evaluation[name] for name in ("network", "protocol", "dataset", "dataset_digest")}
+    return about | means | {"accuracy_mean": mean(scores), "accuracy_std": pstdev(scores), "n": len(scores)}
+
+
+def ordered(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in COLUMNS} | {n: v for n, v in row.items() if n not in COLUMNS}

@@ -1,0 +1,221 @@
+"""A run: from a spec to a folder with the distilled set, its evaluation and its cost.
+
+Finished stages on disk are the curriculum so far, so the loop over stages is also the resume logic.
+``result.json`` is written last and commits the run: it holds the sha256 of every artefact.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddbench.cache import Cache, atomic_write, file_digest, home, lock, read_json, write_json
+from ddbench.data import Dataset
+from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from ddbench.files import Distilled
+from ddbench.grading import Evaluation, evaluate
+from ddbench.meter import machine
+from ddbench.networks import Network
+from ddbench.preview import preview
+from ddbench.problem import Problem
+from ddbench.progress import report
+from ddbench.records import label
+from ddbench.seeds import Seed
+from ddbench.sets import Curriculum
+from ddbench.spec import RunSpec, differences
+from ddbench.stage import Stage
+from ddbench.starts import Starts, Teaching
+
+FINAL = ("ok", "diverged")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out; none of it changes what comes out."""
+
+    out: Path = Path("runs")
+    students: int = 5
+    checkpoint_seconds: float = 20.0
+
+
+def with_augment(teaching: Teaching, augment: str) -> Teaching:
+    """``augment="dataset"`` replaced by the dataset's strategy."""
+    recipe = teaching.recipe
+    return replace(teaching, recipe=replace(recipe, augment=augment)) if recipe.augment == "dataset" else teaching
+
+
+def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
+    """The whole task: all of ``ipc`` at once, for fresh networks. Schedulers restate it."""
+    train = dataset.train.to(spec.device)
+    if spec.ipc > train.smallest_class:
+        raise UsageError(
+            f"--ipc {spec.ipc} asks for more images per class than dataset {dataset.name!r} can give: its smallest "
+            f"class has {train.smallest_class} training images"
+        )
+    network = Network(spec.network, train.shape, train.classes, torch.device(spec.device))
+    teaching = with_augment(spec.protocol.starting(spec.ipc * train.classes, spec.scheduler.stages), dataset.augment)
+    # Start networks and experts do not depend on the run's seed: the pool is shared between repeats.
+    starts = Starts(network, Seed(0) / "start", teaching, Cache(home()), spec.threads)
+    experts = spec.experts
+    if experts.augment == "dataset":
+        experts = replace(experts, augment=dataset.augment)
+    return Problem(train, spec.ipc, starts, experts, dataset.augment, Seed(spec.seed))
+
+
+@dataclass(eq=False)
+class Run:
+    """One spec at work in one folder."""
+
+    spec: RunSpec
+    dataset: Dataset
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.out / self.spec.folder
+
+    def execute(self) -> dict[str, Any]:
+        """Distil, evaluate, and return the result; whatever is finished already is not done again."""
+        with lock(self.folder / ".lock", wait=False):
+            self._check_spec()
+            torch.set_num_threads(self.spec.threads)
+            result = finished(self.folder)
+            if result is None or result["status"] not in FINAL:
+                result = self._work()
+            if result["status"] == "ok":
+                self._evaluate()
+            return result
+
+    def _check_spec(self) -> None:
+        """A folder belongs to one spec; resuming it under another is refused with the difference."""
+        path, record = self.folder / "spec.json", self.spec.record()
+        if not path.exists():
+            write_json(path, record)
+        changed = differences(read_json(path), record)
+        if changed:
+            raise UsageError(
+                f"{self.folder} was started with another spec ({'; '.join(changed)}); "
+                "undo the change to go on with it, or give another --out to start afresh"
+            )
+
+    def _work(self) -> dict[str, Any]:
+        began = time.time()
+        try:
+            curriculum, notes, task = self._distil()
+        except DivergedError as error:
+            result = self._result("diverged", began, [], {}) | {"error": str(error)}
+            write_json(self.folder / "result.json", result)
+            return result
+        except (InterruptedRun, DataError, UsageError):
+            raise
+        except Exception as error:
+            failed = self._result("failed", began, [], {}) | {"error": f"{type(error).__name__}: {error}"}
+            write_json(self.folder / "result.json", failed)
+            raise
+        distilled = self._describe(curriculum, task)
+        distilled.save(self.folder / "distilled.safetensors")
+        picture = preview(curriculum, task.real.preprocessing, task.classes)
+        atomic_write(self.folder / "preview.png", picture)
+        result = self._result("ok", began, notes, self._contents(curriculum, task))
+        write_json(self.folder / "result.json", result)
+        return result
+
+    def _distil(self) -> tuple[Curriculum, list[dict[str, Any]], Problem]:
+        """The loop over stages."""
+        spec, task = self.spec, build_task(self.spec, self.dataset)
+        done, notes = Curriculum(), []
+        while (problem := spec.scheduler.next(task, done)) is not None:
+            stage = self._stage(len(done), problem, done)
+            made, note = stage.solve()
+            notes.append(note)
+            sets = (*done.sets, made)
+            done = Curriculum(sets, tuple(spec.scheduler.phases(len(sets))))
+            report("stages", len(done), spec.scheduler.stages)
+        return done, notes, task
+
+    def _stage(self, index: int, problem: Problem, done: Curriculum) -> Stage:
+        spec = self.spec
+        images = spec.ipc * problem.classes
+        teaching = with_augment(spec.protocol.evaluation(images, spec.scheduler.stages), problem.augment)
+        seed = problem.seed / "selection"
+        judges = replace(problem.starts, seed=seed, teaching=teaching, taught=done, count=spec.protocol.judges)
+        return Stage(
+            index=index,
+            problem=problem,
+            matcher=spec.matcher,
+            protocol=spec.protocol,
+            phases=tuple(spec.scheduler.phases(index + 1)),
+            judges=judges,
+            validation=self.dataset.validation.to(spec.device),
+            folder=self.folder / f"stage-{index}",
+            metrics=self.folder / "metrics.jsonl",
+            device=torch.device(spec.device),
+            checkpoint_seconds=self.settings.checkpoint_seconds,
+        )
+
+    def _describe(self, curriculum: Curriculum, task: Problem) -> Distilled:
+        spec = self.spec
+        teaching = with_augment(spec.protocol.evaluation(spec.ipc * task.classes, spec.scheduler.stages), task.augment)
+        about = {
+            "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
+            "selection": "validation",
+            "spec": spec.record(),
+        }
+        return Distilled(
+            curriculum, task.real.preprocessing, self.dataset.classes, task.real.shape, spec.network, teaching, about
+        )
+
+    def _contents(self, curriculum: Curriculum, task: Problem) -> dict[str, Any]:
+        return {
+            "image_bytes": sum(s.image_bytes for s in curriculum.sets),
+            "label_bytes": sum(s.label_bytes for s in curriculum.sets),
+            "label_type": curriculum.sets[0].label_type,
+            "images": sum(len(s) for s in curriculum.sets),
+            "steps": self.spec.protocol.budget(self.spec.ipc * task.classes),
+            "network": label(self.spec.network),
+            "parameters": task.network.parameters,
+            "train_images": len(task.real),
+        }
+
+    def _result(self, status: str, began: float, stages: list[Any], contents: dict[str, Any]) -> dict[str, Any]:
+        names = ("spec.json", "distilled.safetensors", "preview.png", "metrics.jsonl")
+        present = [self.folder / name for name in names if (self.folder / name).exists()]
+        peaks = [note["peak_bytes"] for note in stages]
+        return {
+            "status": status,
+            "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
+            "selection": "validation",
+            **contents,
+            "distil_seconds": sum(note["seconds"] for note in stages),
+            "selection_seconds": sum(note["selection_seconds"] for note in stages),
+            "expert_seconds": sum(note["expert_seconds"] for note in stages),
+            "peak_bytes": max(peaks, default=0),
+            "stages": stages,
+            "machine": machine(self.spec.device),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "process_seconds": time.time() - began,
+            "sha256": {path.name: file_digest(path) for path in present},
+        }
+
+    def _evaluate(self) -> None:
+        """Train the evaluated students and touch the test set, once."""
+        path = self.folder / "distilled.safetensors"
+        recorded = read_json(self.folder / "result.json")["sha256"]["distilled.safetensors"]
+        if file_digest(path) != recorded:
+            raise DataError(
+                f"{path} is damaged: it no longer has the sha256 in result.json; delete {self.folder} and run again"
+            )
+        distilled = Distilled.load(path)
+        plan = Evaluation(distilled, self.dataset, self.spec.protocol, self.settings.students, self.spec.device)
+        evaluate(plan, self.folder / "evaluations", threads=self.spec.threads, seed=self.spec.seed)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The committed result of a run folder, or None."""
+    path = folder / "result.json"
+    return read_json(path) if path.exists() else None

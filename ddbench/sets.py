@@ -1,0 +1,157 @@
+"""Synthetic sets, and the order in which a student learns them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ddbench.cache import digest
+from ddbench.data import Examples
+from ddbench.errors import UsageError
+
+LABEL_KINDS = ("probability", "logit", "real")
+
+
+def share(total: int, parts: int, index: int) -> int:
+    """The size of part ``index`` when ``total`` is divided into ``parts`` as evenly as possible."""
+    if total < parts:
+        raise UsageError(f"{total} cannot be divided into {parts} parts of at least one; ask for {parts} or more")
+    return total // parts + (index < total % parts)
+
+
+def targets(labels: Tensor, kind: str) -> Tensor:
+    """What the soft cross-entropy is taken against: logits pass through a softmax, the rest as they are."""
+    return labels.softmax(1) if kind == "logit" else labels
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet:
+    """What a matcher makes: images ``(n, c, h, w)``, labels ``(n, k)``, and how to learn from them.
+
+    ``label_kind`` says what the labels mean: probabilities (one-hot included), logits, or real values.
+    ``lr`` is the student learning rate that the method learned or recommends; None leaves it to the
+    protocol. ``label_type`` is the word shown in tables (hard, teacher, learned).
+    """
+
+    images: Tensor
+    labels: Tensor
+    lr: float | None = None
+    label_kind: str = "probability"
+    label_type: str = "hard"
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.labels.ndim != 2 or len(self.images) != len(self.labels):
+            raise UsageError(
+                f"a synthetic set needs images (n, c, h, w) and labels (n, k), "
+                f"got {tuple(self.images.shape)} and {tuple(self.labels.shape)}"
+            )
+        if self.label_kind not in LABEL_KINDS:
+            raise UsageError(f"label_kind {self.label_kind!r} is none of {', '.join(LABEL_KINDS)}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def examples(self) -> Examples:
+        """Images with the targets that a student is trained on."""
+        return Examples(self.images, targets(self.labels, self.label_kind))
+
+    def detached(self, device: torch.device | str | None = None) -> SyntheticSet:
+        """A copy that shares no memory with the original, without gradients."""
+        copies = {
+            "images": self.images.detach().to(device or self.images.device, copy=True),
+            "labels": self.labels.detach().to(device or self.labels.device, copy=True),
+        }
+        return replace(self, **copies)
+
+    def finite(self) -> bool:
+        numbers = bool(torch.isfinite(self.images).all() & torch.isfinite(self.labels).all())
+        return numbers and (self.lr is None or 0 < self.lr < float("inf"))
+
+    @property
+    def image_bytes(self) -> int:
+        return self.images.numel() * self.images.element_size()
+
+    @property
+    def label_bytes(self) -> int:
+        """Hard labels cost one byte or two each (a class number); soft ones cost what is stored."""
+        if self.label_type == "hard":
+            return len(self.labels) * (1 if self.labels.shape[1] <= 256 else 2)
+        return self.labels.numel() * self.labels.element_size()
+
+    @cached_property
+    def digest(self) -> str:
+        arrays = [digest(t.detach().cpu().contiguous().numpy().tobytes()) for t in (self.images, self.labels)]
+        return digest([list(self.images.shape), self.lr, self.label_kind, *arrays])
+
+
+@dataclass(frozen=True, eq=False)
+class Curriculum:
+    """Disjoint sets, and for each phase of a student's training which of them it sees."""
+
+    sets: tuple[SyntheticSet, ...] = ()
+    phases: tuple[tuple[int, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def phase(self, index: int) -> Examples:
+        """The examples of one phase, in the order of the sets."""
+        parts = [self.sets[i].examples() for i in self.phases[index]]
+        return Examples(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+
+    def lr(self, index: int) -> float | None:
+        """The student learning rate of a phase: that of the newest set in it."""
+        return self.sets[max(self.phases[index])].lr
+
+    def identity(self, phases: int) -> list[object]:
+        """What the first ``phases`` phases depend on, as JSON: the key of a lesson."""
+        used = self.phases[:phases]
+        return [[list(p) for p in used], [self.sets[i].digest for i in sorted({i for p in used for i in p})]]
+
+    @cached_property
+    def frozen_examples(self) -> Examples | None:
+        """All sets together, stage by stage."""
+        if not self.sets:
+            return None
+        parts = [s.examples() for s in self.sets]
+        return Examples(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+
+    def pool(self, images: Tensor, labels: Tensor) -> Pool:
+        """An index over the frozen sets followed by new images with their targets."""
+        return Pool(Examples(images, labels), self.frozen_examples)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Student batches from frozen and new examples, without joining the two.
+
+    Rows 0..f-1 are frozen, rows f..f+n-1 are new. Only new rows receive gradients: ``scatter`` adds
+    those of a batch to an accumulator shaped like the new rows, so nothing needs a mask.
+    """
+
+    new: Examples
+    frozen: Examples | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.new) + (len(self.frozen) if self.frozen else 0)
+
+    def __getitem__(self, index: Tensor) -> Examples:
+        """The examples of ``index`` ``(b,)``, in that order."""
+        if self.frozen is None:
+            return self.new[index]
+        offset = len(self.frozen)
+        fresh = index >= offset
+        images = self.new.images.new_empty((len(index), *self.new.images.shape[1:]))
+        labels = self.new.labels.new_empty((len(index), self.new.labels.shape[1]))
+        images[fresh], labels[fresh] = self.new.images[index[fresh] - offset], self.new.labels[index[fresh] - offset]
+        images[~fresh], labels[~fresh] = self.frozen.images[index[~fresh]], self.frozen.labels[index[~fresh]]
+        return Examples(images, labels)
+
+    def scatter(self, into: Tensor, index: Tensor, rows: Tensor) -> None:
+        """``into[i] += rows`` for the new rows of ``index``; frozen rows are dropped."""
+        offset = len(self.frozen) if self.frozen else 0
+        fresh = index >= offset
+        into.index_add_(0, index[fresh] - offset, rows[fresh])

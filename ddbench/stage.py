@@ -1,0 +1,237 @@
+"""One stage of a run: the loop around a matcher's step, with checkpoints, selection and resume.
+
+The loop, the step counter, logging, checkpoints and selection exist once, here. A checkpoint holds the
+matcher's state, the best candidate so far and the step; everything else is a function of the spec.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddbench.cache import file_digest, read_json, write_json
+from ddbench.checkpoint import load_state, save_state
+from ddbench.data import RealData
+from ddbench.errors import DataError, DivergedError, InterruptedRun
+from ddbench.evaluate import judge
+from ddbench.meter import peak_bytes, reset_peak
+from ddbench.problem import Needs, Problem
+from ddbench.progress import report
+from ddbench.protocols import Protocol
+from ddbench.seeds import Seed
+from ddbench.sets import SyntheticSet
+from ddbench.starts import Starts
+
+EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
+
+
+@dataclass
+class Ledger:
+    """What the harness knows about a stage in progress; saved with every checkpoint."""
+
+    step: int = 0
+    metrics_end: int = 0
+    seconds: float = 0.0
+    selection_seconds: float = 0.0
+    peak: int = 0
+    first_loss: float | None = None
+    best: dict[str, Any] | None = None
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Stage:
+    """A problem, the matcher that solves it, and the folder where its progress lives."""
+
+    index: int
+    problem: Problem
+    matcher: Any
+    protocol: Protocol
+    phases: tuple[tuple[int, ...], ...]
+    judges: Starts
+    validation: RealData
+    folder: Path
+    metrics: Path
+    device: torch.device
+    checkpoint_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger()
+        self.best: SyntheticSet | None = None
+        self.expert_seconds = 0.0
+        self.seed: Seed = self.problem.seed / "stage" / self.index
+        self._saved = time.monotonic()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def solve(self) -> tuple[SyntheticSet, dict[str, Any]]:
+        """The selected set and notes on how it came about; at once when the stage is finished."""
+        finished = self.finished()
+        if finished:
+            return finished
+        self._prepare()
+        state = self._restore()
+        reset_peak(self.device.type)
+        with self.metrics.open("ab") as stream:
+            stream.truncate(self.ledger.metrics_end)
+            state = self._loop(state, stream)
+        return self._finish()
+
+    def finished(self) -> tuple[SyntheticSet, dict[str, Any]] | None:
+        """The result on disk, verified, or None."""
+        notes_path, result = self.folder / "result.json", self.folder / "result.safetensors"
+        if not notes_path.exists():
+            return None
+        notes = read_json(notes_path)
+        if not result.exists() or file_digest(result) != notes["sha256"]:
+            raise DataError(f"{result} is damaged; delete {self.folder} and run again to distil this stage anew")
+        return load_state(result, self.device)[0], notes
+
+    def _prepare(self) -> None:
+        """Make what the matcher needs: experts from this problem's starts."""
+        needs = self.matcher.needs(self.problem) if hasattr(self.matcher, "needs") else None
+        if needs is not None and needs.experts:
+            self.problem = prepared(self.problem, needs)
+            self.expert_seconds = self.problem.experts.seconds(needs.experts)
+
+    def _restore(self) -> Any:
+        if self.checkpoint.exists():
+            saved, notes = load_state(self.checkpoint, self.device)
+            self.ledger, self.best = Ledger(**notes), saved["best"]
+            return saved["state"]
+        previous = self.folder.parent / f"stage-{self.index - 1}" / "result.json"
+        self.ledger.metrics_end = read_json(previous)["metrics_end"] if previous.exists() else 0
+        with (self.seed / "init").scope():
+            return self.matcher.init(self.problem)
+
+    def _loop(self, state: Any, stream: Any) -> Any:
+        steps, began = self.matcher.steps, time.monotonic()
+        checks = {round(steps * (i + 1) / self.protocol.checks) for i in range(self.protocol.checks)}
+        what = f"stage {self.index} distilling"
+        try:
+            while self.ledger.step < steps:
+                k = self.ledger.step
+                with (self.seed / "step" / k).scope():
+                    state, numbers = self.matcher.step(self.problem, state, k)
+                shown = self._note(numbers, k, stream)
+                self.ledger.step = k + 1
+                if k + 1 in checks:
+                    self._tick(began)
+                    began = self._select(state)
+                    self._save(state, stream)
+                elif time.monotonic() - self._saved > self.checkpoint_seconds:
+                    began = self._tick(began)
+                    self._save(state, stream)
+                report(what, k + 1, steps, **shown)
+            if not steps and self.best is None:
+                self._tick(began)
+                self._select(state)
+                self._save(state, stream)
+        except InterruptedRun:
+            self._tick(began)
+            self._save(state, stream)
+            raise
+        return state
+
+    def _tick(self, began: float) -> float:
+        now = time.monotonic()
+        self.ledger.seconds += now - began
+        self.ledger.peak = max(self.ledger.peak, peak_bytes(self.device.type))
+        return now
+
+    def _note(self, numbers: dict[str, Any], k: int, stream: Any) -> dict[str, float]:
+        """Append a step's metrics; a number that is not finite, or a loss that exploded, ends the run."""
+        plain = {name: float(value) for name, value in numbers.items()}
+        for name, value in plain.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} became {value} at iteration {k} of stage {self.index}; "
+                    "try a smaller outer learning rate, a smaller student lr, or fewer student steps"
+                )
+        loss = plain.get("loss")
+        if loss is not None:
+            first = self.ledger.first_loss
+            self.ledger.first_loss = loss if first is None else first
+            if first is not None and loss > max(1.0, EXPLODED * abs(first)):
+                raise DivergedError(
+                    f"the loss exploded from {first:g} to {loss:g} at iteration {k} of stage {self.index}; "
+                    "try a smaller outer learning rate, or clipping if the method has it"
+                )
+        line = {"stage": self.index, "step": k, **plain}
+        stream.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        return plain
+
+    def _select(self, state: Any) -> float:
+        """Judge the current set on validation data; keep it if it is the best so far. Returns the time."""
+        began = time.monotonic()
+        with (self.seed / "result" / self.ledger.step).scope():
+            candidate = self.matcher.result(self.problem, state).detached()
+        if not candidate.finite():
+            raise DivergedError(
+                f"the synthetic set holds numbers that are not finite at iteration {self.ledger.step} of stage "
+                f"{self.index}; try a smaller outer learning rate"
+            )
+        verdict = judge(
+            candidate,
+            self.problem.frozen,
+            self.phases,
+            self.judges,
+            self.validation,
+            self.protocol.lrs,
+            self.protocol.judges,
+        )
+        check = {"step": self.ledger.step, "lr": verdict.lr, "accuracy": verdict.accuracy, "tried": verdict.tried}
+        self.ledger.checks.append(check)
+        if self.ledger.best is None or verdict.accuracy > self.ledger.best["accuracy"]:
+            self.ledger.best = check
+            self.best = replace(candidate, lr=verdict.lr)
+        self.ledger.selection_seconds += time.monotonic() - began
+        return time.monotonic()
+
+    def _save(self, state: Any, stream: Any) -> None:
+        stream.flush()
+        os.fsync(stream.fileno())
+        self.ledger.metrics_end = stream.tell()
+        save_state(self.checkpoint, {"state": state, "best": self.best}, vars(self.ledger))
+        self._saved = time.monotonic()
+
+    def _finish(self) -> tuple[SyntheticSet, dict[str, Any]]:
+        """Write the selected set, then the notes that commit it."""
+        assert self.best is not None and self.ledger.best is not None
+        result = self.folder / "result.safetensors"
+        save_state(result, self.best, {})
+        notes = {
+            "sha256": file_digest(result),
+            "selected": self.ledger.best,
+            "checks": self.ledger.checks,
+            "steps": self.ledger.step,
+            "seconds": self.ledger.seconds,
+            "selection_seconds": self.ledger.selection_seconds,
+            "expert_seconds": self.expert_seconds,
+            "peak_bytes": self.ledger.peak,
+            "metrics_end": self.ledger.metrics_end,
+        }
+        write_json(self.folder / "result.json", notes)
+        self.checkpoint.unlink(missing_ok=True)
+        return self.best, notes
+
+
+def prepared(problem: Problem, needs: Needs) -> Problem:
+    """The problem with as many start networks as experts, and the experts built."""
+    recipe = problem.expert_recipe
+    if needs.recipe is not None:
+        augment = problem.augment if needs.recipe.augment == "dataset" else needs.recipe.augment
+        recipe = replace(needs.recipe, augment=augment)
+    starts = replace(problem.starts, count=needs.experts)
+    problem = replace(problem, starts=starts, expert_recipe=recipe)
+    problem.experts.build(needs.experts, needs.snapshots)
+    return problem

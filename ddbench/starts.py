@@ -1,0 +1,278 @@
+"""Where students start, and the expert trajectories that begin there.
+
+The one idea of ddbench: the student that the evaluator grades after stage j is the network that stage
+j + 1 starts from. :func:`teach` is that one function; the evaluator and :class:`Starts` both call it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddbench.cache import Cache, lock, read_json, write_json
+from ddbench.data import RealData
+from ddbench.errors import DDBenchError
+from ddbench.networks import Network
+from ddbench.progress import report
+from ddbench.records import options
+from ddbench.seeds import Seed
+from ddbench.sets import Curriculum, share
+from ddbench.tensors import load_tensors, read_rows, save_tensors
+from ddbench.training import TRAINER_VERSION, Recipe, Student, fit
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a student learns a curriculum.
+
+    With ``steps`` N and ``phases`` P, every phase takes N/P optimiser steps (as even as possible), so
+    that every scheduler spends the same N; without, every phase takes the recipe's own epochs.
+    """
+
+    recipe: Recipe
+    steps: int | None = None
+    phases: int = 1
+
+    def lesson(self, phase: int) -> Recipe:
+        if self.steps is None:
+            return self.recipe
+        return replace(self.recipe, steps=share(self.steps, self.phases, phase), epochs=None)
+
+
+def learn_phase(
+    network: Network, student: Student, curriculum: Curriculum, phase: int, teaching: Teaching, seed: Seed
+) -> Student:
+    """One phase of :func:`teach`: learning rate and (unless carried) momentum start afresh."""
+    recipe = teaching.lesson(phase)
+    begin = student if recipe.carry else Student(student.vector)
+    examples = curriculum.phase(phase)
+    return fit(
+        network, begin, examples, recipe, seed / "phase" / phase, lr=curriculum.lr(phase), what="teaching a student"
+    )
+
+
+def teach(
+    network: Network, student: Student, curriculum: Curriculum, teaching: Teaching, seed: Seed, first: int = 0
+) -> Student:
+    """Train a student through the phases of a curriculum, from phase ``first`` on."""
+    for phase in range(first, len(curriculum.phases)):
+        student = learn_phase(network, student, curriculum, phase, teaching, seed)
+    return student
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """The distribution of start networks: initialisation i, taught the earlier sets.
+
+    Untaught, ``starts[i]`` is a fresh initialisation for any i, and nothing is stored. Taught, there
+    are ``count`` networks (i counts modulo ``count``), and each lesson is cached by its prefix, so that
+    teaching P stages costs P lessons.
+    """
+
+    network: Network
+    seed: Seed
+    teaching: Teaching
+    cache: Cache
+    threads: int = 1
+    taught: Curriculum = field(default_factory=Curriculum)
+    count: int = 10
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The flat vector of start network ``index``."""
+        return self.student(index).vector
+
+    def student(self, index: int) -> Student:
+        """The start network with its optimiser's state, for teachings that carry it over."""
+        if self.taught.phases:
+            index %= self.count
+        seed = self.seed / index
+        student = Student(self.network.init(seed / "init"))
+        for phase in range(len(self.taught.phases)):
+            student = self._lesson(index, phase, student, seed)
+        return student
+
+    def _lesson(self, index: int, phase: int, student: Student, seed: Seed) -> Student:
+        path = self._folder(phase) / f"{index:06d}.safetensors"
+        with lock(path.with_suffix(".lock")):
+            if path.exists():
+                tensors, _ = load_tensors(path, device=self.network.device)
+                state = tuple(tensors[name] for name in sorted(tensors) if name.startswith("state"))
+                return Student(tensors["vector"], state)
+            after = learn_phase(self.network, student, self.taught, phase, self.teaching, seed)
+            state = {f"state{i}": s for i, s in enumerate(after.state)} if self.teaching.recipe.carry else {}
+            save_tensors(path, {"vector": after.vector, **state})
+            return after
+
+    def _folder(self, phase: int) -> Path:
+        prefix = replace(self, taught=Curriculum(self.taught.sets, self.taught.phases[: phase + 1]))
+        return self.cache.folder("lessons", prefix.identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the start networks depend on, as JSON. Untaught, that is network and seed alone."""
+        base = {"network": self.network.identity, "seed": [self.seed.root, *self.seed.path]}
+        if not self.taught.phases:
+            return base
+        lessons = [options(self.teaching.lesson(j)) for j in range(len(self.taught.phases))]
+        taught = self.taught.identity(len(self.taught.phases))
+        return base | {"lessons": lessons, "taught": taught, "threads": self.threads, "trainer": TRAINER_VERSION}
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """Training trajectories on real data, one from each start network, as files of snapshots.
+
+    Snapshot e is the network after e epochs; snapshot 0 is its start. Only the snapshots asked for are
+    kept, as rows of one tensor in a safetensors file, so reading two of them reads just their bytes.
+    """
+
+    starts: Starts
+    real: RealData
+    recipe: Recipe
+
+    @cached_property
+    def folder(self) -> Path:
+        identity = {
+            "starts": self.starts.identity,
+            "recipe": options(self.recipe),
+            "data": self.real.digest,
+            "threads": self.starts.threads,
+            "trainer": TRAINER_VERSION,
+        }
+        return self.starts.cache.folder("experts", identity)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.safetensors"
+
+    @cached_property
+    def _rows(self) -> dict[int, dict[int, int]]:
+        return {}
+
+    def missing(self, count: int, snapshots: Iterable[int]) -> list[int]:
+        """Which of the first ``count`` experts lack one of the snapshots."""
+        return [i for i in range(count) if not set(snapshots) <= self._kept(i).keys()]
+
+    def build(self, count: int, snapshots: Iterable[int]) -> None:
+        """Train what is missing; an interrupted build goes on at the last epoch that was stored."""
+        wanted = set(snapshots)
+        missing = self.missing(count, wanted)
+        for position, index in enumerate(missing):
+            report("experts", position, len(missing))
+            with lock(self._path(index).with_suffix(".lock")):
+                self._rows.pop(index, None)
+                if not wanted <= self._kept(index).keys():
+                    self._train(index, wanted | self._kept(index).keys())
+        if missing:
+            report("experts", len(missing), len(missing))
+
+    def snapshot(self, index: int, epoch: int) -> Tensor:
+        """The vector of expert ``index`` after ``epoch`` epochs, on the network's device."""
+        rows = self._kept(index)
+        if epoch not in rows:
+            raise DDBenchError(
+                f"expert {index} has no snapshot {epoch}; a matcher must name it in needs(), which named {sorted(rows)}"
+            )
+        return read_rows(self._path(index), "snapshots", rows[epoch]).to(self.starts.network.device)
+
+    def segment(self, index: int, epoch: int, span: int) -> tuple[Tensor, Tensor]:
+        """The parameters of expert ``index`` after ``epoch`` and after ``epoch + span`` epochs."""
+        p = self.starts.network.parameters
+        return self.snapshot(index, epoch)[:p], self.snapshot(index, epoch + span)[:p]
+
+    def seconds(self, count: int) -> float:
+        """What training the first ``count`` experts cost when they were made, teaching included."""
+        notes = [self._path(i).with_suffix(".json") for i in range(count)]
+        return sum(read_json(note)["seconds"] for note in notes if note.exists())
+
+    def _kept(self, index: int) -> dict[int, int]:
+        """Epoch -> row of the file, empty when there is none."""
+        if index not in self._rows:
+            path = self._path(index)
+            epochs = load_tensors(path, only=("epochs",))[0]["epochs"].tolist() if path.exists() else []
+            if not epochs:
+                return {}
+            self._rows[index] = {epoch: row for row, epoch in enumerate(epochs)}
+        return self._rows[index]
+
+    def _train(self, index: int, wanted: set[int]) -> None:
+        network, partial = self.starts.network, self._path(index).with_suffix(".partial")
+        book = _Trajectory(partial, sorted(wanted))
+        begun = time.monotonic()
+        student, epoch = book.resume(network.device)
+        if student is None:
+            student, epoch = Student(self.starts[index]), 0
+            book.note(0, student)
+        book_saved = time.monotonic()
+
+        def on_epoch(done: int, after: Student) -> None:
+            nonlocal book_saved
+            book.note(done, after)
+            if time.monotonic() - book_saved > 5:
+                book.save(time.monotonic() - begun)
+                book_saved = time.monotonic()
+
+        seed = self.starts.seed / "expert" / index
+        last = max(wanted)
+        recipe = replace(self.recipe, epochs=max(self.recipe.epochs or 1, last))
+        try:
+            if epoch < last:
+                fit(
+                    network, student, self.real, recipe, seed,
+                    first_epoch=epoch, stop_epoch=last, on_epoch=on_epoch, what=f"expert {index}",
+                )  # fmt: skip
+        except DDBenchError:
+            book.save(time.monotonic() - begun)
+            raise
+        save_tensors(self._path(index), book.tensors())
+        write_json(self._path(index).with_suffix(".json"), {"seconds": book.seconds + time.monotonic() - begun})
+        self._rows.pop(index, None)
+        partial.unlink(missing_ok=True)
+
+
+class _Trajectory:
+    """The snapshots of one expert while it trains, with what is needed to go on after an interruption."""
+
+    def __init__(self, path: Path, wanted: list[int]) -> None:
+        self.path = path
+        self.wanted = wanted
+        self.kept: dict[int, Tensor] = {}
+        self.epoch = 0
+        self.seconds = 0.0
+        self.student: Student | None = None
+
+    def note(self, epoch: int, student: Student) -> None:
+        self.epoch, self.student = epoch, student
+        if epoch in self.wanted:
+            self.kept[epoch] = student.vector.detach().clone()  # clone: on the CPU a detached view would alias
+
+    def tensors(self) -> dict[str, Tensor]:
+        epochs = sorted(self.kept)
+        return {"epochs": torch.tensor(epochs), "snapshots": torch.stack([self.kept[e] for e in epochs])}
+
+    def save(self, seconds: float) -> None:
+        """Store where training stands; ``seconds`` is what this process has spent on it so far."""
+        if self.student is None or not self.kept:
+            return
+        spent = torch.tensor(self.seconds + seconds, dtype=torch.float64)
+        state = {f"state{i}": s for i, s in enumerate(self.student.state)}
+        at = {"epoch": torch.tensor(self.epoch), "wanted": torch.tensor(self.wanted), "vector": self.student.vector}
+        save_tensors(self.path, {**self.tensors(), **at, **state, "seconds": spent})
+
+    def resume(self, device: torch.device) -> tuple[Student | None, int]:
+        if not self.path.exists():
+            return None, 0
+        tensors, _ = load_tensors(self.path, device=device)
+        if tensors["wanted"].tolist() != self.wanted:
+            return None, 0
+        self.kept = dict(zip(tensors["epochs"].tolist(), tensors["snapshots"], strict=True))
+        state = tuple(tensors[name] for name in sorted(tensors) if name.startswith("state"))
+        self.student, self.epoch = Student(tensors["vector"], state), int(tensors["epoch"])
+        self.seconds = float(tensors["seconds"])
+        return self.student, self.epoch

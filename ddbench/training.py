@@ -1,0 +1,130 @@
+"""Recipe and fit: the only trainer. Experts, starts and students are all trained here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+from torch.autograd import grad
+
+from ddbench.augment import DSA
+from ddbench.data import Examples, RealData
+from ddbench.networks import Network
+from ddbench.optimisers import State, optimiser
+from ddbench.progress import report
+from ddbench.seeds import Seed
+
+TRAINER_VERSION = 1  # part of every expert's and lesson's key: raise it when fit computes other numbers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. ``steps`` counts optimiser steps, ``epochs`` passes; give one of them.
+
+    ``schedule="step"`` multiplies the learning rate by 0.1 at half time; ``step-restart`` also restarts
+    the momentum there, as MTT's evaluation does. ``carry`` keeps optimiser state from one phase of a
+    curriculum to the next.
+    """
+
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "the optimiser"] = "sgd"
+    steps: Annotated[int | None, Ge(1), "optimiser steps (instead of epochs)"] = None
+    epochs: Annotated[int | None, Ge(1), "passes over the data (instead of steps)"] = None
+    batch: Annotated[int, Ge(1), "batch size"] = 256
+    lr: Annotated[float, Gt(0), "learning rate"] = 0.01
+    schedule: Annotated[Literal["constant", "step", "step-restart", "cosine"], "learning-rate schedule"] = "constant"
+    momentum: Annotated[float, Ge(0), "momentum of SGD"] = 0.0
+    weight_decay: Annotated[float, Ge(0), "weight decay"] = 0.0
+    augment: Annotated[str, "DSA strategy; 'dataset' for the dataset's own, '' for none"] = "dataset"
+    carry: Annotated[bool, "keep optimiser state between phases"] = False
+
+    def rate(self, step: int, total: int, lr: float) -> float:
+        """The learning rate of optimiser step ``step`` of ``total``."""
+        if self.schedule.startswith("step"):
+            return lr * (0.1 if step >= total // 2 else 1.0)
+        if self.schedule == "cosine":
+            return lr * (1 + math.cos(math.pi * step / total)) / 2
+        return lr
+
+
+def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the batch of -sum_k labels log softmax(logits); both ``(n, k)``."""
+    return -(labels * logits.log_softmax(1)).sum(1).mean()
+
+
+class Source(Protocol):
+    """Anything with a length whose rows come as Examples: real data, a pool, examples."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Tensor) -> Examples: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A network in training: its vector, and its optimiser's state."""
+
+    vector: Tensor
+    state: State = ()
+
+
+OnEpoch = Callable[[int, Student], None]
+
+
+def fit(
+    network: Network,
+    student: Student,
+    source: Source,
+    recipe: Recipe,
+    seed: Seed,
+    *,
+    lr: float | None = None,
+    first_epoch: int = 0,
+    stop_epoch: int | None = None,
+    on_epoch: OnEpoch | None = None,
+    what: str = "training",
+) -> Student:
+    """Train ``student`` on ``source`` by ``recipe``; ``lr`` overrides the recipe's.
+
+    Batches and augmentations of epoch e are functions of ``seed / "epoch" / e`` alone, so that training
+    may stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on from
+    there to the same bits. ``state`` of the student continues an optimiser; empty starts a fresh one.
+    """
+    per_epoch = math.ceil(len(source) / recipe.batch)
+    total = recipe.steps or (recipe.epochs or 1) * per_epoch
+    epochs = math.ceil(total / per_epoch)
+    rule = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay)
+    parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
+    state = student.state or rule.init(parameters)
+    augment = DSA(recipe.augment)
+    step = first_epoch * per_epoch
+    last = min(total, (stop_epoch or epochs) * per_epoch)
+    for epoch in range(first_epoch, min(stop_epoch or epochs, epochs)):
+        with (seed / "epoch" / epoch).scope():
+            for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
+                if recipe.schedule == "step-restart" and step == total // 2:
+                    state = rule.init(parameters)
+                batch = source[rows]
+                images = augment.draw(len(rows))(batch.images)
+                leaf = parameters.requires_grad_()
+                logits, buffers = network.apply_with_buffers(torch.cat([leaf, buffers]), images)
+                g = grad(soft_cross_entropy(logits, batch.labels), leaf)[0]
+                with torch.no_grad():
+                    parameters, state = rule.update(
+                        parameters.detach(), state, g, recipe.rate(step, total, lr or recipe.lr)
+                    )
+                step += 1
+        if on_epoch is not None:
+            on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))
+        report(what, step, last)
+    return Student(torch.cat([parameters, buffers]), state)
+
+
+@torch.no_grad()
+def predict(network: Network, vector: Tensor, data: RealData, size: int = 1000) -> tuple[Tensor, Tensor]:
+    """Logits ``(n, k)`` in evaluation mode, and targets ``(n,)``, of all of ``data``, on the CPU."""
+    logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.batches(size)]
+    return torch.cat(logits), data.targets

@@ -1,0 +1,47 @@
+"""What every test gets: a cache folder of its own, one thread, and no hidden state between runs."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("ddbench", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("ddbench")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's caches and data."""
+    monkeypatch.setenv("DDBENCH_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.delenv("DDBENCH_DATA", raising=False)
+
+
+def _peak_bytes(work: Callable[[], object]) -> int:
+    """The most bytes that ``work`` held on the CPU at one time, by the allocator's own account.
+
+    Every allocation and release that torch's CPU allocator makes is an event of the profiler; their
+    running sum is the memory in use. Unlike the process's resident size it is the same on every run.
+    """
+    from torch.autograd.profiler import profile
+
+    gc.collect()
+    with profile(profile_memory=True) as record:
+        work()
+    events = [e for e in record.kineto_results.events() if e.name() == "[memory]"]
+    assert events, "the profiler saw no allocation"
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.fixture(scope="session")
+def peak_bytes() -> Callable[[Callable[[], object]], int]:
+    """A function that tells the peak memory of a call without arguments."""
+    return _peak_bytes

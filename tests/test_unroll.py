@@ -1,0 +1,502 @@
+"""The gradient engine against autograd through a whole training, written here on ordinary modules.
+
+Nothing in :func:`unrolled` comes from the code under test but the drawn augmentations (which
+test_augment.py checks): the student is a ``torch.nn`` module, its parameters a dictionary of tensors, its
+loss torch's own, its optimisers written from their publications. Everything is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from ddbench import DSA, Examples, Network, Pool, Seed
+from ddbench.augment import Draw
+from ddbench.optimisers import SGD, Adam
+from ddbench.unroll import Gradient, Plan, autograd_unroll, matching, reverse, student_loss
+from ddbench_networks import ConvNet
+
+TIGHT = 1e-10
+SHAPE, CLASSES = (3, 8, 8), 3
+FULL = "color_crop_cutout_flip_scale_rotate"
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A small network without kinks or dead units, for optimisers that divide by gradients."""
+
+    name = "smooth"
+
+    def build(self, shape, classes):
+        c, h, w = shape
+        layers = [nn.Conv2d(c, 4, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(h * w, classes)]
+        return nn.Sequential(*layers)
+
+
+@dataclass
+class Case:
+    """A student, its data and where it should arrive."""
+
+    network: Network
+    start: Tensor
+    target: Tensor
+    pool: Pool
+    lr: Tensor
+    plan: Plan
+
+    @property
+    def loss(self):
+        return student_loss(self.network, self.start[self.network.parameters :])
+
+    @property
+    def theta(self) -> Tensor:
+        return self.start[: self.network.parameters]
+
+    @property
+    def terminal(self):
+        return matching(self.theta, self.target)
+
+    def reverse(self, **options) -> Gradient:
+        return reverse(self.loss, self.terminal, self.theta, self.pool, self.lr, self.plan, **options)
+
+
+def case(
+    steps: int = 5,
+    *,
+    new: int = 7,
+    frozen: int = 0,
+    batch: int | None = 4,
+    augment: str = "",
+    lr: float = 0.3,
+    source=ConvNet(width=4, depth=2),  # noqa: B008 (a frozen record)
+    seed: int = 0,
+) -> Case:
+    network = Network(source, SHAPE, CLASSES, dtype=torch.float64)
+    with (Seed(11) / seed).scope():
+        start = network.init(Seed(seed))
+        target = start[: network.parameters] + 0.1 * torch.randn(network.parameters, dtype=torch.float64)
+
+        def examples(n: int) -> Examples:
+            images = torch.randn(n, *SHAPE, dtype=torch.float64)
+            return Examples(images, torch.randn(n, CLASSES, dtype=torch.float64).softmax(1))
+
+        pool = Pool(examples(new), examples(frozen) if frozen else None)
+        plan = Plan.draw(len(pool), steps, batch, DSA(augment))
+    return Case(network, start, target, pool, torch.tensor(lr, dtype=torch.float64), plan)
+
+
+# -- the independent computation -----------------------------------------------------------------------------
+
+Params = dict[str, Tensor]
+Rule = Callable[[Params, list[dict], Params, Tensor], Params]
+
+
+def plain_sgd(theta: Params, memory: list[dict], g: Params, lr: Tensor) -> Params:
+    return {k: theta[k] - lr * g[k] for k in theta}
+
+
+def momentum_sgd(momentum: float, weight_decay: float) -> Rule:
+    def rule(theta: Params, memory: list[dict], g: Params, lr: Tensor) -> Params:
+        d = {k: g[k] + weight_decay * theta[k] for k in theta}
+        if memory:
+            d = {k: momentum * memory[-1][k] + d[k] for k in theta}
+        memory.append(d)
+        return {k: theta[k] - lr * d[k] for k in theta}
+
+    return rule
+
+
+def adam(beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool) -> Rule:
+    """Kingma & Ba, algorithm 1; Loshchilov & Hutter, algorithm 2."""
+
+    def rule(theta: Params, memory: list[dict], g: Params, lr: Tensor) -> Params:
+        if not decoupled:
+            g = {k: g[k] + weight_decay * theta[k] for k in theta}
+        memory.append(g)
+        t, after = len(memory), {}
+        for k in theta:
+            m = sum((1 - beta1) * beta1 ** (t - 1 - i) * old[k] for i, old in enumerate(memory))
+            v = sum((1 - beta2) * beta2 ** (t - 1 - i) * old[k] ** 2 for i, old in enumerate(memory))
+            step = m / (1 - beta1**t) / ((v / (1 - beta2**t)) ** 0.5 + eps)
+            after[k] = theta[k] - lr * step - (lr * weight_decay * theta[k] if decoupled else 0)
+        return after
+
+    return rule
+
+
+def module_and_parameters(c: Case) -> tuple[nn.Module, Params]:
+    module = c.network.source.build(SHAPE, CLASSES).double().train()
+    pieces = c.theta.split([p.numel() for p in module.parameters()])
+    named = zip(module.named_parameters(), pieces, strict=True)
+    return module, {name: piece.view(p.shape).clone().requires_grad_() for (name, p), piece in named}
+
+
+def flat(params: Params) -> Tensor:
+    return torch.cat([p.flatten() for p in params.values()])
+
+
+def step_gradient(module: nn.Module, at: Params, x: Tensor, y: Tensor) -> Params:
+    loss = cross_entropy(functional_call(module, at, (x,)), y)
+    return dict(zip(at, torch.autograd.grad(loss, list(at.values()), create_graph=True), strict=True))
+
+
+def unrolled(c: Case, rule: Rule = plain_sgd, *, detach_theta: bool = False, detach_first: int = 0, terminal=None) -> Gradient:
+    """The end loss and its gradients by autograd through every step.
+
+    ``detach_theta`` takes each theta_t as a constant where its gradient g_t is computed; the first
+    ``detach_first`` steps are taken as constants altogether.
+    """
+    module, theta = module_and_parameters(c)
+    leaves = [t.clone().requires_grad_() for t in (c.pool.new.images, c.pool.new.labels, c.lr)]
+    memory: list[dict] = []
+    for t, (rows, draw) in enumerate(zip(c.plan.batches, c.plan.draws, strict=True)):
+        x, y, lr = leaves
+        if c.pool.frozen is not None:
+            x, y = torch.cat([c.pool.frozen.images, x]), torch.cat([c.pool.frozen.labels, y])
+        at = {k: p.detach().requires_grad_() for k, p in theta.items()} if detach_theta else theta
+        g = step_gradient(module, at, draw(x[rows]), y[rows])
+        theta = rule(theta, memory, g, lr)
+        if t < detach_first:
+            theta = {k: p.detach().requires_grad_() for k, p in theta.items()}
+            memory[:] = [{k: m.detach() for k, m in old.items()} for old in memory]
+    end = flat(theta)
+    if terminal is None:
+        value = ((end - c.target) ** 2).sum() / ((c.theta - c.target) ** 2).sum()
+    else:
+        value = terminal(end)
+    gradients = torch.autograd.grad(value, leaves, materialize_grads=True)
+    return Gradient(value.detach(), *gradients, end.detach())
+
+
+def error(seen: Tensor, expected: Tensor) -> float:
+    assert seen.shape == expected.shape
+    return ((seen - expected).norm() / expected.norm()).item()
+
+
+def assert_same(seen: Gradient, expected: Gradient, bound: float = TIGHT) -> None:
+    for name in ("loss", "images", "labels", "lr", "end"):
+        assert getattr(expected, name).norm() > 0
+        assert error(getattr(seen, name), getattr(expected, name)) < bound, name
+
+
+RULES = {
+    "sgd": (SGD(), plain_sgd, 0.3),
+    "weight decay": (SGD(weight_decay=0.02), momentum_sgd(0, 0.02), 0.3),
+    "momentum": (SGD(0.9, 0.005), momentum_sgd(0.9, 0.005), 0.1),
+    "adam": (Adam(), adam(0.9, 0.999, 1e-8, 0, False), 0.02),
+    "adam with weight decay": (Adam(0.8, 0.9, 1e-6, 0.03), adam(0.8, 0.9, 1e-6, 0.03, False), 0.02),
+    "adamw": (Adam(weight_decay=0.1, decoupled=True), adam(0.9, 0.999, 1e-8, 0.1, True), 0.02),
+}
+
+
+def rule_case(name: str, **options) -> Case:
+    smooth = {"source": Smooth()} if "adam" in name else {}
+    return case(lr=RULES[name][2], **smooth, **options)
+
+
+# -- the exact gradient --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["", "color", "crop", "cutout", "flip", "scale", "rotate", FULL])
+def test_exact_gradient_is_that_of_autograd_under_every_augmentation(operation):
+    c = case(6, augment=operation)
+    assert [len(rows) for rows in c.plan.batches] == [3, 4, 3, 4, 3, 4]  # overlapping, and 4 does not divide 7
+    assert_same(c.reverse(), unrolled(c))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_exact_gradient_is_that_of_autograd_for_every_optimiser(name):
+    c = rule_case(name, augment=FULL, frozen=3)
+    assert_same(c.reverse(optimiser=RULES[name][0]), unrolled(c, RULES[name][1]))
+
+
+@pytest.mark.parametrize(("new", "frozen", "batch"), [(6, 0, None), (6, 0, 2), (5, 4, 3), (2, 9, 4), (4, 4, 100), (1, 0, 1)])
+def test_exact_gradient_is_that_of_autograd_for_every_pool(new, frozen, batch):
+    c = case(5, new=new, frozen=frozen, batch=batch, augment=FULL)
+    assert_same(c.reverse(), unrolled(c))
+
+
+def test_exact_gradient_is_that_of_autograd_when_a_batch_repeats_a_row():
+    c = case(3)
+    c.plan = Plan.plain([torch.tensor([0, 2, 2]), torch.tensor([2, 1]), torch.tensor([6, 6, 6, 0])])
+    assert_same(c.reverse(), unrolled(c))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 25])
+def test_exact_gradient_is_that_of_autograd_at_any_length(steps):
+    c = case(steps, augment=FULL, lr=0.15)
+    assert_same(c.reverse(), unrolled(c))
+
+
+def test_exact_gradient_goes_through_batch_norm():
+    c = case(4, source=ConvNet(width=4, depth=2, norm="batch"), augment=FULL)
+    assert_same(c.reverse(), unrolled(c))
+
+
+def test_end_loss_may_be_a_loss_on_real_data():
+    c = case(4, augment=FULL)
+    x = torch.randn(9, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    y = torch.arange(9) % CLASSES
+    module, start = module_and_parameters(c)
+    sizes, shapes = [p.numel() for p in start.values()], [p.shape for p in start.values()]
+
+    def terminal(end: Tensor) -> Tensor:
+        pieces = [piece.view(shape) for piece, shape in zip(end.split(sizes), shapes, strict=True)]
+        return cross_entropy(functional_call(module, dict(zip(start, pieces, strict=True)), (x,)), y)
+
+    seen = reverse(c.loss, terminal, c.theta, c.pool, c.lr, c.plan)
+    assert_same(seen, unrolled(c, terminal=terminal))
+
+
+def test_student_ends_where_torchs_own_optimiser_takes_it():
+    c = case(6, frozen=2, augment=FULL, lr=0.05)
+    module, start = module_and_parameters(c)
+    with torch.no_grad():
+        for p, value in zip(module.parameters(), start.values(), strict=True):
+            p.copy_(value)
+    torch_sgd = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    images = torch.cat([c.pool.frozen.images, c.pool.new.images])
+    labels = torch.cat([c.pool.frozen.labels, c.pool.new.labels])
+    for rows, draw in zip(c.plan.batches, c.plan.draws, strict=True):
+        torch_sgd.zero_grad()
+        cross_entropy(module(draw(images[rows])), labels[rows]).backward()
+        torch_sgd.step()
+    seen = c.reverse(optimiser=SGD(0.9, 0.01))
+    assert error(seen.end, torch.cat([p.detach().flatten() for p in module.parameters()])) < 1e-13
+    assert error(seen.end, c.theta) > 1e-3
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("curvature", ["exact", "zero"])
+def test_reference_by_autograd_gives_the_same_gradients(name, curvature):
+    c = rule_case(name, augment=FULL, frozen=2)
+    options = {"optimiser": RULES[name][0], "curvature": curvature}
+    seen = autograd_unroll(c.loss, c.terminal, c.theta, c.pool, c.lr, c.plan, **options)
+    assert_same(seen, unrolled(c, RULES[name][1], detach_theta=curvature == "zero"))
+
+
+# -- TESLA's gradient ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_zero_curvature_is_autograd_with_every_theta_detached(name, steps):
+    c = rule_case(name, steps=steps, augment=FULL, frozen=2)
+    assert_same(c.reverse(curvature="zero", optimiser=RULES[name][0]), unrolled(c, RULES[name][1], detach_theta=True))
+
+
+def test_zero_curvature_is_exact_for_one_step_only():
+    one, several = case(1, augment=FULL), case(6, augment=FULL)
+    assert_same(one.reverse(curvature="zero"), one.reverse())
+    exact, zero = several.reverse(), several.reverse(curvature="zero")
+    assert error(zero.loss, exact.loss) < TIGHT
+    for name in ("images", "labels", "lr"):
+        assert error(getattr(zero, name), getattr(exact, name)) > 1e-3, name
+
+
+def test_error_of_zero_curvature_grows_with_the_learning_rate_and_vanishes_without_it():
+    errors = []
+    for lr in (1e-4, 1e-2, 1.0):
+        c = case(6, lr=lr)
+        errors.append(error(c.reverse(curvature="zero").images, c.reverse().images))
+    assert errors[0] < 1e-3 < errors[1] * 10 < errors[2] * 10
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_zero_curvature_is_teslas_published_formula():
+    c = case(5, frozen=3, augment=FULL)
+    module, theta = module_and_parameters(c)
+    images = torch.cat([c.pool.frozen.images, c.pool.new.images]).requires_grad_()
+    labels = torch.cat([c.pool.frozen.labels, c.pool.new.labels]).requires_grad_()
+    beta, total, gradients = c.lr.item(), torch.zeros_like(c.theta), []
+    for rows, draw in zip(c.plan.batches, c.plan.draws, strict=True):  # the first pass: G = sum of g_i
+        at = {k: p.detach().requires_grad_() for k, p in theta.items()}
+        g = step_gradient(module, at, draw(images[rows]), labels[rows])
+        theta = {k: p - beta * g[k].detach() for k, p in theta.items()}
+        gradients.append(flat(g))
+        total = total + flat(g).detach()
+    distance = ((c.theta - c.target) ** 2).sum()
+    v = 2 * (beta * (c.target - c.theta) + beta**2 * total) / distance
+    by_images = sum(torch.autograd.grad(v @ g, images, retain_graph=True)[0] for g in gradients)
+    by_labels = sum(torch.autograd.grad(v @ g, labels, retain_graph=True)[0] for g in gradients)
+    by_beta = -2 * total @ (c.theta - beta * total - c.target) / distance
+
+    seen = c.reverse(curvature="zero")
+    assert error(seen.images, by_images[3:]) < TIGHT
+    assert error(seen.labels, by_labels[3:]) < TIGHT
+    assert error(seen.lr, by_beta) < TIGHT
+    assert error(seen.end, c.theta - beta * total) < TIGHT
+
+
+# -- windows -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("curvature", ["exact", "zero"])
+def test_window_of_all_steps_is_no_window(curvature):
+    c = case(5, augment=FULL)
+    whole = c.reverse(curvature=curvature)
+    for window in (5, 6, 100):
+        seen = c.reverse(curvature=curvature, window=window)
+        for name in ("loss", "images", "labels", "lr", "end"):
+            assert torch.equal(getattr(seen, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_window_is_autograd_with_the_first_steps_detached(name, window):
+    c = rule_case(name, steps=5, augment=FULL)
+    seen = c.reverse(window=window, optimiser=RULES[name][0])
+    assert_same(seen, unrolled(c, RULES[name][1], detach_first=5 - window))
+    assert error(seen.images, c.reverse(optimiser=RULES[name][0]).images) > 1e-3
+
+
+# -- what does and does not receive gradients ----------------------------------------------------------------
+
+
+def test_frozen_images_receive_nothing_and_shape_the_rest():
+    c = case(6, new=4, frozen=5, batch=3)
+    seen = c.reverse()
+    assert seen.images.shape == c.pool.new.images.shape
+    assert seen.labels.shape == c.pool.new.labels.shape
+    assert c.pool.frozen.images.grad is None
+    shifted = Examples(c.pool.frozen.images + 0.1, c.pool.frozen.labels)
+    other = reverse(c.loss, c.terminal, c.theta, Pool(c.pool.new, shifted), c.lr, c.plan)
+    assert error(other.images, seen.images) > 1e-6
+
+
+def test_rows_that_no_step_saw_receive_nothing():
+    c = case(3, new=5, frozen=2)
+    c.plan = Plan.plain([torch.tensor([0, 3]), torch.tensor([1, 5]), torch.tensor([3, 5])])
+    seen = c.reverse()
+    assert seen.images.abs().amax((1, 2, 3)).gt(0).tolist() == [False, True, False, True, False]
+    assert seen.labels.abs().amax(1).gt(0).tolist() == [False, True, False, True, False]
+
+
+def test_inputs_are_left_as_they_were_even_when_they_want_gradients():
+    c = case(4, frozen=2, augment=FULL)
+    expected = c.reverse()
+    leaves = Examples(c.pool.new.images.clone().requires_grad_(), c.pool.new.labels.clone().requires_grad_())
+    start, lr = c.theta.clone().requires_grad_(), c.lr.clone().requires_grad_()
+    before = [t.detach().clone() for t in (leaves.images, leaves.labels, start, lr)]
+    seen = reverse(c.loss, c.terminal, start, Pool(leaves, c.pool.frozen), lr, c.plan)
+    assert_same(seen, expected)
+    for tensor, old in zip((leaves.images, leaves.labels, start, lr), before, strict=True):
+        assert tensor.grad is None
+        assert torch.equal(tensor, old)
+    for name in ("loss", "images", "labels", "lr", "end"):
+        assert not getattr(seen, name).requires_grad
+
+
+def test_engine_draws_no_random_numbers():
+    c = case(4, augment=FULL)
+    state = torch.get_rng_state()
+    first = c.reverse()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert torch.equal(c.reverse().images, first.images)
+
+
+class Witness:
+    """A draw that remembers what it made."""
+
+    def __init__(self, draw: Draw) -> None:
+        self.draw, self.made = draw, []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        out = self.draw(images)
+        self.made.append((images.detach().clone(), out.detach().clone()))
+        return out
+
+
+def test_augmentation_is_the_same_in_both_passes():
+    c = case(6, augment=FULL)
+    witnesses = tuple(Witness(draw) for draw in c.plan.draws)
+    c.plan = Plan(c.plan.batches, witnesses)
+    c.reverse()
+    for witness in witnesses:
+        (first_in, first_out), (second_in, second_out) = witness.made
+        assert torch.equal(first_in, second_in)
+        assert torch.equal(first_out, second_out)
+        assert not torch.equal(first_in, first_out)
+
+
+# -- plans ---------------------------------------------------------------------------------------------------
+
+
+def test_short_chunk_of_a_pass_comes_first():
+    with Seed(0).scope():
+        plan = Plan.draw(10, 6, 4, DSA(""))
+    assert [len(rows) for rows in plan.batches] == [2, 4, 4, 2, 4, 4]
+
+
+def test_chunks_are_popped_from_the_end_of_a_permutation_as_in_mtt():
+    with Seed(0).scope():
+        plan = Plan.draw(10, 7, 4, DSA(""))
+    with Seed(0).scope():
+        chunks, popped = [], []
+        for _ in range(7):  # the loop of the published code
+            if not chunks:
+                chunks = list(torch.split(torch.randperm(10), 4))
+            popped.append(chunks.pop())
+    assert [rows.tolist() for rows in plan.batches] == [rows.tolist() for rows in popped]
+
+
+def test_every_pass_is_a_new_permutation_of_all_rows():
+    with Seed(0).scope():
+        batches = Plan.draw(10, 6, 4, DSA("")).batches
+    first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
+    assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize("batch", [None, 10, 64])
+def test_batch_of_all_rows_is_the_whole_pool_at_every_step(batch):
+    plan = Plan.draw(10, 3, batch, DSA(""))
+    assert [sorted(rows.tolist()) for rows in plan.batches] == [list(range(10))] * 3
+
+
+def test_plan_has_a_draw_for_every_step_with_a_row_for_every_image():
+    plan = Plan.draw(10, 5, 4, DSA(FULL))
+    assert len(plan.draws) == len(plan.batches) == 5
+    for rows, draw in zip(plan.batches, plan.draws, strict=True):
+        assert len(draw.parameters) == len(rows)
+
+
+def test_matching_loss_is_one_at_the_start_and_nothing_at_the_target():
+    start, target = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert matching(start, target)(start).item() == pytest.approx(1)
+    assert matching(start, target)(target).item() == 0
+    assert matching(start, target)((start + target) / 2).item() == pytest.approx(0.25)
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+def roomy_case(steps: int) -> Case:
+    """A student whose activations take far more room than its parameters."""
+    return case(steps, new=12, batch=None, lr=0.01, source=ConvNet(width=16, depth=2))
+
+
+def test_memory_of_the_engine_does_not_grow_with_the_steps(peak_bytes):
+    few, many = roomy_case(5), roomy_case(50)
+    vector = 8 * few.network.parameters  # bytes of one stored parameter vector
+    for curvature in ("exact", "zero"):
+        short = peak_bytes(lambda curvature=curvature: few.reverse(curvature=curvature)) - 6 * vector
+        long = peak_bytes(lambda curvature=curvature: many.reverse(curvature=curvature)) - 51 * vector
+        assert short > 10 * vector  # or the claim would be about something else
+        assert abs(long - short) < 0.1 * short
+
+
+def test_memory_of_autograd_grows_with_every_step(peak_bytes):
+    def peak(steps: int) -> int:
+        c = roomy_case(steps)
+        return peak_bytes(lambda: autograd_unroll(c.loss, c.terminal, c.theta, c.pool, c.lr, c.plan))
+
+    few, many = peak(5), peak(25)
+    assert many > 4 * few

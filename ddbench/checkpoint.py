@@ -33,6 +33,13 @@ def load_state(path: Path, device: torch.device) -> tuple[Any, dict[str, Any]]:
         ) from error
 
 
+def has_nan(state: Any) -> bool:
+    """Whether a tensor in the state holds not-a-number: such a state must not replace a good one."""
+    tensors: dict[str, Tensor] = {}
+    _freeze(state, tensors)
+    return any(bool(t.isnan().any()) for t in tensors.values() if t.is_floating_point())
+
+
 def _freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         name = f"t{len(tensors)}"
@@ -57,7 +64,8 @@ def _thaw(shape: dict[str, Any], tensors: dict[str, Tensor], device: torch.devic
         return tensors[shape["tensor"]].to("cpu" if shape["cpu"] else device)
     if "record" in shape:
         parts = {name: _thaw(part, tensors, device) for name, part in shape["fields"].items()}
-        return _rebuild(*shape["record"], parts)
+        module, qualname = shape["record"]
+        return _rebuild(module, qualname, parts)
     if "dict" in shape:
         return {_thaw(k, tensors, device): _thaw(v, tensors, device) for k, v in shape["dict"]}
     if "list" in shape:

@@ -31,7 +31,7 @@ def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 
 
 OPTIONS = click.option("-o", "options", multiple=True, callback=_pairs, metavar="GROUP.NAME=VALUE",
-                       help="Set an option: matcher.syn_steps=30, dataset.root=FILE, network.width=32, ...")  # fmt: skip
+                       help="Set an option, such as matcher.syn_steps=30 or dataset.root=FILE.")  # fmt: skip
 
 
 def _request(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,7 +43,7 @@ def _request(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--network", default="convnet", show_default=True, help="Network plugin."),
         click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
         click.option("--seed", default=0, show_default=True, type=int, help="Seed of the run."),
-        click.option("--protocol", default="default", show_default=True, help="Rules of evaluation: default or pdd-paper."),
+        click.option("--protocol", default="default", show_default=True, help="Rules: default or pdd-paper."),
         DEVICE,
         OPTIONS,
     )):  # fmt: skip

@@ -89,7 +89,7 @@ def show_rows(rows: list[dict[str, Any]], form: str, title: str) -> None:
         console.say("no runs to show; `ddbench run` makes one")
         return
     text = compare.shown(table)
-    text = text.loc[:, [c for c in text.columns if (text[c] != "").any()]]
+    text = text.loc[:, [c for c in text.columns if any(text[c].tolist())]]
     console.table(title, list(text.columns), text.to_numpy().tolist())
 
 

@@ -80,7 +80,7 @@ def table_json(table: pd.DataFrame) -> str:
     records = [{k: None if _missing(v) else v for k, v in row.items()} for row in table.to_dict("records")]
     for row in records:
         for key in ("steps", "n", "seed", "ipc", "peak_bytes", "image_bytes", "label_bytes"):
-            row[key] = int(row[key]) if row.get(key) is not None else None
+            row[key] = None if row.get(key) is None else int(str(row[key]).split(".")[0])
     return json.dumps(records, indent=2, allow_nan=False)
 
 

@@ -177,7 +177,7 @@ class RealData:
 
         The statistics count to five digits: their last bits depend on the number of threads.
         """
-        parts = [digest(memoryview(np.ascontiguousarray(block)).cast("B")) for block in self._blocks()]
+        parts = [digest(np.ascontiguousarray(block).tobytes()) for block in self._blocks()]
         p = self.preprocessing
         statistics = [[round(v, 5) for v in t.tolist()] for t in (p.mean, p.std) if t is not None]
         return digest([list(self.pixels.shape), self.classes, p.kind, statistics, *parts])

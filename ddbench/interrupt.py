@@ -25,7 +25,7 @@ class Interrupts:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
-    def _request(self, number: int, _frame: FrameType | None) -> None:
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,10 +15,8 @@ def reset_peak(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return
-    try:
+    with suppress(OSError):  # where it cannot, the peak is that of the whole process so far: an upper bound
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then the peak is that of the whole process so far: an upper bound
 
 
 def peak_bytes(device: str) -> int:

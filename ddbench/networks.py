@@ -6,7 +6,7 @@ losses, weight decay and optimisers see the parameters only; batch statistics ri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -40,7 +40,7 @@ class Network:
     source: Any
     shape: tuple[int, int, int]
     classes: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
 
     @cached_property

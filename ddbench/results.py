@@ -36,7 +36,8 @@ def find_run(name: str, out: Path) -> Path:
 def rows(folder: Path) -> list[dict[str, Any]]:
     """One row per evaluation of a run; a run without one is a row too, with its status."""
     spec = read_json(folder / "spec.json")
-    result = read_json(folder / "result.json") if (folder / "result.json").exists() else {"status": "incomplete"}
+    done = folder / "result.json"
+    result: dict[str, Any] = read_json(done) if done.exists() else {"status": "incomplete"}
     base = {
         "dataset": result.get("dataset", {}).get("name", spec["dataset"]["name"]),
         "dataset_digest": result.get("dataset", {}).get("digest"),

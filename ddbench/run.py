@@ -131,12 +131,23 @@ class Run:
         done, notes = Curriculum(), []
         while (problem := spec.scheduler.next(task, done)) is not None:
             stage = self._stage(len(done), problem, done)
-            made, note = stage.solve()
+            try:
+                made, note = stage.solve()
+            except DivergedError:
+                self._keep_last_good(stage, done, task)
+                raise
             notes.append(note)
             sets = (*done.sets, made)
             done = Curriculum(sets, tuple(spec.scheduler.phases(len(sets))))
             report("stages", len(done), spec.scheduler.stages)
         return done, notes, task
+
+    def _keep_last_good(self, stage: Stage, done: Curriculum, task: Problem) -> None:
+        """What was selected before the divergence, as a file that ``ddbench eval`` reads."""
+        sets = done.sets if stage.best is None else (*done.sets, stage.best)
+        if sets:
+            good = Curriculum(sets, tuple(self.spec.scheduler.phases(len(sets))))
+            self._describe(good, task).save(self.folder / "last_good.safetensors")
 
     def _stage(self, index: int, problem: Problem, done: Curriculum) -> Stage:
         spec = self.spec

@@ -252,7 +252,8 @@ def _fill(
     origin |= dict.fromkeys(flags, "flag")
     if group == "protocol" and flags:
         values["name"] = f"{values['name']}-custom"  # other rules must not pass under the same name
-    made = make(plugin.cls if plugin else type(base), values, group)
-    for f in fields(made):
+    cls: Any = plugin.cls if plugin else type(base)
+    made = make(cls, values, group)
+    for f in fields(cls):
         origins[f"{group}.{f.name}"] = (getattr(made, f.name), origin.get(f.name, "default"))
     return made

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ddbench.cache import file_digest, read_json, write_json
-from ddbench.checkpoint import load_state, save_state
+from ddbench.checkpoint import has_nan, load_state, save_state
 from ddbench.data import RealData
 from ddbench.errors import DataError, DivergedError, InterruptedRun
 from ddbench.evaluate import judge
@@ -67,7 +67,7 @@ class Stage:
         self.best: SyntheticSet | None = None
         self.expert_seconds = 0.0
         self.seed: Seed = self.problem.seed / "stage" / self.index
-        self._saved = time.monotonic()
+        self._saved = self._began = time.monotonic()
 
     @property
     def checkpoint(self) -> Path:
@@ -83,7 +83,7 @@ class Stage:
         reset_peak(self.device.type)
         with self.metrics.open("ab") as stream:
             stream.truncate(self.ledger.metrics_end)
-            state = self._loop(state, stream)
+            self._loop(state, stream)
         return self._finish()
 
     def finished(self) -> tuple[SyntheticSet, dict[str, Any]] | None:
@@ -113,40 +113,42 @@ class Stage:
         with (self.seed / "init").scope():
             return self.matcher.init(self.problem)
 
-    def _loop(self, state: Any, stream: Any) -> Any:
-        steps, began = self.matcher.steps, time.monotonic()
-        checks = {round(steps * (i + 1) / self.protocol.checks) for i in range(self.protocol.checks)}
-        what = f"stage {self.index} distilling"
+    def _loop(self, state: Any, stream: Any) -> None:
+        steps, checks = self.matcher.steps, self.protocol.checks
+        due = {round(steps * (i + 1) / checks) for i in range(checks)}  # {0} for a coreset
+        self._began = time.monotonic()
+        whole = True  # whether ``state`` is between two steps, and may be saved
         try:
-            while self.ledger.step < steps:
+            if not self.checkpoint.exists():
+                self._save(state, stream)
+            while True:
                 k = self.ledger.step
+                if k in due and k not in [check["step"] for check in self.ledger.checks]:
+                    self._save(state, stream)
+                    self._select(state)
+                    self._save(state, stream)
+                if k == steps:
+                    return
+                whole = False
                 with (self.seed / "step" / k).scope():
                     state, numbers = self.matcher.step(self.problem, state, k)
+                whole = True
                 shown = self._note(numbers, k, stream)
                 self.ledger.step = k + 1
-                if k + 1 in checks:
-                    self._tick(began)
-                    began = self._select(state)
+                if time.monotonic() - self._saved > self.checkpoint_seconds:
                     self._save(state, stream)
-                elif time.monotonic() - self._saved > self.checkpoint_seconds:
-                    began = self._tick(began)
-                    self._save(state, stream)
-                report(what, k + 1, steps, **shown)
-            if not steps and self.best is None:
-                self._tick(began)
-                self._select(state)
-                self._save(state, stream)
+                report(f"stage {self.index} distilling", k + 1, steps, **shown)
         except InterruptedRun:
-            self._tick(began)
-            self._save(state, stream)
+            if whole:
+                self._save(state, stream)
             raise
-        return state
 
-    def _tick(self, began: float) -> float:
+    def _tick(self) -> None:
+        """Add the time since the last tick to the cost of distilling."""
         now = time.monotonic()
-        self.ledger.seconds += now - began
+        self.ledger.seconds += now - self._began
         self.ledger.peak = max(self.ledger.peak, peak_bytes(self.device.type))
-        return now
+        self._began = now
 
     def _note(self, numbers: dict[str, Any], k: int, stream: Any) -> dict[str, float]:
         """Append a step's metrics; a number that is not finite, or a loss that exploded, ends the run."""
@@ -170,8 +172,8 @@ class Stage:
         stream.write((json.dumps(line, allow_nan=False) + "\n").encode())
         return plain
 
-    def _select(self, state: Any) -> float:
-        """Judge the current set on validation data; keep it if it is the best so far. Returns the time."""
+    def _select(self, state: Any) -> None:
+        """Judge the current set on validation data; keep it if it is the best so far."""
         began = time.monotonic()
         with (self.seed / "result" / self.ledger.step).scope():
             candidate = self.matcher.result(self.problem, state).detached()
@@ -194,19 +196,26 @@ class Stage:
         if self.ledger.best is None or verdict.accuracy > self.ledger.best["accuracy"]:
             self.ledger.best = check
             self.best = replace(candidate, lr=verdict.lr)
-        self.ledger.selection_seconds += time.monotonic() - began
-        return time.monotonic()
+        self._began = time.monotonic()
+        self.ledger.selection_seconds += self._began - began
 
     def _save(self, state: Any, stream: Any) -> None:
         stream.flush()
         os.fsync(stream.fileno())
         self.ledger.metrics_end = stream.tell()
+        self._tick()
+        if has_nan(state):
+            raise DivergedError(
+                f"the state holds not-a-number at iteration {self.ledger.step} of stage {self.index}; "
+                "try a smaller outer learning rate, a smaller student lr, or fewer student steps"
+            )
         save_state(self.checkpoint, {"state": state, "best": self.best}, vars(self.ledger))
         self._saved = time.monotonic()
 
     def _finish(self) -> tuple[SyntheticSet, dict[str, Any]]:
         """Write the selected set, then the notes that commit it."""
-        assert self.best is not None and self.ledger.best is not None
+        assert self.best is not None
+        assert self.ledger.best is not None
         result = self.folder / "result.safetensors"
         save_state(result, self.best, {})
         notes = {

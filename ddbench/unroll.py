@@ -181,7 +181,7 @@ def autograd_unroll(
         theta, state = rule.update(theta, state, g, rate)
     value = terminal(theta)
     gradients = grad(value, (images, labels, rate))
-    return Gradient(value.detach(), *gradients, theta.detach())
+    return Gradient(value.detach(), gradients[0], gradients[1], gradients[2], theta.detach())
 
 
 def _forward(

@@ -29,6 +29,7 @@ class Method:
     names: tuple[str, ...] = ()
     flag: bool = False
     note: str = ""
+    remark: Annotated[str, "shown in the listed tuples"] = ""
     inner: Inner = field(default_factory=Inner)
 
     def __post_init__(self) -> None:
@@ -79,6 +80,10 @@ def test_one_value_is_a_list_of_one():
 
 def test_comma_stays_a_comma_where_text_is_meant():
     assert make(Method, {"note": "a, b"}, "m").note == "a, b"
+
+
+def test_words_of_a_description_do_not_change_how_text_is_read():
+    assert make(Method, {"remark": "a, b"}, "m").remark == "a, b"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,8 +90,6 @@ OPTIMISERS = {
 
 
 def recipe(name: str, **changes) -> Recipe:
-    from dataclasses import replace
-
     return replace(OPTIMISERS[name][0], **({"epochs": 4, "batch": 4, "lr": 0.05, "augment": ""} | changes))
 
 
@@ -129,32 +128,40 @@ def test_soft_cross_entropy_is_the_mean_of_the_written_out_sums():
 
 
 @pytest.mark.parametrize("total", [12, 7, 2])
-def test_step_schedule_drops_tenfold_at_half_time_with_a_new_optimiser(total):
+@pytest.mark.parametrize("restart", [False, True])
+def test_step_schedule_drops_tenfold_at_half_time_with_the_momentum_kept_or_restarted(total, restart):
     net, data = network(), source()
     module = module_of(net, net.init(Seed(1)))
 
     def make(lr: float):
         return torch.optim.SGD(module.parameters(), lr, momentum=0.9, weight_decay=5e-3)
 
-    trained_by_torch(module, make(0.05), data, total, 4, at={total // 2: lambda: make(0.005)})
-    given = recipe("momentum", epochs=None, steps=total, schedule="step")
-    assert_close(fit(net, Student(net.init(Seed(1))), data, given, SEED).vector, numbers(module))
+    if restart:  # as the published code does: a new optimiser
+        trained_by_torch(module, make(0.05), data, total, 4, at={total // 2: lambda: make(0.005)})
+    else:
+        trained_by_torch(module, make(0.05), data, total, 4, rate=lambda step: 0.05 if step < total // 2 else 0.005)
+    schedule = "step-restart" if restart else "step"
+    after = fit(
+        net, Student(net.init(Seed(1))), data, recipe("momentum", epochs=None, steps=total, schedule=schedule), SEED
+    )
+    assert_close(after.vector, numbers(module))
 
 
-def test_momentum_that_is_kept_over_the_drop_would_be_noticed():
+def test_restarting_the_momentum_at_the_drop_makes_a_difference():
     net, data = network(), source()
-    module = module_of(net, net.init(Seed(1)))
-    kept = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9, weight_decay=5e-3)
-    trained_by_torch(module, kept, data, 12, 4, rate=lambda step: 0.05 if step < 6 else 0.005)
-    after = fit(net, Student(net.init(Seed(1))), data, recipe("momentum", schedule="step"), SEED)
-    assert (after.vector - numbers(module)).norm() / numbers(module).norm() > 1e-4
+    kept, restarted = (
+        fit(net, Student(net.init(Seed(1))), data, recipe("momentum", schedule=schedule), SEED).vector
+        for schedule in ("step", "step-restart")
+    )
+    assert (kept - restarted).norm() / kept.norm() > 1e-4
 
 
-def test_single_step_of_a_step_schedule_is_taken_at_the_full_rate():
+@pytest.mark.parametrize("schedule", ["step", "step-restart"])
+def test_single_step_of_a_step_schedule_is_taken_at_the_full_rate(schedule):
     net, data = network(), source()
     module = module_of(net, net.init(Seed(1)))
     trained_by_torch(module, torch.optim.SGD(module.parameters(), 0.05), data, 1, 4)
-    given = recipe("sgd", epochs=None, steps=1, schedule="step")
+    given = recipe("sgd", epochs=None, steps=1, schedule=schedule)
     assert_close(fit(net, Student(net.init(Seed(1))), data, given, SEED).vector, numbers(module))
 
 
@@ -217,11 +224,11 @@ def test_batch_norm_statistics_follow_training_as_in_the_module():
     "given",
     [
         recipe("momentum", augment=FULL),
-        recipe("momentum", schedule="step", augment=FULL),
+        recipe("momentum", schedule="step-restart", augment=FULL),
         recipe("adam", schedule="cosine"),
         recipe("momentum", epochs=None, steps=11, schedule="step"),
     ],
-    ids=["momentum", "step", "adam cosine", "steps"],
+    ids=["momentum", "restart", "adam cosine", "steps"],
 )
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_training_may_stop_after_any_epoch_and_go_on_to_the_same_bits(given, norm):
@@ -291,6 +298,13 @@ def test_progress_is_reported_in_steps_after_every_epoch():
     with listening(events.append):
         fit(network(), Student(network().init(Seed(1))), source(), recipe("sgd", epochs=None, steps=8), SEED, what="w")
     assert [(e.what, e.done, e.total) for e in events] == [("w", 3, 8), ("w", 6, 8), ("w", 8, 8)]
+
+
+def test_progress_of_training_that_stops_early_ends_where_it_stops():
+    events: list[Event] = []
+    with listening(events.append):
+        fit(network(), Student(network().init(Seed(1))), source(), recipe("sgd"), SEED, stop_epoch=2)
+    assert [(e.done, e.total) for e in events] == [(3, 6), (6, 6)]
 
 
 # -- optimisers on their own ---------------------------------------------------------------------------------

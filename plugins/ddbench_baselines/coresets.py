@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from annotated_types import Ge
 
 from ddbench import Examples, Needs, Problem, SyntheticSet
@@ -35,7 +36,7 @@ class Random:
         if self.labels == "hard":
             return examples
         teachers = [problem.experts.snapshot(i, self.teacher_epochs) for i in range(self.experts)]
-        labels = sum(teacher_labels(problem, examples.images, t) for t in teachers) / self.experts
+        labels = torch.stack([teacher_labels(problem, examples.images, t) for t in teachers]).mean(0)
         return Examples(examples.images, labels)
 
     def step(self, problem: Problem, state: Examples, k: int) -> tuple[Examples, dict]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ddbench.errors import UsageError
 
+INTEGERS = ("ipc", "seed", "steps", "n", "peak_bytes", "image_bytes", "label_bytes")
 FORMATS = ("table", "md", "csv", "json", "latex")
 
 # What tables for people show, and how; machine formats carry every column.
@@ -26,6 +27,9 @@ def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if table.empty:
         return table
+    for column in INTEGERS:
+        if column in table:
+            table[column] = pd.array([None if _missing(v) else int(v) for v in table[column]], dtype="Int64")
     order = ["dataset", "ipc", "network", "protocol", "matcher", "scheduler", "label_type", "seed"]
     return table.sort_values(order, kind="stable", na_position="last").reset_index(drop=True)
 
@@ -58,7 +62,7 @@ def _cell(column: str, row: dict[str, Any]) -> str:
 
 
 def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and pd.isna(value))
+    return value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value))
 
 
 def render(table: pd.DataFrame, form: str) -> str:
@@ -78,9 +82,6 @@ def render(table: pd.DataFrame, form: str) -> str:
 def table_json(table: pd.DataFrame) -> str:
     """A list of row objects; what is missing is null."""
     records = [{k: None if _missing(v) else v for k, v in row.items()} for row in table.to_dict("records")]
-    for row in records:
-        for key in ("steps", "n", "seed", "ipc", "peak_bytes", "image_bytes", "label_bytes"):
-            row[key] = None if row.get(key) is None else int(str(row[key]).split(".")[0])
     return json.dumps(records, indent=2, allow_nan=False)
 
 

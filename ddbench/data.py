@@ -93,7 +93,7 @@ class Preprocessing:
             count = pixels.numel() / pixels.shape[1]
             mean = total / count
             std = (square / count - mean**2).clamp_min(0).sqrt()
-            if bool((std < 1e-8).any()):
+            if bool((std < 1e-6).any()):  # one grey level of 255 in a million pixels is more
                 raise DataError(
                     "a colour channel is constant over the whole train set; check the images, they seem to be blank"
                 )
@@ -294,8 +294,10 @@ def _check_part(name: str, part: str, pixels: Tensor, targets: Tensor, classes: 
         raise DataError(f"dataset {name!r}: {len(pixels)} {part} images but {len(targets)} targets")
     if classes < 2:
         raise DataError(f"dataset {name!r} has {classes} class; classification needs at least two")
-    counts = torch.bincount(targets, minlength=classes)
-    if len(counts) > classes or int(targets.min()) < 0:
+    if not len(targets):
+        raise DataError(f"dataset {name!r} has no {part} images")
+    if int(targets.min()) < 0 or int(targets.max()) >= classes:
         raise DataError(f"dataset {name!r}: {part} targets must lie in 0..{classes - 1}")
+    counts = torch.bincount(targets, minlength=classes)
     if part == "train" and int(counts.min()) == 0:
         raise DataError(f"dataset {name!r}: class {int(counts.argmin())} has no {part} images")

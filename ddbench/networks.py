@@ -49,6 +49,15 @@ class Network:
             return self.source.build(self.shape, self.classes)
 
     @cached_property
+    def _constants(self) -> dict[str, Tensor]:
+        """Buffers that are not floats (an index, say): part of the architecture, not of a vector."""
+        if not any(not b.is_floating_point() for b in self._template.buffers()):
+            return {}
+        with Seed(0).scope():
+            module = self.source.build(self.shape, self.classes)
+        return {name: b.to(self.device) for name, b in module.named_buffers() if not b.is_floating_point()}
+
+    @cached_property
     def _endpoints(self) -> dict[str, nn.Module]:
         return {"forward": self._template}
 
@@ -75,6 +84,7 @@ class Network:
 
     def init(self, seed: Seed) -> Tensor:
         """A freshly initialised vector; the module's own initialisation, drawn from ``seed``."""
+        _ = self._constants  # made here, never inside a transform such as vmap
         with seed.scope():
             return self.vector(self.source.build(self.shape, self.classes))
 
@@ -111,7 +121,8 @@ class Network:
         module.train(train)
         tensors = self.layers(vector)
         if self._names[1]:  # batch norm writes its buffers in place: give it copies
-            tensors |= {name: tensors[name].clone() for name in self._names[1]}
+            tensors |= {name: tensors[name].detach().clone() for name in self._names[1]}
+        tensors |= self._constants
         prefix = "" if method == "forward" else "net."
         out = functional_call(module, {prefix + name: t for name, t in tensors.items()}, (x,))
         buffers = [tensors[name].detach().reshape(-1) for name in self._names[1]]

@@ -166,8 +166,10 @@ def _read_recipes(path: Path, name: str) -> tuple[RecipeEntry, ...]:
 
 
 def _entry(entry: dict[str, Any], path: Path) -> RecipeEntry:
-    match = {key: entry[key] for key in ("dataset", "ipc", "scheduler") if key in entry}
-    options = {key: value for key, value in entry.items() if isinstance(value, dict)}
+    match = entry.get("match", {})
+    options = {key: value for key, value in entry.items() if isinstance(value, dict) and key != "match"}
+    if unknown := set(match) - {"dataset", "ipc", "scheduler"}:
+        raise ValueError(f"a recipe in {path} matches on {unknown}; it can match on dataset, ipc and scheduler")
     if "source" not in entry or "verified" not in entry:
         raise ValueError(f"a recipe in {path} lacks its source or its verified flag: {entry}")
     return RecipeEntry(match, options, entry["source"], entry["verified"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ddbench.errors import UsageError, did_you_mean
 
@@ -52,14 +52,14 @@ def make(cls: type[T], values: dict[str, Any], where: str) -> T:
             hint = did_you_mean(name, names)
             valid = ", ".join(names) or "none"
             raise UsageError(f"{where} has no option {name!r}{hint} (valid options: {valid})")
-    listed = {f.name for f in dataclasses.fields(cls) if "tuple" in str(f.type) or "list" in str(f.type)}  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{where}.{name} must be a finite number, got {value}")
     if "__pydantic_config__" not in cls.__dict__:
         cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     try:
-        return TypeAdapter(cls).validate_python({k: _read(v, k in listed) for k, v in values.items()})
+        return TypeAdapter(cls).validate_python({k: _read(v, hints[k]) for k, v in values.items()})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -68,12 +68,13 @@ def make(cls: type[T], values: dict[str, Any], where: str) -> T:
         raise UsageError(f"{where}.{name}: {message}{shown}".replace(".:", ":")) from error
 
 
-def _read(value: Any, listed: bool) -> Any:
-    """Text from the command line: 'none' is None, a list is divided at commas; numbers are pydantic's work."""
+def _read(value: Any, hint: Any) -> Any:
+    """Text from the command line: 'none' where None is allowed, lists divided at commas; the rest is pydantic's."""
     if not isinstance(value, str):
         return value
-    if value.lower() in {"none", "null"}:
+    members = {hint, *get_args(hint)}
+    if value.lower() == "none" and type(None) in members:
         return None
-    if listed:
+    if any((get_origin(m) or m) in (list, tuple) for m in members):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value

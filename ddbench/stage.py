@@ -29,6 +29,7 @@ from ddbench.seeds import Seed
 from ddbench.sets import SyntheticSet
 from ddbench.starts import Starts
 
+OUT_OF_RANGE = 1e4
 EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
 
 
@@ -181,6 +182,12 @@ class Stage:
             raise DivergedError(
                 f"the synthetic set holds numbers that are not finite at iteration {self.ledger.step} of stage "
                 f"{self.index}; try a smaller outer learning rate"
+            )
+        largest = float(candidate.images.abs().max())
+        if largest > OUT_OF_RANGE:  # normalisation layers hide it from the loss
+            raise DivergedError(
+                f"pixels reached {largest:.3g} (preprocessed ones are of the order of 1) at iteration {self.ledger.step} "
+                f"of stage {self.index}; try a smaller outer learning rate"
             )
         verdict = judge(
             candidate,

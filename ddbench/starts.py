@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddbench.cache import Cache, lock, read_json, write_json
 from ddbench.data import RealData
-from ddbench.errors import DDBenchError
+from ddbench.errors import DataError, DDBenchError, UsageError
 from ddbench.networks import Network
 from ddbench.progress import report
 from ddbench.records import options
@@ -103,6 +103,8 @@ class Starts:
         with lock(path.with_suffix(".lock")):
             if path.exists():
                 tensors, _ = load_tensors(path, device=self.network.device)
+                if "vector" not in tensors:
+                    raise DataError(f"{path} is damaged: it holds no vector; delete it to have it made again")
                 state = tuple(tensors[name] for name in sorted(tensors) if name.startswith("state"))
                 return Student(tensors["vector"], state)
             after = learn_phase(self.network, student, self.taught, phase, self.teaching, seed)
@@ -162,6 +164,13 @@ class Experts:
     def build(self, count: int, snapshots: Iterable[int]) -> None:
         """Train what is missing; an interrupted build goes on at the last epoch that was stored."""
         wanted = set(snapshots)
+        if self.recipe.steps is not None:
+            raise UsageError("an expert recipe counts epochs, whose ends are the snapshots; leave experts.steps alone")
+        if max(wanted, default=0) > (self.recipe.epochs or 1):
+            raise UsageError(
+                f"snapshot {max(wanted)} asked for, but experts train for {self.recipe.epochs} epochs; set "
+                f"-o experts.epochs={max(wanted)} or more"
+            )
         missing = self.missing(count, wanted)
         for position, index in enumerate(missing):
             report("experts", position, len(missing))
@@ -220,11 +229,10 @@ class Experts:
 
         seed = self.starts.seed / "expert" / index
         last = max(wanted)
-        recipe = replace(self.recipe, epochs=max(self.recipe.epochs or 1, last))
         try:
             if epoch < last:
                 fit(
-                    network, student, self.real, recipe, seed,
+                    network, student, self.real, self.recipe, seed,
                     first_epoch=epoch, stop_epoch=last, on_epoch=on_epoch, what=f"expert {index}",
                 )  # fmt: skip
         except DDBenchError:

@@ -45,10 +45,15 @@ class Recipe:
     def rate(self, step: int, total: int, lr: float) -> float:
         """The learning rate of optimiser step ``step`` of ``total``."""
         if self.schedule.startswith("step"):
-            return lr * (0.1 if step >= total // 2 else 1.0)
+            return lr * (0.1 if step >= self.half(total) else 1.0)
         if self.schedule == "cosine":
             return lr * (1 + math.cos(math.pi * step / total)) / 2
         return lr
+
+    @staticmethod
+    def half(total: int) -> int:
+        """The step from which the ``step`` schedules use the lower rate; a single step is never lowered."""
+        return max(1, total // 2)
 
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -100,12 +105,14 @@ def fit(
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state = student.state or rule.init(parameters)
     augment = DSA(recipe.augment)
+    rate = recipe.lr if lr is None else lr
     step = first_epoch * per_epoch
-    last = min(total, (stop_epoch or epochs) * per_epoch)
-    for epoch in range(first_epoch, min(stop_epoch or epochs, epochs)):
+    stop = epochs if stop_epoch is None else min(stop_epoch, epochs)
+    last = min(total, stop * per_epoch)
+    for epoch in range(first_epoch, stop):
         with (seed / "epoch" / epoch).scope():
             for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
-                if recipe.schedule == "step-restart" and step == total // 2:
+                if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = rule.init(parameters)
                 batch = source[rows]
                 images = augment.draw(len(rows))(batch.images)
@@ -113,9 +120,7 @@ def fit(
                 logits, buffers = network.apply_with_buffers(torch.cat([leaf, buffers]), images)
                 g = grad(soft_cross_entropy(logits, batch.labels), leaf)[0]
                 with torch.no_grad():
-                    parameters, state = rule.update(
-                        parameters.detach(), state, g, recipe.rate(step, total, lr or recipe.lr)
-                    )
+                    parameters, state = rule.update(parameters.detach(), state, g, recipe.rate(step, total, rate))
                 step += 1
         if on_epoch is not None:
             on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))

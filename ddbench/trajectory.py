@@ -51,6 +51,8 @@ class Method(Protocol):
     @property
     def labels(self) -> str: ...
     @property
+    def relabel(self) -> bool: ...
+    @property
     def clip(self) -> float | None: ...
     @property
     def pix_init(self) -> str: ...
@@ -88,10 +90,14 @@ def needs(method: Method) -> Needs:
 
 
 def begin(method: Method, problem: Problem) -> PixelState:
-    """Real images (or noise) with their labels; learned labels start as sharp logits."""
+    """Real images (or noise) with their labels; learned labels start as sharp logits of the true class."""
     examples = problem.sample()
+    labels = examples.labels
+    if method.labels == "teacher":
+        labels = ensemble_labels(method, problem, examples.images)
+    elif method.labels == "learned":
+        labels = labels * SHARP
     images = torch.randn_like(examples.images) if method.pix_init == "noise" else examples.images
-    labels = examples.labels * SHARP if method.labels == "learned" else examples.labels
     return PixelState.start(images, labels, method.lr_init)
 
 
@@ -103,7 +109,7 @@ def advance(
     start, target = problem.experts.segment(expert, epoch, method.span)  # theta*_s, theta*_{s+M}
     kind = "logit" if method.labels == "learned" else "probability"
     labels = targets(state.labels, kind)
-    if method.labels == "teacher":
+    if method.labels == "teacher" and method.relabel:
         labels = teacher_labels(problem, state.images, problem.experts.snapshot(expert, epoch + method.span))
     pool = problem.frozen.pool(state.images, labels)
     plan = Plan.draw(len(pool), method.syn_steps, method.batch_syn, problem.dsa if method.augment else DSA())
@@ -118,8 +124,8 @@ def advance(
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
     """The state as a set, with the labels to store."""
     labels = state.labels
-    if method.labels == "teacher":
-        labels = mean_teacher_labels(method, problem, state.images)
+    if method.labels == "teacher" and method.relabel:
+        labels = ensemble_labels(method, problem, state.images)
     kind = "logit" if method.labels == "learned" else "probability"
     return SyntheticSet(state.images.clone(), labels.clone(), float(state.lr), kind, method.labels)
 
@@ -136,17 +142,15 @@ def teacher_labels(problem: Problem, images: Tensor, vector: Tensor, batch: int 
     return torch.cat(parts)
 
 
-def mean_teacher_labels(method: Method, problem: Problem, images: Tensor) -> Tensor:
-    """The labels to store: the mean prediction of all experts at their targets' epochs.
+def ensemble_labels(method: Method, problem: Problem, images: Tensor) -> Tensor:
+    """The mean prediction ``(n, k)`` of all experts, each at the last epoch that a segment can end.
 
-    TESLA relabels the images in every iteration by the target of the segment that it drew. Keeping the
-    labels of whichever segment came last would make the stored set depend on one draw; the mean over
-    experts, expert i at epoch M + (i mod max_start), is what the images were trained with on average, and
-    is the same every time.
+    A function of images and experts alone. The released TESLA stores the predictions of whichever segment
+    its last iteration happened to draw.
     """
-    epochs = [(i, method.span + i % method.max_start) for i in range(method.experts)]
-    predictions = (teacher_labels(problem, images, problem.experts.snapshot(i, e)) for i, e in epochs)
-    return sum(predictions, torch.zeros(len(images), problem.classes).to(images)) / method.experts
+    last = method.max_start - 1 + method.span
+    predictions = [teacher_labels(problem, images, problem.experts.snapshot(i, last)) for i in range(method.experts)]
+    return torch.stack(predictions).mean(0)
 
 
 def softmax_pullback(logits: Tensor, gradient: Tensor) -> Tensor:
@@ -160,13 +164,13 @@ def descend(method: Method, state: PixelState, gradient: Gradient) -> None:
 
     The student lr moves on a logarithmic scale, beta <- beta exp(-lr_lr m / beta), where m is the momentum
     of dL/dbeta: to first order the published step beta - lr_lr m, but it cannot reach zero. One step changes
-    it by at most a factor of two.
+    it by at most a tenth.
     """
     images = gradient.images if method.clip is None else _clipped(gradient.images, state, method.clip)
     state.images_momentum.mul_(method.momentum).add_(images)
     state.images.sub_(state.images_momentum, alpha=method.lr_img)
     state.lr_momentum.mul_(method.momentum).add_(gradient.lr)
-    exponent = (-method.lr_lr * state.lr_momentum / state.lr).clamp(-0.7, 0.7)
+    exponent = (-method.lr_lr * state.lr_momentum / state.lr).clamp(-0.1, 0.1)
     state.lr.mul_(exponent.exp())
     if method.labels == "learned":
         pulled = softmax_pullback(state.labels, gradient.labels)

@@ -133,7 +133,8 @@ def reverse(
     images, labels = torch.zeros_like(pool.new.images), torch.zeros_like(pool.new.labels)
     lr_gradient = torch.zeros_like(lr)
     steps = len(plan.batches)
-    for t in range(steps - 1, steps - 1 - min(window or steps, steps), -1):
+    swept = steps if window is None else min(window, steps)
+    for t in range(steps - 1, steps - 1 - swept, -1):
         rows, batch = plan.batches[t], pool[plan.batches[t]]
         need_curvature = curvature == "exact" and t > 0
         theta = path[t].requires_grad_()

@@ -256,7 +256,7 @@ def test_stratified_choice_keeps_the_proportions(tally):
     shares = torch.bincount(targets[stratified(targets, count, seed)], minlength=len(sizes)).tolist()
     exact = [size * count / sum(sizes) for size in sizes]
     everyone = count >= sum(size > 0 for size in sizes)
-    for size, share, ideal in zip(sizes, shares, exact, strict=True):
+    for size, share in zip(sizes, shares, strict=True):
         assert share <= size
         assert share >= (1 if everyone and size else 0)
     if everyone and all(ideal >= 1 or not size for size, ideal in zip(sizes, exact, strict=True)):
@@ -283,6 +283,11 @@ def test_remainders_go_to_the_largest_fractions():
     assert torch.bincount(targets[stratified(targets, 10, 0)]).tolist() == [5, 4, 1]
 
 
+def test_rare_classes_keep_their_one_item_at_the_cost_of_the_largest():
+    targets = spread([25, 1, 1, 1, 1])
+    assert torch.bincount(targets[stratified(targets, 6, 0)]).tolist() == [2, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("count", [0, -1, 11])
 def test_impossible_count_is_refused_with_the_choice(count):
     with pytest.raises(UsageError, match=rf"cannot take {count} of 10 images; choose between 1 and 10"):
@@ -295,7 +300,9 @@ def test_impossible_count_is_refused_with_the_choice(count):
 def some_dataset(**options) -> Dataset:
     pixels = some_pixels(60)
     targets = spread([30, 20, 10])
-    return Dataset.split("toy", ("a", "b", "c"), (pixels, targets), (some_pixels(9, seed=1), spread([3, 3, 3])), **options)
+    return Dataset.split(
+        "toy", ("a", "b", "c"), (pixels, targets), (some_pixels(9, seed=1), spread([3, 3, 3])), **options
+    )
 
 
 def test_split_divides_the_train_set_into_train_and_validation():
@@ -367,7 +374,7 @@ def test_faulty_train_set_is_refused_by_name(fault):
 
 def test_empty_test_set_is_refused():
     good = (some_pixels(60), spread([30, 20, 10]))
-    with pytest.raises(DataError, match="dataset 'toy'.*test"):
+    with pytest.raises(DataError, match=r"dataset 'toy'.*test"):
         Dataset.split("toy", ("a", "b", "c"), good, (good[0][:0], good[1][:0]))
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from ddbench_networks import ConvNet, default_depth
 from torch import nn
 
 from ddbench import Network, Seed, UsageError
-from ddbench_networks import ConvNet, default_depth
 
 CIFAR, CLASSES = (3, 8, 8), 4
 
@@ -50,9 +50,7 @@ def test_convnet_has_the_published_number_of_parameters(shape, classes, publishe
     assert net.parameters == published == net.length
 
 
-@pytest.mark.parametrize(
-    ("side", "depth"), [(8, 2), (16, 2), (28, 3), (32, 3), (64, 4), (128, 5)]
-)
+@pytest.mark.parametrize(("side", "depth"), [(8, 2), (16, 2), (28, 3), (32, 3), (64, 4), (128, 5)])
 def test_default_depth_is_three_for_small_images_and_one_more_per_doubling(side, depth):
     assert default_depth((3, side, side)) == depth
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ddbench_networks import ConvNet
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -14,7 +15,6 @@ from ddbench import DSA, Examples, Network, Preprocessing, RealData, Recipe, See
 from ddbench.optimisers import SGD, Adam
 from ddbench.progress import Event, listening
 from ddbench.training import Student, predict, soft_cross_entropy
-from ddbench_networks import ConvNet
 
 SHAPE, CLASSES = (3, 8, 8), 3
 SEED = Seed(5) / "here"
@@ -56,7 +56,9 @@ def batches_of(n: int, batch: int, epoch: int, augment: str = "") -> list:
     return drawn
 
 
-def trained_by_torch(module: nn.Module, optimiser, data: Examples, steps: int, batch: int, *, augment="", rate=None, at=None) -> nn.Module:
+def trained_by_torch(
+    module: nn.Module, optimiser, data: Examples, steps: int, batch: int, *, augment="", rate=None, at=None
+) -> nn.Module:
     """``steps`` optimiser steps; ``rate(step)`` sets the rate, ``at[step]()`` makes a new optimiser there."""
     module.train()
     step = epoch = 0
@@ -119,7 +121,8 @@ def test_gradient_steps_of_hard_labels_are_those_of_class_numbers():
 
 
 def test_soft_cross_entropy_is_the_mean_of_the_written_out_sums():
-    logits, labels = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)  # real-valued too
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator)  # real-valued labels too
     expected = 0.0
     for z, y in zip(logits.tolist(), labels.tolist(), strict=True):
         normaliser = math.log(sum(math.exp(v) for v in z))
@@ -199,7 +202,9 @@ def test_batches_larger_than_the_data_are_all_of_it():
     net, data = network(), source()
     module = module_of(net, net.init(Seed(1)))
     trained_by_torch(module, torch.optim.SGD(module.parameters(), 0.05), data, 3, 11)
-    assert_close(fit(net, Student(net.init(Seed(1))), data, recipe("sgd", epochs=3, batch=256), SEED).vector, numbers(module))
+    assert_close(
+        fit(net, Student(net.init(Seed(1))), data, recipe("sgd", epochs=3, batch=256), SEED).vector, numbers(module)
+    )
 
 
 # -- batch norm ----------------------------------------------------------------------------------------------
@@ -262,7 +267,14 @@ def test_going_on_after_the_last_epoch_changes_nothing():
 def test_students_of_different_epochs_do_not_share_memory():
     net, seen = network(), []
     start = Student(net.init(Seed(1)))
-    fit(net, start, source(), recipe("momentum"), SEED, on_epoch=lambda e, s: seen.append((s, s.vector.clone(), s.state[0].clone())))
+    fit(
+        net,
+        start,
+        source(),
+        recipe("momentum"),
+        SEED,
+        on_epoch=lambda e, s: seen.append((s, s.vector.clone(), s.state[0].clone())),
+    )
     for student, vector, momentum in seen:
         assert torch.equal(student.vector, vector)
         assert torch.equal(student.state[0], momentum)
@@ -343,13 +355,17 @@ def test_predictions_are_those_of_the_module_in_evaluation_mode(norm):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (23, *SHAPE), generator=generator).to(torch.uint8)
     fitted = Preprocessing.fit(pixels)
-    real = RealData(pixels, torch.arange(23) % CLASSES, Preprocessing(fitted.mean.double(), fitted.std.double()), CLASSES)
+    real = RealData(
+        pixels, torch.arange(23) % CLASSES, Preprocessing(fitted.mean.double(), fitted.std.double()), CLASSES
+    )
     vector = net.init(Seed(1))
     vector[net.parameters :] += torch.rand(net.length - net.parameters, dtype=torch.float64, generator=generator)
     module = module_of(net, vector).eval()
     images = (pixels.double() / 255 - fitted.mean.double().view(1, 3, 1, 1)) / fitted.std.double().view(1, 3, 1, 1)
     for size in (5, 23, 1000):
         logits, targets = predict(net, vector, real, size)
-        torch.testing.assert_close(logits, module(images).detach(), rtol=1e-6, atol=1e-6)  # pixels are scaled in float32
+        torch.testing.assert_close(
+            logits, module(images).detach(), rtol=1e-6, atol=1e-6
+        )  # pixels are scaled in float32
         assert torch.equal(targets, real.targets)
         assert not logits.requires_grad

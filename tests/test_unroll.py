@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from ddbench_networks import ConvNet
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -20,7 +21,6 @@ from ddbench import DSA, Examples, Network, Pool, Seed
 from ddbench.augment import Draw
 from ddbench.optimisers import SGD, Adam
 from ddbench.unroll import Gradient, Plan, autograd_unroll, matching, reverse, student_loss
-from ddbench_networks import ConvNet
 
 TIGHT = 1e-10
 SHAPE, CLASSES = (3, 8, 8), 3
@@ -146,7 +146,9 @@ def step_gradient(module: nn.Module, at: Params, x: Tensor, y: Tensor) -> Params
     return dict(zip(at, torch.autograd.grad(loss, list(at.values()), create_graph=True), strict=True))
 
 
-def unrolled(c: Case, rule: Rule = plain_sgd, *, detach_theta: bool = False, detach_first: int = 0, terminal=None) -> Gradient:
+def unrolled(
+    c: Case, rule: Rule = plain_sgd, *, detach_theta: bool = False, detach_first: int = 0, terminal=None
+) -> Gradient:
     """The end loss and its gradients by autograd through every step.
 
     ``detach_theta`` takes each theta_t as a constant where its gradient g_t is computed; the first
@@ -166,10 +168,8 @@ def unrolled(c: Case, rule: Rule = plain_sgd, *, detach_theta: bool = False, det
             theta = {k: p.detach().requires_grad_() for k, p in theta.items()}
             memory[:] = [{k: m.detach() for k, m in old.items()} for old in memory]
     end = flat(theta)
-    if terminal is None:
-        value = ((end - c.target) ** 2).sum() / ((c.theta - c.target) ** 2).sum()
-    else:
-        value = terminal(end)
+    terminal = terminal or (lambda theta: ((theta - c.target) ** 2).sum() / ((c.theta - c.target) ** 2).sum())
+    value = terminal(end)
     gradients = torch.autograd.grad(value, leaves, materialize_grads=True)
     return Gradient(value.detach(), *gradients, end.detach())
 
@@ -216,7 +216,9 @@ def test_exact_gradient_is_that_of_autograd_for_every_optimiser(name):
     assert_same(c.reverse(optimiser=RULES[name][0]), unrolled(c, RULES[name][1]))
 
 
-@pytest.mark.parametrize(("new", "frozen", "batch"), [(6, 0, None), (6, 0, 2), (5, 4, 3), (2, 9, 4), (4, 4, 100), (1, 0, 1)])
+@pytest.mark.parametrize(
+    ("new", "frozen", "batch"), [(6, 0, None), (6, 0, 2), (5, 4, 3), (2, 9, 4), (4, 4, 100), (1, 0, 1)]
+)
 def test_exact_gradient_is_that_of_autograd_for_every_pool(new, frozen, batch):
     c = case(5, new=new, frozen=frozen, batch=batch, augment=FULL)
     assert_same(c.reverse(), unrolled(c))

@@ -34,6 +34,7 @@ class Mtt:
     lr_init: Annotated[float, Gt(0), "initial student lr, beta_0"] = 0.01
     momentum: Annotated[float, Ge(0), "outer momentum of images and student lr"] = 0.5
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "hard"
+    relabel: Annotated[bool, "teacher labels anew in every iteration, as TESLA's code does"] = False
     clip: Annotated[float | None, Gt(0), "bound of the image gradient, times its running mean"] = None
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
     augment: Annotated[bool, "DSA in the student's steps"] = True

@@ -5,6 +5,8 @@ torchvision and scikit-learn are imported only when the dataset that needs them 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ddbench import hookimpl
 from ddbench_datasets.cifar10 import CIFAR10
 from ddbench_datasets.digits import Digits
@@ -17,4 +19,4 @@ __all__ = ["CIFAR10", "Digits", "Images", "Toy"]
 @hookimpl
 def register_datasets(register) -> None:
     for source in (Digits, Toy, Images, CIFAR10):
-        register(source)
+        register(source, recipes=Path(__file__).with_name("recipes.toml"))

@@ -32,9 +32,11 @@ class Tesla:
     ``"exact"`` is the true gradient at the same memory. The released code halves the image gradient by
     accident; here it has its right size, so a published lr_img of 1000 is 500 here (recipes are converted).
 
-    ``labels="teacher"`` is the paper's soft label assignment: each iteration uses the predictions of the
-    segment's target. What is stored at the end is the mean prediction over the experts, see
-    ``ddbench.trajectory.mean_teacher_labels``. The official CIFAR commands use ``"hard"``.
+    ``labels="teacher"`` is the paper's soft label assignment: the mean prediction of the experts for the
+    images that distillation starts from, kept to the end. ``relabel=True`` is what the released code does:
+    every iteration labels the current images by the target of its segment (what is stored is again the mean
+    prediction); images and labels can then drift together until neither says anything, see docs/tesla.md. The
+    official CIFAR commands use ``"hard"``.
     """
 
     name = "tesla"
@@ -50,6 +52,7 @@ class Tesla:
     lr_init: Annotated[float, Gt(0), "initial student lr, beta_0"] = 0.01
     momentum: Annotated[float, Ge(0), "outer momentum of images and student lr"] = 0.5
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "teacher"
+    relabel: Annotated[bool, "teacher labels anew in every iteration, as TESLA's code does"] = False
     clip: Annotated[float | None, Gt(0), "bound of the image gradient, times its running mean"] = None
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
     augment: Annotated[bool, "DSA in the student's steps"] = True

@@ -73,7 +73,7 @@ def _read(value: Any, hint: Any) -> Any:
     if not isinstance(value, str):
         return value
     members = {hint, *get_args(hint)}
-    if value.lower() == "none" and type(None) in members:
+    if value.lower() in {"none", "null"} and type(None) in members:
         return None
     if any((get_origin(m) or m) in (list, tuple) for m in members):
         return [part.strip() for part in value.split(",") if part.strip()]

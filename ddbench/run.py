@@ -106,7 +106,7 @@ class Run:
     def _work(self) -> dict[str, Any]:
         began = time.time()
         try:
-            curriculum, notes, task = self._distil()
+            curriculum, notes, task = self.distil()
         except DivergedError as error:
             result = self._result("diverged", began, [], {}) | {"error": str(error)}
             write_json(self.folder / "result.json", result)
@@ -125,8 +125,8 @@ class Run:
         write_json(self.folder / "result.json", result)
         return result
 
-    def _distil(self) -> tuple[Curriculum, list[dict[str, Any]], Problem]:
-        """The loop over stages."""
+    def distil(self) -> tuple[Curriculum, list[dict[str, Any]], Problem]:
+        """The loop over stages: the curriculum, notes on each stage, and the task. Sees no test data."""
         spec, task = self.spec, build_task(self.spec, self.dataset)
         done, notes = Curriculum(), []
         while (problem := spec.scheduler.next(task, done)) is not None:

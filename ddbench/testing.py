@@ -25,7 +25,7 @@ from torch.func import vmap
 
 from ddbench import Curriculum, Dataset, Needs, Network, Problem, Seed, SyntheticSet, UsageError
 from ddbench.cache import Cache, digest
-from ddbench.checkpoint import load_state, save_state
+from ddbench.checkpoint import has_nan, load_state, save_state
 from ddbench.plugins import _check as check_class
 from ddbench.plugins import registry
 from ddbench.records import describe, make
@@ -67,8 +67,9 @@ def check_matcher(matcher: Any) -> None:
             said = f"needs() of matcher {method.name!r} must return the same ddbench.Needs whenever it is asked"
             needs = _steady(lambda p=problem: method.needs(p) if hasattr(method, "needs") else Needs(), said)
             _require(isinstance(needs, Needs), said)
-            ready = prepared(problem, needs) if needs.experts else problem
-            made = _Trial(method, ready, folder / "state.safetensors").check()
+            with _explained(f"making what needs() of matcher {method.name!r} names"):
+                problem = prepared(problem, needs) if needs.experts else problem
+            made = _Trial(method, problem, folder / "state.safetensors").check()
             done = Curriculum((*done.sets, made), scheduler.phases(len(done) + 1))
 
 
@@ -92,7 +93,8 @@ def check_dataset(source: Any) -> None:
     data, name = plugin.load(), f"dataset {plugin.name!r}"
     _require(isinstance(data, Dataset), f"load() of {name} must return a ddbench.Dataset; Dataset.split makes one")
     _steady(lambda: plugin.load().digest, f"{name} loads other data each time; draw from a seeded torch.Generator")
-    _require(len(set(data.classes)) == len(data.classes), f"two classes of {name} have one name: {data.classes}")
+    distinct = isinstance(data.classes, tuple) and len(set(data.classes)) == len(data.classes)
+    _require(distinct, f"the classes of {name} must be a tuple of names that differ, in the order of the targets")
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     for part, real in parts.items():
         with _explained(f"using the {part} part of {name}"):  # split refuses what is not uint8, empty classes, ...
@@ -122,10 +124,11 @@ def check_network(source: Any, *, shape: tuple[int, int, int] = (3, 32, 32), cla
     _require(len(vector) == length > 0, f"{name} has {len(vector)} numbers, but {length} on the meta device")
     with Seed(0).scope():
         x, direction = torch.randn(4, *shape), torch.randn(network.parameters)
-    said = f"{name} gives other logits for the same vector and images; draw nothing in evaluation"
-    logits = _steady(lambda: network.apply(vector, x, train=False), said)
+    logits = network.apply(vector, x, train=False)
     good = logits.shape == (4, classes) and bool(logits.isfinite().all())
     _require(good, f"{name} must give finite logits (4, {classes}) for 4 images, got shape {tuple(logits.shape)}")
+    said = f"{name} gives other logits for the same vector and images; draw nothing in evaluation"
+    _steady(lambda: network.apply(vector, x, train=False), said)
     with _explained(f"stacking vectors of {name} with torch.func.vmap"):
         stacked = vmap(lambda v: network.apply(v, x, train=False))(torch.stack([other, vector]))
     _require(torch.allclose(stacked[1], logits, rtol=1e-3, atol=1e-4), f"{name} gives other logits under vmap")
@@ -154,7 +157,7 @@ def check_metric(metric: Any) -> None:
         _require(number, f"{name} must give a finite float, got {value!r} for {case} predictions; use float(...)")
         kept = torch.equal(given[0], logits) and torch.equal(given[1], targets)
         _require(kept, f"{name} changes its arguments in place; clone them first")
-        _steady(lambda given=given: measure(*given), f"{name} must give one number for the same {case} predictions")
+        _steady(lambda given=given: measure(*given), f"{name} gives two numbers for the same {case} predictions")
 
 
 def _require(holds: Any, otherwise: str) -> None:
@@ -261,6 +264,7 @@ class _Trial:
         """The set that the matcher makes."""
         name, around = f"matcher {self.method.name!r}", self._around()
         plays = {mode: replace(self, mode=mode)._play() for mode in MODES}
+        _require(self._around() == around, f"{name} changes frozen sets or real data in place; clone them first")
         state, made, trail = plays[self.mode]
         for mode, play in plays.items():
             for call, bits in play[2].items():
@@ -272,7 +276,6 @@ class _Trial:
         made.labels.untyped_storage().fill_(1)
         apart = not self.method.steps or self._bits(state) == list(trail.values())[-2]  # no step follows a coreset
         _require(apart, f"result() of {name} returns memory of its state, which later steps change; return clones")
-        _require(self._around() == around, f"{name} changes frozen sets or real data in place; clone them first")
         return result
 
     def _play(self) -> tuple[Any, SyntheticSet, dict[str, Any]]:
@@ -280,7 +283,9 @@ class _Trial:
         problem, trail, state = replace(self.problem), {}, None
         for k in range(-1, min(self.method.steps, STEPS)):
             state = self._call("init", problem) if k < 0 else self._step(problem, state, k)
-            trail["init()" if k < 0 else f"step() {k}"] = self._bits(state)
+            call = "init()" if k < 0 else f"step() {k}"
+            trail[call] = self._bits(state)
+            _require(not has_nan(state), f"{call} of matcher {self.method.name!r} leaves not-a-number in the state")
             if "result()" in self.mode:
                 self._call("result", problem, state)
             if "checkpoints" in self.mode:
@@ -298,7 +303,7 @@ class _Trial:
 
     def _call(self, hook: str, problem: Problem, *arguments: Any) -> Any:
         """Call the matcher with all generators seeded by the address of the call, as the harness does."""
-        what = f"{hook}() of matcher {self.method.name!r}, driven {self.mode} on the toy task,"
+        what = f"{hook}() of matcher {self.method.name!r}, driven {self.mode},"
         with (Seed(0) / hook / repr(arguments[1:])).scope(), _explained(what):
             return getattr(self.method, hook)(problem, *arguments)
 

@@ -51,6 +51,8 @@ class Method(Protocol):
     @property
     def labels(self) -> str: ...
     @property
+    def teacher_epochs(self) -> int | None: ...
+    @property
     def relabel(self) -> bool: ...
     @property
     def clip(self) -> float | None: ...
@@ -86,7 +88,14 @@ class PixelState:
 def needs(method: Method) -> Needs:
     """The experts of a trajectory matcher, with the snapshots at which a segment may begin or end."""
     starts = range(method.max_start)
-    return Needs(method.experts, tuple(sorted({*starts, *(s + method.span for s in starts)})))
+    epochs = {*starts, *(s + method.span for s in starts)}
+    if method.labels == "teacher":
+        epochs.add(_teacher_epoch(method))
+    return Needs(method.experts, tuple(sorted(epochs)))
+
+
+def _teacher_epoch(method: Method) -> int:
+    return method.teacher_epochs or method.max_start - 1 + method.span
 
 
 def begin(method: Method, problem: Problem) -> PixelState:
@@ -143,13 +152,13 @@ def teacher_labels(problem: Problem, images: Tensor, vector: Tensor, batch: int 
 
 
 def ensemble_labels(method: Method, problem: Problem, images: Tensor) -> Tensor:
-    """The mean prediction ``(n, k)`` of all experts, each at the last epoch that a segment can end.
+    """The mean prediction ``(n, k)`` of all experts, after ``teacher_epochs`` or where the last segment ends.
 
     A function of images and experts alone. The released TESLA stores the predictions of whichever segment
     its last iteration happened to draw.
     """
-    last = method.max_start - 1 + method.span
-    predictions = [teacher_labels(problem, images, problem.experts.snapshot(i, last)) for i in range(method.experts)]
+    epoch = _teacher_epoch(method)
+    predictions = [teacher_labels(problem, images, problem.experts.snapshot(i, epoch)) for i in range(method.experts)]
     return torch.stack(predictions).mean(0)
 
 

@@ -473,7 +473,7 @@ def test_a_diverged_run_exits_1_with_the_iteration_and_advice_and_keeps_its_stat
 
 
 def test_a_dead_student_lr_ends_the_run_as_diverged_with_the_iteration(tmp_path):
-    options = {"matcher__lr_lr": 1e6, "matcher__steps": 40, "matcher__lr_init": 0.5, "matcher__momentum": 0.99}
+    options = {"matcher__lr_lr": 1e6, "matcher__steps": 150, "matcher__syn_steps": 1, "matcher__lr_init": 0.5}
     answer = ddbench("run", *words("tesla", **options), *ALONE, "--out", tmp_path / "runs", "--json")
     assert answer.code == 1
     (row,) = answer.json

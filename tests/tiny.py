@@ -21,12 +21,12 @@ from ddbench.run import Run, Settings
 from ddbench.spec import Request, RunSpec, resolve
 
 RULES = {
-    "dataset.per_class": 20, "network.width": 8, "protocol.steps": 12, "protocol.judges": 1,
+    "dataset.per_class": 20, "network.width": 8, "experts.batch": 9, "protocol.steps": 12, "protocol.judges": 1,
     "protocol.lrs": "0.03", "protocol.checks": 2, "protocol.ceiling_epochs": 1,
 }  # fmt: skip
 TRAJECTORY = {
     "matcher.steps": 4, "matcher.syn_steps": 3, "matcher.experts": 2, "matcher.span": 1,
-    "matcher.max_start": 2, "matcher.lr_img": 10.0,
+    "matcher.max_start": 2, "matcher.lr_img": 10.0, "matcher.lr_lr": 1e-6,
 }  # fmt: skip
 THREAD = {"DDBENCH_THREADS": "1", "OMP_NUM_THREADS": "1"}
 

@@ -24,8 +24,8 @@ class Random:
     name = "random"
     steps = 0
     labels: Annotated[Literal["hard", "teacher"], "what the images are labelled with"] = "hard"
-    experts: Annotated[int, Ge(1), "networks that label the images (labels=teacher)"] = 1
-    teacher_epochs: Annotated[int, Ge(1), "epochs after which they are stopped (labels=teacher)"] = 10
+    experts: Annotated[int, Ge(1), "networks that label the images (labels=teacher)"] = 5
+    teacher_epochs: Annotated[int, Ge(1), "epochs after which they are stopped (labels=teacher)"] = 20
 
     def needs(self, problem: Problem) -> Needs:
         return Needs(self.experts, (self.teacher_epochs,)) if self.labels == "teacher" else Needs()

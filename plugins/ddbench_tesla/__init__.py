@@ -40,20 +40,21 @@ class Tesla:
     """
 
     name = "tesla"
-    steps: Annotated[int, Ge(1), "iterations per stage"] = 5000
-    syn_steps: Annotated[int, Ge(1), "student steps per iteration, T"] = 20
+    steps: Annotated[int, Ge(1), "iterations per stage"] = 500
+    syn_steps: Annotated[int, Ge(1), "student steps per iteration, T"] = 10
     span: Annotated[int, Ge(1), "expert epochs between start and target, M"] = 2
     max_start: Annotated[int, Ge(1), "start epochs are drawn from 0..max_start-1"] = 10
-    experts: Annotated[int, Ge(1), "expert trajectories"] = 20
+    experts: Annotated[int, Ge(1), "expert trajectories"] = 10
     batch_syn: Annotated[int | None, Ge(1), "synthetic images per student step; none for all"] = None
-    lr_img: Annotated[float, Gt(0), "outer learning rate of the images"] = 500.0
+    lr_img: Annotated[float, Gt(0), "outer learning rate of the images"] = 100.0
     lr_lr: Annotated[float, Ge(0), "outer learning rate of the student lr"] = 1e-5
     lr_label: Annotated[float, Ge(0), "outer learning rate of label logits (labels=learned)"] = 2.0
-    lr_init: Annotated[float, Gt(0), "initial student lr, beta_0"] = 0.01
+    lr_init: Annotated[float, Gt(0), "initial student lr, beta_0"] = 0.03
     momentum: Annotated[float, Ge(0), "outer momentum of images and student lr"] = 0.5
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "teacher"
+    teacher_epochs: Annotated[int | None, Ge(1), "epochs of the experts that label; none: where segments end"] = None
     relabel: Annotated[bool, "teacher labels anew in every iteration, as TESLA's code does"] = False
-    clip: Annotated[float | None, Gt(0), "bound of the image gradient, times its running mean"] = None
+    clip: Annotated[float | None, Gt(0), "bound of the image gradient, times its running mean"] = 2.0
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
     augment: Annotated[bool, "DSA in the student's steps"] = True
     curvature: Annotated[Literal["zero", "exact"], "TESLA's formula, or the true unrolled gradient"] = "zero"

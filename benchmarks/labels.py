@@ -1,0 +1,40 @@
+"""Which labels? ``python benchmarks/labels.py`` prints the table of labels in docs/tesla.md."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from validation import cell, request, table, validation_accuracies
+
+from ddbench.meter import machine
+from ddbench.spec import resolve
+
+KINDS = {
+    "hard": {"matcher__labels": "hard"},
+    "teacher": {"matcher__labels": "teacher"},
+    "teacher, relabelled": {"matcher__labels": "teacher", "matcher__relabel": True},
+    "learned": {"matcher__labels": "learned"},
+}
+
+
+def main() -> None:
+    spec = resolve(request(1)).spec
+    torch.set_num_threads(spec.threads)
+    about = machine("cpu")
+    print(f"{about['device']}, {spec.threads} threads, torch {about['torch']}\n")
+    body = []
+    for name, options in KINDS.items():
+        row = [name]
+        for ipc, scheduler in ((1, "single"), (10, "single"), (10, "pdd")):
+            row.append(cell(validation_accuracies(request(ipc, scheduler, **options), range(3))))
+        body.append(row)
+        print(row, file=sys.stderr)
+    print(table(["labels", "ipc 1, single", "ipc 10, single", "ipc 10, pdd"], body))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""The time of one iteration: TESLA's reverse sweep, and MTT's autograd through the whole unroll."""
+
+from __future__ import annotations
+
+import pytest
+from memory import METHODS, iteration
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_iteration(benchmark, method, steps):
+    benchmark.group = f"one iteration of {steps} student steps"
+    benchmark.extra_info |= {"method": method, "syn_steps": steps}
+    gradient = benchmark.pedantic(iteration(method, steps), rounds=3, warmup_rounds=1)
+    assert gradient.images.isfinite().all()

@@ -186,7 +186,7 @@ class Stage:
         largest = float(candidate.images.abs().max())
         if largest > OUT_OF_RANGE:  # normalisation layers hide it from the loss
             raise DivergedError(
-                f"pixels reached {largest:.3g} (preprocessed ones are of the order of 1) at iteration {self.ledger.step} "
+                f"pixels reached {largest:.3g} (they should be of the order of 1) at iteration {self.ledger.step} "
                 f"of stage {self.index}; try a smaller outer learning rate"
             )
         verdict = judge(

@@ -1,21 +1,21 @@
 """The whole extension API. A plugin is a module (or object) with some of these five functions.
 
     from dataclasses import dataclass
-    from ddbench import Needs, Problem, SyntheticSet, hookimpl
+    from ddbench import SyntheticSet, hookimpl
 
     @dataclass(frozen=True)
-    class FirstImages:
-        "The first images of each class."
-        name = "first"
+    class Fresh:
+        "Real images that no earlier stage took."
+        name = "fresh"
         steps = 0
-        def init(self, problem): return problem.real[torch.cat([m[: problem.ipc] for m in problem.real.members])]
+        def init(self, problem): return problem.sample()
         def step(self, problem, state, k): return state, {}
         def result(self, problem, state): return SyntheticSet(state.images, state.labels)
 
     @hookimpl
-    def register_matchers(register): register(FirstImages)
+    def register_matchers(register): register(Fresh)
 
-and an entry point in its package: ``[project.entry-points.ddbench]  first = "my_package"``.
+and an entry point in its package: ``[project.entry-points.ddbench]  fresh = "my_package"``.
 
 What is registered is the class. Its dataclass fields are its options, ``-o matcher.field=value``, with
 types and bounds (``Annotated[int, Ge(1), "what it is"]``) checked by the harness. ``recipes`` is the path

@@ -141,14 +141,15 @@ def _collect(module: Any, name: str, package: str, version: str) -> list[Plugin]
 
 def _register(kind: str, package: str, version: str, found: list[Plugin]) -> Callable[..., None]:
     def register(cls: type, *, recipes: Path | None = None) -> None:
-        _check(kind, cls)
+        check_class(kind, cls)
         entries = _read_recipes(recipes, cls.name) if recipes else ()  # type: ignore[attr-defined]
         found.append(Plugin(kind, cls.name, cls, package, version, entries))  # type: ignore[attr-defined]
 
     return register
 
 
-def _check(kind: str, cls: Any) -> None:
+def check_class(kind: str, cls: Any) -> None:
+    """Raise ValueError when a class cannot be registered as a plugin of this kind."""
     if not inspect.isclass(cls) or not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(f"register a class decorated with @dataclass(frozen=True), got {cls!r}")
     name = getattr(cls, "name", None)

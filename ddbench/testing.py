@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.autograd import grad
@@ -26,7 +26,7 @@ from torch.func import vmap
 from ddbench import Curriculum, Dataset, Needs, Network, Problem, Seed, SyntheticSet, UsageError
 from ddbench.cache import Cache, digest
 from ddbench.checkpoint import has_nan, load_state, save_state
-from ddbench.plugins import _check as check_class
+from ddbench.plugins import check_class
 from ddbench.plugins import registry
 from ddbench.records import describe, make
 from ddbench.run import build_task
@@ -37,7 +37,6 @@ from ddbench.training import soft_cross_entropy
 
 STEPS = 3  # of a matcher that are taken: enough to stop after each and go on
 DUPLICATES = 0.01  # real data repeat themselves a little; a wrong split repeats much more
-T = TypeVar("T")
 
 
 def toy_task(*, ipc: int = 2, seed: int = 0, folder: Path | None = None) -> Problem:
@@ -175,7 +174,7 @@ def _explained(what: str) -> Iterator[None]:
         raise AssertionError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
-def _steady(work: Callable[[], T], otherwise: str) -> T:
+def _steady(work: Callable[[], Any], otherwise: str) -> Any:
     """What ``work`` gives, twice the same whatever torch, NumPy and ``random`` were seeded with before."""
     with Seed(1).scope():
         first = work()
@@ -272,8 +271,8 @@ class _Trial:
                 _require(bits == trail[call], said)
         result = made.detached()
         _check_set(name, self.problem, result)
-        made.images.untyped_storage().fill_(1)
-        made.labels.untyped_storage().fill_(1)
+        for tensor in (made.images, made.labels):
+            torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).fill_(1)
         apart = not self.method.steps or self._bits(state) == list(trail.values())[-2]  # no step follows a coreset
         _require(apart, f"result() of {name} returns memory of its state, which later steps change; return clones")
         return result

@@ -721,4 +721,4 @@ def test_example_of_the_extension_api_keeps_the_contract():
     example = hookspecs.__doc__.split("functions.\n", 1)[1].split("and an entry point")[0]
     scope = {"torch": torch, "__name__": __name__}
     exec(textwrap.dedent(example), scope)
-    kit.check_matcher(scope["FirstImages"])
+    kit.check_matcher(scope["Fresh"])

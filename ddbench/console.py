@@ -67,6 +67,7 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._tasks: dict[str, TaskID] = {}
+        self._first: dict[str, tuple[float, int]] = {}
         self._last: dict[str, float] = {}
         self._bars: Progress | None = None
 
@@ -105,13 +106,17 @@ class Display:
     def _line(self, event: Event) -> None:
         """Short pieces of work (a lesson, an expert) show only when they last."""
         now = time.monotonic()
-        began = self._last.setdefault(event.what, now)
+        first, first_done = self._first.setdefault(event.what, (now, event.done))
+        said = self._last.setdefault(event.what, now)
         whole = event.what in {"stages", "evaluation", "experts"} and event.done
-        if now - began > _PLAIN_SECONDS or whole:
+        if now - said > _PLAIN_SECONDS or whole:
             self._last[event.what] = now
-            say(f"{event.what} {event.done}/{event.total}  {_numbers(event)}".rstrip())
+            left = (event.total - event.done) * (now - first) / max(1, event.done - first_done)
+            eta = f"{left:.0f} s left" if event.done < event.total and event.done > first_done else ""
+            say("  ".join(part for part in (f"{event.what} {event.done}/{event.total}", _numbers(event), eta) if part))
         if event.done >= event.total:
             self._last.pop(event.what, None)
+            self._first.pop(event.what, None)
 
 
 def _numbers(event: Event) -> str:

@@ -26,8 +26,7 @@ from torch.func import vmap
 from ddbench import Curriculum, Dataset, Needs, Network, Problem, Seed, SyntheticSet, UsageError
 from ddbench.cache import Cache, digest
 from ddbench.checkpoint import has_nan, load_state, save_state
-from ddbench.plugins import check_class
-from ddbench.plugins import registry
+from ddbench.plugins import check_class, registry
 from ddbench.records import describe, make
 from ddbench.run import build_task
 from ddbench.spec import Request, resolve

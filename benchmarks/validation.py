@@ -37,9 +37,12 @@ def validation_accuracies(request: Request, seeds: Iterable[int]) -> list[float]
 
 
 def request(ipc: int, scheduler: str = "single", matcher: str = "tesla", **options: Any) -> Request:
-    """A request on digits: ``matcher__lr_init=0.1`` is ``-o matcher.lr_init=0.1``; four judges per candidate."""
+    """A request on digits: ``matcher__lr_init=0.1`` is ``-o matcher.lr_init=0.1``.
+
+    Candidates are judged once, at the end, by three students for each of two learning rates and their own.
+    """
     flags = tuple((name.replace("__", "."), str(value)) for name, value in options.items())
-    judges = (("protocol.judges", "4"),)
+    judges = (("protocol.judges", "3"), ("protocol.checks", "1"), ("protocol.lrs", "0.01,0.03"))
     return Request(matcher=matcher, scheduler=scheduler, ipc=ipc, flags=judges + flags)
 
 

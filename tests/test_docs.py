@@ -1,0 +1,127 @@
+"""What README and docs say must be so: commands parse, links lead somewhere, the set-up commands are the tested ones."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from ddbench import hookspecs
+from ddbench.cli import cli
+from ddbench.plugins import registry
+from ddbench.spec import GROUPS, PLUGGED, Request, resolve
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/*.md")])
+PAGES = [page for page in PAGES if "node_modules" not in page.parts and ".venv" not in page.parts]
+
+
+def shell_lines(page: Path) -> list[str]:
+    """The lines of a page's shell blocks and inline code that call ddbench, continuation lines joined."""
+    text = page.read_text()
+    blocks = re.findall(r"```(?:sh|console|bash)\n(.*?)```", text, flags=re.S)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    lines = [line.removeprefix("$ ").strip() for line in joined.splitlines()]
+    lines += re.findall(r"(?<!`)`(ddbench [^`]+)`", text)
+    return [part.strip() for line in lines for part in line.split("&&") if re.search(r"\bddbench (\w|-)", part)]
+
+
+def ddbench_words(line: str) -> list[str]:
+    words = shlex.split(line.split("#")[0])
+    start = next(i for i, word in enumerate(words) if word.endswith("ddbench"))
+    return words[start + 1 :]
+
+
+COMMANDS = [(page, line) for page in PAGES for line in shell_lines(page) if not re.search(r"[A-Z]{3,}|\[|\.\.\.", line)]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{p.name}: {c[:60]}" for p, c in COMMANDS])
+def test_commands_in_the_docs_parse(page, line):
+    words = ddbench_words(line)
+    if words[0].startswith("-"):
+        return
+    command = cli.commands[words[0]]
+    try:
+        context = command.make_context(words[0], list(words[1:]))
+    except click.exceptions.Exit:  # --help
+        return
+    for name, _ in context.params.get("options") or ():
+        assert name.split(".")[0] in GROUPS, f"{page.name}: {name}"
+
+
+def test_the_readme_holds_enough_commands_for_the_check_above_to_mean_something():
+    assert len([line for page, line in COMMANDS if page.name == "README.md"]) >= 4
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if " run " in c[1]], ids=lambda value: str(value)[-70:])
+def test_run_commands_in_the_docs_name_plugins_and_options_that_exist(page, line):
+    context = cli.commands["run"].make_context("run", ddbench_words(line)[1:])
+    given = context.params
+    names = {kind: given[kind] for kind in PLUGGED}
+    if any(("dm" in names.values(), "dataset.root" in dict(given["options"]) and page.name == "writing-a-plugin.md")):
+        return  # the guide's own plugin, which tests/test_conformance.py installs
+    flags = tuple(pair for pair in given["options"])
+    assert resolve(Request(**names, ipc=given["ipc"], protocol=given["protocol"], device="cpu", flags=flags)).spec
+
+
+def test_the_set_up_commands_are_the_ones_that_continuous_integration_runs():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    assert "pip install -e '.[dev]' && .venv/bin/pytest\n" in readme
+    assert "-e '.[dev]'\n" in ci
+    assert "\n.venv/bin/pytest\n" in ci
+    assert "pip install . && .venv/bin/ddbench run --matcher tesla --scheduler pdd --ipc 10" in readme
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_hook_is_documented_for_plugin_authors():
+    guide = (ROOT / "docs" / "writing-a-plugin.md").read_text()
+    for hook in hookspecs.HOOKS:
+        assert hook in guide
+        assert getattr(hookspecs, hook).__doc__
+
+
+def test_every_command_stands_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for name in cli.commands:
+        assert f"`ddbench {name}" in readme
+
+
+def test_every_built_in_plugin_has_a_docstring_and_described_options():
+    for plugin in registry().plugins.values():
+        assert plugin.cls.__doc__
+        assert not plugin.cls.__doc__.startswith(plugin.cls.__name__ + "("), (
+            f"{plugin.name} has no docstring of its own"
+        )
+
+
+def test_recipes_name_a_source_and_resolve():
+    for kind in ("matcher", "dataset"):
+        for name in registry().names(kind):
+            for recipe in registry().get(kind, name).recipes:
+                assert recipe.source
+                dataset = recipe.match.get("dataset", "digits")
+                ipc = recipe.match.get("ipc", 1)
+                request = Request(
+                    dataset=dataset if dataset in registry().names("dataset") else "cifar10",
+                    matcher=name if kind == "matcher" else "tesla",
+                    scheduler=recipe.match.get("scheduler", "single"),
+                    ipc=ipc[0] if isinstance(ipc, list) else ipc,
+                    device="cpu",
+                )
+                values = tuple(
+                    (f"{group}.{key}", str(value))
+                    for group, given in recipe.options.items()
+                    for key, value in given.items()
+                    if key != "name"
+                )
+                flagged = Request(**{**vars(request), "flags": values})
+                assert resolve(flagged).spec

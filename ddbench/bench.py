@@ -12,6 +12,7 @@ from ddbench.problem import Needs
 from ddbench.records import label
 from ddbench.results import ordered, rows
 from ddbench.run import Run, Settings, build_task
+from ddbench.sets import Curriculum
 from ddbench.spec import RunSpec, baseline
 
 
@@ -64,6 +65,7 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     """
     task = build_task(spec, dataset)
     stages = spec.scheduler.stages
+    spec.scheduler.next(task, Curriculum())  # raises when the budget cannot be divided
     needs = spec.matcher.needs(task) if hasattr(spec.matcher, "needs") else Needs()
     vector = task.network.length * 4
     images = spec.ipc * task.classes * prod(task.real.shape) * 4

@@ -27,7 +27,7 @@ def load_state(path: Path, device: torch.device) -> tuple[Any, dict[str, Any]]:
     tensors, metadata = load_tensors(path)
     try:
         return _thaw(json.loads(metadata["state"]), tensors, device), json.loads(metadata["notes"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is not a checkpoint of this version ({error}); delete it to start the stage again"
         ) from error
@@ -45,12 +45,12 @@ def _freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
         name = f"t{len(tensors)}"
         tensors[name] = value
         return {"tensor": name, "cpu": value.device.type == "cpu"}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
         parts = {f.name: _freeze(getattr(value, f.name), tensors) for f in dataclasses.fields(value)}
         return {"record": [type(value).__module__, type(value).__qualname__], "fields": parts}
     if isinstance(value, dict):
         return {"dict": [[_freeze(k, tensors), _freeze(v, tensors)] for k, v in value.items()]}
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return {type(value).__name__: [_freeze(v, tensors) for v in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}

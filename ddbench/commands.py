@@ -130,11 +130,16 @@ def recorded_spec(folder: Path) -> RunSpec:
 
 def resume(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> tuple[RunSpec, Path]:
     """The spec of an existing run and the folder it is in; flags that would change it are refused."""
+    from ddbench.cache import read_json
     from ddbench.results import find_run
     from ddbench.spec import altered, differences
 
-    folder = find_run(name, out)
-    spec = recorded_spec(folder)
+    folder = find_run(name, out).resolve()
+    spec, written = recorded_spec(folder), read_json(folder / "spec.json")
+    if edited := differences(written, spec.record()):
+        raise UsageError(f"{folder} cannot be resumed: its spec.json and this ddbench differ ({'; '.join(edited)})")
+    if spec.folder != folder.name:
+        raise UsageError(f"{folder} cannot be resumed: its spec.json was changed, it is now that of {spec.folder}")
     changed = differences(spec.record(), altered(spec.record(), changes, flags))
     if changed:
         raise UsageError(

@@ -76,6 +76,11 @@ class Preprocessing:
         named = {"mean": self.mean, "std": self.std, "whiten": self.whiten}
         return {name: value for name, value in named.items() if value is not None}
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the kind and the tensors, to the last bit."""
+        return digest([self.kind, *(digest(t.cpu().numpy().tobytes()) for t in self.tensors().values())])
+
     @classmethod
     def fit(cls, pixels: Tensor, *, zca: bool = False, eps: float = 0.1) -> Preprocessing:
         """Statistics of ``pixels`` in [0, 1], in float64 over blocks, so memory stays bounded.

@@ -20,7 +20,11 @@ from ddbench.training import Student, predict
 
 def accuracy(network: Network, vector: Tensor, data: RealData) -> float:
     """The share of ``data`` that a student gets right."""
-    logits, targets = predict(network, vector, data)
+    return share_right(*predict(network, vector, data))
+
+
+def share_right(logits: Tensor, targets: Tensor) -> float:
+    """The share of rows whose largest logit ``(n, k)`` is that of the target ``(n,)``."""
     return float((logits.argmax(1) == targets).double().mean())
 
 
@@ -84,7 +88,7 @@ def grade(
         student = Student(network.init(seed / i / "init"))
         vector = teach(network, student, curriculum, teaching, seed / i).vector
         logits, targets = predict(network, vector, test)
-        yield {name: metric(logits, targets) for name, metric in metrics.items()}
+        yield {"accuracy": share_right(logits, targets)} | {name: m(logits, targets) for name, m in metrics.items()}
         report("evaluation", i + 1, students)
 
 

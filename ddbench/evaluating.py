@@ -11,11 +11,11 @@ from ddbench.errors import UsageError
 from ddbench.files import Distilled
 from ddbench.grading import Evaluation, evaluate
 from ddbench.plugins import registry
-from ddbench.protocols import Protocol, named
+from ddbench.protocols import Protocol, altered, named
 from ddbench.records import make
 from ddbench.results import graded, ordered, rows
 from ddbench.run import with_augment
-from ddbench.spec import from_record, pick_device, split_flags
+from ddbench.spec import pick_device, split_flags
 
 
 @dataclass(frozen=True)
@@ -67,36 +67,27 @@ def evaluate_file(path: Path, options: EvalOptions) -> dict[str, Any]:
 
 def _plan(distilled: Distilled, options: EvalOptions) -> tuple[Evaluation, int, int]:
     """The evaluation that the file describes, with what the options change."""
-    spec = from_record(distilled.about["spec"])
+    spec = distilled.about["spec"]
     given = split_flags(options.flags)
     if wrong := set(given) - {"dataset", "network", "protocol"}:
         raise UsageError(f"eval takes options of dataset, network and protocol, not of {', '.join(sorted(wrong))}")
-    source = spec.dataset
-    if options.dataset or "dataset" in given:
-        name = options.dataset or source.name
-        held = distilled.about["spec"]["dataset"]["options"] if name == source.name else {}
-        source = make(registry().get("dataset", name).cls, held | given.get("dataset", {}), "dataset")
+    source = _plugin("dataset", spec["dataset"], options.dataset, given)
     if options.network or "network" in given:
-        name = options.network or spec.network.name
-        held = distilled.about["spec"]["network"]["options"] if name == spec.network.name else {}
-        network = make(registry().get("network", name).cls, held | given.get("network", {}), "network")
-        distilled = replace(distilled, network=network)
+        distilled = replace(distilled, network=_plugin("network", spec["network"], options.network, given))
     dataset = source.load()
-    protocol = spec.protocol
+    protocol = make(Protocol, spec["protocol"], "protocol")
     if options.protocol or "protocol" in given:
         base = named(options.protocol) if options.protocol else protocol
-        protocol = _protocol(base, given.get("protocol", {}))
+        protocol = altered(base, given.get("protocol", {}))
         images = sum(len(s) for s in distilled.curriculum.sets)
         teaching = protocol.evaluation(images, len(distilled.curriculum.phases))
         distilled = replace(distilled, teaching=with_augment(teaching, dataset.augment))
-    seed = spec.seed if options.seed is None else options.seed
+    seed = spec["seed"] if options.seed is None else options.seed
     plan = Evaluation(distilled, dataset, protocol, options.students, pick_device(options.device))
-    return plan, seed, spec.threads
+    return plan, seed, spec["threads"]
 
 
-def _protocol(base: Protocol, flags: dict[str, str]) -> Protocol:
-    from ddbench.records import options as fields_of
-
-    if not flags:
-        return base
-    return make(Protocol, fields_of(base) | flags | {"name": f"{base.name}-custom"}, "protocol")
+def _plugin(kind: str, recorded: dict[str, Any], name: str | None, given: dict[str, dict[str, str]]) -> Any:
+    """The recorded dataset or network, or another by name, with the options given."""
+    held = recorded["options"] if name in (None, recorded["name"]) else {}
+    return make(registry().get(kind, name or recorded["name"]).cls, held | given.get(kind, {}), kind)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ddbench.cache import digest
 from ddbench.data import Dataset, Preprocessing
 from ddbench.errors import DataError
 from ddbench.networks import Network
@@ -44,7 +45,7 @@ class Distilled:
         sets = []
         for j, s in enumerate(self.curriculum.sets):
             tensors |= {f"set{j}.images": s.images, f"set{j}.labels": s.labels}
-            sets.append({"lr": s.lr, "label_kind": s.label_kind, "label_type": s.label_type, "digest": s.digest})
+            sets.append({"lr": s.lr, "label_kind": s.label_kind, "label_type": s.label_type})
         document = {
             "format": FORMAT,
             "sets": sets,
@@ -61,6 +62,7 @@ class Distilled:
             },
             "about": self.about,
         }
+        document["sha256"] = _digest(document, tensors)
         save_tensors(path, tensors, {"ddbench": json.dumps(document, sort_keys=True, allow_nan=False)})
 
     @classmethod
@@ -69,15 +71,18 @@ class Distilled:
         tensors, metadata = load_tensors(path)
         if "ddbench" not in metadata:
             raise DataError(f"{path} is a safetensors file, but not one that ddbench wrote: it describes no set")
-        document = json.loads(metadata["ddbench"])
-        if document["format"] > FORMAT or document["decoder"] != "identity":
-            raise DataError(
-                f"{path} was written by a newer ddbench (format {document['format']}); update ddbench to read it"
-            )
         try:
-            return cls._read(document, tensors)
-        except KeyError as error:
-            raise DataError(f"{path} is incomplete: it lacks {error}") from error
+            document = json.loads(metadata["ddbench"])
+            if document["format"] > FORMAT or document["decoder"] != "identity":
+                raise DataError(
+                    f"{path} was written by a newer ddbench (format {document['format']}); update ddbench to read it"
+                )
+            recorded, made = document.pop("sha256"), cls._read(document, tensors)
+            if recorded != _digest(document, tensors):
+                raise DataError(f"{path} is damaged: its content does not have the recorded digest")
+            return made
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path} is incomplete or damaged ({type(error).__name__}: {error})") from error
 
     @classmethod
     def _read(cls, document: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Distilled:
@@ -90,8 +95,8 @@ class Distilled:
                 notes["label_kind"],
                 notes["label_type"],
             )
-            if not s.finite() or s.digest != notes["digest"]:
-                raise DataError(f"set {j} of the file is damaged: its content does not have the recorded digest")
+            if not s.finite():
+                raise DataError(f"set {j} of the file holds numbers that are not finite")
             sets.append(s)
         parts = {n.removeprefix("preprocessing."): t for n, t in tensors.items() if n.startswith("preprocessing.")}
         training = document["training"]
@@ -129,6 +134,12 @@ class Distilled:
                 f"the set has images of {self.shape} (c, h, w), but dataset {dataset.name!r} has "
                 f"{dataset.test.shape}; load it at that size (-o dataset.size={self.shape[1]})"
             )
+
+
+def _digest(document: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """sha256 over everything in the file: safetensors itself does not notice a flipped bit."""
+    contents = {name: digest(t.detach().cpu().contiguous().numpy().tobytes()) for name, t in tensors.items()}
+    return digest([json.loads(json.dumps(document)), contents])
 
 
 def _few(names: tuple[str, ...]) -> str:

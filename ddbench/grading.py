@@ -45,6 +45,8 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
         "sets": [s.digest for s in distilled.curriculum.sets],
         "phases": distilled.curriculum.phases,
         "test": plan.dataset.test.digest,
+        "preprocessing": distilled.preprocessing.digest,
+        "trainer": TRAINER_VERSION,
         "network": network.identity,
         "protocol": options(plan.protocol),
         "training": [options(distilled.teaching.recipe), distilled.teaching.steps, distilled.teaching.phases],

@@ -117,7 +117,7 @@ class Registry:
         try:
             found = _collect(entry.load(), entry.name, package, version)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - any failure of a plugin is its own
-            reason = f"{type(error).__name__}: {error}".split("\n")[0]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.broken.append(Broken(entry.name, package, reason))
             return
         for plugin in found:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
+from ddbench.cache import digest
 from ddbench.errors import UsageError, did_you_mean
+from ddbench.records import make, options
 from ddbench.starts import Teaching
 from ddbench.training import Recipe
 
@@ -68,6 +70,14 @@ PROTOCOLS = {
         name="pdd-paper", epochs=501, start_epochs=1001, lrs=(), schedule="step", carry=True, judges=5
     ),
 }
+
+
+def altered(base: Protocol, flags: dict[str, Any]) -> Protocol:
+    """The protocol with other options, and another name: other rules must not pass under the same one."""
+    if not flags:
+        return base
+    made = make(Protocol, options(base) | flags, "protocol")
+    return replace(made, name=f"{base.name}-custom-{digest(options(made))[:6]}")
 
 
 def named(name: str) -> Protocol:

@@ -25,6 +25,8 @@ def find_run(name: str, out: Path) -> Path:
     """A run by its folder, its name in ``out``, or the start or end of that name (its key)."""
     if (Path(name) / "spec.json").exists():
         return Path(name)
+    if exact := [f for f in run_folders(out) if f.name == name]:
+        return exact[0]
     matches = [f for f in run_folders(out) if f.name == name or f.name.startswith(name) or f.name.endswith(name)]
     if len(matches) == 1:
         return matches[0]
@@ -66,6 +68,7 @@ def graded(evaluation: dict[str, Any]) -> dict[str, Any]:
     others = {name for student in evaluation["students"] for name in student} - {"accuracy"}
     means = {f"{name}_mean": mean(s[name] for s in evaluation["students"]) for name in sorted(others)}
     about = {name: evaluation[name] for name in ("network", "protocol", "dataset", "dataset_digest")}
+    about |= {} if evaluation["complete"] else {"status": "evaluating"}
     return about | means | {"accuracy_mean": mean(scores), "accuracy_std": pstdev(scores), "n": len(scores)}
 
 

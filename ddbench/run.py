@@ -81,6 +81,7 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """Distil, evaluate, and return the result; whatever is finished already is not done again."""
+        self._check_task()
         with lock(self.folder / ".lock", wait=False):
             self._check_spec()
             torch.set_num_threads(self.spec.threads)
@@ -91,15 +92,24 @@ class Run:
                 self._evaluate()
             return result
 
+    def _check_task(self) -> None:
+        """Refuse what cannot be done before anything is written: a budget, stages, or a network that do not fit."""
+        task = build_task(self.spec, self.dataset)
+        self.spec.scheduler.next(task, Curriculum())
+        assert task.network.parameters
+
     def _check_spec(self) -> None:
-        """A folder belongs to one spec; resuming it under another is refused with the difference."""
-        path, record = self.folder / "spec.json", self.spec.record()
-        if not path.exists():
-            write_json(path, record)
-        changed = differences(read_json(path), record)
+        """A folder belongs to one spec and one dataset; going on under another is refused with the difference."""
+        data = {"name": self.dataset.name, "digest": self.dataset.digest}
+        changed = []
+        for name, record in (("spec.json", self.spec.record()), ("dataset.json", data)):
+            path = self.folder / name
+            if not path.exists():
+                write_json(path, record)
+            changed += differences(read_json(path), record)
         if changed:
             raise UsageError(
-                f"{self.folder} was started with another spec ({'; '.join(changed)}); "
+                f"{self.folder} was started with another spec or other data ({'; '.join(changed)}); "
                 "undo the change to go on with it, or give another --out to start afresh"
             )
 
@@ -194,8 +204,9 @@ class Run:
         }
 
     def _result(self, status: str, began: float, stages: list[Any], contents: dict[str, Any]) -> dict[str, Any]:
-        names = ("spec.json", "distilled.safetensors", "preview.png", "metrics.jsonl")
-        present = [self.folder / name for name in names if (self.folder / name).exists()]
+        names = ("spec.json", "dataset.json", "preview.png", "metrics.jsonl")
+        sets = ("distilled.safetensors", "last_good.safetensors")
+        present = [self.folder / name for name in (*names, *sets) if (self.folder / name).exists()]
         peaks = [note["peak_bytes"] for note in stages]
         return {
             "status": status,

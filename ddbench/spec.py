@@ -15,6 +15,7 @@ from ddbench.cache import digest
 from ddbench.errors import UsageError, did_you_mean
 from ddbench.plugins import Plugin, RecipeEntry, registry
 from ddbench.protocols import Protocol, named
+from ddbench.protocols import altered as renamed
 from ddbench.records import describe, make, options
 from ddbench.training import TRAINER_VERSION, Recipe
 
@@ -250,10 +251,11 @@ def _fill(
         )
     values |= flags
     origin |= dict.fromkeys(flags, "flag")
-    if group == "protocol" and flags:
-        values["name"] = f"{values['name']}-custom"  # other rules must not pass under the same name
     cls: Any = plugin.cls if plugin else type(base)
     made = make(cls, values, group)
+    if group == "protocol":
+        own = {name: value for name, value in values.items() if name not in flags}
+        made = renamed(make(Protocol, own, group), flags)
     for f in fields(cls):
         origins[f"{group}.{f.name}"] = (getattr(made, f.name), origin.get(f.name, "default"))
     return made

@@ -131,8 +131,7 @@ class Stage:
                 if k == steps:
                     return
                 whole = False
-                with (self.seed / "step" / k).scope():
-                    state, numbers = self.matcher.step(self.problem, state, k)
+                state, numbers = self._step(state, k)
                 whole = True
                 shown = self._note(numbers, k, stream)
                 self.ledger.step = k + 1
@@ -143,6 +142,13 @@ class Stage:
             if whole:
                 self._save(state, stream)
             raise
+
+    def _step(self, state: Any, k: int) -> tuple[Any, dict[str, Any]]:
+        with (self.seed / "step" / k).scope():
+            try:
+                return self.matcher.step(self.problem, state, k)
+            except DivergedError as error:
+                raise DivergedError(f"at iteration {k} of stage {self.index}, {error}") from error
 
     def _tick(self) -> None:
         """Add the time since the last tick to the cost of distilling."""

@@ -166,7 +166,11 @@ class Experts:
         wanted = set(snapshots)
         if self.recipe.steps is not None:
             raise UsageError("an expert recipe counts epochs, whose ends are the snapshots; leave experts.steps alone")
-        if max(wanted, default=0) > (self.recipe.epochs or 1):
+        if self.recipe.epochs is None and self.recipe.schedule != "constant":
+            raise UsageError(
+                f"experts with a {self.recipe.schedule} schedule need to know their epochs; set experts.epochs"
+            )
+        if self.recipe.epochs is not None and max(wanted, default=0) > self.recipe.epochs:
             raise UsageError(
                 f"snapshot {max(wanted)} asked for, but experts train for {self.recipe.epochs} epochs; set "
                 f"-o experts.epochs={max(wanted)} or more"
@@ -232,7 +236,7 @@ class Experts:
         try:
             if epoch < last:
                 fit(
-                    network, student, self.real, self.recipe, seed,
+                    network, student, self.real, replace(self.recipe, epochs=self.recipe.epochs or last), seed,
                     first_epoch=epoch, stop_epoch=last, on_epoch=on_epoch, what=f"expert {index}",
                 )  # fmt: skip
         except DDBenchError:

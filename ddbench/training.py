@@ -114,11 +114,7 @@ def fit(
             for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = rule.init(parameters)
-                batch = source[rows]
-                images = augment.draw(len(rows))(batch.images)
-                leaf = parameters.requires_grad_()
-                logits, buffers = network.apply_with_buffers(torch.cat([leaf, buffers]), images)
-                g = grad(soft_cross_entropy(logits, batch.labels), leaf)[0]
+                g, buffers = _gradient(network, parameters, buffers, source[rows], augment)
                 with torch.no_grad():
                     parameters, state = rule.update(parameters.detach(), state, g, recipe.rate(step, total, rate))
                 step += 1
@@ -126,6 +122,16 @@ def fit(
             on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))
         report(what, step, last)
     return Student(torch.cat([parameters, buffers]), state)
+
+
+def _gradient(
+    network: Network, parameters: Tensor, buffers: Tensor, batch: Examples, augment: DSA
+) -> tuple[Tensor, Tensor]:
+    """The loss's gradient on an augmented batch, and the batch-norm buffers after it."""
+    images = augment.draw(len(batch))(batch.images)
+    leaf = parameters.requires_grad_()
+    logits, buffers = network.apply_with_buffers(torch.cat([leaf, buffers]), images)
+    return grad(soft_cross_entropy(logits, batch.labels), leaf)[0], buffers
 
 
 @torch.no_grad()

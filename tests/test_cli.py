@@ -11,14 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from tiny import THREAD, artefacts, command_in, ddbench, words
 
 from ddbench.cache import lock, read_json
 from ddbench.plugins import RecipeEntry, registry
-from tiny import THREAD, artefacts, command_in, ddbench, words
 
 FIELDS = {
     "dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "selection", "label_type",
@@ -70,7 +70,7 @@ def light(*arguments: str) -> tuple[int, str, set[str]]:
         "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
         "print('\\nMODULES', *sorted({m.split('.')[0] for m in sys.modules}))\nsys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True, check=False)
     text, _, modules = done.stdout.partition("\nMODULES")
     return done.returncode, text, set(modules.split())
 
@@ -231,7 +231,7 @@ def test_a_dry_run_tells_where_each_value_comes_from_and_does_nothing(with_recip
     assert "recipe" in options["matcher.lr_img"]["from"]
     assert "a paper" in options["matcher.lr_img"]["from"]
     assert "verified" in options["matcher.lr_img"]["from"]
-    assert options["matcher.momentum"] == {"value": 0.5, "from": "default"}
+    assert options["matcher.augment"] == {"value": True, "from": "default"}
     assert answer.json["forecast"]["experts"] == 7
     assert answer.json["forecast"]["iterations"] > 0
     assert any("disk" in name for name in answer.json["forecast"])
@@ -472,21 +472,9 @@ def test_a_diverged_run_exits_1_with_the_iteration_and_advice_and_keeps_its_stat
     assert artefacts(folder) == before
 
 
-def test_a_dead_student_lr_ends_the_run_as_diverged_with_the_iteration(tmp_path):
-    options = {"matcher__lr_lr": 1e6, "matcher__steps": 150, "matcher__syn_steps": 1, "matcher__lr_init": 0.5}
-    answer = ddbench("run", *words("tesla", **options), *ALONE, "--out", tmp_path / "runs", "--json")
-    assert answer.code == 1
-    (row,) = answer.json
-    assert row["status"] == "diverged"
-    assert "lr" in row["error"]
-    assert "iteration" in row["error"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["run", "experts", "eval"])
-def test_an_interrupted_command_exits_130_and_says_how_to_go_on(
-    shop, at_home, tmp_path, monkeypatch, number, command
-):
+def test_an_interrupted_command_exits_130_and_says_how_to_go_on(shop, at_home, tmp_path, monkeypatch, number, command):
     from ddbench.console import Display
 
     show = Display.__call__
@@ -512,6 +500,21 @@ def test_an_interrupted_command_exits_130_and_says_how_to_go_on(
     for left in (at_home / the_run(at_home) / "evaluations").glob("*.json"):
         if read_json(left)["n"] == 7:
             left.unlink()
+
+
+def test_the_first_signal_asks_and_the_second_stops_at_once():
+    from ddbench.errors import InterruptedRun
+    from ddbench.interrupt import Interrupts
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        interrupts.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(InterruptedRun, match="kept"):
+            interrupts.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # ---------------------------------------------------------------------------------------------- eval
@@ -552,7 +555,8 @@ def test_eval_with_other_students_seed_or_network_is_another_evaluation(shop, tm
     other = row("--students", 1, "-o", "network.width=4")
     assert other["network"] == "convnet(width=4)"
     other = row("--students", 1, "-o", "protocol.steps=3")
-    assert (other["steps"], other["protocol"]) == (3, "default-custom-custom")
+    assert other["steps"] == 3
+    assert other["protocol"].startswith("default-custom")
 
 
 def test_eval_of_one_file_by_two_protocols_names_both(shop, tmp_path):
@@ -709,10 +713,10 @@ def test_info_tells_the_recipes_with_source_and_whether_they_are_verified(with_r
 
 def test_info_gives_the_defaults_of_the_fields():
     options = {o["option"]: o for o in ddbench("info", "tesla", "--json").json[0]["options"]}
-    assert options["matcher.syn_steps"]["default"] == 20
+    declared = {f"matcher.{f.name}": f.default for f in fields(registry().get("matcher", "tesla").cls)}
+    assert {name: o["default"] for name, o in options.items()} == declared
     assert options["matcher.syn_steps"]["type"].startswith("int")
-    assert options["matcher.curvature"]["default"] == "zero"
-    assert options["matcher.batch_syn"]["default"] is None
+    assert "ge=1" in options["matcher.syn_steps"]["type"]
 
 
 def test_plugins_lists_all_with_their_packages():

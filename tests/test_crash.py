@@ -6,15 +6,15 @@ import random
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGINT, SIGKILL, SIGTERM
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any
 
 import pytest
+from tiny import Answer, Command, Forks, artefacts, command_in, run, spec, words
 
 from ddbench.cache import file_digest, read_json
 from ddbench.errors import InterruptedRun
 from ddbench.progress import Event, listening
-from tiny import Answer, Command, Forks, artefacts, command_in, run, spec, words
 
 SPAN = {"matcher__steps": 6, "matcher__max_start": 3, "matcher__experts": 3}
 
@@ -214,11 +214,9 @@ class Stopper:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_run_asked_to_stop_at_random_safe_points_ends_with_the_same_bits(
-    undisturbed, tmp_path, monkeypatch, seed
-):
+def test_a_run_asked_to_stop_at_random_safe_points_ends_with_the_same_bits(undisturbed, tmp_path, monkeypatch, seed):
     monkeypatch.setenv("DDBENCH_HOME", str(tmp_path / "home"))
-    made, stopper, done = spec("tesla", "pdd", 3, **{"scheduler__stages": 3}, **SPAN), Stopper(seed, 0.04), False
+    made, stopper, done = spec("tesla", "pdd", 3, scheduler__stages=3, **SPAN), Stopper(seed, 0.04), False
     while not done:
         with suppress(InterruptedRun), listening(stopper):
             run(tmp_path / "runs", made, students=3, seconds=1000)
@@ -240,7 +238,7 @@ def test_a_finished_run_is_neither_recomputed_nor_rewritten(forks, undisturbed, 
 @pytest.mark.parametrize("seconds", [0.0, 1000.0])
 def test_how_often_checkpoints_are_written_changes_nothing(undisturbed, tmp_path, monkeypatch, seconds):
     monkeypatch.setenv("DDBENCH_HOME", str(tmp_path / "home"))
-    run(tmp_path / "runs", spec("tesla", "pdd", 3, **{"scheduler__stages": 3}, **SPAN), students=3, seconds=seconds)
+    run(tmp_path / "runs", spec("tesla", "pdd", 3, scheduler__stages=3, **SPAN), students=3, seconds=seconds)
     assert outcome(tmp_path / "runs") == undisturbed
 
 
@@ -252,7 +250,48 @@ def test_what_a_killed_run_half_wrote_does_not_stay(forks, undisturbed, tmp_path
     assert outcome(tmp_path / "runs") == undisturbed
     left = [p.name for p in (tmp_path / "runs").rglob("*") if p.is_file() and not p.name.startswith(".")]
     assert sorted(left) == sorted(
-        ["spec.json", "result.json", "metrics.jsonl", "distilled.safetensors", "preview.png"]
+        ["spec.json", "dataset.json", "result.json", "metrics.jsonl", "distilled.safetensors", "preview.png"]
         + [p.name for p in (tmp_path / "runs").glob("*/evaluations/*.json")]
         + ["result.json", "result.safetensors"] * 3
     )
+
+
+def test_a_second_process_on_the_same_run_exits_at_once_and_names_the_first(forks, undisturbed, tmp_path):
+    """The first is stopped in the middle of a stage, so only its lock can keep the second out."""
+    first = forks.start(
+        command(tmp_path / "runs"), tmp_path / "home", event="stage 1 distilling", count=2, signal=SIGSTOP
+    )
+    while not list((tmp_path / "runs").glob("*/stage-1/checkpoint.safetensors")):
+        assert first.poll() is None
+    before = artefacts(tmp_path / "runs")
+    second = forks.run(command(tmp_path / "runs"), tmp_path / "home")
+    assert second.code == 1
+    last = second.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert f"process {first.pid}" in last
+    assert artefacts(tmp_path / "runs").keys() >= before.keys()
+    while _state(first.pid) != "T":
+        pass
+    first.signal(SIGCONT)
+    assert first.wait().code == 0
+    assert outcome(tmp_path / "runs") == undisturbed
+
+
+def _state(pid: int) -> str:
+    """The letter that Linux gives to what a process is doing; T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_killed_holder_leaves_no_lock_behind(forks, tmp_path):
+    quick = command(tmp_path / "runs", scheduler__stages=1)
+    killed = forks.run(quick, tmp_path / "home", event="stage 0 distilling", count=3, signal=SIGKILL)
+    assert killed.code == -SIGKILL
+    assert forks.run(quick, tmp_path / "home").code == 0
+
+
+def test_two_runs_share_one_cache_at_the_same_time(forks, undisturbed, tmp_path):
+    """Both want the same experts and lessons; neither trains them over the other's, and both end alike."""
+    started = [forks.start(command(tmp_path / name), tmp_path / "home") for name in ("a", "b")]
+    answers = [process.wait() for process in started]
+    assert [answer.code for answer in answers] == [0, 0]
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == undisturbed

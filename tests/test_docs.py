@@ -1,4 +1,4 @@
-"""What README and docs say must be so: commands parse, links lead somewhere, the set-up commands are the tested ones."""
+"""What README and docs say must be so: commands parse, links lead somewhere, set-up is what is tested."""
 
 from __future__ import annotations
 

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from ddbench_networks import ConvNet
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import spec
 from torch import Tensor
 
 from ddbench import Curriculum, Preprocessing, Recipe, SyntheticSet, Teaching
@@ -22,8 +24,6 @@ from ddbench.evaluating import EvalOptions, evaluate_file
 from ddbench.files import FORMAT, Distilled
 from ddbench.tensors import load_tensors, save_tensors
 from ddbench.trajectory import PixelState
-from ddbench_networks import ConvNet
-from tiny import spec
 
 CPU = torch.device("cpu")
 CLASSES = ("cat", "dog", "öre")
@@ -59,7 +59,8 @@ def test_a_set_comes_back_from_its_file_to_the_bit(path):
     assert back.curriculum.phases == made.curriculum.phases
     assert torch.equal(back.preprocessing.mean, made.preprocessing.mean)
     assert torch.equal(back.preprocessing.std, made.preprocessing.std)
-    assert (back.classes, back.shape, back.network, back.teaching) == (CLASSES, (1, 8, 8), ConvNet(width=8), made.teaching)
+    assert (back.classes, back.shape) == (CLASSES, (1, 8, 8))
+    assert (back.network, back.teaching) == (ConvNet(width=8), made.teaching)
     assert back.about == made.about
 
 
@@ -321,10 +322,12 @@ def test_every_kind_of_tensor_comes_back_to_the_bit(tmp_path, tensor):
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 nested = st.recursive(
     plain,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
-    | inner.map(lambda value: Inner(torch.zeros(2), (repr(value),))),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+        | inner.map(lambda value: Inner(torch.zeros(2), (repr(value),)))
+    ),
     max_leaves=12,
 )
 
@@ -358,7 +361,7 @@ def test_what_could_not_be_read_back_is_refused_when_it_is_written(tmp_path, val
     except UsageError:
         return
     back = load_state(tmp_path / "c.safetensors", CPU)[0]["value"]
-    assert tuple(back)[0] == tuple(value)[0]
+    assert repr(tuple(back)) == repr(tuple(value))
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, lambda: 0, b"bytes", torch.nn.Linear(1, 1), complex(1, 2)])

@@ -11,20 +11,21 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from tiny import run, spec
 
 from ddbench.files import Distilled
 from ddbench.results import rows
-from tiny import run, spec
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CASES = {
-    "tesla zero single": ("tesla", "single", {"matcher__curvature": "zero"}),
-    "tesla exact single": ("tesla", "single", {"matcher__curvature": "exact"}),
-    "tesla learned single": ("tesla", "single", {"matcher__labels": "learned", "matcher__batch_syn": 4}),
-    "mtt single": ("mtt", "single", {}),
-    "tesla zero pdd": ("tesla", "pdd", {"matcher__curvature": "zero"}),
-    "mtt pdd": ("mtt", "pdd", {}),
-    "random single": ("random", "single", {}),
+    "tesla zero single": ("tesla", "single", {"matcher__curvature": "zero", "matcher__labels": "teacher"}),
+    "tesla exact single": ("tesla", "single", {"matcher__curvature": "exact", "matcher__labels": "teacher"}),
+    "tesla learned single": ("tesla", "single", {"matcher__curvature": "exact", "matcher__labels": "learned"}),
+    "tesla batched single": ("tesla", "single", {"matcher__batch_syn": 4, "matcher__labels": "hard"}),
+    "mtt single": ("mtt", "single", {"matcher__labels": "hard"}),
+    "tesla zero pdd": ("tesla", "pdd", {"matcher__curvature": "zero", "matcher__labels": "teacher"}),
+    "mtt pdd": ("mtt", "pdd", {"matcher__labels": "hard"}),
+    "random single": ("random", "single", {"matcher__labels": "hard"}),
     "random teacher pdd": ("random", "pdd", {"matcher__labels": "teacher"}),
 }
 

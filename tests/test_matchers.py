@@ -9,6 +9,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from ddbench_baselines.coresets import Random
+from ddbench_baselines.mtt import Mtt
+from ddbench_tesla import Tesla
+from tiny import TRAJECTORY, spec
 
 from ddbench import Curriculum, DivergedError, Problem, SyntheticSet
 from ddbench.run import build_task
@@ -25,10 +29,6 @@ from ddbench.trajectory import (
     teacher_labels,
 )
 from ddbench.unroll import Gradient
-from ddbench_baselines.coresets import Random
-from ddbench_baselines.mtt import Mtt
-from ddbench_tesla import Tesla
-from tiny import TRAJECTORY, spec
 
 TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()}
 METHODS = [Tesla(**TINY, labels="hard"), Tesla(**TINY, labels="hard", curvature="exact"), Mtt(**TINY)]

@@ -14,23 +14,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import run, spec
 
 from ddbench import Curriculum, Experts, Preprocessing, RealData, SyntheticSet, teach
 from ddbench.bench import references
 from ddbench.cache import file_digest, read_json
 from ddbench.checkpoint import load_state
-from ddbench.errors import DataError, UsageError
+from ddbench.errors import DataError, InterruptedRun, UsageError
 from ddbench.evaluate import grade, judge
+from ddbench.evaluating import EvalOptions, evaluate_file
 from ddbench.files import Distilled
 from ddbench.grading import ceiling
 from ddbench.preview import preview
 from ddbench.problem import Problem
+from ddbench.progress import Event, listening
 from ddbench.results import rows
 from ddbench.run import Run, Settings, build_task, with_augment
 from ddbench.seeds import Seed
 from ddbench.stage import prepared
 from ddbench.training import Student
-from tiny import run, spec
+from ddbench.trajectory import check_lr
 
 MATCHERS, SCHEDULERS = ("random", "tesla", "mtt"), ("single", "pdd")
 BOTH = [(m, s) for m in MATCHERS for s in SCHEDULERS]
@@ -119,7 +122,7 @@ def test_a_run_folder_holds_what_the_architecture_says(bench, matcher, scheduler
     evaluation = {p for p in found if p.startswith("evaluations/")}
     assert len(evaluation) == 1
     assert found - evaluation == {
-        "spec.json", "result.json", "metrics.jsonl", "distilled.safetensors", "preview.png",
+        "spec.json", "dataset.json", "result.json", "metrics.jsonl", "distilled.safetensors", "preview.png",
         *(f"stage-{j}/{name}" for j in stages for name in ("result.json", "result.safetensors")),
     }  # fmt: skip
 
@@ -128,7 +131,7 @@ def test_a_run_folder_holds_what_the_architecture_says(bench, matcher, scheduler
 def test_the_manifest_has_the_sha256_of_every_artefact(bench, matcher, scheduler):
     folder = bench.folders[matcher, scheduler]
     manifest = read_json(folder / "result.json")["sha256"]
-    assert set(manifest) == {"spec.json", "distilled.safetensors", "preview.png", "metrics.jsonl"}
+    assert set(manifest) == {"spec.json", "dataset.json", "distilled.safetensors", "preview.png", "metrics.jsonl"}
     for name, digest in manifest.items():
         assert file_digest(folder / name) == digest
     for notes in folder.glob("stage-*/result.json"):
@@ -271,9 +274,7 @@ def test_second_stage_experts_begin_at_the_first_stage_students(at_home):
 
 
 def test_mtt_shares_the_experts_of_tesla(at_home):
-    assert (
-        at_home.problems["mtt", "single"][0].experts.folder == at_home.problems["tesla", "single"][0].experts.folder
-    )
+    assert at_home.problems["mtt", "single"][0].experts.folder == at_home.problems["tesla", "single"][0].experts.folder
 
 
 def test_the_final_student_continues_the_second_stage_starts(at_home):
@@ -293,7 +294,7 @@ def test_every_schedule_spends_the_same_number_of_optimiser_steps(at_home, sched
     distilled = Distilled.load(at_home.folders["tesla", scheduler] / "distilled.safetensors")
     problem = at_home.problems["tesla", scheduler][0]
     sizes: list[int] = []
-    count = lambda logits, labels: sizes.append(len(logits)) or -(labels * logits.log_softmax(1)).sum(1).mean()  # noqa: E731
+    count = lambda logits, labels: sizes.append(len(logits)) or -(labels * logits.log_softmax(1)).sum(1).mean()
     with patch("ddbench.training.soft_cross_entropy", count):
         graded_vectors(distilled.curriculum, problem, distilled.teaching, Seed(0), 1)
     assert sizes == {"single": [9] * 12, "pdd": [6] * 6 + [9] * 6}[scheduler]
@@ -565,7 +566,7 @@ def test_cost_is_recorded_for_each_stage(bench):
     for name in ("distil_seconds", "selection_seconds", "expert_seconds"):
         key = name.replace("distil_", "")
         assert result[name] == pytest.approx(sum(stage[key] for stage in result["stages"]))
-        assert result[name] > 0
+        assert all(stage[key] > 0 for stage in result["stages"])
     assert result["peak_bytes"] == max(stage["peak_bytes"] for stage in result["stages"]) > 0
     assert result["image_bytes"] == 9 * 64 * 4
     assert result["machine"]["device"]
@@ -635,6 +636,27 @@ def test_a_folder_is_refused_to_another_spec(at_home, tmp_path):
         run(tmp_path, made)
 
 
+def test_a_run_does_not_go_on_with_other_data_under_the_same_options(at_home, tmp_path):
+    """As when the images in a folder were changed: the spec is the same, the task is not."""
+    made = spec("random", "pdd", 2)
+    changed = spec("random", dataset__seed=1).dataset.load()
+    folder = run(tmp_path / "finished", made)
+    with pytest.raises((DataError, UsageError), match="dat"):
+        run(tmp_path / "finished", made, dataset=changed)
+    begun = tmp_path / "begun" / made.folder
+    with pytest.raises(InterruptedRun), listening(_stop_after_a_stage):
+        run(tmp_path / "begun", made)
+    assert (begun / "stage-0" / "result.json").exists()
+    with pytest.raises((DataError, UsageError), match="dat"):
+        run(tmp_path / "begun", made, dataset=changed)
+    assert read_json(folder / "result.json")["status"] == "ok"
+
+
+def _stop_after_a_stage(event: Event) -> None:
+    if event.what == "stages":
+        raise InterruptedRun("enough")
+
+
 def test_a_damaged_stage_is_named_and_not_built_upon(at_home, tmp_path):
     folder = run(tmp_path, spec("random", "pdd", 2))
     (folder / "result.json").unlink()
@@ -683,6 +705,40 @@ def test_a_run_that_diverges_in_a_later_stage_keeps_the_earlier_ones(at_home, tm
     assert stage_set(folder, 0).finite()
     state = load_state(folder / "stage-1" / "checkpoint.safetensors", torch.device("cpu"))[0]
     assert bool(state["state"].images.isfinite().all())
+
+
+def test_a_divergence_that_a_matcher_reports_is_recorded_with_iteration_and_advice(at_home, tmp_path, monkeypatch):
+    """As of a student lr that died: a plugin cannot know where in the run it is called."""
+    made = spec("tesla", "single", 1)
+
+    def dying(self, problem, state, k):
+        if k == 2:
+            check_lr(1e-9, 0.01)
+        state.images += 1
+        return state, {"loss": 0.5}
+
+    monkeypatch.setattr(type(made.matcher), "step", dying)
+    folder = run(tmp_path, made)
+    (row,) = rows(folder)
+    assert row["status"] == "diverged"
+    assert "the learned student lr went from 0.01 to 1e-09; try" in row["error"]
+    assert "iteration 2 of stage 0" in row["error"]
+
+
+def test_a_diverged_run_keeps_the_best_set_so_far_as_a_file_that_can_be_evaluated(at_home, tmp_path, monkeypatch):
+    made = spec("tesla", "single", 1, protocol__checks=4)
+    genuine = type(made.matcher).step
+
+    def exploding(self, problem, state, k):
+        return genuine(self, problem, state, k)[0], {"loss": float("inf") if k == 2 else 1.0}
+
+    monkeypatch.setattr(type(made.matcher), "step", exploding)
+    folder = run(tmp_path, made)
+    assert rows(folder)[0]["status"] == "diverged"
+    (kept,) = Distilled.load(folder / "last_good.safetensors").curriculum.sets
+    assert kept.finite()
+    row = evaluate_file(folder / "last_good.safetensors", EvalOptions(students=1))
+    assert row["n"] == 1
 
 
 @pytest.mark.parametrize(("values", "expected"), [([1.0, 5e2], "ok"), ([1.0, 2e3], "diverged"), ([1e-9, 0.9], "ok")])

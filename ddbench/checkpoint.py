@@ -50,7 +50,7 @@ def _freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"record": [type(value).__module__, type(value).__qualname__], "fields": parts}
     if isinstance(value, dict):
         return {"dict": [[_freeze(k, tensors), _freeze(v, tensors)] for k, v in value.items()]}
-    if type(value) in (list, tuple):
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return {type(value).__name__: [_freeze(v, tensors) for v in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}

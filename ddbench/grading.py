@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,13 @@ def ceiling(
 ) -> dict[str, Any]:
     """The test accuracy of students trained on the whole training set, cached by what decides it.
 
-    The student lr is selected on validation from the protocol's grid, as for synthetic sets.
+    They take the protocol's passes over the data, and no fewer optimiser steps than students of a synthetic
+    set. The student lr is selected on validation from the protocol's grid, as for synthetic sets.
     """
     train, test = dataset.train.to(device), dataset.test.to(device)
     network = Network(source, train.shape, train.classes, torch.device(device))
-    recipe = replace(protocol.recipe(protocol.ceiling_epochs), augment=augment)
+    epochs = max(protocol.ceiling_epochs, math.ceil((protocol.steps or 0) / math.ceil(len(train) / protocol.batch)))
+    recipe = replace(protocol.recipe(epochs), augment=augment)
     identity = {
         "dataset": dataset.digest, "network": network.identity, "recipe": options(recipe), "lrs": protocol.lrs,
         "students": students, "threads": threads, "trainer": TRAINER_VERSION,
@@ -114,6 +117,6 @@ def ceiling(
     scores = {lr: accuracy(network, train_one(Seed(0) / "ceiling" / "judge", lr), validation) for lr in grid}
     lr = max(grid, key=lambda rate: (scores[rate], -rate))
     graded = [accuracy(network, train_one(Seed(0) / "ceiling" / i, lr), test) for i in range(students)]
-    record = {"accuracies": graded, "lr": lr, "images": len(train), "epochs": protocol.ceiling_epochs}
+    record = {"accuracies": graded, "lr": lr, "images": len(train), "epochs": epochs}
     write_json(path, record)
     return record

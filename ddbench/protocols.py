@@ -38,7 +38,7 @@ class Protocol:
     carry: Annotated[bool, "keep momentum from phase to phase"] = False
     checks: Annotated[int, Ge(1), "checkpoints per stage that are compared on validation"] = 2
     judges: Annotated[int, Ge(1), "students per comparison"] = 2
-    ceiling_epochs: Annotated[int, Ge(1), "passes over the whole training set for the ceiling"] = 30
+    ceiling_epochs: Annotated[int, Ge(1), "passes over the training set for the ceiling; at least N steps"] = 30
 
     def recipe(self, epochs: int | None = None) -> Recipe:
         """The recipe of one phase; :class:`Teaching` fills in its share of the steps."""

@@ -29,9 +29,7 @@ def main() -> None:
     print(f"{about['device']}, {spec.threads} threads, torch {about['torch']}\n")
     body = []
     for name, options in KINDS.items():
-        row = [name]
-        for ipc in (1, 10):
-            row.append(cell(validation_accuracies(request(ipc, **options), range(3))))
+        row = [name, *(cell(validation_accuracies(request(ipc, **options), range(3))) for ipc in (1, 10))]
         body.append(row)
         print(row, file=sys.stderr)
     print(table(["labels", "ipc 1", "ipc 10"], body))

@@ -37,9 +37,33 @@ def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The columns that people read, as text."""
     text = pd.DataFrame(index=table.index)
+    records = table.to_dict("records")
     for column, title in _SHOWN.items():
-        text[title] = [_cell(column, row) for row in table.to_dict("records")]
+        text[title] = [_cell(column, row) for row in records]
+    text["matcher"] = [f"{cell}{words}" for cell, words in zip(text["matcher"], _differences(records), strict=True)]
     return text
+
+
+def _differences(records: list[dict[str, Any]]) -> list[str]:
+    """For each row, the options that set it apart from others of its method: `` (curvature=exact)``.
+
+    Options that have a column of their own are left out.
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in records:
+        given = row.get("options")
+        row["_options"] = given if isinstance(given, dict) else {}
+        groups.setdefault(tuple(str(row[c]) for c in ("dataset", "matcher", "scheduler", "ipc")), []).append(row)
+    words = []
+    for row in records:
+        others = groups[tuple(str(row[c]) for c in ("dataset", "matcher", "scheduler", "ipc"))]
+        apart = [
+            f"{name.removeprefix('matcher.')}={value}"
+            for name, value in row["_options"].items()
+            if name != "matcher.labels" and any(other["_options"].get(name, value) != value for other in others)
+        ]
+        words.append(f" ({', '.join(apart)})" if apart else "")
+    return words
 
 
 def _cell(column: str, row: dict[str, Any]) -> str:
@@ -70,7 +94,7 @@ def render(table: pd.DataFrame, form: str) -> str:
     if form == "json":
         return table_json(table)
     if form == "csv":
-        return table.to_csv(index=False, lineterminator="\n")
+        return table.drop(columns="options", errors="ignore").to_csv(index=False, lineterminator="\n")
     text = shown(table) if not table.empty else pd.DataFrame(columns=list(_SHOWN.values()))
     if form == "md":
         return _markdown(list(text.columns), text.to_numpy().tolist())

@@ -52,6 +52,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         "label_type": result.get("label_type", spec["matcher"]["options"].get("labels")),
         "run": folder.name,
         "device": result.get("machine", {}).get("device"),
+        "options": _options(spec),
         "accuracy_mean": None,
         "accuracy_std": None,
         "n": 0,
@@ -61,6 +62,13 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     base |= {name: result.get(name) for name in kept}
     evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
     return [ordered(base | graded(e)) for e in evaluations if e["students"]] or [ordered(base)]
+
+
+def _options(spec: dict[str, Any]) -> dict[str, Any]:
+    """The options of matcher, scheduler and experts, ``group.name`` to value."""
+    groups = {kind: spec[kind].get("options", {}) for kind in ("matcher", "scheduler")}
+    groups["experts"] = spec.get("experts", {})
+    return {f"{group}.{name}": value for group, given in groups.items() for name, value in given.items()}
 
 
 def graded(evaluation: dict[str, Any]) -> dict[str, Any]:

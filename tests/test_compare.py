@@ -231,3 +231,16 @@ def test_names_from_elsewhere_cannot_write_to_the_terminal(capsys):
     assert "\x07" not in shown
     assert "\u202e" not in shown
     assert "[bold]plain[/]" in shown
+
+
+def test_rows_of_one_method_say_in_which_options_they_differ():
+    base = {"dataset": "d", "matcher": "tesla", "scheduler": "single", "network": "n", "ipc": 1, "protocol": "default",
+            "label_type": "hard", "accuracy_mean": 0.5, "accuracy_std": 0.1, "n": 5, "status": "ok"}  # fmt: skip
+    rows = [
+        ordered(
+            base | {"seed": seed, "options": {"matcher.curvature": curvature, "matcher.labels": "hard", "matcher.T": 3}}
+        )
+        for seed, curvature in ((0, "zero"), (1, "exact"))
+    ]
+    assert list(compare.shown(compare.frame(rows))["matcher"]) == ["tesla (curvature=zero)", "tesla (curvature=exact)"]
+    assert list(compare.shown(compare.frame(rows[:1]))["matcher"]) == ["tesla"]

@@ -154,4 +154,4 @@ class Pool:
         """``into[i] += rows`` for the new rows of ``index``; frozen rows are dropped."""
         offset = len(self.frozen) if self.frozen else 0
         fresh = index >= offset
-        into.index_add_(0, index[fresh] - offset, rows[fresh])
+        into.index_add_(0, (index[fresh] - offset).to(into.device), rows[fresh])

@@ -518,7 +518,13 @@ def test_the_ceiling_is_trained_once_and_then_read(at_home, tmp_path, monkeypatc
     monkeypatch.setattr("ddbench.grading.fit", never)
     assert top() == first
     with pytest.raises(AssertionError, match="trained again"):
-        ceiling(dataset, made.network, replace(made.protocol, ceiling_epochs=3), dataset.augment, 2, "cpu", 1)
+        ceiling(dataset, made.network, replace(made.protocol, ceiling_epochs=20), dataset.augment, 2, "cpu", 1)
+
+
+def test_the_ceiling_takes_no_fewer_steps_than_students_of_a_synthetic_set(at_home):
+    made, dataset = spec("random", "single", 1, protocol__steps=7), spec("random").dataset.load()
+    top = ceiling(dataset, made.network, made.protocol, dataset.augment, 1, "cpu", 1)
+    assert top["epochs"] == 7  # one batch holds the whole training set
 
 
 def test_the_ceiling_row_stands_above_the_run(at_home, tmp_path):

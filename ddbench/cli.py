@@ -227,4 +227,10 @@ def main() -> None:
 
         console.fail(str(error))
         code = error.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written: nothing finished is lost
+        from ddbench import console
+
+        where = f" ({error.filename})" if error.filename else ""
+        console.fail(f"{error.strerror or error}{where}; mend that and run the same command again")
+        code = 3
     sys.exit(code if isinstance(code, int) else 0)

@@ -18,6 +18,7 @@ import pytest
 from tiny import THREAD, artefacts, command_in, ddbench, words
 
 from ddbench.cache import lock, read_json
+from ddbench.cli import main
 from ddbench.plugins import RecipeEntry, registry
 
 FIELDS = {
@@ -781,3 +782,17 @@ def test_experts_of_a_matcher_without_any_are_none(tmp_path):
     assert answer.code == 0
     assert "needs no experts" in answer.err
     assert not (tmp_path / "experts").exists()
+
+
+def test_a_disk_that_is_full_is_one_sentence(monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "runs/metrics.jsonl")
+
+    monkeypatch.setattr("ddbench.commands.run", full)
+    monkeypatch.setattr("sys.argv", ["ddbench", "run", "--dataset", "toy", "-q"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 3
+    said = capsys.readouterr().err
+    assert "No space left on device (runs/metrics.jsonl)" in said
+    assert "Traceback" not in said

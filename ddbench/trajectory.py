@@ -141,6 +141,8 @@ def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
 
 def buffers(problem: Problem, expert: int, epoch: int) -> Tensor:
     """The batch-norm buffers of an expert's snapshot; empty for networks without."""
+    if problem.network.length == problem.network.parameters:
+        return torch.empty(0, device=problem.network.device)  # nothing to read from the file, in every step
     return problem.experts.snapshot(expert, epoch)[problem.network.parameters :]
 
 

@@ -1,8 +1,19 @@
-"""DSA: differentiable siamese augmentation (Zhao & Bilen, ICML 2021), drawn apart from being applied.
+"""Differentiable augmentation, drawn apart from being applied: DSA's and IDC's.
 
-Mode S: one operation is drawn for the whole batch, its parameters for each image (or one set for all,
-siamese). ``draw`` gives a :class:`Draw` that can be applied again and again, so that both passes of an
-unrolled gradient see the same images. Draws come from torch's CPU generator, on any device.
+| strategy | what one draw applies to a batch |
+| --- | --- |
+| ``color_crop_flip`` | one of the named operations: mode S of DSA (Zhao & Bilen, ICML 2021) |
+| ``diffaug:color_crop_flip`` | those named, one after the other: DiffAug of IDC (Kim et al., ICML 2022) |
+
+IDC's order is flip, colours, one of crop, scale and rotate (drawn for the batch), cutout. Parameters are
+drawn for each image, or once for all (siamese). ``draw`` gives a :class:`Draw` that can be applied again and
+again, so that both passes of an unrolled gradient see the same images, and so do real and synthetic ones.
+Draws come from torch's CPU generator, on any device.
+
+Operations act on images as networks see them, normalised or whitened; the pipelines of DSA, MTT and IDC
+normalise before they augment, too. Brightness therefore moves by up to half a standard deviation, the zeros
+that come in from outside are the mean colour, and nothing is clamped, which would kill gradients. A method
+whose own images are pixels in [0, 1], as IDC's are, normalises them before it applies a draw.
 """
 
 from __future__ import annotations
@@ -17,14 +28,21 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from ddbench.errors import UsageError
 
-# The published strengths (methods in DC, DSA, MTT, TESLA, PDD).
+# The published strengths (methods in DC, DSA, MTT, TESLA, PDD and IDC).
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 CROP_PAD, CUTOUT, SCALE, ROTATE = 0.125, 0.5, 1.2, 15.0
+
+COMPOSED = "diffaug:"
+COLOURS, SPATIAL = ("color", "brightness", "saturation", "contrast"), ("crop", "scale", "rotate")
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One drawn augmentation: an operation and its parameters, a row for each image of a batch."""
+    """One drawn augmentation: an operation, or several in order (``flip_color``), and their parameters.
+
+    The parameters of all operations stand side by side, ``(n, p)``, a row for each image of a batch.
+    A single row serves batches of any size, all images alike.
+    """
 
     operation: str
     parameters: Tensor
@@ -33,7 +51,11 @@ class Draw:
         """Apply to images ``(n, c, h, w)``, differentiably."""
         if self.operation == "none":
             return images
-        return _OPERATIONS[self.operation].apply(images, self.parameters.to(images.device, images.dtype))
+        parameters = self.parameters.to(images.device, images.dtype).expand(len(images), -1)
+        operations = [_OPERATIONS[name] for name in self.operation.split("_")]
+        for operation, own in zip(operations, parameters.split([o.width for o in operations], 1), strict=True):
+            images = operation.apply(images, own)
+        return images
 
 
 NO_DRAW = Draw("none", torch.empty(0))
@@ -41,7 +63,7 @@ NO_DRAW = Draw("none", torch.empty(0))
 
 @dataclass(frozen=True)
 class DSA:
-    """A strategy such as ``color_crop_cutout_flip_scale_rotate``; an empty one augments nothing."""
+    """A strategy, as in the table above; an empty one augments nothing."""
 
     strategy: str = ""
 
@@ -51,55 +73,92 @@ class DSA:
                 raise UsageError(f"unknown augmentation {name!r}; valid ones: {', '.join(_OPERATIONS)}")
 
     @property
+    def composed(self) -> bool:
+        """Whether operations follow each other, as in IDC, instead of one being drawn."""
+        return self.strategy.startswith(COMPOSED)
+
+    @property
     def operations(self) -> list[str]:
-        return [part for part in self.strategy.split("_") if part]
+        """The named operations. ``color`` is brightness, saturation and contrast; each may be named alone."""
+        return [part for part in self.strategy.removeprefix(COMPOSED).split("_") if part]
 
     def draw(self, count: int, *, siamese: bool = False) -> Draw:
-        """Draw one operation, with parameters for ``count`` images (the same for all when siamese)."""
-        operations = self.operations
-        if not operations:
+        """Draw operations, and parameters for ``count`` images; siamese: one row, which fits any batch."""
+        if not self.operations:
             return NO_DRAW
-        name = operations[int(torch.randint(len(operations), ()))]
-        rows = 1 if siamese else count
-        parameters = _OPERATIONS[name].draw(rows)
-        return Draw(name, parameters.expand(count, -1))
+        names = self._choose()
+        width = sum(_OPERATIONS[name].width for name in names)
+        return Draw("_".join(names), torch.rand(1 if siamese else count, width))
+
+    def _choose(self) -> list[str]:
+        """What one draw applies, in order."""
+        names = self.operations
+        if not self.composed:
+            return [_one_of(names)]
+        # The order is that of IDC's code, however they are named, and there too one spatial operation is drawn.
+        spatial = [name for name in names if name in SPATIAL]
+        chosen = [name for name in ("flip", *COLOURS) if name in names]
+        chosen += [_one_of(spatial)] if spatial else []
+        return [*chosen, "cutout"] if "cutout" in names else chosen
+
+
+def _one_of(names: list[str]) -> str:
+    return names[int(torch.randint(len(names), ()))]
 
 
 @dataclass(frozen=True)
 class _Operation:
-    draw: Callable[[int], Tensor]  # n -> (n, p) uniform parameters
-    apply: Callable[[Tensor, Tensor], Tensor]  # (n, c, h, w), (n, p) -> (n, c, h, w)
+    width: int  # how many parameters, uniform in [0, 1), an image has
+    apply: Callable[[Tensor, Tensor], Tensor]  # (n, c, h, w), (n, width) -> (n, c, h, w)
 
 
 def _column(parameters: Tensor, index: int) -> Tensor:
     return parameters[:, index].view(-1, 1, 1, 1)
 
 
-def _color(x: Tensor, p: Tensor) -> Tensor:
-    """Brightness, then saturation, then contrast; no clamping, which would kill gradients."""
-    x = x + (_column(p, 0) - 0.5) * BRIGHTNESS
+def _brightness(x: Tensor, p: Tensor) -> Tensor:
+    """Add between -1/2 and 1/2."""
+    return x + (_column(p, 0) - 0.5) * BRIGHTNESS
+
+
+def _saturation(x: Tensor, p: Tensor) -> Tensor:
+    """Stretch each pixel's distance from its grey value by a factor from 0 to 2."""
     grey = x.mean(1, keepdim=True)
-    x = (x - grey) * (_column(p, 1) * SATURATION) + grey
+    return (x - grey) * (_column(p, 0) * SATURATION) + grey
+
+
+def _contrast(x: Tensor, p: Tensor) -> Tensor:
+    """Stretch all distances from the image's mean by a factor from 1/2 to 3/2."""
     mean = x.mean((1, 2, 3), keepdim=True)
-    return (x - mean) * (_column(p, 2) + CONTRAST) + mean
+    return (x - mean) * (_column(p, 0) + CONTRAST) + mean
+
+
+def _color(x: Tensor, p: Tensor) -> Tensor:
+    return _contrast(_saturation(_brightness(x, p[:, :1]), p[:, 1:2]), p[:, 2:])
 
 
 def _flip(x: Tensor, p: Tensor) -> Tensor:
     return torch.where(_column(p, 0) < 0.5, x.flip(3), x)
 
 
+def _pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pixels of ``x`` at whole ``rows`` and ``columns``, broadcast to ``(n, h, w)``; zeros outside of it."""
+    n, c, h, w = x.shape
+    inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)  # (n, h, w)
+    source = rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)
+    index = source.flatten(1).unsqueeze(1).expand(n, c, h * w)
+    return x.flatten(2).gather(2, index).view_as(x) * inside.unsqueeze(1)
+
+
 def _crop(x: Tensor, p: Tensor) -> Tensor:
     """Shift by whole pixels up to h/8 and w/8, filling with zeros."""
-    n, c, h, w = x.shape
+    _, _, h, w = x.shape
     reach_y, reach_x = int(h * CROP_PAD + 0.5), int(w * CROP_PAD + 0.5)
     down = (p[:, 0] * (2 * reach_y + 1)).floor().long() - reach_y
     right = (p[:, 1] * (2 * reach_x + 1)).floor().long() - reach_x
-    rows = torch.arange(h, device=x.device).view(1, h) + down.view(n, 1)  # (n, h) source rows
-    columns = torch.arange(w, device=x.device).view(1, w) + right.view(n, 1)  # (n, w)
-    inside = ((rows >= 0) & (rows < h)).unsqueeze(2) & ((columns >= 0) & (columns < w)).unsqueeze(1)
-    source = rows.clamp(0, h - 1).unsqueeze(2) * w + columns.clamp(0, w - 1).unsqueeze(1)  # (n, h, w)
-    index = source.view(n, 1, h * w).expand(n, c, h * w)
-    return x.flatten(2).gather(2, index).view_as(x) * inside.unsqueeze(1)
+    rows = torch.arange(h, device=x.device).view(1, h, 1) + down.view(-1, 1, 1)
+    columns = torch.arange(w, device=x.device).view(1, 1, w) + right.view(-1, 1, 1)
+    return _pixels(x, rows, columns)
 
 
 def _cutout(x: Tensor, p: Tensor) -> Tensor:
@@ -115,8 +174,29 @@ def _cutout(x: Tensor, p: Tensor) -> Tensor:
 
 
 def _sample(x: Tensor, matrix: Tensor) -> Tensor:
+    """Bilinear samples at matrix @ (x, y, 1), with zeros outside.
+
+    The grid's corners are the centres of corner pixels, as in MTT and TESLA; in the code of DSA and IDC, their edges.
+    """
     grid = affine_grid(matrix, list(x.shape), align_corners=True)
+    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _four_taps(x, grid)  # torch refuses to differentiate grid_sample there
     return grid_sample(x, grid, align_corners=True)
+
+
+def _four_taps(x: Tensor, grid: Tensor) -> Tensor:
+    """What grid_sample computes, as gathers of the four pixels around each point times their weights.
+
+    Slower, but torch can differentiate it twice in every version, and deterministically on CUDA.
+    """
+    _, _, h, w = x.shape
+    column, row = (grid[..., 0] + 1) * (w - 1) / 2, (grid[..., 1] + 1) * (h - 1) / 2  # (n, h, w)
+    left, top = column.floor(), row.floor()
+    below, beside = (row - top).unsqueeze(1), (column - left).unsqueeze(1)
+    left, top = left.long(), top.long()
+    upper = _pixels(x, top, left) * (1 - beside) + _pixels(x, top, left + 1) * beside
+    lower = _pixels(x, top + 1, left) * (1 - beside) + _pixels(x, top + 1, left + 1) * beside
+    return upper * (1 - below) + lower * below
 
 
 def _scale(x: Tensor, p: Tensor) -> Tensor:
@@ -135,10 +215,13 @@ def _rotate(x: Tensor, p: Tensor) -> Tensor:
 
 
 _OPERATIONS = {
-    "color": _Operation(lambda n: torch.rand(n, 3), _color),
-    "crop": _Operation(lambda n: torch.rand(n, 2), _crop),
-    "cutout": _Operation(lambda n: torch.rand(n, 2), _cutout),
-    "flip": _Operation(lambda n: torch.rand(n, 1), _flip),
-    "scale": _Operation(lambda n: torch.rand(n, 2), _scale),
-    "rotate": _Operation(lambda n: torch.rand(n, 1), _rotate),
+    "color": _Operation(3, _color),
+    "crop": _Operation(2, _crop),
+    "cutout": _Operation(2, _cutout),
+    "flip": _Operation(1, _flip),
+    "scale": _Operation(2, _scale),
+    "rotate": _Operation(1, _rotate),
+    "brightness": _Operation(1, _brightness),
+    "saturation": _Operation(1, _saturation),
+    "contrast": _Operation(1, _contrast),
 }

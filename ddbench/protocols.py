@@ -36,6 +36,7 @@ class Protocol:
     weight_decay: Annotated[float, Ge(0), "weight decay"] = 5e-4
     augment: Annotated[str, "DSA strategy; 'dataset' for the dataset's own"] = "dataset"
     carry: Annotated[bool, "keep momentum from phase to phase"] = False
+    mixing: Annotated[Literal["none", "cutmix", "mixup"], "mixing of augmented images and their labels"] = "none"
     checks: Annotated[int, Ge(1), "checkpoints per stage that are compared on validation"] = 2
     judges: Annotated[int, Ge(1), "students per comparison"] = 2
     ceiling_epochs: Annotated[int, Ge(1), "passes over the training set for the ceiling; at least N steps"] = 30
@@ -44,7 +45,7 @@ class Protocol:
         """The recipe of one phase; :class:`Teaching` fills in its share of the steps."""
         return Recipe(
             epochs=epochs, batch=self.batch, lr=self.lr, schedule=self.schedule, momentum=self.momentum,
-            weight_decay=self.weight_decay, augment=self.augment, carry=self.carry,
+            weight_decay=self.weight_decay, augment=self.augment, carry=self.carry, mixing=self.mixing,
         )  # fmt: skip
 
     def budget(self, images: int) -> int | None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.autograd import grad
 
 from ddbench.augment import DSA
 from ddbench.data import Examples, RealData
+from ddbench.mixing import Mixing
 from ddbench.networks import Network
 from ddbench.optimisers import State, optimiser
 from ddbench.progress import report
@@ -28,7 +29,8 @@ class Recipe:
 
     ``schedule="step"`` multiplies the learning rate by 0.1 at half time; ``step-restart`` also restarts
     the momentum there, as MTT's evaluation does. ``carry`` keeps optimiser state from one phase of a
-    curriculum to the next.
+    curriculum to the next. Batches are augmented first and mixed then, as in IDC, whose strategies name no
+    ``cutout`` where CutMix follows.
     """
 
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], "the optimiser"] = "sgd"
@@ -39,8 +41,11 @@ class Recipe:
     schedule: Annotated[Literal["constant", "step", "step-restart", "cosine"], "learning-rate schedule"] = "constant"
     momentum: Annotated[float, Ge(0), "momentum of SGD"] = 0.0
     weight_decay: Annotated[float, Ge(0), "weight decay"] = 0.0
-    augment: Annotated[str, "DSA strategy; 'dataset' for the dataset's own, '' for none"] = "dataset"
+    augment: Annotated[str, "DSA or 'diffaug:' strategy; 'dataset' for the dataset's own, '' for none"] = "dataset"
     carry: Annotated[bool, "keep optimiser state between phases"] = False
+    mixing: Annotated[Literal["none", "cutmix", "mixup"], "mixing of augmented images and their labels"] = "none"
+    mix_probability: Annotated[float, Ge(0), Le(1), "probability that a batch is mixed"] = 0.5
+    mix_alpha: Annotated[float, Gt(0), "images keep a share of themselves from Beta(alpha, alpha)"] = 1.0
 
     def rate(self, step: int, total: int, lr: float) -> float:
         """The learning rate of optimiser step ``step`` of ``total``."""
@@ -94,9 +99,9 @@ def fit(
 ) -> Student:
     """Train ``student`` on ``source`` by ``recipe``; ``lr`` overrides the recipe's.
 
-    Batches and augmentations of epoch e are functions of ``seed / "epoch" / e`` alone, so that training
-    may stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on from
-    there to the same bits. ``state`` of the student continues an optimiser; empty starts a fresh one.
+    Batches, augmentations and mixtures of epoch e are functions of ``seed / "epoch" / e`` alone, so that
+    training may stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on
+    from there to the same bits. ``state`` of the student continues an optimiser; empty starts a fresh one.
     """
     per_epoch = math.ceil(len(source) / recipe.batch)
     total = recipe.steps or (recipe.epochs or 1) * per_epoch
@@ -104,7 +109,7 @@ def fit(
     rule = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay)
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state = student.state or rule.init(parameters)
-    augment = DSA(recipe.augment)
+    augment, mixing = DSA(recipe.augment), Mixing(recipe.mixing, recipe.mix_probability, recipe.mix_alpha)
     rate = recipe.lr if lr is None else lr
     step = first_epoch * per_epoch
     stop = epochs if stop_epoch is None else min(stop_epoch, epochs)
@@ -114,7 +119,7 @@ def fit(
             for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = rule.init(parameters)
-                g, buffers = _gradient(network, parameters, buffers, source[rows], augment)
+                g, buffers = _gradient(network, parameters, buffers, source[rows], augment, mixing)
                 with torch.no_grad():
                     parameters, state = rule.update(parameters.detach(), state, g, recipe.rate(step, total, rate))
                 step += 1
@@ -125,13 +130,14 @@ def fit(
 
 
 def _gradient(
-    network: Network, parameters: Tensor, buffers: Tensor, batch: Examples, augment: DSA
+    network: Network, parameters: Tensor, buffers: Tensor, batch: Examples, augment: DSA, mixing: Mixing
 ) -> tuple[Tensor, Tensor]:
-    """The loss's gradient on an augmented batch, and the batch-norm buffers after it."""
+    """The loss's gradient on a batch, augmented and mixed, and the batch-norm buffers after it."""
     images = augment.draw(len(batch))(batch.images)
+    images, labels = mixing.draw(len(batch))(images, batch.labels)
     leaf = parameters.requires_grad_()
     logits, buffers = network.apply_with_buffers(torch.cat([leaf, buffers]), images)
-    return grad(soft_cross_entropy(logits, batch.labels), leaf)[0], buffers
+    return grad(soft_cross_entropy(logits, labels), leaf)[0], buffers
 
 
 @torch.no_grad()

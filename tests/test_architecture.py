@@ -26,7 +26,9 @@ SOURCES = [*CORE.values(), *(path for paths in PLUGINS.values() for path in path
 LAYERS = [
     "errors progress meter",
     "cache seeds records interrupt",
-    "data tensors augment optimisers",
+    "pixels tensors",
+    "preprocessing",
+    "data augment mixing optimisers",
     "sets networks checkpoint",
     "training preview",
     "starts unroll decode",
@@ -36,6 +38,7 @@ LAYERS = [
     "spec files",
     "stage grading results gradcheck",
     "run",
+    "memory",
     "evaluating bench compare boards trial",
     "testing",
     "console",

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddbench import DSA, Seed, UsageError
+from ddbench import DSA, Seed, UsageError, augment
 from ddbench.augment import NO_DRAW, Draw
+from ddbench.unroll import Plan
 
-OPERATIONS = ["color", "crop", "cutout", "flip", "scale", "rotate"]
+PUBLISHED = ["color", "crop", "cutout", "flip", "scale", "rotate"]
+OPERATIONS = [*PUBLISHED, "brightness", "saturation", "contrast"]
+ALL = "diffaug:color_crop_cutout_flip_scale_rotate"
+STRATEGIES = [*OPERATIONS, ALL]
 N, C, H, W = 6, 3, 16, 12
 
 
@@ -43,6 +47,19 @@ def test_colour_is_brightness_then_saturation_then_contrast_at_the_published_str
         mean = x.sum() / x.size
         expected[n] = mean + (x - mean) * (0.5 + p[n, 2])  # contrast: factor 1/2 to 3/2
     np.testing.assert_allclose(apply("color", p, images), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_each_colour_alone_is_its_part_of_color(images):
+    p = some_parameters(3)
+    brighter = apply("brightness", p[:, :1], images)
+    np.testing.assert_array_equal(brighter, images.numpy() + (p[:, 0] - 0.5).reshape(N, 1, 1, 1))
+    coloured = apply("saturation", p[:, 1:2], torch.from_numpy(brighter))
+    np.testing.assert_array_equal(apply("contrast", p[:, 2:], torch.from_numpy(coloured)), apply("color", p, images))
+    mean = images.numpy().mean(1, keepdims=True)
+    grey = apply("saturation", np.zeros((N, 1)), images)  # factor 0
+    np.testing.assert_allclose(grey, np.broadcast_to(mean, grey.shape), rtol=1e-12, atol=1e-12)
+    deviations = apply("contrast", np.zeros((N, 1)), images).std((1, 2, 3))  # factor 1/2
+    np.testing.assert_allclose(deviations, images.numpy().std((1, 2, 3)) / 2, rtol=1e-12)
 
 
 def test_crop_shifts_by_whole_pixels_up_to_an_eighth_and_fills_with_zeros(images):
@@ -135,6 +152,21 @@ def test_rotate_turns_by_up_to_fifteen_degrees_by_bilinear_sampling(images):
     np.testing.assert_allclose(apply("rotate", p, images), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_operations_are_those_of_kornia():
+    kornia = pytest.importorskip("kornia")
+    x = torch.randn(N, C, H, H, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    p, q = some_parameters(1), some_parameters(2)
+    up = torch.as_tensor(p[:, 0]) - 0.5
+    lighter = torch.stack([kornia.enhance.adjust_brightness(i, u.item(), False) for i, u in zip(x, up, strict=True)])
+    np.testing.assert_allclose(apply("brightness", p, x), lighter, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(apply("flip", np.zeros((N, 1)), x), kornia.geometry.hflip(x))
+    turned = kornia.geometry.rotate(x, 30 * up, align_corners=True)
+    np.testing.assert_allclose(apply("rotate", p, x), turned, rtol=1e-9, atol=1e-9)
+    factors = 1 / torch.as_tensor(1 / 1.2 + q * (1.2 - 1 / 1.2))  # our factor is the grid's, theirs is the image's
+    zoomed = kornia.geometry.scale(x, factors, align_corners=True)
+    np.testing.assert_allclose(apply("scale", q, x), zoomed, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("operation", "neutral"),
     [
@@ -153,7 +185,7 @@ def test_neutral_parameters_change_nothing(operation, neutral, images):
 # -- draws ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", STRATEGIES)
 def test_replaying_a_draw_gives_identical_bits(operation, images):
     with Seed(6).scope():
         draw, other = DSA(operation).draw(N), DSA(operation).draw(N)
@@ -165,21 +197,30 @@ def test_replaying_a_draw_gives_identical_bits(operation, images):
     assert not torch.equal(first, other(images))
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", STRATEGIES)
 def test_draw_leaves_the_images_as_they_were(operation, images):
     before = images.clone()
     DSA(operation).draw(N)(images)
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", STRATEGIES)
 def test_siamese_draw_treats_all_images_alike(operation, images):
     same = images[:1].expand(40, -1, -1, -1)
     with Seed(2).scope():
         alike, apart = DSA(operation).draw(40, siamese=True), DSA(operation).draw(40)
-    assert torch.equal(alike.parameters, alike.parameters[:1].expand_as(alike.parameters))
+    assert len(alike.parameters) == 1
     assert (alike(same) == alike(same)[:1]).all()
     assert not (apart(same) == apart(same)[:1]).all()
+
+
+@pytest.mark.parametrize("operation", STRATEGIES)
+def test_siamese_draw_serves_real_and_synthetic_batches_of_different_sizes(operation, images):
+    with Seed(2).scope():
+        draw = DSA(operation).draw(N, siamese=True)
+    spelled_out = Draw(draw.operation, draw.parameters.expand(N, -1))
+    assert torch.equal(draw(images), spelled_out(images))
+    assert torch.equal(draw(images[2:4]), spelled_out(images)[2:4])
 
 
 def test_siamese_draw_takes_no_more_numbers_for_more_images():
@@ -187,21 +228,42 @@ def test_siamese_draw_takes_no_more_numbers_for_more_images():
         few = DSA("color").draw(2, siamese=True), torch.rand(1)
     with Seed(2).scope():
         many = DSA("color").draw(50, siamese=True), torch.rand(1)
-    assert torch.equal(few[0].parameters[0], many[0].parameters[49])
-    assert torch.equal(few[1], many[1])  # so real and synthetic batches can share a draw
+    assert torch.equal(few[0].parameters, many[0].parameters)
+    assert torch.equal(few[1], many[1])
+
+
+def test_draw_for_other_images_than_these_is_refused(images):
+    with pytest.raises(RuntimeError, match="must match the existing size"):
+        DSA("crop").draw(N - 1)(images)
 
 
 def test_one_operation_is_drawn_for_the_whole_batch_each_as_often():
     strategy = DSA("color_crop_cutout_flip_scale_rotate")
     with Seed(0).scope():
         drawn = [strategy.draw(3) for _ in range(1200)]
-    counts = {name: sum(d.operation == name for d in drawn) for name in OPERATIONS}
+    counts = {name: sum(d.operation == name for d in drawn) for name in PUBLISHED}
     assert sum(counts.values()) == 1200
     assert all(150 < count < 250 for count in counts.values())  # 200 expected, deviation 13
 
 
+@pytest.mark.parametrize("strategy", ["color_crop_cutout_scale_rotate", "diffaug:color_crop_cutout_scale_rotate"])
+def test_strategies_without_flip_never_flip(strategy):
+    ramp = torch.arange(16.0).expand(1, 3, 16, 16)
+    with Seed(0).scope():
+        outs = [DSA(strategy).draw(1)(ramp) for _ in range(400)]
+    # Saturation keeps the mean of equal channels and contrast has a positive factor: only a flip turns a slope round.
+    assert all((out[0, 0, 8].diff() < 0).sum() < 8 for out in outs)
+    with Seed(0).scope():
+        mirrored = [DSA(strategy + "_flip").draw(1)(ramp) for _ in range(400)]
+    assert any((out[0, 0, 8].diff() < 0).sum() >= 8 for out in mirrored)
+
+
 @pytest.mark.parametrize(
-    ("operation", "columns"), [("color", 3), ("crop", 2), ("cutout", 2), ("flip", 1), ("scale", 2), ("rotate", 1)]
+    ("operation", "columns"),
+    [
+        *[("color", 3), ("crop", 2), ("cutout", 2), ("flip", 1), ("scale", 2), ("rotate", 1)],
+        *[("brightness", 1), ("saturation", 1), ("contrast", 1), ("diffaug:color_crop_cutout_flip", 8)],
+    ],
 )
 def test_parameters_are_uniform_with_a_row_for_each_image(operation, columns):
     with Seed(0).scope():
@@ -230,21 +292,144 @@ def test_empty_strategy_draws_no_number_and_changes_nothing(images):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", STRATEGIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_images_keep_their_type(operation, dtype):
     assert DSA(operation).draw(2)(torch.rand(2, 3, 8, 8, dtype=dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_gradient_is_that_of_finite_differences(operation):
+# -- derivatives ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", STRATEGIES)
+@pytest.mark.parametrize("siamese", [False, True])
+def test_gradient_is_that_of_finite_differences(operation, siamese):
     with Seed(8).scope():
-        draw = DSA(operation).draw(2)
+        draw = DSA(operation).draw(2, siamese=siamese)
         x = torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(draw, (x,))
 
 
+@pytest.fixture
+def _four_taps(monkeypatch):
+    """Scale and rotate as they are on CUDA when deterministic algorithms are asked for."""
+    monkeypatch.setattr(augment, "grid_sample", lambda x, grid, align_corners: augment._four_taps(x, grid))
+
+
+@pytest.mark.usefixtures("_four_taps")
+@pytest.mark.parametrize("operation", STRATEGIES)
+def test_augmentation_is_twice_differentiable(operation):
+    with Seed(8).scope():
+        draw = DSA(operation).draw(2)
+        x = torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(draw, (x,))
+    assert torch.autograd.gradgradcheck(draw, (x,))
+
+
+@pytest.mark.parametrize("operation", ["scale", "rotate"])
+@pytest.mark.parametrize("shape", [(5, 3, 32, 32), (4, 1, 28, 28), (3, 2, 7, 12)])
+def test_four_taps_agree_with_grid_sample(operation, shape, request):
+    with Seed(8).scope():
+        draw, x, v = DSA(operation).draw(shape[0]), torch.randn(shape).requires_grad_(), torch.randn(shape)
+    outs = [draw(x)]
+    request.getfixturevalue("_four_taps")
+    outs.append(draw(x))
+    torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=2e-5)
+    assert not torch.equal(outs[0], outs[1])  # they are two computations
+    ours, theirs = (torch.autograd.grad(out, x, v)[0] for out in outs)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_on_the_cpu_grid_sample_serves_deterministic_algorithms_too(images):
+    draw = Draw("rotate", torch.as_tensor(some_parameters(1)))
+    usual = draw(images)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(draw(images), usual)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("operation", OPERATIONS)
+def test_deterministic_gradients_on_cuda_are_those_of_the_cpu(operation, images, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with Seed(8).scope():
+        draw, v = DSA(operation).draw(N), torch.randn_like(images)
+    on_cpu = images.clone().requires_grad_()
+    expected = torch.autograd.grad(draw(on_cpu), on_cpu, v)[0]
+    torch.use_deterministic_algorithms(True)
+    try:
+        leaf = images.cuda().requires_grad_()
+        first, second = (torch.autograd.grad(draw(leaf), leaf, v.cuda())[0] for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first.cpu(), expected, rtol=1e-9, atol=1e-9)
+
+
+# -- composed, as in IDC -------------------------------------------------------------------------------------
+
+
+def drawn(strategy: str, times: int = 1, count: int = N) -> list[Draw]:
+    with Seed(5).scope():
+        return [DSA(strategy).draw(count) for _ in range(times)]
+
+
+def test_composed_draw_applies_its_operations_one_after_the_other(images):
+    (draw,) = drawn("diffaug:color_crop_cutout")
+    assert draw.operation == "color_crop_cutout"
+    expected = images
+    for name, columns in (("color", slice(0, 3)), ("crop", slice(3, 5)), ("cutout", slice(5, 7))):
+        expected = Draw(name, draw.parameters[:, columns])(expected)
+    assert torch.equal(draw(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "applied"),
+    [
+        ("diffaug:color_crop_cutout", {"color_crop_cutout"}),
+        ("diffaug:cutout_crop_color", {"color_crop_cutout"}),
+        (
+            "diffaug:color_crop_cutout_flip_scale_rotate",
+            {f"flip_color_{s}_cutout" for s in ("crop", "scale", "rotate")},
+        ),
+        ("diffaug:rotate_crop", {"rotate", "crop"}),
+        ("diffaug:contrast_flip_brightness", {"flip_brightness_contrast"}),
+        ("diffaug:flip", {"flip"}),
+    ],
+)
+def test_composed_operations_are_applied_in_the_published_order_with_one_spatial_one(strategy, applied):
+    assert {draw.operation for draw in drawn(strategy, 50)} == applied
+
+
+def test_spatial_operations_of_composed_draws_are_drawn_as_often_as_each_other():
+    draws = drawn(ALL, 900, 1)
+    for name in ("crop", "scale", "rotate"):
+        assert 255 < sum(name in draw.operation.split("_") for draw in draws) < 345  # 300 expected, deviation 14
+
+
+def test_composed_colours_are_color():
+    (apart,), (together,) = drawn("diffaug:contrast_saturation_brightness"), drawn("diffaug:color")
+    x = torch.randn(N, 3, 8, 8)
+    assert torch.equal(apart(x), together(x))
+
+
+def test_composed_strategy_without_operations_is_none_at_all():
+    assert drawn("diffaug:") == [NO_DRAW]
+
+
+def test_plan_of_a_gradient_holds_composed_draws():
+    with Seed(5).scope():
+        plan = Plan.draw(7, 3, 4, DSA("diffaug:color_crop"))
+    assert [draw.operation for draw in plan.draws] == ["color_crop"] * 3
+    assert [len(draw.parameters) for draw in plan.draws] == [len(rows) for rows in plan.batches]
+
+
+# -- shapes and errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", STRATEGIES)
 def test_one_channel_is_augmented_too(operation):
     with Seed(8).scope():
         x = torch.rand(4, 1, 28, 28)
@@ -253,8 +438,11 @@ def test_one_channel_is_augmented_too(operation):
     assert torch.isfinite(out).all()
 
 
-def test_unknown_operation_is_refused_with_the_valid_ones():
-    with pytest.raises(
-        UsageError, match="unknown augmentation 'flop'; valid ones: color, crop, cutout, flip, scale, rotate"
-    ):
-        DSA("color_flop")
+@pytest.mark.parametrize(
+    ("strategy", "named"),
+    [("color_flop", "flop"), ("diffaug:color_flop", "flop"), ("idc:color_crop", "idc:color"), ("diffaug", "diffaug")],
+)
+def test_unknown_operation_is_refused_with_the_valid_ones(strategy, named):
+    valid = "color, crop, cutout, flip, scale, rotate, brightness, saturation, contrast"
+    with pytest.raises(UsageError, match=f"unknown augmentation '{named}'; valid ones: {valid}"):
+        DSA(strategy)

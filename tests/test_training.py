@@ -11,9 +11,12 @@ from ddbench_networks import ConvNet
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ddbench import DSA, Examples, Network, Preprocessing, RealData, Recipe, Seed, fit
+from ddbench import DSA, Examples, Network, Preprocessing, RealData, Recipe, Seed, UsageError, fit
+from ddbench.mixing import Mixing
 from ddbench.optimisers import SGD, Adam
 from ddbench.progress import Event, listening
+from ddbench.protocols import PROTOCOLS, altered
+from ddbench.records import make
 from ddbench.training import Student, predict, soft_cross_entropy
 
 SHAPE, CLASSES = (3, 8, 8), 3
@@ -99,7 +102,7 @@ def recipe(name: str, **changes) -> Recipe:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-@pytest.mark.parametrize("augment", ["", FULL])
+@pytest.mark.parametrize("augment", ["", FULL, f"diffaug:{FULL}"])
 def test_fit_is_a_loop_over_torchs_own_optimiser(name, augment):
     # without a norm every parameter has a gradient; behind one, biases have none but rounding, which Adam amplifies
     net, data = network("none" if "adam" in name else "instance"), source()
@@ -207,6 +210,75 @@ def test_batches_larger_than_the_data_are_all_of_it():
     )
 
 
+# -- mixing --------------------------------------------------------------------------------------------------
+
+
+def mixed_by_hand(mix, images: Tensor) -> tuple[Tensor, float]:
+    """The mixed images of one batch, pixel by pixel, and the share of their own pixels that they keep."""
+    if mix.kind == "none":
+        return images, 1.0
+    if mix.kind == "mixup":
+        return mix.share * images + (1 - mix.share) * images[mix.partner], mix.share
+    half = int(8 * (1 - mix.share) ** 0.5) // 2
+    y, x = int(8 * mix.centre[0]), int(8 * mix.centre[1])
+    box = [(i, j) for i in range(8) for j in range(8) if -half <= i - y < half and -half <= j - x < half]
+    out = images.clone()
+    for i, j in box:
+        out[:, :, i, j] = images[mix.partner, :, i, j]
+    return out, 1 - len(box) / 64
+
+
+@pytest.mark.parametrize("given", [("cutmix", 0.5, 1.0), ("cutmix", 1.0, 0.4), ("mixup", 0.7, 0.8)])
+def test_mixing_trains_augmented_batches_by_the_published_sum_of_two_losses(given):
+    net, data = network(), source()
+    data = Examples(data.images, data.labels.argmax(1))
+    module = module_of(net, net.init(Seed(1))).train()
+    optimiser, kinds = torch.optim.SGD(module.parameters(), 0.05), []
+    for epoch in range(4):
+        with (SEED / "epoch" / epoch).scope():
+            for rows in torch.randperm(11).split(4):
+                images, labels = DSA(FULL).draw(len(rows))(data.images[rows]), data.labels[rows]
+                mix = Mixing(*given).draw(len(rows))
+                mixed, share = mixed_by_hand(mix, images)
+                optimiser.zero_grad()
+                logits, partner = module(mixed), mix.partner if len(mix.partner) else slice(None)
+                loss = share * cross_entropy(logits, labels) + (1 - share) * cross_entropy(logits, labels[partner])
+                loss.backward()
+                optimiser.step()
+                kinds.append(mix.kind)
+    assert set(kinds) == {given[0]} | ({"none"} if given[1] < 1 else set())
+    changes = dict(zip(("mixing", "mix_probability", "mix_alpha"), given, strict=True))
+    one_hot = Examples(data.images, torch.eye(CLASSES, dtype=torch.float64)[data.labels])
+    after = fit(net, Student(net.init(Seed(1))), one_hot, recipe("sgd", augment=FULL, **changes), SEED)
+    assert_close(after.vector, numbers(module))
+
+
+@pytest.mark.parametrize("mixing", ["cutmix", "mixup"])
+def test_mixing_with_probability_zero_still_draws_but_mixes_nothing(mixing):
+    net, data = network(), source(4)  # one batch an epoch: nothing is drawn after whether it is mixed
+    plain, never, always = (
+        fit(net, Student(net.init(Seed(1))), data, recipe("sgd", augment=FULL, **changes), SEED).vector
+        for changes in ({}, {"mixing": mixing, "mix_probability": 0.0}, {"mixing": mixing, "mix_probability": 1.0})
+    )
+    assert torch.equal(plain, never)
+    assert not torch.equal(plain, always)
+
+
+def test_students_of_a_protocol_are_mixed_as_it_says():
+    assert PROTOCOLS["default"].recipe().mixing == "none"
+    protocol = altered(PROTOCOLS["default"], {"mixing": "cutmix"})
+    assert protocol.name.startswith("default-custom-")
+    assert protocol.evaluation(10, 1).recipe == replace(PROTOCOLS["default"].recipe(), mixing="cutmix")
+    with pytest.raises(UsageError, match=r"protocol\.mixing: Input should be 'none', 'cutmix' or 'mixup'"):
+        altered(PROTOCOLS["default"], {"mixing": "cutmx"})
+
+
+@pytest.mark.parametrize("changes", [{"mix_probability": 1.1}, {"mix_probability": -0.1}, {"mix_alpha": 0.0}])
+def test_probability_and_alpha_of_mixing_have_bounds(changes):
+    with pytest.raises(UsageError, match=f"experts.{next(iter(changes))}: Input should be"):
+        make(Recipe, changes, "experts")
+
+
 # -- batch norm ----------------------------------------------------------------------------------------------
 
 
@@ -232,8 +304,10 @@ def test_batch_norm_statistics_follow_training_as_in_the_module():
         recipe("momentum", schedule="step-restart", augment=FULL),
         recipe("adam", schedule="cosine"),
         recipe("momentum", epochs=None, steps=11, schedule="step"),
+        recipe("momentum", augment=f"diffaug:{FULL}", mixing="cutmix"),
+        recipe("sgd", augment=FULL, mixing="mixup", mix_alpha=0.8),
     ],
-    ids=["momentum", "restart", "adam cosine", "steps"],
+    ids=["momentum", "restart", "adam cosine", "steps", "cutmix", "mixup"],
 )
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_training_may_stop_after_any_epoch_and_go_on_to_the_same_bits(given, norm):
@@ -351,21 +425,17 @@ def test_rule_is_torchs_own_also_where_gradients_vanish(rule, theirs):
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_predictions_are_those_of_the_module_in_evaluation_mode(norm):
-    net = network(norm)
+    net = Network(ConvNet(width=4, depth=2, norm=norm), SHAPE, CLASSES)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (23, *SHAPE), generator=generator).to(torch.uint8)
     fitted = Preprocessing.fit(pixels)
-    real = RealData(
-        pixels, torch.arange(23) % CLASSES, Preprocessing(fitted.mean.double(), fitted.std.double()), CLASSES
-    )
+    real = RealData(pixels, torch.arange(23) % CLASSES, fitted, CLASSES)
     vector = net.init(Seed(1))
-    vector[net.parameters :] += torch.rand(net.length - net.parameters, dtype=torch.float64, generator=generator)
+    vector[net.parameters :] += torch.rand(net.length - net.parameters, generator=generator)
     module = module_of(net, vector).eval()
-    images = (pixels.double() / 255 - fitted.mean.double().view(1, 3, 1, 1)) / fitted.std.double().view(1, 3, 1, 1)
+    images = (pixels / 255 - fitted.mean.view(1, 3, 1, 1)) / fitted.std.view(1, 3, 1, 1)
     for size in (5, 23, 1000):
         logits, targets = predict(net, vector, real, size)
-        torch.testing.assert_close(
-            logits, module(images).detach(), rtol=1e-6, atol=1e-6
-        )  # pixels are scaled in float32
+        torch.testing.assert_close(logits, module(images).detach(), rtol=1e-5, atol=1e-5)
         assert torch.equal(targets, real.targets)
         assert not logits.requires_grad

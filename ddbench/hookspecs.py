@@ -110,20 +110,28 @@ class Scheduler(Protocol):
 class DatasetSource(Protocol):
     """A frozen dataclass that loads a dataset; ``Dataset.split`` does the work common to all.
 
-    Raise ``ddbench.DataError`` with what is missing, where it was looked for, and what mends it.
+    ``load`` gets what is missing, reporting progress with ``ddbench.report``, or raises ``ddbench.DataError``
+    with what is missing, where it was looked for, and what mends it.
+
+    Two optional things serve ``ddbench info`` and ``ddbench prepare``. ``about`` is a class attribute, a
+    dictionary of short texts that hold without the data: ``licence``, ``licence_url``, ``homepage``, ``citation``,
+    ``images`` (published sizes). ``missing()`` says in one sentence what ``load`` would have to download
+    or decode first; None when it can begin at once.
     """
 
     name: str
 
     def load(self) -> LoadedDataset: ...
+    def missing(self) -> str | None: ...
 
 
 class NetworkSource(Protocol):
     """A frozen dataclass that builds a module for images of ``shape`` (c, h, w).
 
-    The module needs ``forward``; with ``features(x)``, the embedding before the classifier, matchers of
-    distributions can use it. Building must not depend on anything but the arguments and torch's
-    generator.
+    The module needs ``forward``; with ``features(x)``, the embedding (n, f) before the classifier, matchers
+    of distributions can use it, and with ``activations(x)``, a tuple of the maps (n, ...) after each block,
+    matchers of maps. Building must not depend on anything but the arguments and torch's generator; raise
+    ``ddbench.UsageError`` for images of a size or a number of channels that the network cannot take.
     """
 
     name: str

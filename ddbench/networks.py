@@ -6,13 +6,14 @@ losses, weight decay and optimisers see the parameters only; batch statistics ri
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from ddbench.errors import UsageError
 from ddbench.seeds import Seed
@@ -26,7 +27,7 @@ class _Endpoint(nn.Module):
         self.net = net
         self.method = method
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return getattr(self.net, self.method)(x)
 
 
@@ -110,11 +111,39 @@ class Network:
 
     def features(self, vector: Tensor, x: Tensor, *, train: bool = True) -> Tensor:
         """The embedding ``(n, f)`` before the classifier; needs a module with a ``features`` method."""
-        if not hasattr(self._template, "features"):
-            raise UsageError(f"network {self.source.name!r} has no features(x) method, which this matcher needs")
         return self._call("features", vector, x, train)[0]
 
-    def _call(self, method: str, vector: Tensor, x: Tensor, train: bool) -> tuple[Tensor, Tensor]:
+    def activations(self, vector: Tensor, x: Tensor, *, train: bool = True) -> tuple[Tensor, ...]:
+        """The map after each block, in order; needs a module with an ``activations`` method.
+
+        Maps are ``(n, c, h, w)``, after linear layers ``(n, f)``, in transformers tokens ``(n, t, d)``.
+        """
+        return self._call("activations", vector, x, train)[0]
+
+    def stacked(self, vectors: Tensor, x: Tensor, *, train: bool = True) -> Tensor:
+        """Logits ``(v, n, k)`` of the same images for each of several vectors ``(v, p)``, in one call.
+
+        Vectors draw separate dropout masks. Raises UsageError when torch.func.vmap cannot run the network.
+        """
+        _ = self._constants  # made here, never inside vmap
+        randomness = "different" if train else "error"
+        try:
+            return vmap(lambda v: self.apply(v, x, train=train), randomness=randomness)(vectors)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            with torch.no_grad():
+                self.apply(vectors[0], x, train=train)  # what fails for one vector as well is not about stacking
+            from ddbench.records import label
+
+            reason = re.split(r"\n|(?<=\w)\. ", str(error).strip())[0]  # its first sentence
+            raise UsageError(
+                f"network {label(self.source)!r} cannot be used for several vectors at once ({reason})"
+            ) from error
+
+    def _call(self, method: str, vector: Tensor, x: Tensor, train: bool) -> tuple[Any, Tensor]:
+        if not hasattr(self._template, method):
+            raise UsageError(f"network {self.source.name!r} has no {method}(x) method, which this matcher needs")
         module = self._endpoints.get(method)
         if module is None:
             module = self._endpoints.setdefault(method, _Endpoint(self._template, method))
@@ -122,7 +151,8 @@ class Network:
         tensors = self.layers(vector)
         if self._names[1]:  # batch norm writes its buffers in place: give it copies
             tensors |= {name: tensors[name].detach().clone() for name in self._names[1]}
-        tensors |= self._constants
+        # and batch norm counts its calls in an integer: a copy too, or a call would depend on those before it
+        tensors |= {name: constant.clone() for name, constant in self._constants.items()}
         prefix = "" if method == "forward" else "net."
         out = functional_call(module, {prefix + name: t for name, t in tensors.items()}, (x,))
         buffers = [tensors[name].detach().reshape(-1) for name in self._names[1]]

@@ -108,7 +108,10 @@ def check_dataset(source: Any) -> None:
 
 
 def check_network(source: Any, *, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10) -> None:
-    """Use a network as a pure function of a flat vector: repeatable, stackable, twice differentiable."""
+    """Use a network as a pure function of a flat vector: repeatable, stackable, twice differentiable.
+
+    Stacking is tried in evaluation and in training, and ``features`` and ``activations`` where there are any.
+    """
     plugin = _made("network", source)
     name, network, generator = f"network {plugin.name!r}", Network(plugin, shape, classes), torch.get_rng_state()
     length = network.length  # builds the template, on the meta device
@@ -128,9 +131,15 @@ def check_network(source: Any, *, shape: tuple[int, int, int] = (3, 32, 32), cla
     with explained(f"stacking vectors of {name} with torch.func.vmap"):
         stacked = vmap(lambda v: network.apply(v, x, train=False))(torch.stack([other, vector]))
     require(torch.allclose(stacked[1], logits, rtol=1e-3, atol=1e-4), f"{name} gives other logits under vmap")
+    _check_training(network, torch.stack([other, vector]), x)
     with suppress(UsageError):  # features are optional
         flat = network.features(vector, x, train=False).ndim == 2
         require(flat, f"features(x) of {name} must have shape (n, f)")
+    with suppress(UsageError):  # activations too
+        maps = network.activations(vector, x, train=False)
+        plain = isinstance(maps, tuple) and maps and all(isinstance(m, torch.Tensor) for m in maps)
+        said = f"activations(x) of {name} must be a tuple of finite tensors (n, ...), the map after each block"
+        require(plain and all(len(m) == len(x) and m.isfinite().all() for m in maps), said)
     theta, images, labels = vector.clone().requires_grad_(), x.clone().requires_grad_(), torch.eye(classes)
     with Seed(0).scope(), explained(f"differentiating {name} twice, as matchers do,"):
         loss = soft_cross_entropy(network.apply(theta, images), labels[torch.arange(4) % classes])
@@ -138,6 +147,24 @@ def check_network(source: Any, *, shape: tuple[int, int, int] = (3, 32, 32), cla
         second = grad(first @ direction, images)[0]
     require(first.isfinite().all() and first.any(), f"no finite gradient reaches the parameters of {name}")
     require(second.isfinite().all() and second.any(), f"{name} has no finite second derivatives by its images")
+
+
+def _check_training(network: Network, vectors: torch.Tensor, x: torch.Tensor) -> None:
+    """In training mode, calls are repeatable, and vectors stacked give what each gives alone, unless it draws."""
+    name = f"network {network.source.name!r}"
+
+    def play(seed: int) -> torch.Tensor:
+        with Seed(seed).scope():
+            return torch.stack([network.apply(v, x) for v in vectors])
+
+    one, other = play(0), play(1)
+    again = f"{name} gives other logits in training mode for the same seed; keep nothing between calls"
+    require(torch.equal(play(0), one), again)
+    with explained(f"stacking vectors of {name} in training mode"), Seed(0).scope():
+        stacked = network.stacked(vectors, x)
+    # batch norm over maps of one pixel, four numbers per channel, lets rounding errors grow
+    alike = (stacked - one).norm() <= 1e-2 * one.norm() or not torch.equal(one, other)
+    require(alike and stacked.isfinite().all(), f"{name} gives other logits in training mode when vectors are stacked")
 
 
 def check_metric(metric: Any) -> None:

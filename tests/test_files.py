@@ -87,10 +87,11 @@ def test_a_set_without_a_learning_rate_keeps_none(tmp_path):
 
 def test_the_file_says_what_it_is_in_plain_json(path):
     document = json.loads(load_tensors(path)[1]["ddbench"])
+    options = {"width": 8, "depth": None, "norm": "instance", "activation": "relu", "pooling": "avg"}
     assert document["format"] == FORMAT
     assert document["classes"] == list(CLASSES)
     assert document["preprocessing"] == "meanstd"
-    assert document["network"] == {"name": "convnet", "options": {"width": 8, "depth": None, "norm": "instance"}}
+    assert document["network"] == {"name": "convnet", "options": options}
     assert document["phases"] == [[0], [0, 1]]
     assert document["decoder"] == "identity"
     assert document["training"]["steps"] == 11

@@ -57,12 +57,12 @@ def test_default_depth_is_three_for_small_images_and_one_more_per_doubling(side,
 
 def test_convnet_is_the_published_sequence_of_layers():
     module = ConvNet(width=7).build((1, 28, 28), 10)
-    kinds = [type(layer).__name__ for layer in module.body]
-    assert kinds == ["Conv2d", "GroupNorm", "ReLU", "AvgPool2d"] * 3
-    assert module.body[0].padding == (3, 3)  # 28 pixels become 32
-    assert module.body[4].padding == (1, 1)
-    assert module.body[1].num_groups == 7
-    assert module.body[1].affine
+    kinds = [[type(layer).__name__ for layer in block] for block in module.body]
+    assert kinds == [["Conv2d", "GroupNorm", "ReLU", "AvgPool2d"]] * 3
+    assert module.body[0][0].padding == (3, 3)  # 28 pixels become 32
+    assert module.body[1][0].padding == (1, 1)
+    assert module.body[0][1].num_groups == 7
+    assert module.body[0][1].affine
     assert module.classifier.in_features == 7 * 4 * 4
 
 
@@ -96,6 +96,19 @@ def test_features_are_what_the_classifier_sees():
     features = net.features(vector, images())
     torch.testing.assert_close(features, module.features(images()), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(module.classifier(features), net.apply(vector, images()), rtol=1e-12, atol=1e-12)
+
+
+def test_activations_are_the_maps_after_each_block():
+    net = network("batch")
+    vector = net.init(Seed(1))
+    module = module_of(net, vector)
+    first = module.body[0](images())
+    second = module.body[1](first)
+    activations = net.activations(vector, images())
+    assert isinstance(activations, tuple)
+    for made, expected in zip(activations, (first, second), strict=True):
+        torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(activations[-1].flatten(1), net.features(vector, images()))
 
 
 def test_batch_norm_buffers_ride_at_the_end_and_move_as_in_the_module():
@@ -239,6 +252,91 @@ def test_network_without_features_says_so():
     assert net.apply(net.init(Seed(0)), images().float()).shape == (6, CLASSES)
     with pytest.raises(UsageError, match=r"network 'bare' has no features\(x\) method"):
         net.features(net.init(Seed(0)), images().float())
+    with pytest.raises(UsageError, match=r"network 'bare' has no activations\(x\) method"):
+        net.activations(net.init(Seed(0)), images().float())
+
+
+@dataclass(frozen=True)
+class Made:
+    """A linear network with something before it."""
+
+    name = "made"
+    before: type[nn.Module] = nn.Identity
+
+    def build(self, shape, classes):
+        return nn.Sequential(self.before(), *Bare().build(shape, classes))
+
+
+class Counting(nn.Module):
+    """Batch norm that averages over all calls, and so reads how many there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(CIFAR[0], momentum=None)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+class Scaled(nn.Module):
+    """Looks at the value of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(()))
+
+    def forward(self, x):
+        return x * self.scale if self.scale > 0.5 else x
+
+
+def test_how_often_batch_norm_was_called_is_no_hidden_argument():
+    net = Network(Made(Counting), CIFAR, CLASSES, dtype=torch.float64)
+    vector = net.init(Seed(0))
+    logits, buffers = net.apply_with_buffers(vector, images())
+    assert not torch.equal(buffers, vector[net.parameters :])
+    for _ in range(3):
+        again = net.apply_with_buffers(vector, images())
+        assert torch.equal(again[0], logits)
+        assert torch.equal(again[1], buffers)
+
+
+def test_stacked_logits_are_those_of_each_vector():
+    net = network("batch")
+    vectors = torch.stack([net.init(Seed(0) / i) for i in range(3)])
+    for train in (True, False):
+        together = net.stacked(vectors, images(), train=train)
+        alone = torch.stack([net.apply(v, images(), train=train) for v in vectors])
+        torch.testing.assert_close(together, alone, rtol=1e-11, atol=1e-11)
+    assert not torch.allclose(net.stacked(vectors, images()), together)
+
+
+def test_stacked_vectors_draw_separate_dropout_masks():
+    net = Network(Made(nn.Dropout), CIFAR, CLASSES)
+    vectors, x = torch.stack([net.init(Seed(0))] * 2), images().float()
+    with Seed(3).scope():
+        one, other = net.stacked(vectors, x)
+    assert not torch.allclose(one, other)
+    one, other = net.stacked(vectors, x, train=False)
+    assert torch.equal(one, other)
+
+
+def test_network_that_cannot_be_stacked_says_so_by_name():
+    net = Network(Made(Scaled), CIFAR, CLASSES)
+    said = r"network .made\(before=.*Scaled'>\). cannot be used for several vectors at once \(vmap: .*control flow\)"
+    with pytest.raises(UsageError, match=said):
+        net.stacked(torch.stack([net.init(Seed(i)) for i in range(2)]), images().float())
+
+
+def test_stacking_is_possible_before_anything_else_is_asked_of_a_network():
+    length = Network(Made(Counting), CIFAR, CLASSES).length
+    net = Network(Made(Counting), CIFAR, CLASSES)
+    assert net.stacked(torch.rand(2, length), images().float()).shape == (2, 6, CLASSES)
+
+
+def test_what_fails_for_one_vector_too_is_not_blamed_on_stacking():
+    net = network()
+    with pytest.raises(RuntimeError, match="channels"):
+        net.stacked(torch.stack([net.init(Seed(0))] * 2), images()[:, :2])
 
 
 @dataclass(frozen=True)

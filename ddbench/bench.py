@@ -8,6 +8,7 @@ from typing import Any
 
 from ddbench.data import Dataset
 from ddbench.grading import ceiling
+from ddbench.memory import state_bytes, unroll_bytes
 from ddbench.problem import Needs
 from ddbench.records import label
 from ddbench.results import ordered, rows
@@ -60,16 +61,21 @@ def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
 def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     """What a run will take: stages, iterations, experts, student steps, disk and memory. Trains nothing.
 
-    Memory counts images with momentum and gradient, the stored parameter vectors of one unroll and the
-    real pixels; the activations of one student step come on top.
+    Memory is that of the device: the set with its momentum, and for methods that unroll a student the peak of one
+    iteration. Real pixels stay on the host, mapped from a file when there are many.
     """
     task = build_task(spec, dataset)
     stages = spec.scheduler.stages
     spec.scheduler.next(task, Curriculum())  # raises when the budget cannot be divided
     needs = spec.matcher.needs(task) if hasattr(spec.matcher, "needs") else Needs()
     vector = task.network.length * 4
-    images = spec.ipc * task.classes * prod(task.real.shape) * 4
-    unroll = getattr(spec.matcher, "syn_steps", 0) + 1
+    count, image = spec.ipc * task.classes, prod(task.real.shape)
+    memory = {"memory of the set (bytes)": state_bytes(count, image, task.classes)}
+    if hasattr(spec.matcher, "differentiate"):
+        batch = min(getattr(spec.matcher, "batch_syn", None) or count, count)
+        steps = spec.matcher.syn_steps
+        iteration = unroll_bytes(spec.matcher.differentiate, task.network, task.augment, batch, steps)
+        memory |= {"memory of one iteration (bytes)": iteration}
     return {
         "train images": len(task.real),
         "validation images": len(dataset.validation),
@@ -81,6 +87,6 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
         "experts": needs.experts * stages,
         "epochs of an expert": max(needs.snapshots, default=0),
         "disk for experts (bytes)": stages * needs.experts * len(needs.snapshots) * vector,
-        "disk for the set (bytes)": images,
-        "memory without activations (bytes)": 3 * images + unroll * vector + task.real.pixels.numel(),
+        "disk for the set (bytes)": 4 * count * (image + task.classes),
+        **memory,
     }

@@ -52,30 +52,41 @@ def file_digest(path: Path) -> str:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds either the old bytes or all of the new ones.
+    """Write ``data`` so that ``path`` holds either the old bytes or all of the new ones."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder. The mode follows the umask
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary file to fill, which becomes ``path`` when the block ends without an error.
+
+    It lies in the same folder; then fsync, rename, fsync of the folder. The mode follows the umask
     (temporary files are otherwise private). Raises DataError when the disk refuses.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
+        os.close(handle)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
+        handle = os.open(temporary, os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         umask = os.umask(0)
         os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error.strerror}; free some space and run again") from error
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -33,6 +33,14 @@ def peak_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs (Linux): what it allocated, without pages of mapped files."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("this system does not tell anonymous memory apart")
+
+
 def machine(device: str) -> dict[str, str]:
     """What a figure was measured on."""
     import platform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -99,8 +100,7 @@ class Curriculum:
 
     def phase(self, index: int) -> Examples:
         """The examples of one phase, in the order of the sets."""
-        parts = [self.sets[i].examples() for i in self.phases[index]]
-        return Examples(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+        return _joined([self.sets[i] for i in self.phases[index]])
 
     def lr(self, index: int) -> float | None:
         """The student learning rate of a phase: that of the newest set in it."""
@@ -114,14 +114,18 @@ class Curriculum:
     @cached_property
     def frozen_examples(self) -> Examples | None:
         """All sets together, stage by stage."""
-        if not self.sets:
-            return None
-        parts = [s.examples() for s in self.sets]
-        return Examples(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+        return _joined(self.sets) if self.sets else None
 
     def pool(self, images: Tensor, labels: Tensor) -> Pool:
         """An index over the frozen sets followed by new images with their targets."""
         return Pool(Examples(images, labels), self.frozen_examples)
+
+
+def _joined(sets: Sequence[SyntheticSet]) -> Examples:
+    parts = [s.examples() for s in sets]
+    if len(parts) == 1:
+        return parts[0]  # no copy: it may be gigabytes
+    return Examples(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,6 +69,7 @@ class Stage:
         self.expert_seconds = 0.0
         self.seed: Seed = self.problem.seed / "stage" / self.index
         self._saved = self._began = time.monotonic()
+        self._pause = self.checkpoint_seconds
 
     @property
     def checkpoint(self) -> Path:
@@ -135,7 +136,7 @@ class Stage:
                 whole = True
                 shown = self._note(numbers, k, stream)
                 self.ledger.step = k + 1
-                if time.monotonic() - self._saved > self.checkpoint_seconds:
+                if time.monotonic() - self._saved > self._pause:
                     self._save(state, stream)
                 report(f"stage {self.index} distilling", k + 1, steps, **shown)
         except InterruptedRun:
@@ -222,8 +223,11 @@ class Stage:
                 f"the state holds not-a-number at iteration {self.ledger.step} of stage {self.index}; "
                 "try a smaller outer learning rate, a smaller student lr, or fewer student steps"
             )
+        began = time.monotonic()
         save_state(self.checkpoint, {"state": state, "best": self.best}, vars(self.ledger))
         self._saved = time.monotonic()
+        if self.checkpoint_seconds:  # a state of gigabytes takes seconds to write: spend a twentieth of the time on it
+            self._pause = max(self.checkpoint_seconds, 20 * (self._saved - began))
 
     def _finish(self) -> tuple[SyntheticSet, dict[str, Any]]:
         """Write the selected set, then the notes that commit it."""

@@ -7,17 +7,29 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ddbench.cache import atomic_write
+from ddbench.cache import atomic_file
 from ddbench.errors import DataError
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors (any device) to ``path`` atomically."""
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    atomic_write(path, save(plain, metadata=metadata))
+    """Write tensors (any device) to ``path`` atomically, without a copy of those that can be written as they are."""
+    plain: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage()
+        if storage.nbytes() != whole.numel() * whole.element_size() or storage.data_ptr() in taken:
+            whole = whole.clone()  # the format knows no views and no shared memory
+        taken.add(whole.untyped_storage().data_ptr())
+        plain[name] = whole
+    with atomic_file(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise DataError(f"cannot write {path} ({error}); free some space and run again") from error
 
 
 def load_tensors(

@@ -19,6 +19,7 @@ from ddbench.problem import Needs, Problem
 from ddbench.sets import Pool, SyntheticSet, targets
 from ddbench.unroll import Gradient, Loss, Plan, Terminal, matching, student_loss
 
+LABEL_MOMENTUM = 0.9  # outer momentum of learned label logits
 SHARP = 10.0  # the logit of the true class when learned labels start from hard ones
 
 # (loss, terminal, theta_0, pool, student lr, plan) -> gradients at the end of the unroll
@@ -66,8 +67,10 @@ class Method(Protocol):
 class PixelState:
     """Learned images ``(n, c, h, w)``, labels ``(n, k)`` and student lr, with their momenta.
 
-    ``labels`` are probabilities, or logits when they are learned; ``size`` is the running norm of the
-    image gradient that clipping compares with.
+    ``labels`` are probabilities, or logits when they are learned (only then they have a momentum). An iteration
+    touches the rows of its own batches: ``seen`` ``(n,)`` counts the outer steps that each row has been brought
+    up to, of ``steps`` in all, and :func:`catch_up` makes up for the rest. ``size`` is the running norm of
+    the image gradient that clipping compares with.
     """
 
     images: Tensor
@@ -76,13 +79,17 @@ class PixelState:
     images_momentum: Tensor
     labels_momentum: Tensor
     lr_momentum: Tensor
+    seen: Tensor
+    steps: int = 0
     size: float = 0.0
 
     @classmethod
-    def start(cls, images: Tensor, labels: Tensor, lr: float) -> PixelState:
+    def start(cls, images: Tensor, labels: Tensor, lr: float, *, learn_labels: bool = False) -> PixelState:
+        """The state before the first step; takes ``images`` and ``labels`` over, which may be gigabytes."""
         rate = torch.tensor(lr, dtype=torch.float64, device=images.device)
-        zeros = torch.zeros_like
-        return cls(images.clone(), labels.clone(), rate, zeros(images), zeros(labels), zeros(rate))
+        moving = torch.zeros_like(labels) if learn_labels else labels[:0].clone()
+        seen = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        return cls(images, labels, rate, torch.zeros_like(images), moving, torch.zeros_like(rate), seen)
 
 
 def needs(method: Method) -> Needs:
@@ -107,36 +114,51 @@ def begin(method: Method, problem: Problem) -> PixelState:
     elif method.labels == "learned":
         labels = labels * SHARP
     images = torch.randn_like(examples.images) if method.pix_init == "noise" else examples.images
-    return PixelState.start(images, labels, method.lr_init)
+    return PixelState.start(images, labels, method.lr_init, learn_labels=method.labels == "learned")
 
 
 def advance(
     method: Method, problem: Problem, state: PixelState, k: int, differentiate: Differentiate
 ) -> tuple[PixelState, dict[str, float | Tensor]]:
-    """One iteration: draw a segment and a student's plan, differentiate, descend."""
+    """One iteration: draw a segment and a student's plan, differentiate, descend.
+
+    Of the new images and labels only the rows in the plan's batches are read, labelled and moved, so that an
+    iteration costs the same however many images there are.
+    """
     expert, epoch = int(torch.randint(method.experts, ())), int(torch.randint(method.max_start, ()))
     start, target = problem.experts.segment(expert, epoch, method.span)  # theta*_s, theta*_{s+M}
-    kind = "logit" if method.labels == "learned" else "probability"
-    labels = targets(state.labels, kind)
+    frozen = sum(len(s) for s in problem.frozen.sets)
+    dsa = problem.dsa if method.augment else DSA()
+    plan = Plan.draw(frozen + len(state.images), method.syn_steps, method.batch_syn, dsa)
+    rows, plan = plan.compact(frozen)
+    rows = rows.to(state.images.device)
+    catch_up(method, state, rows)
+    images = state.images[rows]
+    labels = targets(state.labels[rows], "logit" if method.labels == "learned" else "probability")
     if method.labels == "teacher" and method.relabel:
-        labels = teacher_labels(problem, state.images, problem.experts.snapshot(expert, epoch + method.span))
-    pool = problem.frozen.pool(state.images, labels)
-    plan = Plan.draw(len(pool), method.syn_steps, method.batch_syn, problem.dsa if method.augment else DSA())
+        target_epoch = epoch + method.span
+        labels = teacher_labels(problem, images, problem.experts.snapshot(expert, target_epoch), _at_once(method))
+    pool = problem.frozen.pool(images, labels)
     loss = student_loss(problem.network, buffers(problem, expert, epoch))
     gradient = differentiate(loss, matching(start, target), start, pool, state.lr.to(start.dtype), plan)
-    descend(method, state, gradient)
+    descend(method, state, rows, gradient)
     if k % 10 == 9:  # not every step: reading a number makes a GPU wait
         check_lr(float(state.lr), method.lr_init)
     return state, {"loss": gradient.loss, "lr": state.lr.clone()}
 
 
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
-    """The state as a set, with the labels to store."""
-    labels = state.labels
+    """The state as a set, with the labels to store; all rows brought up to date, in copies."""
+    learned = method.labels == "learned"
+    images, labels = state.images.clone(), state.labels.clone()
+    late = torch.nonzero(state.seen < state.steps).flatten()
+    missed = (state.steps - state.seen[late]).to(images.dtype)
+    _coast(images, state.images_momentum, late, missed, method.momentum, method.lr_img)
+    if learned:
+        _coast(labels, state.labels_momentum, late, missed, LABEL_MOMENTUM, method.lr_label)
     if method.labels == "teacher" and method.relabel:
-        labels = ensemble_labels(method, problem, state.images)
-    kind = "logit" if method.labels == "learned" else "probability"
-    return SyntheticSet(state.images.clone(), labels.clone(), float(state.lr), kind, method.labels)
+        labels = ensemble_labels(method, problem, images)
+    return SyntheticSet(images, labels, float(state.lr), "logit" if learned else "probability", method.labels)
 
 
 def buffers(problem: Problem, expert: int, epoch: int) -> Tensor:
@@ -147,8 +169,8 @@ def buffers(problem: Problem, expert: int, epoch: int) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_labels(problem: Problem, images: Tensor, vector: Tensor, batch: int = 1000) -> Tensor:
-    """Probabilities ``(n, k)`` that the network ``vector`` gives to images, in evaluation mode."""
+def teacher_labels(problem: Problem, images: Tensor, vector: Tensor, batch: int = 256) -> Tensor:
+    """Probabilities ``(n, k)`` that the network ``vector`` gives to images, in evaluation mode, ``batch`` at a time."""
     parts = [problem.network.apply(vector, part, train=False).softmax(1) for part in images.split(batch)]
     return torch.cat(parts)
 
@@ -160,8 +182,20 @@ def ensemble_labels(method: Method, problem: Problem, images: Tensor) -> Tensor:
     its last iteration happened to draw.
     """
     epoch = _teacher_epoch(method)
-    predictions = [teacher_labels(problem, images, problem.experts.snapshot(i, epoch)) for i in range(method.experts)]
-    return torch.stack(predictions).mean(0)
+    return mean_labels(problem, images, method.experts, epoch, _at_once(method))
+
+
+def _at_once(method: Method) -> int:
+    """Images per forward pass: no more than the student's step takes, whose graph is larger."""
+    return method.batch_syn or 256
+
+
+def mean_labels(problem: Problem, images: Tensor, experts: int, epoch: int, batch: int = 256) -> Tensor:
+    """The mean over the first ``experts`` of their predictions ``(n, k)`` after ``epoch`` epochs."""
+    total = torch.zeros(len(images), problem.classes, dtype=images.dtype, device=images.device)
+    for i in range(experts):  # one after the other: at 1000 classes the labels of 50,000 images are 200 MB
+        total += teacher_labels(problem, images, problem.experts.snapshot(i, epoch), batch)
+    return total / experts
 
 
 def softmax_pullback(logits: Tensor, gradient: Tensor) -> Tensor:
@@ -170,23 +204,62 @@ def softmax_pullback(logits: Tensor, gradient: Tensor) -> Tensor:
     return p * (gradient - (p * gradient).sum(1, keepdim=True))
 
 
-def descend(method: Method, state: PixelState, gradient: Gradient) -> None:
+def catch_up(method: Method, state: PixelState, rows: Tensor) -> None:
+    """Make up, in place, for the steps in which ``rows`` ``(r,)`` had no gradient: lazy momentum.
+
+    In j steps without a gradient, m <- mu m and x <- x - lr m add up to m <- mu^j m and
+    x <- x - lr (mu + ... + mu^j) m. With this before a row is read, row-wise steps equal dense SGD.
+    """
+    late = rows[state.seen[rows] < state.steps]
+    missed = (state.steps - state.seen[late]).to(state.images.dtype)
+    _coast(state.images, state.images_momentum, late, missed, method.momentum, method.lr_img)
+    _fade(state.images_momentum, late, missed, method.momentum)
+    if method.labels == "learned":
+        _coast(state.labels, state.labels_momentum, late, missed, LABEL_MOMENTUM, method.lr_label)
+        _fade(state.labels_momentum, late, missed, LABEL_MOMENTUM)
+    state.seen[late] = state.steps
+
+
+def _coast(values: Tensor, momentum: Tensor, rows: Tensor, missed: Tensor, mu: float, lr: float) -> None:
+    """x <- x - lr (mu + ... + mu^j) m for ``rows`` that missed j steps."""
+    for part, steps in zip(rows.split(1000), missed.split(1000), strict=True):  # blocks: there may be gigabytes
+        moved = steps if mu == 1 else mu * (1 - mu**steps) / (1 - mu)
+        values[part] -= lr * _per_row(moved, values) * momentum[part]
+
+
+def _fade(momentum: Tensor, rows: Tensor, missed: Tensor, mu: float) -> None:
+    """m <- mu^j m."""
+    for part, steps in zip(rows.split(1000), missed.split(1000), strict=True):
+        momentum[part] *= _per_row(mu**steps, momentum)
+
+
+def _per_row(numbers: Tensor, like: Tensor) -> Tensor:
+    return numbers.view(-1, *[1] * (like.ndim - 1))
+
+
+def descend(method: Method, state: PixelState, rows: Tensor, gradient: Gradient) -> None:
     """One outer step, in place: SGD with momentum on images, student lr and (when learned) label logits.
+
+    ``rows`` ``(r,)`` are those of the state that the gradient's rows belong to; they must be up to date.
 
     The student lr moves on a logarithmic scale, beta <- beta exp(-lr_lr m / beta), where m is the momentum
     of dL/dbeta: to first order the published step beta - lr_lr m, but it cannot reach zero. One step changes
     it by at most a tenth.
     """
     images = gradient.images if method.clip is None else _clipped(gradient.images, state, method.clip)
-    state.images_momentum.mul_(method.momentum).add_(images)
-    state.images.sub_(state.images_momentum, alpha=method.lr_img)
+    held = state.images_momentum[rows].mul_(method.momentum).add_(images)
+    state.images_momentum[rows] = held
+    state.images[rows] = state.images[rows].sub_(held, alpha=method.lr_img)
     state.lr_momentum.mul_(method.momentum).add_(gradient.lr)
     exponent = (-method.lr_lr * state.lr_momentum / state.lr).clamp(-0.1, 0.1)
     state.lr.mul_(exponent.exp())
     if method.labels == "learned":
-        pulled = softmax_pullback(state.labels, gradient.labels)
-        state.labels_momentum.mul_(0.9).add_(pulled)
-        state.labels.sub_(state.labels_momentum, alpha=method.lr_label)
+        logits = state.labels[rows]
+        held = state.labels_momentum[rows].mul_(LABEL_MOMENTUM).add_(softmax_pullback(logits, gradient.labels))
+        state.labels_momentum[rows] = held
+        state.labels[rows] = logits.sub_(held, alpha=method.lr_label)
+    state.steps += 1
+    state.seen[rows] = state.steps
 
 
 def _clipped(images: Tensor, state: PixelState, clip: float) -> Tensor:

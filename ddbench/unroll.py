@@ -63,6 +63,16 @@ class Plan:
         batches = tuple(chunks[:steps])
         return cls(batches, tuple(augment.draw(len(rows)) for rows in batches))
 
+    def compact(self, frozen: int = 0) -> tuple[Tensor, Plan]:
+        """Which new rows the plan uses ``(r,)``, ascending and counted from 0, and the plan for a pool of just those.
+
+        Rows below ``frozen`` stay as they are. With a large set, the gradients of one unroll are those few rows.
+        """
+        used = torch.cat(self.batches)
+        rows = used[used >= frozen].unique()  # ascending
+        renumbered = [torch.where(b < frozen, b, frozen + torch.searchsorted(rows, b)) for b in self.batches]
+        return rows - frozen, Plan(tuple(renumbered), self.draws)
+
     @classmethod
     def plain(cls, batches: list[Tensor]) -> Plan:
         """The given rows without augmentation."""

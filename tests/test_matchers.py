@@ -20,6 +20,7 @@ from ddbench.stage import prepared
 from ddbench.trajectory import (
     PixelState,
     advance,
+    catch_up,
     check_lr,
     descend,
     ensemble_labels,
@@ -61,6 +62,9 @@ def play(method: Any, problem: Problem, steps: int = 3) -> tuple[Any, list[dict[
     return state, trail
 
 
+ALL = torch.arange(2)  # the rows of ``start()``
+
+
 def gradient(state: PixelState, images: float = 1.0, lr: float = 0.0) -> Gradient:
     ones = torch.ones_like
     rate = torch.tensor(lr, dtype=torch.float64)
@@ -68,7 +72,8 @@ def gradient(state: PixelState, images: float = 1.0, lr: float = 0.0) -> Gradien
 
 
 def start(labels: torch.Tensor | None = None) -> PixelState:
-    return PixelState.start(torch.zeros(2, 1, 4, 4), torch.eye(2) if labels is None else labels, 0.01)
+    labels = torch.eye(2) if labels is None else labels
+    return PixelState.start(torch.zeros(2, 1, 4, 4), labels.clone(), 0.01, learn_labels=True)
 
 
 # --------------------------------------------------------------------------------- what they need
@@ -345,7 +350,7 @@ def test_the_gradient_of_logits_is_that_of_autograd():
 def test_descent_on_images_has_momentum():
     method, state = Tesla(lr_img=2.0, momentum=0.5), start()
     for expected in (-2.0, -5.0, -8.5):  # velocities 1, 1.5, 1.75
-        descend(method, state, gradient(state))
+        descend(method, state, ALL, gradient(state))
         assert torch.allclose(state.images, torch.full_like(state.images, expected))
 
 
@@ -354,7 +359,7 @@ def test_the_student_lr_cannot_leave_the_positive_numbers(push):
     method, state = Tesla(lr_lr=1.0, momentum=0.9), start()
     for _ in range(200):
         before = float(state.lr)
-        descend(method, state, gradient(state, 0.0, push))
+        descend(method, state, ALL, gradient(state, 0.0, push))
         after = float(state.lr)
         assert after > 0
         assert 1 / 3 < after / before < 3
@@ -362,7 +367,7 @@ def test_the_student_lr_cannot_leave_the_positive_numbers(push):
 
 def test_a_small_step_of_the_student_lr_is_the_published_one():
     method, state = Tesla(lr_lr=1e-7, momentum=0.5), start()
-    descend(method, state, gradient(state, 0.0, 3.0))
+    descend(method, state, ALL, gradient(state, 0.0, 3.0))
     assert float(state.lr) == pytest.approx(0.01 - 1e-7 * 3.0, rel=1e-9)
 
 
@@ -373,23 +378,87 @@ def test_a_dead_or_runaway_student_lr_ends_the_run_with_advice():
             check_lr(lr, 0.01)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("labels", ["hard", "learned"])
+def test_row_wise_descent_with_lazy_momentum_equals_dense_sgd(momentum, labels):
+    """Against torch.optim.SGD on all rows, in float64: rows come and go, are empty, or wait for many steps."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 1, 3, 3, dtype=torch.float64, generator=generator)
+    logits = torch.randn(7, 4, dtype=torch.float64, generator=generator)
+    method = Tesla(lr_img=0.3, lr_label=0.2, momentum=momentum, labels=labels, clip=None)
+    state = PixelState.start(images.clone(), logits.clone(), 0.01, learn_labels=labels == "learned")
+    dense, soft = images.clone().requires_grad_(), logits.clone().requires_grad_()
+    optimisers = [torch.optim.SGD([dense], 0.3, momentum), torch.optim.SGD([soft], 0.2, 0.9)]
+    for rows in ([0, 1, 2], [2, 5], [], [1], [1], [6, 0], [5], [3]):
+        index = torch.tensor(rows, dtype=torch.int64)
+        weights = torch.randn(len(rows), 9, dtype=torch.float64, generator=generator)
+        catch_up(method, state, index)
+        seen = state.images[index]
+        torch.testing.assert_close(seen, dense.detach()[index], rtol=1e-12, atol=1e-12)
+        # a gradient that depends on the values, as a real one does
+        upstream = torch.randn(len(rows), 4, dtype=torch.float64, generator=generator)
+        made = Gradient(torch.tensor(0.0), seen * weights.view_as(seen), upstream, torch.tensor(0.0), torch.zeros(1))
+        descend(method, state, index, made)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=False)
+        dense.grad, soft.grad = torch.zeros_like(dense), torch.zeros_like(soft)
+        dense.grad[index] = dense.detach()[index] * weights.view_as(seen)
+        soft.grad[index] = torch.autograd.grad((soft[index].softmax(1) * upstream).sum(), soft)[0][index]
+        for optimiser in optimisers:
+            optimiser.step()
+    catch_up(method, state, torch.arange(7))
+    torch.testing.assert_close(state.images, dense.detach(), rtol=1e-12, atol=1e-12)
+    expected = soft.detach() if labels == "learned" else logits
+    torch.testing.assert_close(state.labels, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_iteration_reads_labels_and_moves_only_the_rows_of_its_batches(problem):
+    method = Tesla(**TINY | {"syn_steps": 2, "batch_syn": 2}, labels="teacher", relabel=True)
+    with (problem.seed / "init").scope():
+        state = method.init(problem)
+    before, labelled = state.images.clone(), []
+
+    def counted(problem, images, vector, batch):
+        labelled.append(len(images))
+        return teacher_labels(problem, images, vector, batch)
+
+    with (problem.seed / "step" / 0).scope(), patch("ddbench.trajectory.teacher_labels", counted):
+        state, _ = method.step(problem, state, 0)
+    moved = (state.images != before).flatten(1).any(1)
+    assert labelled == [4]  # two batches of two, of six images
+    assert int(moved.sum()) == 4
+    assert state.seen.tolist() == moved.int().tolist()
+
+
+def test_result_brings_every_row_up_to_date_and_leaves_the_state_alone(problem):
+    method = Tesla(**TINY | {"syn_steps": 1, "batch_syn": 2, "lr_img": 50.0}, labels="hard")
+    state, _ = play(method, problem, 3)
+    kept = {name: t.clone() for name, t in vars(state).items() if isinstance(t, torch.Tensor)}
+    made = finish(method, problem, state)
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, getattr(state, name))
+    catch_up(method, state, torch.arange(len(state.images)))
+    assert torch.equal(made.images, state.images)
+    assert not torch.equal(made.images, kept["images"])
+
+
 def test_clipping_bounds_a_gradient_by_the_running_mean_of_norms():
     method, state = Tesla(lr_img=1.0, momentum=0.0, clip=2.0), start()
     size = float(torch.ones_like(state.images).norm())
-    descend(method, state, gradient(state, 1.0))
+    descend(method, state, ALL, gradient(state, 1.0))
     assert torch.allclose(state.images, -torch.ones_like(state.images))
-    descend(method, state, gradient(state, 1000.0))
+    descend(method, state, ALL, gradient(state, 1000.0))
     moved = float((state.images + 1).norm())
     assert moved == pytest.approx(2 * size, rel=1e-5)
     before = state.images.clone()
-    descend(method, state, gradient(state, 0.5))
+    descend(method, state, ALL, gradient(state, 0.5))
     assert float((state.images - before).norm()) == pytest.approx(0.5 * size, rel=1e-5)
 
 
 def test_a_zero_gradient_with_clipping_is_no_division_by_zero():
     method, state = Tesla(lr_img=1.0, clip=2.0), start()
-    descend(method, state, gradient(state, 0.0))
-    descend(method, state, gradient(state, 0.0))
+    descend(method, state, ALL, gradient(state, 0.0))
+    descend(method, state, ALL, gradient(state, 0.0))
     assert torch.equal(state.images, torch.zeros_like(state.images))
 
 
@@ -399,5 +468,5 @@ def test_labels_move_only_when_they_are_learned():
         before = state.labels.clone()
         made = gradient(state)
         made.labels[:, 0] = 5.0
-        descend(method, state, made)
+        descend(method, state, ALL, made)
         assert torch.equal(state.labels, before) is (labels != "learned")

@@ -502,3 +502,30 @@ def test_memory_of_autograd_grows_with_every_step(peak_bytes):
 
     few, many = peak(5), peak(25)
     assert many > 4 * few
+
+
+# -- compact plans ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen", [0, 4])
+def test_a_compact_plan_for_the_rows_it_uses_gives_the_same_gradient(frozen):
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.tensor(rows) for rows in ([0, 9, 5], [5, 3, 1], [9, 8])]
+    plan = Plan.plain(batches)
+    rows, compact = plan.compact(frozen)
+    used = sorted({i - frozen for b in batches for i in b.tolist() if i >= frozen})
+    assert rows.tolist() == used
+    images = torch.randn(10 - frozen, 2, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randn(10 - frozen, 2, generator=generator, dtype=torch.float64)
+    old = Examples(images[:frozen] * 2, labels[:frozen] * 2) if frozen else None
+    for before, after in zip(batches, compact.batches, strict=True):
+        whole, small = Pool(Examples(images, labels), old), Pool(Examples(images[rows], labels[rows]), old)
+        assert torch.equal(whole[before].images, small[after].images)
+        assert torch.equal(whole[before].labels, small[after].labels)
+    assert compact.draws == plan.draws
+
+
+def test_a_plan_of_frozen_rows_alone_uses_no_new_row():
+    rows, compact = Plan.plain([torch.tensor([0, 2]), torch.tensor([1])]).compact(frozen=3)
+    assert len(rows) == 0
+    assert [b.tolist() for b in compact.batches] == [[0, 2], [1]]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge
 
 from ddbench import Examples, Needs, Problem, SyntheticSet
-from ddbench.trajectory import teacher_labels
+from ddbench.trajectory import mean_labels
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,7 @@ class Random:
         examples = problem.sample()
         if self.labels == "hard":
             return examples
-        teachers = [problem.experts.snapshot(i, self.teacher_epochs) for i in range(self.experts)]
-        labels = torch.stack([teacher_labels(problem, examples.images, t) for t in teachers]).mean(0)
+        labels = mean_labels(problem, examples.images, self.experts, self.teacher_epochs)
         return Examples(examples.images, labels)
 
     def step(self, problem: Problem, state: Examples, k: int) -> tuple[Examples, dict]:

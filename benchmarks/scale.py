@@ -4,6 +4,7 @@
     python benchmarks/scale.py data FOLDER              # statistics, a full pass, class-wise draws
     python benchmarks/scale.py tesla FOLDER             # a few whole iterations with 50,000 synthetic images
     python benchmarks/scale.py tesla FOLDER --device cuda
+    python benchmarks/scale.py zca                      # fitting ZCA on 50,000 images of 3x32x32, and reading it back
 
 ``data`` reports the peak of anonymous memory beyond what torch itself takes: pages of the mapped file are the
 system's, which takes them back when it needs them. ``tesla`` runs the matcher as the harness does, but its expert
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,11 +26,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from memory import _cpu_peak, _cuda_peak
 
-from ddbench import Dataset, Problem, Recipe, Seed, Starts, Teaching
+from ddbench import Dataset, Pixels, Preprocessing, Problem, Recipe, Seed, Starts, Teaching
 from ddbench.cache import Cache
 from ddbench.data import RealData
 from ddbench.memory import state_bytes, unroll_bytes
@@ -39,7 +43,7 @@ from ddbench.training import Student, fit
 
 CLASSES, PER_CLASS, SHAPE, TEST = 1000, 200, (3, 64, 64), 2000
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
-MB, GIB = 1e6, 2**30
+MB = 1e6
 
 
 def make(folder: Path, per_class: int = PER_CLASS) -> None:
@@ -123,6 +127,23 @@ def data(folder: Path) -> dict[str, Any]:
     }
 
 
+def zca(count: int = 50_000) -> dict[str, Any]:
+    """Fit ZCA on smooth noise of CIFAR's size; memory beyond the images, and the time to find the fit again."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (count, 3, 8, 8), generator=generator).to(torch.uint8)
+    pixels = Pixels.of(coarse.repeat_interleave(4, 2).repeat_interleave(4, 3))
+    before, peak = anonymous_bytes(), {"bytes": 0}
+    with tempfile.TemporaryDirectory() as home, patch.dict(os.environ, {"DDBENCH_HOME": home}):
+        with watched(peak):
+            first = seconds(lambda: Preprocessing.cached(pixels, zca=True), 1)
+        again = seconds(lambda: Preprocessing.cached(pixels, zca=True), 1)
+    return {
+        "images": count, "values per image": pixels.shape[1:].numel(), "fit (s)": round(first, 1),
+        "found again (s)": round(again, 2),
+        "anonymous memory at the peak, beyond the images (MiB)": round((peak["bytes"] - before) / 2**20),
+    }  # fmt: skip
+
+
 def endpoints(real: RealData, network: Network, updates: int) -> SimpleNamespace:
     """Experts made by a few updates instead of epochs: a start, and where SGD is after ``updates`` steps."""
     start = network.init(Seed(0) / "endpoint")
@@ -131,8 +152,8 @@ def endpoints(real: RealData, network: Network, updates: int) -> SimpleNamespace
     ends = [start, fit(network, Student(start), few, recipe, Seed(0) / "fit").vector]
     p = network.parameters
     return SimpleNamespace(
-        segment=lambda index, epoch, span: (ends[0][:p], ends[1][:p]),  # noqa: ARG005
-        snapshot=lambda index, epoch: ends[min(epoch, 1)],  # noqa: ARG005
+        segment=lambda index, epoch, span: (ends[0][:p], ends[1][:p]),
+        snapshot=lambda index, epoch: ends[min(epoch, 1)],
     )
 
 
@@ -154,22 +175,28 @@ def tesla(given: argparse.Namespace) -> list[dict[str, Any]]:
     count = given.ipc * CLASSES
     base = cls(experts=1, max_start=1, span=1, relabel=True, labels="teacher", clip=None, lr_img=1.0)
     with Seed(0).scope():
-        state = replace_labels(base.init, problem)
+        state = unlabelled(base.init, problem)
     rows = []
     for steps, batch in given.settings:
         method = replace(base, syn_steps=steps, batch_syn=batch)
-        taken, peak = [], {"bytes": 0}
-        for k in range(given.iterations):
-            with (Seed(0) / "step" / k).scope(), peak_of(given.device, peak):
+        taken, losses, whole = [], [], {"bytes": 0}
+
+        def iteration(k: int, method: Any = method, taken: list[float] = taken, losses: list[float] = losses) -> None:
+            with (Seed(0) / "step" / k).scope():
                 began = time.perf_counter()
-                state, numbers = method.step(problem, state, k)
-                loss = float(numbers["loss"])
+                losses.append(float(method.step(problem, state, k)[1]["loss"]))  # the state is changed in place
                 taken.append(time.perf_counter() - began)
+
+        with watched(whole):
+            for k in range(given.iterations):
+                iteration(k)
+        peak = (_cuda_peak if given.device == "cuda" else _cpu_peak)(lambda: iteration(given.iterations))
         predicted = unroll_bytes(method.differentiate, problem.network, STRATEGY, batch, steps)
         rows.append({
-            "syn_steps": steps, "batch_syn": batch, "loss": round(loss, 4), "s / iteration": round(min(taken), 1),
-            "rows touched": min(count, steps * batch),
-            "measured peak of an iteration (MB)": round(peak["bytes"] / MB),
+            "syn_steps": steps, "batch_syn": batch, "losses": [round(loss, 4) for loss in losses],
+            "s / iteration": round(min(taken), 2), "rows touched": min(count, steps * batch),
+            "process: anonymous memory at the peak (GB)": round(whole["bytes"] / 1e9, 2),
+            "measured peak of an iteration (MB)": round(peak / MB),
             "predicted peak of an iteration (MB)": round(predicted / MB),
             "predicted in all on one GPU (GB)": round((predicted + state_bytes(count, 12_288, CLASSES)) / 1e9, 2),
         })  # fmt: skip
@@ -182,27 +209,10 @@ def tesla(given: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def replace_labels(init: Any, problem: Problem) -> Any:
+def unlabelled(init: Any, problem: Problem) -> Any:
     """``init`` without labelling all images beforehand: with ``relabel`` these labels are never read."""
-    from unittest.mock import patch
-
     with patch("ddbench.trajectory.ensemble_labels", lambda method, problem, images: torch.zeros(len(images), CLASSES)):
         return init(problem)
-
-
-@contextmanager
-def peak_of(device: str, peak: dict[str, int]) -> Iterator[None]:
-    """The most memory of an iteration beyond the state: allocated on CUDA, anonymous on the CPU."""
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        yield
-        peak["bytes"] = max(peak["bytes"], torch.cuda.max_memory_allocated() - before)
-        return
-    before, seen = anonymous_bytes(), {"bytes": 0}
-    with watched(seen):
-        yield
-    peak["bytes"] = max(peak["bytes"], seen["bytes"] - before)
 
 
 def settings(text: str) -> list[tuple[int, int]]:
@@ -211,8 +221,8 @@ def settings(text: str) -> list[tuple[int, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Data and TESLA at the size of ImageNet-1K.")
-    parser.add_argument("what", choices=("make", "data", "tesla"))
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=("make", "data", "tesla", "zca"))
+    parser.add_argument("folder", type=Path, nargs="?", help="where the generated set is (not for zca)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--per-class", type=int, default=PER_CLASS)
     parser.add_argument("--ipc", type=int, default=50)
@@ -222,14 +232,18 @@ def main() -> None:
     parser.add_argument("--settings", type=settings, default="5x25,10x25,20x25,10x50", help="syn_steps x batch_syn")
     parser.add_argument("--final", action="store_true", help="also label all images, as the end of a stage does")
     given = parser.parse_args()
+    if given.what != "zca" and given.folder is None:
+        parser.error("name the folder of the generated set")
     torch.set_num_threads(int(os.environ.get("DDBENCH_THREADS", torch.get_num_threads())))
     if given.what == "make":
         make(given.folder, given.per_class)
         return
     about = machine(given.device)
-    print(f"{about['device']}, {about['system']}, torch {about['torch']}, {torch.get_num_threads()} threads", flush=True)
-    if given.what == "data":
-        print(json.dumps(data(given.folder), indent=1))
+    print(
+        f"{about['device']}, {about['system']}, torch {about['torch']}, {torch.get_num_threads()} threads", flush=True
+    )
+    if given.what in ("data", "zca"):
+        print(json.dumps(data(given.folder) if given.what == "data" else zca(), indent=1))
     else:
         tesla(given)
 

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddbench.augment import DSA
-    from ddbench.data import Dataset, Examples, Preprocessing, RealData, stratified
-    from ddbench.errors import DataError, DDBenchError, DivergedError, UsageError
+    from ddbench.data import Dataset, Examples, RealData, stratified
+    from ddbench.errors import DataError, DDBenchError, DivergedError, UsageError, did_you_mean
     from ddbench.hookspecs import hookimpl
     from ddbench.networks import Network
+    from ddbench.pixels import Pixels, Store
+    from ddbench.preprocessing import Preprocessing
     from ddbench.problem import Needs, Problem
+    from ddbench.progress import report
     from ddbench.seeds import Seed
     from ddbench.sets import Curriculum, Pool, SyntheticSet, share
     from ddbench.starts import Experts, Starts, Teaching, teach
@@ -35,17 +38,21 @@ _HOME = {
     "Needs": "problem",
     "Network": "networks",
     "Pool": "sets",
-    "Preprocessing": "data",
+    "Pixels": "pixels",
+    "Preprocessing": "preprocessing",
     "Problem": "problem",
     "RealData": "data",
     "Recipe": "training",
     "Seed": "seeds",
     "Starts": "starts",
+    "Store": "pixels",
     "SyntheticSet": "sets",
     "Teaching": "starts",
     "UsageError": "errors",
+    "did_you_mean": "errors",
     "fit": "training",
     "hookimpl": "hookspecs",
+    "report": "progress",
     "share": "sets",
     "stratified": "data",
     "teach": "starts",

@@ -38,7 +38,7 @@ OPTIONS = click.option("-o", "options", multiple=True, callback=_pairs, metavar=
 def _request(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what a run is."""
     for option in reversed((
-        click.option("--dataset", default="digits", show_default=True, help="Dataset plugin."),
+        click.option("--dataset", default="digits", show_default=True, help="Dataset plugin; images:FOLDER_OR_ZIP, hf:PATH."),
         click.option("--matcher", default="tesla", show_default=True, help="Distillation method."),
         click.option("--scheduler", default="single", show_default=True, help="How the budget is staged."),
         click.option("--network", default="convnet", show_default=True, help="Network plugin."),
@@ -111,7 +111,7 @@ def run(ctx: click.Context, **given: Any) -> int:
 @click.option("--students", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--seed", type=int, help="Seed of the students; by default the run's.")
 @click.option("--dataset", help="Dataset plugin with the test data, if not the file's own.")
-@click.option("--network", help="Evaluate on another network.")
+@click.option("--network", metavar="NAMES", help="Evaluate on another network, or on several: convnet,resnet18,vit.")
 @click.option("--protocol", help="Train students by another protocol.")
 @DEVICE
 @OPTIONS
@@ -174,13 +174,28 @@ def list_(what: str, out: Path, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("dataset")
+@OPTIONS
 @JSON
-def info(name: str, as_json: bool) -> int:
-    """Describe a plugin: its options with defaults, and its recipes with their sources."""
+@QUIET
+def prepare(dataset: str, options: tuple, as_json: bool, quiet: bool) -> int:
+    """Download, decode and measure a dataset ahead of a run."""
+    from ddbench import commands
+
+    commands.warn_broken()
+    commands.prepare(dataset, options, quiet=quiet, as_json=as_json)
+    return 0
+
+
+@cli.command()
+@click.argument("name")
+@OPTIONS
+@JSON
+def info(name: str, options: tuple, as_json: bool) -> int:
+    """Describe a plugin: options, recipes with their sources; of a dataset also sizes, statistics, licence."""
     from ddbench import describing
 
-    describing.show_info(name, as_json)
+    describing.show_info(name, options, as_json)
     return 0
 
 

@@ -156,8 +156,22 @@ def evaluate(name: str, out: Path, options: EvalOptions) -> list[dict[str, Any]]
 
     with working(options.quiet):
         if Path(name).is_file():
-            return [evaluate_file(Path(name), options)]
-        return evaluate_run(find_run(name, out), options)
+            return [evaluate_file(Path(name), each) for each in options.per_network()]
+        folder = find_run(name, out)
+        return [evaluate_run(folder, each) for each in options.per_network()][-1]  # each gives all rows so far
+
+
+def prepare(name: str, flags: tuple[tuple[str, str], ...], *, quiet: bool, as_json: bool) -> None:
+    """Download, decode and measure a dataset, so that a run can begin at once; then show what it is."""
+    from ddbench import preparing
+
+    with working(quiet):
+        found = preparing.describe(name, flags, get=True)
+    if as_json:
+        console.data_json(found)
+    else:
+        body = preparing.body(found["about"] | found["measured"])
+        console.table(f"dataset {name} is ready", ("", ""), body)
 
 
 def build_experts(request: Request, quiet: bool) -> None:

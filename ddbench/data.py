@@ -1,23 +1,27 @@
-"""Real data: examples, preprocessing, and datasets that are never held whole as floats.
+"""Real data: examples, and datasets that are never held whole as floats.
 
-Shapes: n images, c channels, h x w pixels, k classes, d = c*h*w. Pixels are uint8, images are floats
-after preprocessing, targets are class numbers, labels are rows over classes (hard ones are one-hot).
+Shapes: n images, c channels, h x w pixels, k classes. Pixels are uint8, images are floats after
+preprocessing, targets are class numbers, labels are rows over classes (hard ones are one-hot).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ddbench.cache import digest
 from ddbench.errors import DataError, UsageError
+from ddbench.pixels import Pixels
+from ddbench.preprocessing import Preprocessing
+
+
+LARGEST_WHITENED = 2**30  # bytes of float32 images that are kept, once whitened, while a process trains on them
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,99 +37,27 @@ class Examples:
     def __getitem__(self, index: Tensor) -> Examples:
         return Examples(self.images[index], self.labels[index])
 
-
-@dataclass(frozen=True, eq=False)
-class Preprocessing:
-    """Pixels in [0, 1] to network input and back: per-channel mean/std, or ZCA whitening.
-
-    ``mean`` and ``std`` are ``(c,)``. With ZCA, ``whiten`` is ``(d, d)`` and ``mean`` is ``(d,)``; there
-    is no mean/std step in addition (the convention of MTT, TESLA and PDD).
-    """
-
-    mean: Tensor
-    std: Tensor | None = None
-    whiten: Tensor | None = None
-
-    @property
-    def kind(self) -> str:
-        return "meanstd" if self.whiten is None else "zca"
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """``(n, c, h, w)`` uint8 -> preprocessed float32."""
-        images = pixels.to(self.mean.device).float() / 255
-        if self.whiten is not None:
-            return ((images.flatten(1) - self.mean) @ self.whiten).view_as(images)
-        assert self.std is not None
-        return (images - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
-
-    def invert(self, images: Tensor) -> Tensor:
-        """Preprocessed images back to [0, 1], for pictures; values outside are clamped."""
-        if self.whiten is not None:
-            flat = images.flatten(1).double()
-            restored = torch.linalg.solve(self.whiten.double(), flat, left=False) + self.mean.double()
-            return restored.to(images.dtype).view_as(images).clamp(0, 1)
-        assert self.std is not None
-        return (images * self.std.view(1, -1, 1, 1) + self.mean.view(1, -1, 1, 1)).clamp(0, 1)
-
-    def to(self, device: torch.device | str) -> Preprocessing:
-        move = {name: value.to(device) for name, value in self.tensors().items()}
-        return Preprocessing(**move)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that define it, by name, for saving."""
-        named = {"mean": self.mean, "std": self.std, "whiten": self.whiten}
-        return {name: value for name, value in named.items() if value is not None}
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 over the kind and the tensors, to the last bit."""
-        return digest([self.kind, *(digest(t.cpu().numpy().tobytes()) for t in self.tensors().values())])
-
-    @classmethod
-    def fit(cls, pixels: Tensor, *, zca: bool = False, eps: float = 0.1) -> Preprocessing:
-        """Statistics of ``pixels`` in [0, 1], in float64 over blocks, so memory stays bounded.
-
-        ZCA: ``W = U (S + eps)^(-1/2) U^T`` from the covariance over n - 1 (as kornia's, eps 0.1).
-        """
-        blocks = [slice(i, i + 2000) for i in range(0, len(pixels), 2000)]
-        if not zca:
-            total = torch.zeros(pixels.shape[1], dtype=torch.float64)
-            square = torch.zeros_like(total)
-            for block in blocks:
-                x = pixels[block].double() / 255
-                total += x.sum((0, 2, 3))
-                square += (x * x).sum((0, 2, 3))
-            count = pixels.numel() / pixels.shape[1]
-            mean = total / count
-            std = (square / count - mean**2).clamp_min(0).sqrt()
-            if bool((std < 1e-6).any()):  # one grey level of 255 in a million pixels is more
-                raise DataError(
-                    "a colour channel is constant over the whole train set; check the images, they seem to be blank"
-                )
-            return cls(mean.float(), std.float())
-        size = pixels[0].numel()
-        mean = sum((pixels[b].double().flatten(1) / 255).sum(0) for b in blocks) / len(pixels)
-        covariance = torch.zeros(size, size, dtype=torch.float64)
-        for block in blocks:
-            x = pixels[block].double().flatten(1) / 255 - mean
-            covariance.addmm_(x.T, x)
-        values, vectors = torch.linalg.eigh(covariance / (len(pixels) - 1))
-        whiten = (vectors * (values.clamp_min(0) + eps).rsqrt()) @ vectors.T
-        return cls(torch.as_tensor(mean).float(), whiten=whiten.float())
+    def batches(self, size: int) -> Iterator[Examples]:
+        """All examples in order, ``size`` at a time."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield Examples(images, labels)
 
 
 @dataclass(frozen=True, eq=False)
 class RealData:
-    """Real images, kept as uint8 pixels ``(n, c, h, w)``, with targets ``(n,)`` int64.
+    """Real images, kept as uint8 ``pixels`` ``(n, c, h, w)``, with targets ``(n,)`` int64.
 
     ``real[index]``, ``real.draw(per_class)`` and ``real.batches(size)`` give preprocessed Examples on
-    the preprocessing's device.
+    the preprocessing's device. A tensor given as ``pixels`` is taken as :class:`Pixels`.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     targets: Tensor
     preprocessing: Preprocessing
     classes: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pixels", Pixels.of(self.pixels))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -138,31 +70,29 @@ class RealData:
     def __getitem__(self, index: Tensor) -> Examples:
         index = index.cpu()
         device = self.preprocessing.mean.device
-        labels = one_hot(self.targets[index], self.classes).to(device, torch.float32)
+        labels = one_hot(self.targets[index].to(device), self.classes).float()
         return Examples(self.preprocessing(self.pixels[index]), labels)
 
     @cached_property
     def members(self) -> tuple[Tensor, ...]:
-        """For each class, the indices of its images."""
-        order = torch.argsort(self.targets, stable=True)
-        counts = torch.bincount(self.targets, minlength=self.classes)
-        return order.split(counts.tolist())
+        """For each class, the indices of its images, ascending."""
+        return by_class(self.targets, self.classes)
 
     @property
     def smallest_class(self) -> int:
         """The number of images in the smallest class: the largest possible ipc of real images."""
         return min(len(m) for m in self.members)
 
-    def draw(self, per_class: int) -> Examples:
-        """``per_class`` random images of each class without replacement, in class order.
+    def draw(self, per_class: int, classes: Sequence[int] | None = None) -> Examples:
+        """``per_class`` random images of each class (or of ``classes``), without replacement, class after class.
 
         Draws from torch's generator, which the harness seeds around every call into a plugin.
         """
-        if per_class > self.smallest_class:
-            raise UsageError(
-                f"{per_class} images per class asked for, but the smallest class has {self.smallest_class}"
-            )
-        return self[torch.cat([m[torch.randperm(len(m))[:per_class]] for m in self.members])]
+        drawn = self.members if classes is None else [self.members[label] for label in classes]
+        smallest = min(len(m) for m in drawn)
+        if per_class > smallest:
+            raise UsageError(f"{per_class} images per class asked for, but the smallest class has {smallest}")
+        return self[torch.cat([m[torch.randperm(len(m))[:per_class]] for m in drawn])]
 
     def batches(self, size: int) -> Iterator[Examples]:
         """All examples in order, ``size`` at a time."""
@@ -170,27 +100,45 @@ class RealData:
             yield self[index]
 
     def subset(self, index: Tensor) -> RealData:
-        return replace(self, pixels=self.pixels[index], targets=self.targets[index])
+        """The images at ``index``; their pixels are not copied."""
+        return replace(self, pixels=self.pixels.subset(index), targets=self.targets[index])
 
     def to(self, device: torch.device | str) -> RealData:
         """The same data whose batches are preprocessed on ``device``; the pixels stay where they are."""
-        return replace(self, preprocessing=self.preprocessing.to(device))
+        moved = self.preprocessing.to(device)
+        return self if moved is self.preprocessing else replace(self, preprocessing=moved)
+
+    @cached_property
+    def whitened(self) -> RealData | Examples:
+        """What to take batches from when every image is needed many times: all images, whitened once.
+
+        Whitening a batch costs a CPU more than a narrow network's step. Anything but ZCA on the CPU, and more than
+        a gigabyte of floats, stays as it is.
+        """
+        if self.preprocessing.kind != "zca" or self.preprocessing.mean.device.type != "cpu":
+            return self
+        if self.pixels.numel() * 4 > LARGEST_WHITENED:
+            return self
+        images = torch.empty(self.pixels.shape)
+        for rows in torch.arange(len(self)).split(1000):
+            images[rows] = self.preprocessing(self.pixels[rows])
+        return Examples(images, one_hot(self.targets, self.classes).float())
 
     @cached_property
     def digest(self) -> str:
         """sha256 over pixels, targets and preprocessing: what an expert trained on this depends on.
 
-        The statistics count to five digits: their last bits depend on the number of threads.
+        The statistics count to five digits: those of ZCA depend on the number of threads in their last bits.
         """
-        parts = [digest(np.ascontiguousarray(block).tobytes()) for block in self._blocks()]
         p = self.preprocessing
         statistics = [[round(v, 5) for v in t.tolist()] for t in (p.mean, p.std) if t is not None]
-        return digest([list(self.pixels.shape), self.classes, p.kind, statistics, *parts])
+        return digest([self.pixels.digest, digest(self.targets.numpy().tobytes()), self.classes, p.kind, statistics])
 
-    def _blocks(self) -> Iterator[Any]:
-        for start in range(0, len(self), 10_000):
-            yield self.pixels[start : start + 10_000].numpy()
-        yield self.targets.numpy()
+
+def by_class(targets: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """For each of ``classes``, the ascending indices of its items in ``targets`` ``(n,)``."""
+    order = torch.argsort(targets, stable=True)
+    return order.split(torch.bincount(targets, minlength=classes).tolist())
 
 
 def stratified(targets: Tensor, count: int, seed: int) -> Tensor:
@@ -212,8 +160,7 @@ def stratified(targets: Tensor, count: int, seed: int) -> Tensor:
         gap[(shares + step > sizes) | (shares + step < 1)] = -torch.inf
         shares[int(gap.argmax())] += step
     chosen = []
-    for label, share in enumerate(shares.tolist()):
-        members = torch.nonzero(targets == label).flatten()
+    for members, share in zip(by_class(targets, len(sizes)), shares.tolist(), strict=True):
         chosen.append(members[torch.randperm(len(members), generator=generator)[:share]])
     return torch.cat(chosen).sort().values
 
@@ -238,8 +185,8 @@ class Dataset:
         cls,
         name: str,
         classes: tuple[str, ...],
-        train: tuple[Tensor, Tensor],
-        test: tuple[Tensor, Tensor],
+        train: tuple[Tensor | Pixels, Tensor],
+        test: tuple[Tensor | Pixels, Tensor],
         *,
         validation: float = 0.1,
         seed: int = 0,
@@ -250,20 +197,20 @@ class Dataset:
     ) -> Dataset:
         """Fit the preprocessing on all of ``train`` (pixels, targets), then carve out validation.
 
-        The split is stratified and seeded by the dataset's own seed, so every run on the dataset
+        Pixels are a tensor ``(n, c, h, w)`` uint8, which may be mapped from a file: parts share it and nothing is
+        copied. The split is stratified and seeded by the dataset's own seed, so every run on the dataset
         selects on the same images.
         """
         for part, (pixels, targets) in {"train": train, "test": test}.items():
             _check_part(name, part, pixels, targets, len(classes))
-        pixels, targets = train
+        pixels, targets = Pixels.of(train[0]), train[1]
         if preprocessing is None:
-            preprocessing = Preprocessing.fit(pixels, zca=zca)
+            preprocessing = Preprocessing.cached(pixels, zca=zca)
         held = stratified(targets, max(1, round(len(targets) * validation)), seed)
         keep = torch.ones(len(targets), dtype=torch.bool)
         keep[held] = False
-        for label in range(len(classes)):  # the only image of a class is for training
-            if not bool(keep[targets == label].any()):
-                keep[held[targets[held] == label]] = True
+        left = torch.bincount(targets[keep], minlength=len(classes))
+        keep[held[left[targets[held]] == 0]] = True  # the only image of a class is for training
         held = torch.nonzero(~keep).flatten()
         if not len(held):
             raise DataError(
@@ -275,7 +222,7 @@ class Dataset:
             classes=classes,
             train=whole.subset(torch.nonzero(keep).flatten()),
             validation=whole.subset(held),
-            test=RealData(*test, preprocessing, len(classes)),
+            test=RealData(Pixels.of(test[0]), test[1], preprocessing, len(classes)),
             augment=augment,
             facts=facts or {},
         )
@@ -290,8 +237,8 @@ class Dataset:
         return replace(self, **parts)
 
 
-def _check_part(name: str, part: str, pixels: Tensor, targets: Tensor, classes: int) -> None:
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+def _check_part(name: str, part: str, pixels: Tensor | Pixels, targets: Tensor, classes: int) -> None:
+    if pixels.dtype != torch.uint8 or len(pixels.shape) != 4:
         raise DataError(
             f"dataset {name!r}: {part} pixels must be uint8 (n, c, h, w), got {pixels.dtype} {tuple(pixels.shape)}"
         )

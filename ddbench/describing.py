@@ -45,11 +45,16 @@ def find(name: str) -> list[Plugin]:
     return sorted(found, key=lambda p: KINDS.index(p.kind))
 
 
-def show_info(name: str, as_json: bool) -> None:
-    """The docstring, options and recipes of every plugin with this name."""
-    found = find(name)
+def show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> None:
+    """The docstring, options and recipes of every plugin with this name; of a dataset, what its data are."""
+    from ddbench import preparing
+
+    found = find(name.partition(":")[0])
+    if flags and not any(plugin.kind == "dataset" for plugin in found):
+        raise UsageError(f"{name!r} is no dataset; only what a dataset holds depends on options")
+    data = {p.name: preparing.describe(name, flags, get=False) for p in found if p.kind == "dataset"}
     if as_json:
-        console.data_json([_about(plugin) for plugin in found])
+        console.data_json([_about(p) | ({"data": data[p.name]} if p.kind == "dataset" else {}) for p in found])
         return
     for plugin in found:
         about = _about(plugin)
@@ -59,6 +64,14 @@ def show_info(name: str, as_json: bool) -> None:
         if about["recipes"]:
             body = [[r["match"], r["options"], r["verified"], r["source"]] for r in about["recipes"]]
             console.table("recipes", ("for", "options", "verified by ddbench", "source"), body)
+        if plugin.kind == "dataset":
+            known = data[plugin.name]
+            if shown := known["about"] | (known["measured"] or {}):
+                console.table(f"dataset {plugin.name}", ("", ""), preparing.body(shown))
+            if known["missing"]:
+                console.say(
+                    f"no data here: {known['missing']}; `ddbench prepare {name}` makes it ready, or says what it lacks"
+                )
 
 
 def _about(plugin: Plugin) -> dict[str, Any]:

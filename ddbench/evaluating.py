@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ddbench.protocols import Protocol, altered, named
 from ddbench.records import make
 from ddbench.results import graded, ordered, rows
 from ddbench.run import with_augment
-from ddbench.spec import pick_device, split_flags
+from ddbench.spec import pick_device, split_dataset, split_flags
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,26 @@ class EvalOptions:
     protocol: str | None = None
     flags: tuple[tuple[str, str], ...] = ()
     quiet: bool = False
+
+    def per_network(self) -> list[EvalOptions]:
+        """One set of options for each of the networks named, separated by commas.
+
+        With several, an option of networks goes to those that have it.
+        """
+        names = [name.strip() for name in (self.network or "").split(",") if name.strip()]
+        if len(names) < 2:
+            return [self]
+        known = {name: {f.name for f in fields(registry().get("network", name).cls)} for name in names}
+        for option, _ in self.flags:
+            group, _, field = option.partition(".")
+            if group == "network" and not any(field in has for has in known.values()):
+                raise UsageError(f"none of the networks {', '.join(names)} has an option {field!r}")
+        return [replace(self, network=name, flags=self._flags_for(known[name])) for name in names]
+
+    def _flags_for(self, has: set[str]) -> tuple[tuple[str, str], ...]:
+        return tuple(
+            flag for flag in self.flags if not flag[0].startswith("network.") or flag[0].partition(".")[2] in has
+        )
 
 
 def evaluate_run(folder: Path, options: EvalOptions) -> list[dict[str, Any]]:
@@ -68,10 +88,11 @@ def evaluate_file(path: Path, options: EvalOptions) -> dict[str, Any]:
 def _plan(distilled: Distilled, options: EvalOptions) -> tuple[Evaluation, int, int]:
     """The evaluation that the file describes, with what the options change."""
     spec = distilled.about["spec"]
-    given = split_flags(options.flags)
+    chosen, main = split_dataset(options.dataset) if options.dataset else (None, ())
+    given = split_flags((*main, *options.flags))
     if wrong := set(given) - {"dataset", "network", "protocol"}:
         raise UsageError(f"eval takes options of dataset, network and protocol, not of {', '.join(sorted(wrong))}")
-    source = _plugin("dataset", spec["dataset"], options.dataset, given)
+    source = _plugin("dataset", spec["dataset"], chosen, given)
     if options.network or "network" in given:
         distilled = replace(distilled, network=_plugin("network", spec["network"], options.network, given))
     dataset = source.load()

@@ -116,7 +116,8 @@ class DatasetSource(Protocol):
     Two optional things serve ``ddbench info`` and ``ddbench prepare``. ``about`` is a class attribute, a
     dictionary of short texts that hold without the data: ``licence``, ``licence_url``, ``homepage``, ``citation``,
     ``images`` (published sizes). ``missing()`` says in one sentence what ``load`` would have to download
-    or decode first; None when it can begin at once.
+    or decode first; None when it can begin at once. A third, the class attribute ``argument``, names the option
+    that ``--dataset NAME:VALUE`` sets.
     """
 
     name: str

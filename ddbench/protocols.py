@@ -78,7 +78,9 @@ def altered(base: Protocol, flags: dict[str, Any]) -> Protocol:
     if not flags:
         return base
     made = make(Protocol, options(base) | flags, "protocol")
-    return replace(made, name=f"{base.name}-custom-{digest(options(made))[:6]}")
+    plain = options(Protocol())  # what is left at its default stays out, so that options added later rename nothing
+    given = {name: value for name, value in options(made).items() if value != plain[name]}
+    return replace(made, name=f"{base.name}-custom-{digest(given)[:6]}")
 
 
 def named(name: str) -> Protocol:

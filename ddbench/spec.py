@@ -100,6 +100,8 @@ def resolve(request: Request) -> Resolved:
     """Fill in recipes and defaults. Raises UsageError for unknown names, options, or values."""
     if request.ipc < 1:
         raise UsageError(f"--ipc must be at least 1, got {request.ipc}")
+    dataset, given = split_dataset(request.dataset)
+    request = replace(request, dataset=dataset, flags=(*given, *request.flags))
     chosen = {kind: registry().get(kind, getattr(request, kind)) for kind in PLUGGED}
     origins: dict[str, tuple[Any, str]] = {}
     flags = split_flags(request.flags)
@@ -202,6 +204,20 @@ def _threads() -> int:
     if not given.isdigit() or int(given) < 1:
         raise UsageError(f"DDBENCH_THREADS must be a number of threads, got {given!r}")
     return int(given)
+
+
+def split_dataset(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """``images:photos.zip`` -> ``images`` and the flag that sets its main option, ``dataset.root``.
+
+    Which option that is, the source says in its class attribute ``argument``.
+    """
+    short, colon, value = name.partition(":")
+    if not colon:
+        return name, ()
+    option = getattr(registry().get("dataset", short).cls, "argument", None)
+    if option is None:
+        raise UsageError(f"the dataset {short!r} takes nothing after a colon; write --dataset {short}")
+    return short, ((f"dataset.{option}", value),)
 
 
 def split_flags(flags: tuple[tuple[str, str], ...]) -> dict[str, dict[str, str]]:

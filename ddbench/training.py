@@ -20,6 +20,7 @@ from ddbench.optimisers import State, optimiser
 from ddbench.progress import report
 from ddbench.seeds import Seed
 
+PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64x64
 TRAINER_VERSION = 1  # part of every expert's and lesson's key: raise it when fit computes other numbers
 
 
@@ -103,6 +104,8 @@ def fit(
     training may stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on
     from there to the same bits. ``state`` of the student continues an optimiser; empty starts a fresh one.
     """
+    if isinstance(source, RealData):
+        source = source.whitened
     per_epoch = math.ceil(len(source) / recipe.batch)
     total = recipe.steps or (recipe.epochs or 1) * per_epoch
     epochs = math.ceil(total / per_epoch)
@@ -141,7 +144,11 @@ def _gradient(
 
 
 @torch.no_grad()
-def predict(network: Network, vector: Tensor, data: RealData, size: int = 1000) -> tuple[Tensor, Tensor]:
-    """Logits ``(n, k)`` in evaluation mode, and targets ``(n,)``, of all of ``data``, on the CPU."""
-    logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.batches(size)]
+def predict(network: Network, vector: Tensor, data: RealData, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Logits ``(n, k)`` in evaluation mode, and targets ``(n,)``, of all of ``data``, on the CPU.
+
+    ``size`` at a time: 1000, or fewer when images are large, since activations grow with their pixels.
+    """
+    size = size or max(1, min(1000, PIXELS_AT_ONCE // math.prod(data.shape)))
+    logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.whitened.batches(size)]
     return torch.cat(logits), data.targets

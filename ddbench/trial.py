@@ -113,7 +113,7 @@ class Trial:
     def _around(self) -> list[Any]:
         """What a matcher must leave alone."""
         frozen, real = self.problem.frozen, self.problem.real
-        return self._bits([*frozen.sets, frozen.frozen_examples, real.pixels, real.targets])
+        return self._bits([*frozen.sets, frozen.frozen_examples, real.pixels[:], real.targets])
 
 
 def _check_set(name: str, problem: Problem, made: SyntheticSet) -> None:

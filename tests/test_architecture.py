@@ -40,7 +40,7 @@ LAYERS = [
     "run",
     "memory",
     "evaluating bench compare boards trial",
-    "testing",
+    "testing preparing",
     "console",
     "commands describing",
     "cli",

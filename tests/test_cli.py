@@ -560,6 +560,28 @@ def test_eval_with_other_students_seed_or_network_is_another_evaluation(shop, tm
     assert other["protocol"].startswith("default-custom")
 
 
+def test_eval_on_several_networks_is_one_table_with_a_row_for_each(shop, tmp_path):
+    folder = copied(shop, tmp_path)[1]
+    answer = ddbench(
+        "eval", folder / "distilled.safetensors", "--network", "convnet, mlp,vit", "-o", "network.width=4",
+        "-o", "network.dim=8", "-o", "network.heads=2", "-o", "network.depth=2", "--students", 2, "--json",
+        home=shop[0],
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    names = [row["network"].partition("(")[0] for row in answer.json]
+    assert names == ["convnet", "mlp", "vit"]
+    assert all(row["n"] == 2 and 0 <= row["accuracy_mean"] <= 1 for row in answer.json)
+    assert "dim=8" in answer.json[2]["network"]
+    assert "dim" not in answer.json[0]["network"]
+
+
+def test_eval_on_several_networks_refuses_an_option_that_none_of_them_has(shop, tmp_path):
+    folder = copied(shop, tmp_path)[1]
+    answer = ddbench("eval", folder, "--network", "convnet,vit", "-o", "network.breadth=4", home=shop[0])
+    assert answer.code == 2
+    assert "none of the networks convnet, vit has an option 'breadth'" in error_of(answer)
+
+
 def test_eval_of_one_file_by_two_protocols_names_both(shop, tmp_path):
     path = the_run(shop[1]) / "distilled.safetensors"
     arguments = ["--students", 1, "--protocol", "pdd-paper", "-o", "protocol.epochs=2", "--json"]
@@ -663,8 +685,13 @@ def test_compare_shows_an_unfinished_run_as_such(shop, tmp_path):
 BUILT_IN = {
     "matchers": {"tesla", "mtt", "random"},
     "schedulers": {"single", "pdd"},
-    "datasets": {"digits", "toy", "images", "cifar10"},
-    "networks": {"convnet"},
+    "datasets": {
+        "digits", "toy", "images", "hf", "mnist", "fashionmnist", "kmnist", "svhn", "cifar10", "cifar100", "stl10",
+        "imagenette", "eurosat", "gtsrb", "tinyimagenet", "imagenet",
+    },
+    "networks": {
+        "convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18-ap", "vit", "torchvision",
+    },
     "metrics": {"accuracy"},
 }
 
@@ -796,3 +823,54 @@ def test_a_disk_that_is_full_is_one_sentence(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "No space left on device (runs/metrics.jsonl)" in said
     assert "Traceback" not in said
+
+
+# ---------------------------------------------------------------------------------------------- datasets
+
+
+def test_info_of_a_dataset_shows_sizes_classes_statistics_and_licence(tmp_path):
+    answer = ddbench("info", "digits", home=tmp_path)
+    assert answer.code == 0, answer.err
+    for words_shown in ("1,294", "144", "359", "10: 0, 1, 2", "1 x 8 x 8", "meanstd", "CC BY 4.0", "https://"):
+        assert words_shown in answer.out, words_shown
+
+
+def test_info_of_a_dataset_as_json_counts_what_the_options_choose(tmp_path):
+    answer = ddbench("info", "digits", "-o", "dataset.classes=3,5", "-o", "dataset.limit=100", "--json", home=tmp_path)
+    (about,) = answer.json
+    measured = about["data"]["measured"]
+    assert measured["classes"] == ["3", "5"]
+    assert measured["train images"] + measured["validation images"] == 100
+    assert len(measured["digest"]) == 64
+
+
+def test_info_of_data_that_are_not_here_downloads_nothing_and_says_what_is_missing(tmp_path):
+    answer = ddbench("info", "cifar10", home=tmp_path)
+    assert answer.code == 0
+    assert "no data here" in answer.err
+    assert "ddbench prepare cifar10" in answer.err
+    assert "cs.toronto.edu" in answer.out
+    assert not list(tmp_path.rglob("*.tar.gz"))
+
+
+def test_prepare_loads_a_dataset_and_shows_what_it_is(tmp_path):
+    answer = ddbench("prepare", "toy", "-o", "dataset.size=16", home=tmp_path)
+    assert answer.code == 0, answer.err
+    assert "1 x 16 x 16" in answer.out
+    assert ddbench("prepare", "toy", "--json", home=tmp_path).json["measured"]["classes"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["prepare", "mnits"], 2, "did you mean 'mnist'?"),
+        (["prepare", "toy", "-o", "matcher.steps=3"], 2, "only options of the dataset"),
+        (["prepare", "toy", "-o", "dataset.limt=3"], 2, "did you mean 'limit'?"),
+        (["info", "tesla", "-o", "dataset.limit=3"], 2, "is no dataset"),
+        (["prepare", "images", "-o", "dataset.root=/nowhere/at/all"], 3, "/nowhere/at/all"),
+    ],
+)
+def test_prepare_and_info_refuse_in_one_sentence(tmp_path, arguments, code, said):
+    answer = ddbench(*arguments, home=tmp_path)
+    assert answer.code == code
+    assert said in error_of(answer)

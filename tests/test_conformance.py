@@ -12,11 +12,12 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any
 
+import miniature
 import numpy as np
+import pictures
 import pytest
 import torch
 from annotated_types import Ge
-from PIL import Image
 from torch import Tensor, nn
 
 from ddbench import Curriculum, Dataset, DivergedError, Needs, Preprocessing, SyntheticSet, hookspecs, share
@@ -38,6 +39,11 @@ OPTIONS = {
     ("matcher", "random"): [{}, {"labels": "teacher", "teacher_epochs": 1}],
     ("scheduler", "pdd"): [{}, {"stages": 1}, {"stages": 7}],
     ("network", "convnet"): [{"width": 8}, {"width": 8, "norm": "batch"}, {"width": 8, "norm": "none"}],
+    ("network", "alexnet"): [{"width": 8}],
+    ("network", "vgg11"): [{"width": 4}, {"width": 4, "norm": "batch"}],
+    ("network", "resnet18"): [{"width": 4}, {"width": 4, "norm": "batch"}],
+    ("network", "resnet18-ap"): [{"width": 4}],
+    ("network", "vit"): [{"dim": 24, "heads": 2, "depth": 3}],
     ("dataset", "toy"): [{}, {"channels": 3, "zca": True, "limit": 60}],
 }
 CASES = [
@@ -48,34 +54,27 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def files(tmp_path, monkeypatch) -> Path:
-    """What datasets that read files find: a folder of images, and CIFAR-10 as torchvision reads it."""
-    from torchvision import datasets
-
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 6), ("test", 3)):
-        for label in ("cat", "dog"):
-            (tmp_path / part / label).mkdir(parents=True)
-            for i in range(count):
-                pixels = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / part / label / f"{i}.png")
-
-    class Cifar:
-        classes = tuple("abcdefghij")
-
-        def __init__(self, root: str, train: bool, download: bool) -> None:
-            self.targets = [i % 10 for i in range(40 if train else 20)]
-            self.data = np.random.default_rng(train).integers(0, 256, (len(self.targets), 32, 32, 3), dtype=np.uint8)
-
-    monkeypatch.setattr(datasets, "CIFAR10", Cifar)
-    return tmp_path
+def files_of(name: str, folder: Path, monkeypatch) -> dict[str, str]:
+    """Write what the dataset ``name`` reads, if it reads files; the options that lead there."""
+    if name in miniature.WRITERS:
+        miniature.write(name, monkeypatch)
+    elif name in ("images", "hf"):
+        return {"root" if name == "images" else "path": pictures.folder(folder, pictures.tree())}
+    elif name == "tinyimagenet":
+        return {"root": pictures.folder(folder, pictures.tiny_imagenet())}
+    elif name == "imagenet":
+        return {"root": pictures.folder(folder, pictures.imagenet())}
+    return {}
 
 
 @pytest.mark.parametrize(("kind", "name", "options"), CASES)
-def test_every_registered_plugin_keeps_its_contract(kind, name, options, files):
-    if (kind, name) == ("dataset", "images"):
-        options = {"root": str(files)}
+def test_every_registered_plugin_keeps_its_contract(kind, name, options, tmp_path, monkeypatch):
+    if name == "hf":
+        pytest.importorskip("datasets", reason="the extra hf is not installed")
+    if kind == "dataset":
+        monkeypatch.setenv("DDBENCH_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("DDBENCH_DATA", str(tmp_path / "data"))
+        options = options | files_of(name, tmp_path / "files", monkeypatch)
     plugin = make(registry().get(kind, name).cls, options, kind)
     getattr(kit, f"check_{kind}")(plugin)
 

@@ -181,24 +181,45 @@ def test_subset_keeps_pixels_targets_and_preprocessing():
     assert real.shape == part.shape == (3, 4, 5)
 
 
+def test_images_that_are_whitened_once_are_those_whitened_batch_by_batch():
+    pixels = some_pixels(1200, (1, 4, 4))
+    targets = torch.arange(1200) % 3
+    for zca in (True, False):
+        real = RealData(pixels, targets, Preprocessing.fit(pixels, zca=zca), 3)
+        index = torch.tensor([1100, 0, 7])
+        whole, once = real[index], real.whitened[index]
+        torch.testing.assert_close(once.images, whole.images, rtol=1e-5, atol=1e-6)
+        assert torch.equal(once.labels, whole.labels)
+        sizes = [len(batch) for batch in real.whitened.batches(500)]
+        assert sizes == [500, 500, 200]
+        assert (real.whitened is real) is not zca
+
+
+def test_more_images_than_fit_are_whitened_batch_by_batch(monkeypatch):
+    pixels = some_pixels(60)
+    real = RealData(pixels, torch.arange(60) % 3, Preprocessing.fit(pixels, zca=True), 3)
+    monkeypatch.setattr("ddbench.data.LARGEST_WHITENED", 100)
+    assert real.whitened is real
+
+
 # -- digests -------------------------------------------------------------------------------------------------
 
 
 def rebuilt(real: RealData, **changes) -> RealData:
-    parts = {"pixels": real.pixels, "targets": real.targets, "preprocessing": real.preprocessing, "classes": 3}
+    parts = {"pixels": real.pixels[:], "targets": real.targets, "preprocessing": real.preprocessing, "classes": 3}
     return RealData(**(parts | changes))
 
 
 def test_digest_is_that_of_the_contents():
     real = some_real()
-    assert rebuilt(real, pixels=real.pixels.clone()).digest == real.digest
-    strided = real.pixels.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)  # the same images, laid out otherwise
+    assert rebuilt(real, pixels=real.pixels[:].clone()).digest == real.digest
+    strided = real.pixels[:].permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)  # the same images, laid out otherwise
     assert rebuilt(real, pixels=strided).digest == real.digest
 
 
 def test_digest_changes_with_one_pixel_one_target_and_the_preprocessing():
     real = some_real()
-    pixels, targets = real.pixels.clone(), real.targets.clone()
+    pixels, targets = real.pixels[:].clone(), real.targets.clone()
     pixels[14, 2, 3, 4] ^= 1
     targets[0] = (targets[0] + 1) % 3
     mean = real.preprocessing.mean.clone()
@@ -207,7 +228,7 @@ def test_digest_changes_with_one_pixel_one_target_and_the_preprocessing():
         rebuilt(real, pixels=pixels),
         rebuilt(real, targets=targets),
         rebuilt(real, classes=4),
-        rebuilt(real, pixels=real.pixels.view(15, 3, 5, 4)),
+        rebuilt(real, pixels=real.pixels[:].view(15, 3, 5, 4)),
         rebuilt(real, preprocessing=Preprocessing(mean, real.preprocessing.std)),
         rebuilt(real, preprocessing=Preprocessing.fit(real.pixels, zca=True)),
     ]
@@ -309,7 +330,7 @@ def test_split_divides_the_train_set_into_train_and_validation():
     dataset = some_dataset(validation=0.2)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (48, 12, 9)
     assert torch.bincount(dataset.validation.targets).tolist() == [6, 4, 2]
-    together = torch.cat([dataset.train.pixels, dataset.validation.pixels]).flatten(1)
+    together = torch.cat([dataset.train.pixels[:], dataset.validation.pixels[:]]).flatten(1)
     assert sorted(together.tolist()) == sorted(some_pixels(60).flatten(1).tolist())
 
 

@@ -125,3 +125,29 @@ def test_recipes_name_a_source_and_resolve():
                 )
                 flagged = Request(**{**vars(request), "flags": values})
                 assert resolve(flagged).spec
+
+
+def test_parameters_of_networks_in_the_docs_are_those_of_the_networks():
+    from ddbench import Network, UsageError
+
+    text = (ROOT / "docs" / "networks.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| ([\d,|\s-]+) \|$", text, flags=re.M)
+    assert {name for name, _ in rows} == set(registry().names("network"))
+    tasks = [((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 32, 32), 100), ((3, 64, 64), 200), ((3, 64, 64), 1000)]
+    for name, cells in rows:
+        for cell, (shape, classes) in zip(cells.split("|"), tasks, strict=True):
+            network = Network(registry().get("network", name).cls(), shape, classes)
+            if cell.strip() == "-":
+                with pytest.raises(UsageError):
+                    _ = network.parameters
+            else:
+                assert network.parameters == int(cell.replace(",", "")), (name, shape, classes)
+
+
+def test_every_dataset_stands_in_the_docs_with_its_licence():
+    text = (ROOT / "docs" / "datasets.md").read_text()
+    for name in registry().names("dataset"):
+        about = registry().get("dataset", name).cls.about
+        (row,) = [line for line in text.splitlines() if re.match(rf"\| \[?`{name}`", line)]
+        for value in (about["licence"], about["images"], about.get("licence_url", ""), about.get("homepage", "")):
+            assert value in row

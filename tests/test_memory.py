@@ -40,7 +40,9 @@ def allocated(method, steps: int, batch: int, norm: str) -> int:
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize(("method", "steps", "batch"), [("tesla", 4, 32), ("exact", 4, 32), ("mtt", 4, 32), ("tesla", 30, 8)])
+@pytest.mark.parametrize(
+    ("method", "steps", "batch"), [("tesla", 4, 32), ("exact", 4, 32), ("mtt", 4, 32), ("tesla", 30, 8)]
+)
 def test_predicted_memory_of_an_unroll_is_what_is_allocated(method, steps, batch, norm):
     predicted = unroll_bytes(METHODS[method].differentiate, network(norm), STRATEGY, batch, steps)
     assert predicted == pytest.approx(allocated(method, steps, batch, norm), rel=0.15)

@@ -395,7 +395,10 @@ def reachable(value: Any, depth: int = 5, path: str = "problem") -> Iterator[tup
 def test_a_problem_has_neither_test_nor_validation_data(at_home, matcher, scheduler):
     dataset = spec(matcher).dataset.load()
     hidden = {id(dataset.test): "test", id(dataset.validation): "validation"}
-    secrets = [dataset.test.pixels, dataset.validation.pixels]
+    # the train part shares a store with validation pixels, but nothing tells which they are or what they show
+    parts = (dataset.test, dataset.validation)
+    secrets = [secret for part in parts for secret in (part.pixels[:], part.targets, part.pixels.rows)]
+    secrets = [secret for secret in secrets if secret is not None]
     for problem in at_home.problems[matcher, scheduler]:
         seen = 0
         for path, value in reachable(problem):

@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddbench import Dataset, stratified
-from ddbench_datasets.common import NO_FLIP, SEED, ZCA, Limit, Validation, limited
+from ddbench import Dataset
+from ddbench_datasets.common import NO_FLIP, Choices, Whole, assemble
 
 TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(Choices):
     """1,797 grey 8x8 images of ten digits from scikit-learn; 1,438 to train on, 359 to test."""
 
     name = "digits"
-    validation: Validation = 0.1
-    zca: ZCA = False
-    limit: Limit = None
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://doi.org/10.24432/C50P49",
+        "licence": "CC BY 4.0",
+        "licence_url": "https://creativecommons.org/licenses/by/4.0/",
+        "images": "1,797 of 8x8 pixels, grey, 10 classes; a fifth of them, stratified and fixed, is the test part",
+    }
 
     def load(self) -> Dataset:
         pixels, targets = _read()
-        test = torch.zeros(len(targets), dtype=torch.bool)
-        test[stratified(targets, round(len(targets) * TEST_SHARE), SEED)] = True
-        train_pixels, train_targets = pixels[~test], targets[~test]
-        used = limited(train_targets, self.limit)
-        return Dataset.split(
+        return assemble(
+            self,
             self.name,
-            tuple("0123456789"),
-            (train_pixels[used], train_targets[used]),
-            (pixels[test], targets[test]),
-            validation=self.validation,
-            seed=SEED,
-            zca=self.zca,
+            Whole.divided(tuple("0123456789"), pixels, targets, TEST_SHARE),
             augment=NO_FLIP,
             facts={
                 "source": "Optical Recognition of Handwritten Digits, UCI (doi.org/10.24432/C50P49), "
                 "as in sklearn.datasets.load_digits",
-                "licence": "CC BY 4.0",
+                "licence": self.about["licence"],
             },
         )
+
+    def missing(self) -> str | None:
+        return None
 
 
 def _read() -> tuple[Tensor, Tensor]:

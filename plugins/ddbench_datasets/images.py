@@ -1,89 +1,85 @@
-"""Any classification dataset that is a folder or zip of images."""
+"""Any classification dataset that is a folder, zip or tar of images."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from annotated_types import Ge
-from torch import Tensor
 
-from ddbench import Dataset
+from ddbench import DataError, Dataset, UsageError
 from ddbench_datasets import sources, store
-from ddbench_datasets.common import FLIP, NO_FLIP, SEED, ZCA, Limit, Validation, limited
+from ddbench_datasets.collection import Collection
+from ddbench_datasets.common import FLIP, NO_FLIP, Choices, build
 from ddbench_datasets.layout import arrange
+
+SkipBroken = Annotated[bool, "leave out images that cannot be decoded, and count them; by default they are an error"]
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images in ``train/<class>/`` and ``test/<class>/`` of a folder or zip; decoded once, then read from the cache.
+class Images(Choices):
+    """Images in ``train/<class>/`` and ``test/<class>/`` of a folder, zip or tar; decoded once, then from the cache.
 
-    The classes are in natural order: alphabetical, numbers as numbers.
+    The classes are in natural order: alphabetical, numbers as numbers. Without ``test``, a folder ``val``, ``valid``
+    or ``validation`` is the test part. Without ``train`` and ``test``, images lie in ``<class>/``, and a fifth of
+    each class, drawn with a fixed seed, is the test part. Archives are not extracted, and links in them not
+    followed; names that point outside are ignored. Photos are turned upright, and the middle square of each is
+    resized.
     """
 
     name = "images"
-    root: Annotated[str, "folder or zip with train/<class>/ and test/<class>/"] = ""
+    argument = "root"
+    about: ClassVar[dict[str, str]] = {"licence": "your own images", "images": "any number, of one size or resized"}
+    root: Annotated[str, "folder, zip or tar with train/<class>/ and test/<class>/, or with <class>/"] = ""
     size: Annotated[int | None, Ge(1), "resize to size x size pixels; by default all must have one size"] = None
     channels: Annotated[Literal["auto", "1", "3"], "grey (1), colour (3), or grey if all images are grey"] = "auto"
     flip: Annotated[bool, "whether a mirrored image keeps its class; decides how training augments"] = True
-    validation: Validation = 0.1
-    zca: ZCA = False
-    limit: Limit = None
+    skip_broken: SkipBroken = False
 
     def load(self) -> Dataset:
         root = sources.find(self.root)
-        content = sources.identity(root)
-        pixels, about = store.cached(self._identity(content), lambda: self._decode(root))
-        images = torch.from_numpy(pixels)
-        train, test = (_targets(about[part]) for part in sources.PARTS)
-        return Dataset.split(
+        with self._collection(root) as collection:
+            chosen, train, test, facts = collection.load(self)
+            known = {} if root.is_dir() else collection.content
+        return build(
+            self,
+            chosen,
             title(root),
-            tuple(about["classes"]),
-            (images[: len(train)], train),
-            (images[len(train) :], test),
-            validation=self.validation,
-            seed=SEED,
-            zca=self.zca,
+            train,
+            test,
             augment=FLIP if self.flip else NO_FLIP,
-            facts={"source": root.name, **({} if root.is_dir() else content)},
+            facts={"source": root.name, **known, **facts},
         )
 
-    def _identity(self, content: Any) -> dict[str, Any]:
-        """Everything that decides the decoded pixels; Pillow's version, since JPEG decoders differ."""
-        from PIL import __version__ as pillow
+    def missing(self) -> str | None:
+        try:
+            root = sources.find(self.root)
+            with self._collection(root) as collection:
+                there = store.there(collection.identity(self))
+        except (DataError, UsageError) as error:
+            return str(error)
+        return None if there else f"the images of {root} have to be decoded, once"
 
-        options = {"size": self.size, "channels": self.channels, "limit": self.limit}
-        return {"format": 1, "content": content, "pillow": pillow, **options}
-
-    def _decode(self, root: Path) -> store.Made:
-        from ddbench_datasets.decode import decode
-
+    @contextmanager
+    def _collection(self, root: Path) -> Iterator[Collection]:
         with sources.opened(root) as files:
-            layout = arrange(files.names(), str(root))
-            train, train_counts = _flat(layout.train, self.limit)
-            test, test_counts = _flat(layout.test, None)
-            pixels = decode(files.read, train + test, channels=self.channels, size=self.size)
-        return pixels, {"classes": layout.classes, "train": train_counts, "test": test_counts}
+            yield Collection(
+                files,
+                files.identity(),
+                str(root),
+                lambda: arrange(files.names(), str(root), files.ignored),
+                self.size,
+                self.channels,
+                self.skip_broken,
+            )
 
 
 def title(root: Path) -> str:
-    """The dataset's name, after its folder or zip: lower case letters, digits, and ``._-``."""
-    stem = root.name if root.is_dir() else root.stem
+    """The dataset's name, after its folder or archive: lower case letters, digits, and ``._-``."""
+    stem = root.name if root.is_dir() else re.sub(r"\.tar\.\w+$", "", root.name, flags=re.IGNORECASE)
+    stem = stem if root.is_dir() or stem != root.name else root.stem
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("._-") or "images"
-
-
-def _targets(counts: Sequence[int]) -> Tensor:
-    """(n,): ``counts[k]`` times the class k."""
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-
-
-def _flat(classes: Sequence[Sequence[str]], limit: int | None) -> tuple[list[str], list[int]]:
-    """The names of the images to use, class by class, and how many there are of each."""
-    names = [name for members in classes for name in members]
-    targets = _targets([len(members) for members in classes])
-    used = limited(targets, limit)
-    return [names[i] for i in used.tolist()], targets[used].bincount(minlength=len(classes)).tolist()

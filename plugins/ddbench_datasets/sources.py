@@ -1,127 +1,169 @@
-"""A folder or a zip as a list of names and a function that reads one: zips are never extracted."""
+"""A folder, zip or tar as a list of names, and where the bytes of each are: archives are never extracted."""
 
 from __future__ import annotations
 
 import os
+import stat
+import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol
 
 from ddbench import DataError, UsageError, cache
+from ddbench_datasets.archives import Tar, Zip, is_tar
+from ddbench_datasets.places import Place, shown
 
-LARGEST = 100_000_000  # bytes of one image file; a larger one is a mistake or a bomb
-PARTS = ("train", "test")
+TESTS = ("test", "val", "valid", "validation")  # the first that has classes is the test part
+PARTS = ("train", *TESTS)
+DIVIDED = ("train", "test")  # without either, the folders are classes
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+GIVE = "pass -o dataset.root=FOLDER_OR_ARCHIVE"
+
+Enter = Callable[[tuple[str, ...], list[str]], list[str]]  # which of the folders in a folder to search
 
 
 class Files(Protocol):
-    """Names relative to the root with ``/`` between parts, those of folders ending in ``/``; and their bytes.
+    """Names relative to the root with ``/`` between parts, those of folders ending in ``/``; and where they are.
 
-    ``read`` may be called from several threads.
+    ``ignored`` are links and devices, which may hide an image. ``order`` sorts names so that reading is sequential;
+    ``places`` wants them in this order.
     """
 
+    ignored: list[str]
+
     def names(self) -> list[str]: ...
-    def read(self, name: str) -> bytes: ...
+    def identity(self) -> Any: ...
+    def size(self, name: str) -> int: ...
+    def order(self, names: Sequence[str]) -> list[int]: ...
+    def places(self, names: Sequence[str]) -> Iterator[Place]: ...
 
 
 def find(root: str) -> Path:
-    """The absolute path of a folder or zip, or an error that tells how to give one."""
+    """The absolute path of a folder or archive, or an error that tells how to give one."""
     if not root:
-        raise UsageError("the dataset 'images' needs to know where they are; pass -o dataset.root=FOLDER_OR_ZIP")
-    path = Path(root).expanduser().resolve()
+        raise UsageError(f"the dataset 'images' needs to know where they are; {GIVE}")
+    path = printable(Path(root).expanduser().resolve())
     if not path.exists():
-        raise DataError(f"there is no folder or zip {path}; pass -o dataset.root=FOLDER_OR_ZIP with one that exists")
-    if not path.is_dir() and not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is neither a folder nor a readable zip; pass -o dataset.root=FOLDER_OR_ZIP")
+        raise DataError(f"there is no folder, zip or tar {path}; {GIVE} with one that exists")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read; allow it, or {GIVE} with one that may")
+    if not path.is_dir() and not is_tar(path) and not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is neither a folder nor a readable zip or tar; {GIVE}")
     return path
 
 
+def printable(path: Path) -> Path:
+    """The path, or an error for one that no report could show."""
+    if str(path).isprintable():
+        return path
+    raise DataError(f"the path {shown(str(path))} has characters that cannot be printed; rename it")
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
 def identity(root: Path) -> Any:
-    """JSON that changes whenever the content may have: a zip's sha256, or names, sizes and times of a folder."""
-    if not root.is_dir():
-        return {"sha256": cache.file_digest(root)}
-    entries = [[name, *_stamp(root, name)] for name in sorted(Folder(root).names())]
-    return {"entries": cache.digest(entries)}
-
-
-def _stamp(root: Path, name: str) -> list[int]:
-    """Size and times of a file; nothing of a folder, nor of a dangling link, which only matters once read."""
-    if name.endswith("/") or not (root / name).exists():
-        return []
-    status = (root / name).stat()
-    # ctime too: unpacking an archive restores sizes and mtimes, but cannot restore ctimes
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    """JSON that changes whenever the images may have: an archive's sha256; names, sizes and times in a folder."""
+    with opened(root) as files:
+        return files.identity()
 
 
 @contextmanager
 def opened(root: Path) -> Iterator[Files]:
-    """The files of a folder or zip."""
+    """The files of a folder, zip or tar."""
     if root.is_dir():
         yield Folder(root)
         return
+    kind = Tar if is_tar(root) else Zip
     try:
-        archive = zipfile.ZipFile(root)
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise DataError(f"{root} is a damaged zip ({error}); get it again") from error
-    with archive:
-        yield Zip(archive)
+        archive = kind(root)
+    except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, OSError) as error:
+        raise DataError(f"{root} is a damaged archive ({error}); get it again") from error
+    yield archive
 
 
 class Folder:
-    """Files below a folder. Only ``train`` and ``test``, here or one level down, are searched."""
+    """Files below a folder, listed once; ``enter`` decides which folders are searched.
 
-    def __init__(self, root: Path) -> None:
+    Each file's status is asked for once. Its size and times stand for its content; with ``times=False`` the size
+    alone does, so that data that are never changed keep their identity when they are copied.
+    """
+
+    def __init__(self, root: Path, enter: Enter | None = None, *, times: bool = True) -> None:
+        self.ignored: list[str] = []
         self._root = root
+        self._enter = enter or worth_searching
+        self._times = times
+        self._folders: list[str] = []
+        self._stamps: dict[str, tuple[int, ...]] = {}
+        self._search((), {os.path.realpath(root)})
 
     def names(self) -> list[str]:
-        found = []
-        for at, folders, files in os.walk(self._root, followlinks=True, onerror=_unreadable):
-            inner = Path(at).relative_to(self._root).parts
-            found += ["/".join((*inner, name)) + "/" for name in folders]
-            found += ["/".join((*inner, name)) for name in files]
-            folders[:] = _worth_searching(inner, folders)
-        return found
+        return [*self._folders, *self._stamps]
 
-    def read(self, name: str) -> bytes:
-        path = self._root / name
-        _refuse_large(name, path.stat().st_size)
-        return path.read_bytes()
+    def identity(self) -> Any:
+        """Of the images and folders: what else lies there decides nothing."""
+        images = ([name, *stamp] for name, stamp in self._stamps.items() if is_image(name))
+        entries = sorted([*images, *([name] for name in self._folders)])
+        return {"entries": cache.digest(entries)}
+
+    def size(self, name: str) -> int:
+        return self._stamps[name][0] if self._stamps[name] else 0
+
+    def order(self, names: Sequence[str]) -> list[int]:
+        return list(range(len(names)))
+
+    def places(self, names: Sequence[str]) -> Iterator[Place]:
+        return (Place(f"{self._root}/{name}") for name in names)
+
+    def _search(self, inner: tuple[str, ...], above: set[str]) -> None:
+        """List the folder ``inner``; ``above`` are the real paths of those it lies in, to end circles of links."""
+        folders = []
+        try:
+            with os.scandir(self._root.joinpath(*inner)) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(entry.name)
+                    else:
+                        self._stamps["/".join((*inner, entry.name))] = self._stamp(entry)
+        except OSError as error:
+            raise DataError(f"cannot look into {error.filename} ({error.strerror}); allow reading it") from error
+        self._folders += ["/".join((*inner, name)) + "/" for name in folders]
+        for name in self._enter(inner, folders):
+            real = os.path.realpath(self._root.joinpath(*inner, name))
+            if real not in above:
+                self._search((*inner, name), above | {real})
+
+    def _stamp(self, entry: os.DirEntry[str]) -> tuple[int, ...]:
+        """Nothing for a dangling link, which only matters once it is read."""
+        try:
+            status = entry.stat()
+        except OSError:
+            return ()
+        if not self._times or not stat.S_ISREG(status.st_mode):
+            return (status.st_size,)
+        # ctime too: unpacking an archive restores sizes and mtimes, but cannot restore ctimes
+        return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-class Zip:
-    """Members of a zip, read into memory."""
+def worth_searching(inner: tuple[str, ...], folders: list[str]) -> list[str]:
+    """Which ``folders`` of ``inner`` to enter, so that a root given by mistake is not walked whole.
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-        self._members = {member.filename.replace("\\", "/"): member for member in archive.infolist()}
-        self._lock = Lock()
-
-    def names(self) -> list[str]:
-        return list(self._members)
-
-    def read(self, name: str) -> bytes:
-        member = self._members[name]
-        # the declared size is a bound: zipfile stops there whatever the compressed stream holds
-        _refuse_large(name, member.file_size)
-        with self._lock:  # one file position for all threads
-            return self._archive.read(member)
-
-
-def _worth_searching(inner: tuple[str, ...], folders: list[str]) -> list[str]:
-    """Which ``folders`` of ``inner`` to enter, so that a root given by mistake is not walked whole."""
+    All of ``train``, ``test`` and the like, here or one level down; without them, two levels.
+    """
     visible = [name for name in folders if not name.startswith(".")]
     if any(part in PARTS for part in inner[:2]):
         return visible
-    parts = [name for name in visible if name in PARTS]
-    return parts or (visible if not inner else [])
+    if any(name in DIVIDED for name in visible):
+        return [name for name in visible if name in PARTS]
+    return visible if len(inner) < 2 else []
 
 
-def _refuse_large(name: str, size: int) -> None:
-    if size > LARGEST:
-        raise DataError(f"{name} has {size / 1e6:.0f} MB, but an image may have {LARGEST / 1e6:.0f}; remove it")
-
-
-def _unreadable(error: OSError) -> None:
-    raise DataError(f"cannot look into {error.filename} ({error.strerror}); allow reading it") from error
+def checked_name(name: str, root: str) -> str:
+    """The name of a class, or an error for one that no report could show."""
+    if name.isprintable():
+        return name
+    raise DataError(f"a class of {root} has a name that cannot be printed, {shown(name)}; rename it")

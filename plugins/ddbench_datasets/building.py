@@ -1,0 +1,261 @@
+"""Decoding more images than fit into memory: in parallel, in chunks, and again from where it was stopped.
+
+The images go to ``pixels.part``, which gets its full length at once, so that a full disk is noticed before the work
+rather than after it. When a chunk is on the disk, ``journal`` gets a line; only then does it count.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddbench import DataError, DDBenchError, cache, report
+from ddbench_datasets.places import Broken, Coloured, OddSize, fetch, shown
+from ddbench_datasets.sources import Files
+
+if TYPE_CHECKING:
+    from ddbench_datasets.workers import Chunk, Faults
+
+CHUNK = 256  # images, or fewer if their files have more than
+CHUNK_BYTES = 32_000_000
+WORTH_A_PROCESS = 4  # chunks; fewer take less time than a process takes to start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Images to decode: ``names`` in the order of the rows, ``channels`` ("1", "3", or "auto" for grey if all are).
+
+    ``size`` resizes them; without it all must have one size. Unless ``skip_broken``, each must be decodable.
+    ``about`` is kept beside the pixels; ``origin`` (JSON) tells earlier attempts at the same images.
+    """
+
+    files: Files
+    names: Sequence[str]
+    channels: str
+    size: int | None
+    skip_broken: bool
+    origin: Any
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def build(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Write ``pixels.npy``; returns the plan's ``about`` with the images that are broken.
+
+    Raises DataError for broken images, for several sizes, or when there is no room.
+    """
+    journal = _Journal(folder)
+    order = plan.files.order(plan.names)
+    chunks = list(_chunks(plan, order))
+    try:
+        journal.open(plan, len(chunks))
+        if journal.start is None:
+            _discard_others(folder, plan.origin)
+            journal.begin(_guess(plan, order), plan, len(chunks))
+        try:
+            _fill(plan, chunks, journal)
+        except Coloured:
+            shape = [3, *journal.begun["shape"][1:]]
+            journal.begin({**journal.begun, "shape": shape, "grey": False}, plan, len(chunks))
+            _fill(plan, chunks, journal)
+        broken = sorted(fault for faults in journal.done.values() for fault in faults)
+        if broken and not plan.skip_broken:
+            raise DataError(refusal([(plan.names[row], reason) for row, reason in broken], len(plan.names)))
+        journal.pixels.replace(folder / "pixels.npy")
+    except OddSize as error:
+        journal.discard()
+        name, *shape = error.args
+        raise DataError(_odd_size(journal.begun["like"], journal.begun["shape"], name, shape)) from error
+    except OSError as error:
+        raise DataError(f"cannot write in {folder}: {error.strerror}; free some space and run again") from error
+    except MemoryError as error:
+        raise DataError("there is not enough memory to decode one of the images; free some and run again") from error
+    return {**plan.about, "broken": [[row, plan.names[row], reason] for row, reason in broken]}
+
+
+def refusal(broken: Sequence[tuple[str, str]], total: int) -> str:
+    """What to say of images, as (name, reason), of which none must be broken."""
+    name, reason = broken[0]
+    more = f", and {len(broken) - 1} more of {total} images are broken" if len(broken) > 1 else ""
+    return (
+        f"{shown(name)} {reason}{more}; replace or remove {'them' if more else 'it'}, or pass "
+        "-o dataset.skip_broken=true to leave out what cannot be read"
+    )
+
+
+def _odd_size(like: str, shape: Sequence[int], name: str, other: Sequence[int]) -> str:
+    """What to say of an image ``name`` of another shape (c, h, w) than that of the image ``like``."""
+    return (
+        f"the images have several sizes: {shown(like)} is {shape[2]}x{shape[1]}, but {shown(name)} is "
+        f"{other[2]}x{other[1]}; pass -o dataset.size={min(shape[1:])} to resize all"
+    )
+
+
+def _chunks(plan: Plan, order: Sequence[int]) -> Iterator[list[int]]:
+    """Rows of images that are decoded together, in the order in which they are read."""
+    chunk: list[int] = []
+    size = 0
+    for row in order:
+        more = plan.files.size(plan.names[row])
+        if len(chunk) == CHUNK or (chunk and size + more > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += more
+    if chunk:
+        yield chunk
+
+
+def _guess(plan: Plan, order: Sequence[int]) -> dict[str, Any]:
+    """What the first image that can be decoded tells of all: their shape (c, h, w), and whether they seem grey."""
+    from ddbench_datasets.decode import image, strictly
+
+    names = [plan.names[row] for row in order]
+    fixed = None if plan.channels == "auto" else int(plan.channels)
+    if fixed is not None and plan.size is not None:
+        return {"shape": [fixed, plan.size, plan.size], "grey": False, "like": names[0]}
+    faults = []
+    with strictly():
+        for name, place in zip(names, plan.files.places(names), strict=True):
+            try:
+                shape = image(fetch(place), fixed, plan.size).shape
+            except Broken as error:
+                faults.append((name, str(error)))
+                continue
+            return {"shape": list(shape), "grey": fixed is None and shape[0] == 1, "like": name}
+    raise DataError(refusal(faults, len(faults)))
+
+
+def _fill(plan: Plan, chunks: list[list[int]], journal: _Journal) -> None:
+    """Decode the chunks that are not done, and those that had faults, which may be mended by now."""
+    from ddbench_datasets.workers import Target, cores, fill
+
+    pending = [number for number in range(len(chunks)) if journal.done.get(number, [()])]
+    total = len(plan.names)
+    done = total - sum(len(chunks[number]) for number in pending)
+    report("decoding", done, total)
+    begun = journal.begun
+    target = Target(str(journal.pixels), begun["offset"], tuple(begun["shape"]), plan.size, begun["grey"])
+    processes = min(cores(), max(1, len(pending) // WORTH_A_PROCESS))
+    with closing(fill(target, _items(plan, chunks, pending), processes)) as results:
+        for number, faults in results:
+            journal.add(number, faults)
+            done += len(chunks[number])
+            report("decoding", done, total)
+
+
+def _items(plan: Plan, chunks: list[list[int]], pending: list[int]) -> Iterator[Chunk]:
+    places = plan.files.places([plan.names[row] for number in pending for row in chunks[number]])
+    for number in pending:
+        yield number, [(row, plan.names[row], next(places)) for row in chunks[number]]
+
+
+class _Journal:
+    """What is done: a first line with the array's shape, then one for each chunk; the last of a chunk counts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pixels = folder / "pixels.part"
+        self.path = folder / "journal"
+        self.start: dict[str, Any] | None = None
+        self.done: dict[int, Faults] = {}
+
+    @property
+    def begun(self) -> dict[str, Any]:
+        assert self.start is not None
+        return self.start
+
+    def open(self, plan: Plan, chunks: int) -> None:
+        """Read what an earlier call has left, if it had the same to do."""
+        start, done = _lines(self.path)
+        if start is None or start.get("work") != _work(plan, chunks):
+            return
+        if not self.pixels.exists() and (self.folder / "pixels.npy").exists():
+            (self.folder / "pixels.npy").replace(self.pixels)  # it was stopped between the last two steps
+        if not self.pixels.exists() or self.pixels.stat().st_size != start["bytes"]:
+            return
+        self.start, self.done = start, done
+        lines = [json.dumps(start), *(json.dumps(entry) for entry in done.items())]  # without the torn one
+        cache.atomic_write(self.path, "".join(f"{line}\n" for line in lines).encode())
+
+    def begin(self, guess: dict[str, Any], plan: Plan, chunks: int) -> None:
+        """Make room for all images, and forget what was done."""
+        self.discard()
+        (self.folder / "pixels.npy").unlink(missing_ok=True)
+        offset, size = _reserve(self.pixels, (len(plan.names), *guess["shape"]))
+        self.start = {**guess, "offset": offset, "bytes": size, "origin": plan.origin, "work": _work(plan, chunks)}
+        self.done = {}
+        self.path.write_text(json.dumps(self.start) + "\n")
+
+    def add(self, number: int, faults: Faults) -> None:
+        self.done[number] = faults
+        with self.path.open("a") as stream:
+            stream.write(json.dumps([number, faults]) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.pixels.unlink(missing_ok=True)
+
+
+def _work(plan: Plan, chunks: int) -> str:
+    return cache.digest([2, list(plan.names), plan.channels, plan.size, CHUNK, CHUNK_BYTES, chunks])
+
+
+def _lines(path: Path) -> tuple[dict[str, Any] | None, dict[int, Faults]]:
+    """The journal up to a line that was not written whole."""
+    start, done = None, {}
+    try:
+        for i, line in enumerate(path.read_text().splitlines()):
+            if i == 0:
+                start = dict(json.loads(line))
+            else:
+                number, faults = json.loads(line)
+                done[number] = [(row, reason) for row, reason in faults]
+    except (OSError, ValueError, TypeError):
+        pass
+    return start, done
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    """A file of zeros for an array of ``shape`` that has its room on the disk; where it begins, and the file's size."""
+    with path.open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.flush()
+        offset = stream.tell()
+        size = offset + int(np.prod(shape))
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            path.unlink()
+            raise DataError(
+                f"decoding {shape[0]} images needs {size / 1e9:.3g} GB in {path.parent.parent}, where only "
+                f"{free / 1e9:.3g} GB are free; free some space, or let DDBENCH_HOME name a folder on another disk"
+            )
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                path.unlink()
+                raise
+            stream.truncate(size)
+    return offset, size
+
+
+def _discard_others(folder: Path, origin: Any) -> None:
+    """Remove what stopped attempts at the same images left, which have changed since, so it will never be used."""
+    for path in folder.parent.glob("*/journal"):
+        start, _ = _lines(path)
+        if path.parent == folder or start is None or start.get("origin") != json.loads(cache.canonical(origin)):
+            continue
+        with suppress(DDBenchError), cache.lock(path.parent / "lock", wait=False):  # unless somebody is at it
+            _Journal(path.parent).discard()

@@ -1,0 +1,207 @@
+"""Datasets of the Hugging Face Hub, or in its formats; the optional package ``datasets`` gets and caches them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from ddbench import DataError, Dataset, Pixels, UsageError, cache, did_you_mean
+from ddbench_datasets.common import FLIP, NO_FLIP, Choices, Chosen, build, choose
+from ddbench_datasets.given import Given, decoded
+from ddbench_datasets.layout import natural
+from ddbench_datasets.places import Place
+
+WHICH = "the dataset 'hf' needs to know which one; pass -o dataset.path=NAME_ON_THE_HUB_OR_FOLDER"
+TEST, INSTEAD = "test", "validation"  # where nothing is called test, validation is tested on
+PLAIN = {"bool", "string", "large_string", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+
+
+@dataclass(frozen=True)
+class HF(Choices):
+    """A dataset of the Hugging Face Hub, or a local folder or parquet file; needs ``pip install 'ddbench[hf]'``.
+
+    The images that the options choose are decoded once. Without a network, a dataset of the Hub is found in the
+    cache of the package ``datasets``, below ``HF_HOME``.
+    """
+
+    name = "hf"
+    argument = "path"
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://huggingface.co/datasets",
+        "licence": "that of the dataset, see its page",
+        "images": "those of the dataset",
+    }
+    path: Annotated[str, "name on the Hub, or a local folder or parquet file"] = ""
+    config: Annotated[str | None, "which configuration of the dataset, where it has several"] = None
+    image: Annotated[str | None, "column of the images; by default the only one of type Image"] = None
+    label: Annotated[str | None, "column of the classes; by default the only one of type ClassLabel"] = None
+    train: Annotated[str, "split to train on"] = "train"
+    test: Annotated[str, "split to test on; where there is no test, validation takes its place"] = TEST
+    size: Annotated[int | None, Ge(1), "resize to size x size pixels; by default all must have one size"] = None
+    channels: Annotated[Literal["auto", "1", "3"], "grey (1), colour (3), or grey if all images are grey"] = "auto"
+    flip: Annotated[bool, "whether a mirrored image keeps its class; decides how training augments"] = True
+
+    def load(self) -> Dataset:
+        library = _library()
+        splits = _opened(library, self.path, self.config)
+        names = self._parts(splits)
+        parts = [splits[name] for name in names]
+        image, label = _column(parts[0], "image", self.image), _column(parts[0], "label", self.label)
+        classes, targets = _classes(parts, names, label)
+        chosen = choose(self, classes, *targets)
+        facts = {
+            "source": self.path,
+            "licence": getattr(parts[0].info, "license", None) or self.about["licence"],
+            "test": f"split {names[1]}" + ("" if names[1] == self.test else f", since there is no {self.test}"),
+        }
+        train, test = self._pixels(library, parts, names, image, chosen)
+        return build(self, chosen, _title(self.path), train, test, augment=FLIP if self.flip else NO_FLIP, facts=facts)
+
+    def missing(self) -> str | None:
+        try:
+            folder = Path(_library().config.HF_DATASETS_CACHE)
+        except DataError as error:
+            return str(error)
+        if not self.path:
+            return WHICH
+        *owner, name = self.path.split("/")  # the package's folders are called owner___name, in snake case
+        cached = folder / "___".join([*owner, import_module("datasets.naming").camelcase_to_snakecase(name)])
+        if cached.exists() or Path(self.path).expanduser().exists():
+            return None
+        return f"{self.path} is not in {folder}; it would be downloaded from the Hugging Face Hub"
+
+    def _parts(self, splits: Mapping[str, Any]) -> tuple[str, str]:
+        """The names of the splits to train and to test on."""
+        instead = self.test == TEST and TEST not in splits and INSTEAD in splits
+        names = (self.train, INSTEAD if instead else self.test)
+        for option, name in zip(("train", "test"), names, strict=True):
+            if name not in splits:
+                there = ", ".join(splits)
+                raise DataError(f"{self.path} has no split {name!r}, only {there}; add it, or pass -o dataset.{option}")
+        if names[0] == names[1]:
+            raise UsageError(f"dataset.train and dataset.test are both {names[0]!r}; pass two splits of {self.path}")
+        return names
+
+    def _pixels(
+        self, library: ModuleType, parts: Sequence[Any], names: Sequence[str], column: str, chosen: Chosen
+    ) -> tuple[Pixels, Pixels]:
+        """The chosen images of both parts, decoded once for all runs that choose the same."""
+        from PIL import __version__ as pillow  # JPEG decoders differ
+
+        rows = (chosen.train.tolist(), chosen.test.tolist())
+        identity = {
+            "format": 1,
+            "fingerprints": [import_module("datasets.fingerprint").generate_fingerprint(part) for part in parts],
+            "rows": [cache.digest(numbers) for numbers in rows],
+            "options": [column, self.size, self.channels],
+            "pillow": pillow,
+        }
+
+        def given() -> tuple[Given, dict[str, Any]]:
+            raw = {n: p.cast_column(column, library.Image(decode=False)) for n, p in zip(names, parts, strict=True)}
+            listed = [f"{name}/{row}" for name, numbers in zip(names, rows, strict=True) for row in numbers]
+
+            def place(image: str) -> Place:
+                split, _, row = image.rpartition("/")
+                return _place(raw[split][int(row)][column])
+
+            return Given(listed, place, bytes_each=place(listed[0]).size), {}
+
+        mend = f"mend or remove it in {self.path}"
+        images, _ = decoded(identity, given, channels=self.channels, size=self.size, mend=mend)
+        order = torch.arange(len(images.array))
+        return Pixels(images, order[: len(rows[0])]), Pixels(images, order[len(rows[0]) :])
+
+
+def _place(held: dict[str, Any] | None) -> Place:
+    """Where the bytes of an image are that a row holds: in the table, or in a file."""
+    if held is None or (held["bytes"] is None and held["path"] is None):
+        return Place(fault="is empty")
+    return Place(held["path"]) if held["bytes"] is None else Place(data=held["bytes"], size=len(held["bytes"]))
+
+
+def _library() -> ModuleType:
+    try:
+        return import_module("datasets")
+    except ImportError as error:
+        raise DataError(
+            f"the dataset 'hf' needs Hugging Face's package datasets ({error}); get it with: pip install 'ddbench[hf]'"
+        ) from error
+
+
+def _opened(library: ModuleType, path: str, config: str | None) -> Mapping[str, Any]:
+    """The splits by name, from disk, from the package's cache or from the Hub."""
+    if not path:
+        raise UsageError(WHICH)
+    local = Path(path).expanduser()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the caller
+            if (local / "dataset_dict.json").exists():  # from save_to_disk
+                return library.load_from_disk(str(local))
+            if local.is_file():
+                return library.load_dataset(local.suffix.lstrip("."), data_files=str(local))
+            return library.load_dataset(str(local) if local.exists() else path, config)
+    except Exception as error:  # a dozen types: the network, the Hub, archives, parquet
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        mend = (
+            "it must be a parquet file, or a folder of parquet files or images that `datasets.load_dataset` reads"
+            if local.exists()
+            else "check the name and dataset.config; without a network, run `ddbench prepare hf -o "
+            f"dataset.path={path}` where there is one and copy the folder HF_HOME"
+        )
+        raise DataError(f"the package datasets cannot load {path} ({reason}); {mend}") from error
+
+
+def _column(part: Any, option: str, given: str | None) -> str:
+    """The column to use for ``image`` or ``label``: the one given, or the only one of the type for it."""
+    types = {name: type(feature).__name__ for name, feature in part.features.items()}
+    shown = ", ".join(f"{name} ({kind})" for name, kind in types.items())
+    wanted = {"image": "Image", "label": "ClassLabel"}[option]
+    if given is None:
+        fitting = [name for name, kind in types.items() if kind == wanted]
+        if len(fitting) != 1:
+            raise UsageError(
+                f"{len(fitting)} columns are of type {wanted}, so -o dataset.{option}=COLUMN must name one of: {shown}"
+            )
+        return fitting[0]
+    if given not in types:
+        hint = did_you_mean(given, types)
+        raise UsageError(f"dataset.{option} names {given!r}, which is no column{hint}; the columns are {shown}")
+    if types[given] != wanted and (option == "image" or getattr(part.features[given], "dtype", None) not in PLAIN):
+        raise UsageError(f"dataset.{option} names {given!r}, which holds no {option}s; the columns are {shown}")
+    return given
+
+
+def _classes(parts: Sequence[Any], names: Sequence[str], column: str) -> tuple[tuple[str, ...], list[Tensor]]:
+    """Class names, and the targets ``(n,)`` of both parts. Plain values are classes in natural order."""
+    feature, values = parts[0].features[column], [part[column][:] for part in parts]
+    if type(feature).__name__ == "ClassLabel":
+        classes, numbers = tuple(feature.names), {number: number for number in range(len(feature.names))}
+    else:
+        found = sorted({value for value in values[0] if value is not None}, key=lambda value: natural(str(value)))
+        classes, numbers = tuple(str(value) for value in found), {value: i for i, value in enumerate(found)}
+    for name, part in zip(names, values, strict=True):
+        for row, value in enumerate(part):
+            if value not in numbers:
+                raise DataError(
+                    f"image {row} of split {name} has the label {value!r}, which is none of the {len(classes)} classes "
+                    f"of {column}; choose a split with labels, or another column as dataset.label"
+                )
+    return classes, [torch.tensor([numbers[value] for value in part]) for part in values]
+
+
+def _title(path: str) -> str:
+    """The dataset's name, after its path: lower case letters, digits, and ``._-``."""
+    local = Path(path).expanduser()
+    return re.sub(r"[^a-z0-9._-]+", "-", (local.stem if local.exists() else path).lower()).strip("._-") or "hf"

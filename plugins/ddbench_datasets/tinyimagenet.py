@@ -1,0 +1,166 @@
+"""Tiny-ImageNet as its authors packed it, in a folder or in the zip itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+
+from ddbench import DataError, Dataset, Preprocessing, UsageError, cache
+from ddbench_datasets import sources, store
+from ddbench_datasets.collection import Collection
+from ddbench_datasets.common import FLIP, Choices, build
+from ddbench_datasets.images import SkipBroken
+from ddbench_datasets.layout import Layout, Tree, checked
+from ddbench_datasets.places import Broken, fetch
+from ddbench_datasets.sources import Files, Folder, is_image
+from ddbench_datasets.wnids import MEAN, STD, WNID, labels, numbers, readable, words
+
+NAME = "tiny-imagenet-200"
+GET = "get tiny-imagenet-200.zip from http://cs231n.stanford.edu, put it there, unpacked or not"
+SIZE = 64
+
+
+@dataclass(frozen=True)
+class TinyImageNet(Choices):
+    """Tiny-ImageNet: 100,000 train and 10,000 test images (its ``val`` part), 64x64, 200 classes of ImageNet.
+
+    The classes are in the order of their WordNet numbers, by which they can be chosen too. The 10,000 images of its
+    ``test`` part have no labels. Grey images are made colour ones.
+    """
+
+    name = "tinyimagenet"
+    argument = "root"
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "http://cs231n.stanford.edu",
+        "licence": "that of ImageNet: non-commercial research terms of access",
+        "licence_url": "https://image-net.org/download.php",
+        "citation": "Le & Yang: Tiny ImageNet visual recognition challenge, 2015",
+        "images": "100,000 train, 10,000 test; 64x64, colour; 200 classes",
+    }
+    root: Annotated[str, f"folder or zip; by default {NAME}, or {NAME}.zip, in DDBENCH_DATA"] = ""
+    skip_broken: SkipBroken = False
+
+    def load(self) -> Dataset:
+        with self._collection() as (options, collection, names):
+            chosen, train, test, facts = collection.load(options)
+        origin = {"source": self.about["homepage"], "licence": self.about["licence"]}
+        return build(
+            self,
+            replace(chosen, classes=tuple(names[wnid] for wnid in chosen.classes)),
+            self.name,
+            train,
+            test,
+            augment=FLIP,
+            preprocessing=Preprocessing(torch.tensor(MEAN), torch.tensor(STD)),
+            facts={**origin, **facts},
+        )
+
+    def missing(self) -> str | None:
+        try:
+            with self._collection() as (options, collection, _):
+                there = store.there(collection.identity(options))
+        except (DataError, UsageError) as error:
+            return str(error)
+        return None if there else f"the images of {collection.origin} have to be decoded, once"
+
+    @contextmanager
+    def _collection(self) -> Iterator[tuple[TinyImageNet, Collection, dict[str, str]]]:
+        """The images by the numbers of their classes, these options with numbers as well, and the names of all."""
+        root = self._root()
+        with _opened(root) as files:
+            top = _top(files, root)
+            found = {name.removeprefix(top).split("/")[1] for name in files.names() if _is_train(name, top)}
+            wnids = sorted(name for name in found if WNID.fullmatch(name))
+            names = readable(wnids, words(_text(files, f"{top}words.txt", "")))
+            told = f"{top}val/val_annotations.txt"
+            content = [self.name, files.identity(), files.size(told) if told in files.names() else 0]
+            collection = Collection(
+                files,
+                content,
+                str(root),
+                lambda: _arranged(files, top, str(root), wnids),
+                SIZE,
+                "3",
+                self.skip_broken,
+            )
+            yield replace(self, classes=numbers(self.classes, names)), collection, names
+
+    def _root(self) -> Path:
+        if self.root:
+            return sources.find(self.root)
+        places = [cache.data_home() / NAME, cache.data_home() / f"{NAME}.zip"]
+        for place in places:
+            if place.exists():
+                return sources.find(str(place))
+        raise DataError(f"Tiny-ImageNet is not there: there is no {places[0]}, nor .zip; {GET}, or pass dataset.root")
+
+
+@contextmanager
+def _opened(root: Path) -> Iterator[Files]:
+    if root.is_dir():
+        yield Folder(root, _worth_searching, times=False)
+        return
+    with sources.opened(root) as files:
+        yield files
+
+
+def _worth_searching(inner: tuple[str, ...], folders: list[str]) -> list[str]:
+    if not inner:
+        return [name for name in folders if name in ("train", "val")] or [n for n in folders if n == NAME]
+    if inner == (NAME,):
+        return [name for name in folders if name in ("train", "val")]
+    return [name for name in folders if name == "images" or WNID.fullmatch(name)]
+
+
+def _top(files: Files, root: Path) -> str:
+    """What all names begin with: nothing, or the folder that the zip has."""
+    for name in files.names():
+        before, found, _ = f"/{name}".partition("/train/")
+        if found and before.count("/") < 2:
+            return f"{before.removeprefix('/')}/" if before else ""
+    raise DataError(f"{root} has no train folder, so it is not Tiny-ImageNet as its authors packed it; {GET}")
+
+
+def _is_train(name: str, top: str) -> bool:
+    return name.startswith(f"{top}train/") and name.count("/") > top.count("/") + 1
+
+
+def _text(files: Files, name: str, default: str | None = None) -> str:
+    """The text of a file, or ``default`` if there is none."""
+    if name not in set(files.names()):
+        if default is not None:
+            return default
+        raise DataError(f"Tiny-ImageNet has no {name}, which tells the classes of its test images; unpack it again")
+    try:
+        return fetch(next(files.places([name]))).decode()
+    except (Broken, UnicodeDecodeError) as error:
+        raise DataError(f"{name} of Tiny-ImageNet {error}; unpack it again") from error
+
+
+def _arranged(files: Files, top: str, root: str, wnids: list[str]) -> Layout:
+    """Train images lie in the folder of their class; those of ``val`` do too, or a text tells their classes."""
+    train: Tree = {wnid: [] for wnid in wnids}
+    test: Tree = {wnid: [] for wnid in wnids}
+    flat = []
+    for image in filter(is_image, files.names()):
+        part, _, rest = image.removeprefix(top).partition("/")
+        wnid = rest.partition("/")[0]
+        if part == "train" and wnid in train:
+            train[wnid].append(image)
+        elif part == "val" and wnid in test:
+            test[wnid].append(image)
+        elif part == "val":
+            flat.append(image)
+    if flat:
+        known = labels(_text(files, f"{top}val/val_annotations.txt"))
+        for image in flat:
+            wnid = known.get(Path(image).stem, "")
+            if wnid not in test:
+                raise DataError(f"val_annotations.txt of {root} does not tell the class of {image}; unpack it again")
+            test[wnid].append(image)
+    return checked(train, test, root, None, ("train", "val"), wnids)

@@ -1,0 +1,274 @@
+"""Datasets that torchvision can download: what each of them is. How they are got and read is said elsewhere, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+
+from ddbench import Dataset, Preprocessing
+from ddbench_datasets import vision_read as read
+from ddbench_datasets import vision_store as stored
+from ddbench_datasets.common import FLIP, NO_FLIP, Choices, Whole, assemble
+from ddbench_datasets.vision_get import Files, get
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+# Mean and deviation of the channels, as the code of DC, DSA, DM and their successors has them. The deviation of
+# CIFAR-10 is the mean of the deviations within single images, smaller than that of all pixels (.247, .243, .262),
+# which Preprocessing.fit would give.
+CIFAR10_STATISTICS: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100_STATISTICS: Statistics = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+SVHN_STATISTICS: Statistics = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
+MNIST_STATISTICS: Statistics = ((0.1307,), (0.3081,))
+FASHION_STATISTICS: Statistics = ((0.2861,), (0.3530,))
+
+NO_LICENCE = "none stated by the authors"
+EUROSAT_TEST = 0.2
+
+
+def load(
+    source: Any, whole: Whole, augment: str, statistics: Statistics | None = None, facts: dict[str, Any] | None = None
+) -> Dataset:
+    """The dataset of a source: its options, its name and what it says about itself, with the images of ``whole``.
+
+    Without ``statistics`` the preprocessing is fitted.
+    """
+    origin = {"source": source.about["homepage"], "licence": source.about["licence"]}
+    fixed = None if statistics is None else Preprocessing(*(torch.tensor(values) for values in statistics))
+    return assemble(source, source.name, whole, augment=augment, preprocessing=fixed, facts=origin | (facts or {}))
+
+
+def _idx(kind: str) -> Files:
+    names = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
+    return Files(kind, {f"{name}.gz": (name,) for name in names}, f"{kind}/raw")
+
+
+@dataclass(frozen=True)
+class MNIST(Choices):
+    """Handwritten digits (LeCun et al. 1998): 60,000 and 10,000 grey images, 28x28, 10 classes."""
+
+    name = "mnist"
+    files = _idx("MNIST")
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "http://yann.lecun.com/exdb/mnist/",
+        "licence": NO_LICENCE,
+        "citation": "LeCun, Bottou, Bengio & Haffner: Gradient-based learning applied to document recognition, 1998",
+        "images": "60,000 train, 10,000 test; 28x28, grey; 10 classes",
+    }
+
+    def load(self) -> Dataset:
+        return load(self, get(self, read.idx("MNIST")), NO_FLIP, MNIST_STATISTICS)
+
+    def missing(self) -> str | None:
+        return self.files.missing()
+
+
+@dataclass(frozen=True)
+class FashionMNIST(Choices):
+    """Clothes (Xiao et al. 2017): 60,000 and 10,000 grey images, 28x28, 10 classes."""
+
+    name = "fashionmnist"
+    files = _idx("FashionMNIST")
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://github.com/zalandoresearch/fashion-mnist",
+        "licence": "MIT",
+        "licence_url": "https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE",
+        "citation": "Xiao, Rasul & Vollgraf: Fashion-MNIST: a novel image dataset for benchmarking, arXiv 1708.07747",
+        "images": "60,000 train, 10,000 test; 28x28, grey; 10 classes",
+    }
+
+    def load(self) -> Dataset:
+        return load(self, get(self, read.idx("FashionMNIST")), FLIP, FASHION_STATISTICS)
+
+    def missing(self) -> str | None:
+        return self.files.missing()
+
+
+@dataclass(frozen=True)
+class KMNIST(Choices):
+    """Cursive Japanese characters (Clanuwat et al. 2018): 60,000 and 10,000 grey images, 28x28, 10 classes."""
+
+    name = "kmnist"
+    files = _idx("KMNIST")
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://github.com/rois-codh/kmnist",
+        "licence": "CC BY-SA 4.0",
+        "licence_url": "https://creativecommons.org/licenses/by-sa/4.0/",
+        "citation": "KMNIST Dataset (created by CODH), adapted from Kuzushiji Dataset, doi:10.20676/00000341",
+        "images": "60,000 train, 10,000 test; 28x28, grey; 10 classes",
+    }
+
+    def load(self) -> Dataset:
+        return load(self, get(self, read.idx("KMNIST")), NO_FLIP)
+
+    def missing(self) -> str | None:
+        return self.files.missing()
+
+
+@dataclass(frozen=True)
+class SVHN(Choices):
+    """Cropped house numbers (Netzer et al. 2011): 73,257 and 26,032 colour images, 32x32, 10 classes."""
+
+    name = "svhn"
+    files = Files("SVHN", {"train_32x32.mat": (), "test_32x32.mat": ()})
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "http://ufldl.stanford.edu/housenumbers/",
+        "licence": "for non-commercial use only",
+        "licence_url": "http://ufldl.stanford.edu/housenumbers/",
+        "citation": "Netzer et al.: Reading digits in natural images with unsupervised feature learning, 2011",
+        "images": "73,257 train, 26,032 test; 32x32, colour; 10 classes; the 531,131 extra ones are not used",
+    }
+
+    def load(self) -> Dataset:
+        return load(self, get(self, read.svhn), NO_FLIP, SVHN_STATISTICS)
+
+    def missing(self) -> str | None:
+        return self.files.missing()
+
+
+@dataclass(frozen=True)
+class CIFAR10(Choices):
+    """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 colour images, 32x32, 10 classes."""
+
+    name = "cifar10"
+    files = Files("CIFAR-10", {"cifar-10-python.tar.gz": ("cifar-10-batches-py",)})
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "licence": NO_LICENCE,
+        "citation": "Krizhevsky: Learning multiple layers of features from tiny images, 2009",
+        "images": "50,000 train, 10,000 test; 32x32, colour; 10 classes",
+    }
+
+    def load(self) -> Dataset:
+        return load(self, get(self, read.cifar("CIFAR10")), FLIP, CIFAR10_STATISTICS)
+
+    def missing(self) -> str | None:
+        return self.files.missing()
+
+
+@dataclass(frozen=True)
+class CIFAR100(Choices):
+    """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 colour images, 32x32, 100 classes."""
+
+    name = "cifar100"
+    files = Files("CIFAR-100", {"cifar-100-python.tar.gz": ("cifar-100-python",)})
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "licence": NO_LICENCE,
+        "citation": "Krizhevsky: Learning multiple layers of features from tiny images, 2009",
+        "images": "50,000 train, 10,000 test; 32x32, colour; 100 classes",
+    }
+    statistics: Annotated[
+        Literal["own", "cifar10"], "mean and deviation: its own as in DC and DM, or CIFAR-10's as in MTT, TESLA and PDD"
+    ] = "own"
+
+    def load(self) -> Dataset:
+        chosen = {"own": CIFAR100_STATISTICS, "cifar10": CIFAR10_STATISTICS}[self.statistics]
+        return load(self, get(self, read.cifar("CIFAR100")), FLIP, chosen)
+
+    def missing(self) -> str | None:
+        return self.files.missing()
+
+
+@dataclass(frozen=True)
+class STL10(Choices):
+    """The labelled part of STL-10 (Coates et al. 2011): 5,000 and 8,000 colour images, 96x96, 10 classes."""
+
+    name = "stl10"
+    files = Files("STL-10", {"stl10_binary.tar.gz": ("stl10_binary",)})
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://cs.stanford.edu/~acoates/stl10/",
+        "licence": f"{NO_LICENCE}; the images are from ImageNet",
+        "citation": "Coates, Lee & Ng: An analysis of single-layer networks in unsupervised feature learning, 2011",
+        "images": "5,000 train, 8,000 test; 96x96, colour; 10 classes; the 100,000 without labels are not used",
+    }
+
+    def load(self) -> Dataset:
+        return load(self, stored.stl10(self), FLIP)
+
+    def missing(self) -> str | None:
+        return stored.missing(self)
+
+
+@dataclass(frozen=True)
+class Imagenette(Choices):
+    """Ten easy classes of ImageNet (Howard 2019), the 160 px version: 9,469 and 3,925 colour images."""
+
+    name = "imagenette"
+    files = Files("Imagenette", {"imagenette2-160.tgz": ("imagenette2-160",)})
+    counts = (9_469, 3_925)
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://github.com/fastai/imagenette",
+        "licence": "Apache 2.0; the images are from ImageNet, which has terms of its own",
+        "licence_url": "https://www.apache.org/licenses/LICENSE-2.0",
+        "citation": "Howard: Imagenette, 2019",
+        "images": "9,469 train, 3,925 test (published as val); shorter side 160, colour; 10 classes",
+    }
+    size: Annotated[Literal["64", "128"], "pixels of the shorter side, to the middle of which images are cut"] = "128"
+
+    def load(self) -> Dataset:
+        return load(self, stored.squares(self, read.imagenette, int(self.size)), FLIP)
+
+    def missing(self) -> str | None:
+        return stored.missing(self, int(self.size))
+
+
+@dataclass(frozen=True)
+class EuroSAT(Choices):
+    """Land use seen by Sentinel-2 (Helber et al. 2019), RGB: 27,000 colour images, 64x64, 10 classes.
+
+    The authors published no test part: a fifth of the images, stratified and the same in every run, is taken.
+    """
+
+    name = "eurosat"
+    files = Files("EuroSAT", {"EuroSAT.zip": ("2750",)}, "eurosat")
+    counts = (27_000, 0)
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://github.com/phelber/EuroSAT",
+        "licence": "MIT",
+        "licence_url": "https://opensource.org/license/mit",
+        "citation": "Helber, Bischke, Dengel & Borth: EuroSAT: a novel dataset and deep learning benchmark, 2019",
+        "images": "27,000 without a published split, here 21,600 train, 5,400 test; 64x64, colour; 10 classes",
+    }
+
+    def load(self) -> Dataset:
+        whole = stored.squares(self, read.eurosat, 64)
+        divided = Whole.divided(whole.classes, whole.train, whole.train_targets, EUROSAT_TEST)
+        return load(self, divided, FLIP, facts={"split": "80/20 by ddbench, stratified; the authors published none"})
+
+    def missing(self) -> str | None:
+        return stored.missing(self, 64)
+
+
+@dataclass(frozen=True)
+class GTSRB(Choices):
+    """German traffic signs (Stallkamp et al. 2012): 26,640 and 12,630 colour images of 43 classes, made 32x32."""
+
+    name = "gtsrb"
+    files = Files(
+        "GTSRB",
+        {
+            "GTSRB-Training_fixed.zip": ("GTSRB/Training",),
+            "GTSRB_Final_Test_Images.zip": ("GTSRB/Final_Test/Images",),
+            "GTSRB_Final_Test_GT.zip": ("GT-final_test.csv",),
+        },
+        "gtsrb",
+    )
+    counts = (26_640, 12_630)
+    about: ClassVar[dict[str, str]] = {
+        "homepage": "https://benchmark.ini.rub.de/",
+        "licence": "not known to ddbench; see the homepage",
+        "citation": "Stallkamp, Schlipsing, Salmen & Igel: Man vs. computer, Neural Networks 32, 2012",
+        "images": "26,640 train, 12,630 test; 15 to 250 pixels, colour; 43 classes",
+    }
+
+    def load(self) -> Dataset:
+        whole = stored.stretched(self, read.gtsrb, 32)
+        return load(
+            self, whole, NO_FLIP, facts={"validation": "shares signs with train: each was photographed 30 times"}
+        )
+
+    def missing(self) -> str | None:
+        return stored.missing(self, 32)

@@ -193,12 +193,13 @@ def tesla(given: argparse.Namespace) -> list[dict[str, Any]]:
         peak = (_cuda_peak if given.device == "cuda" else _cpu_peak)(lambda: iteration(given.iterations))
         predicted = unroll_bytes(method.differentiate, problem.network, STRATEGY, batch, steps)
         rows.append({
+            "expert ends": f"{given.updates} SGD updates apart",
             "syn_steps": steps, "batch_syn": batch, "losses": [round(loss, 4) for loss in losses],
             "s / iteration": round(min(taken), 2), "rows touched": min(count, steps * batch),
             "process: anonymous memory at the peak (GB)": round(whole["bytes"] / 1e9, 2),
             "measured peak of an iteration (MB)": round(peak / MB),
             "predicted peak of an iteration (MB)": round(predicted / MB),
-            "predicted in all on one GPU (GB)": round((predicted + state_bytes(count, 12_288, CLASSES)) / 1e9, 2),
+            "predicted in all on one 24 GB GPU (GB)": round((predicted + state_bytes(count, 12_288, CLASSES)) / 1e9, 2),
         })  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
     began = time.perf_counter()

@@ -38,7 +38,7 @@ OPTIONS = click.option("-o", "options", multiple=True, callback=_pairs, metavar=
 def _request(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what a run is."""
     for option in reversed((
-        click.option("--dataset", default="digits", show_default=True, help="Dataset plugin; images:FOLDER_OR_ZIP, hf:PATH."),
+        click.option("--dataset", default="digits", show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),
         click.option("--matcher", default="tesla", show_default=True, help="Distillation method."),
         click.option("--scheduler", default="single", show_default=True, help="How the budget is staged."),
         click.option("--network", default="convnet", show_default=True, help="Network plugin."),

@@ -302,6 +302,12 @@ def test_a_text_beside_the_images_does_not_decode_them_again(tmp_path):
     assert Images(root=str(where)).missing() is None
 
 
+def test_numbers_in_names_may_be_longer_than_python_reads(tmp_path):
+    files = tree() | {f"train/cat/{digit * 5000}.png": picture(99) for digit in "91"}
+    dataset = Images(root=zipped(tmp_path / "set.zip", files)).load()
+    assert len(dataset.train) + len(dataset.validation) == 14
+
+
 def test_long_names_and_spaces_are_names(root):
     files = tree(("a class", "b" * 200))
     assert Images(root=root(files)).load().classes == ("a class", "b" * 200)
@@ -479,6 +485,14 @@ def test_a_flipped_byte_in_a_packed_tar_is_noticed(tmp_path):
     raw[len(raw) // 2] ^= 1
     where.write_bytes(raw)
     assert "set.tar.gz" in refusal(root=str(where))
+
+
+def test_a_member_of_a_zip_without_a_name_is_no_image(tmp_path):
+    where = Path(zipped(tmp_path / "set.zip", tree() | {"x": b"1"}))
+    raw = bytearray(where.read_bytes())
+    raw[(at := raw.rindex(b"PK\1\2")) + 28 : at + 32] = bytes([0, 0, 1, 0])  # its name becomes an extra field
+    where.write_bytes(raw)
+    assert len(Images(root=str(where)).load().test) == 6
 
 
 def test_bytes_changed_at_random_give_one_sentence_and_no_other_error(tmp_path):

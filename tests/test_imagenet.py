@@ -134,7 +134,7 @@ def test_classes_of_tiny_imagenet_are_chosen_by_name_or_number(tmp_path, wanted)
 def test_a_missing_tiny_imagenet_is_told_with_where_and_how(data):
     message = refused(TinyImageNet())
     assert f"there is no {data / 'tiny-imagenet-200'}, nor .zip; get tiny-imagenet-200.zip from" in message
-    assert message.endswith("or pass dataset.root")
+    assert message.endswith("or pass -o dataset.root=FOLDER_OR_ARCHIVE")
     assert TinyImageNet().missing() == message
     folder(data / "tiny-imagenet-200", tiny_imagenet())
     assert "have to be decoded" in (TinyImageNet().missing() or "")

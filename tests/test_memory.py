@@ -50,12 +50,12 @@ def test_predicted_memory_of_an_unroll_is_what_is_allocated(method, steps, batch
 
 def test_predicted_memory_of_tesla_grows_with_steps_by_parameter_vectors_alone():
     net = network()
-    few, many = (unroll_bytes(METHODS["exact"].differentiate, net, STRATEGY, 64, t) for t in (5, 105))
+    few, many = (unroll_bytes(METHODS["exact"].differentiate, net, "crop", 64, t) for t in (5, 105))
     assert many - few == pytest.approx(100 * net.length * 4, rel=0.01)
 
 
 def test_predicted_memory_grows_in_proportion_to_the_batch():
-    a, b, c = (unroll_bytes(METHODS["tesla"].differentiate, network(), STRATEGY, n, 3) for n in (50, 100, 150))
+    a, b, c = (unroll_bytes(METHODS["tesla"].differentiate, network(), "rotate", n, 3) for n in (50, 100, 150))
     assert c - b == pytest.approx(b - a, rel=0.05)
 
 
@@ -63,5 +63,5 @@ def test_memory_of_imagenet_at_fifty_images_per_class_is_known_without_allocatin
     """50,000 images of 3x64x64 with momentum and labels: 5.1 GB; one iteration at any length."""
     assert state_bytes(50_000, 3 * 64 * 64, 1000) == 50_000 * (2 * 12_288 + 1000) * 4
     net = Network(ConvNet(), (3, 64, 64), 1000)
-    peak = unroll_bytes(METHODS["tesla"].differentiate, net, STRATEGY, 100, 20)
+    peak = unroll_bytes(METHODS["tesla"].differentiate, net, "flip", 100, 5)
     assert 1e9 < peak < 4e9

@@ -9,6 +9,7 @@ import bz2
 import gzip
 import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -29,7 +30,9 @@ WORTH_KEEPING = 100_000_000  # bytes of an archive whose sha256 is kept
 LINK = "is a link, which is not followed in an archive; pack it again with the files themselves"
 TWICE = "is in the archive twice, so which one is meant is unclear; pack it again"
 OPEN: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-DAMAGED = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError)
+PACKED = (zlib.error, lzma.LZMAError, EOFError, OSError)  # what unpacking damaged bytes raises,
+HEADERS = (tarfile.TarError, zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, LookupError)
+DAMAGED = (*PACKED, *HEADERS, OverflowError)  # and what reading damaged headers does
 
 
 def is_tar(path: Path) -> bool:
@@ -96,7 +99,7 @@ class Zip(_Archive):
             members = archive.infolist()
         _refuse_bomb(path, _most(path), sum(member.file_size for member in members))
         for member in members:
-            if member.is_dir():
+            if member.filename.endswith("/"):  # is_dir() wants a name
                 self._folders.append(member.filename.replace("\\", "/").removeprefix("./"))
             else:
                 self._add(member.filename, self._place(member))
@@ -139,7 +142,7 @@ class Tar(_Archive):
         """Not before it is needed: of a packed tar all bytes have to be unpacked for it."""
         if self._listed:
             return
-        with _unpacked(self._path) as stream, _explained(self._path):
+        with _unpacked(self._path) as stream, explained(self._path):
             for member in _walk(stream):
                 if member.isdir():
                     self._folders.append(member.name.removeprefix("./").rstrip("/") + "/")
@@ -155,7 +158,7 @@ class Tar(_Archive):
         return Place(path=str(self._path), size=member.size, offset=member.offset_data, fault=fault)
 
     def _read(self, names: Sequence[str]) -> Iterator[Place]:
-        with _unpacked(self._path) as stream, _explained(self._path):
+        with _unpacked(self._path) as stream, explained(self._path):
             for name in names:
                 place = self._members[name]
                 if not place.fault:
@@ -237,7 +240,8 @@ def _unpacked(path: Path) -> Iterator[_Stream]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """What readers of archives raise, as the sentence that the archive is damaged."""
     try:
         yield
     except DAMAGED as error:

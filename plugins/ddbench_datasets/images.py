@@ -33,7 +33,7 @@ class Images(Choices):
 
     name = "images"
     argument = "root"
-    about: ClassVar[dict[str, str]] = {"licence": "your own images", "images": "any number, of one size or resized"}
+    about: ClassVar[dict[str, str]] = {"licence": "that of your images", "images": "any number, of one size or resized"}
     root: Annotated[str, "folder, zip or tar with train/<class>/ and test/<class>/, or with <class>/"] = ""
     size: Annotated[int | None, Ge(1), "resize to size x size pixels; by default all must have one size"] = None
     channels: Annotated[Literal["auto", "1", "3"], "grey (1), colour (3), or grey if all images are grey"] = "auto"

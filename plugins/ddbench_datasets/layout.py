@@ -32,8 +32,9 @@ class Layout:
 
 
 def natural(name: str) -> list[Any]:
-    """A sort key by which ``2`` comes before ``10``."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))] + [name]
+    """A sort key by which ``2`` comes before ``10``; numbers compare by length first, as some are too long for int."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else part for i, part in enumerate(parts)] + [name]
 
 
 def targets(counts: Sequence[int]) -> Tensor:

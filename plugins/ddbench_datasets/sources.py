@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ddbench import DataError, UsageError, cache
-from ddbench_datasets.archives import Tar, Zip, is_tar
+from ddbench_datasets.archives import Tar, Zip, explained, is_tar
 from ddbench_datasets.places import Place, shown
 
 TESTS = ("test", "val", "valid", "validation")  # the first that has classes is the test part
@@ -78,10 +77,8 @@ def opened(root: Path) -> Iterator[Files]:
         yield Folder(root)
         return
     kind = Tar if is_tar(root) else Zip
-    try:
+    with explained(root):
         archive = kind(root)
-    except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, OSError) as error:
-        raise DataError(f"{root} is a damaged archive ({error}); get it again") from error
     yield archive
 
 
@@ -99,7 +96,9 @@ class Folder:
         self._times = times
         self._folders: list[str] = []
         self._stamps: dict[str, tuple[int, ...]] = {}
-        self._search((), {os.path.realpath(root)})
+        waiting: list[tuple[tuple[str, ...], frozenset[str]]] = [((), frozenset({os.path.realpath(root)}))]
+        while waiting:
+            waiting += self._search(*waiting.pop())
 
     def names(self) -> list[str]:
         return [*self._folders, *self._stamps]
@@ -119,8 +118,13 @@ class Folder:
     def places(self, names: Sequence[str]) -> Iterator[Place]:
         return (Place(f"{self._root}/{name}") for name in names)
 
-    def _search(self, inner: tuple[str, ...], above: set[str]) -> None:
-        """List the folder ``inner``; ``above`` are the real paths of those it lies in, to end circles of links."""
+    def _search(
+        self, inner: tuple[str, ...], above: frozenset[str]
+    ) -> Iterator[tuple[tuple[str, ...], frozenset[str]]]:
+        """List the folder ``inner``; then the folders in it to search, and the real paths of those they lie in.
+
+        A folder that lies in itself, by a link, is not searched.
+        """
         folders = []
         try:
             with os.scandir(self._root.joinpath(*inner)) as entries:
@@ -135,7 +139,7 @@ class Folder:
         for name in self._enter(inner, folders):
             real = os.path.realpath(self._root.joinpath(*inner, name))
             if real not in above:
-                self._search((*inner, name), above | {real})
+                yield (*inner, name), above | {real}
 
     def _stamp(self, entry: os.DirEntry[str]) -> tuple[int, ...]:
         """Nothing for a dangling link, which only matters once it is read."""

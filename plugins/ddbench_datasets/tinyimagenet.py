@@ -97,7 +97,7 @@ class TinyImageNet(Choices):
         for place in places:
             if place.exists():
                 return sources.find(str(place))
-        raise DataError(f"Tiny-ImageNet is not there: there is no {places[0]}, nor .zip; {GET}, or pass dataset.root")
+        raise DataError(f"Tiny-ImageNet is not there: there is no {places[0]}, nor .zip; {GET}, or {sources.GIVE}")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from subprocess import DEVNULL, Popen
+from typing import Any
 
 from ddbench import DataError
 from ddbench_datasets.decode import image, strictly
@@ -115,14 +116,18 @@ class _Worker:
         with theirs:
             handle = theirs.fileno()
             code = _START.format(path=sys.path, folder=str(Path(__file__).parent), handle=handle)
+            command = [sys.executable, "-P", "-c", code]
             # in a session of its own: Ctrl-C is for the parent, which decides when to stop
-            self.process = Popen(  # noqa: S603 - this Python, and a program of our own
-                [sys.executable, "-P", "-c", code],
-                pass_fds=[handle],
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                start_new_session=True,
-            )
+            alone: dict[str, Any] = {
+                "pass_fds": [handle],
+                "stdin": DEVNULL,
+                "stdout": DEVNULL,
+                "start_new_session": True,
+            }
+            try:
+                self.process = Popen(command, **alone)  # noqa: S603 - this Python, and a program of our own
+            except OSError as error:
+                raise DataError(f"cannot start a process that decodes images ({error.strerror}); run again") from error
         self.connection.send(target)
 
     def answer(self) -> Faults:

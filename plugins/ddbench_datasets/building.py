@@ -35,7 +35,8 @@ class Plan:
     """Images to decode: ``names`` in the order of the rows, ``channels`` ("1", "3", or "auto" for grey if all are).
 
     ``size`` resizes them; without it all must have one size. Unless ``skip_broken``, each must be decodable.
-    ``about`` is kept beside the pixels; ``origin`` (JSON) tells earlier attempts at the same images.
+    ``about`` is kept beside the pixels; ``origin`` (JSON) tells earlier attempts at the same images; ``mend`` says what
+    to do about broken ones, where that is not to leave them out.
     """
 
     files: Files
@@ -45,6 +46,7 @@ class Plan:
     skip_broken: bool
     origin: Any
     about: dict[str, Any] = field(default_factory=dict)
+    mend: str | None = None
 
 
 def build(folder: Path, plan: Plan) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def build(folder: Path, plan: Plan) -> dict[str, Any]:
             _fill(plan, chunks, journal)
         broken = sorted(fault for faults in journal.done.values() for fault in faults)
         if broken and not plan.skip_broken:
-            raise DataError(refusal([(plan.names[row], reason) for row, reason in broken], len(plan.names)))
+            raise DataError(refusal([(plan.names[row], why) for row, why in broken], len(plan.names), plan.mend))
         journal.pixels.replace(folder / "pixels.npy")
     except OddSize as error:
         journal.discard()
@@ -81,14 +83,15 @@ def build(folder: Path, plan: Plan) -> dict[str, Any]:
     return {**plan.about, "broken": [[row, plan.names[row], reason] for row, reason in broken]}
 
 
-def refusal(broken: Sequence[tuple[str, str]], total: int) -> str:
-    """What to say of images, as (name, reason), of which none must be broken."""
+def refusal(broken: Sequence[tuple[str, str]], total: int, mend: str | None = None) -> str:
+    """What to say of images, as (name, reason), of which none must be broken; ``mend`` is the way out."""
     name, reason = broken[0]
     more = f", and {len(broken) - 1} more of {total} images are broken" if len(broken) > 1 else ""
-    return (
-        f"{shown(name)} {reason}{more}; replace or remove {'them' if more else 'it'}, or pass "
-        "-o dataset.skip_broken=true to leave out what cannot be read"
+    usual = (
+        f"replace or remove {'them' if more else 'it'}, or pass -o dataset.skip_broken=true to leave out what cannot "
+        "be read"
     )
+    return f"{shown(name)} {reason}{more}; {mend or usual}"
 
 
 def _odd_size(like: str, shape: Sequence[int], name: str, other: Sequence[int]) -> str:
@@ -131,7 +134,7 @@ def _guess(plan: Plan, order: Sequence[int]) -> dict[str, Any]:
                 faults.append((name, str(error)))
                 continue
             return {"shape": list(shape), "grey": fixed is None and shape[0] == 1, "like": name}
-    raise DataError(refusal(faults, len(faults)))
+    raise DataError(refusal(faults, len(faults), plan.mend))
 
 
 def _fill(plan: Plan, chunks: list[list[int]], journal: _Journal) -> None:

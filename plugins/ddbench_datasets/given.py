@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ddbench import DataError, Store
+from ddbench import Store
 from ddbench_datasets import store
 from ddbench_datasets.places import Place
 
@@ -51,12 +51,6 @@ def decoded(
         from ddbench_datasets.building import Plan
 
         images, about = given()
-        return Plan(images, images.names(), channels, size, False, identity, about)
+        return Plan(images, images.names(), channels, size, False, identity, about, mend)
 
-    try:
-        return store.decoded(identity, plan)
-    except DataError as error:
-        told, found, _ = str(error).partition("; replace or remove")
-        if not found:
-            raise
-        raise DataError(f"{told}; {mend}") from error
+    return store.decoded(identity, plan)

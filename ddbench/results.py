@@ -65,8 +65,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _options(spec: dict[str, Any]) -> dict[str, Any]:
-    """The options of matcher, scheduler and experts, ``group.name`` to value."""
-    groups = {kind: spec[kind].get("options", {}) for kind in ("matcher", "scheduler")}
+    """The options of dataset, matcher, scheduler and experts, ``group.name`` to value; not where the data lie."""
+    groups = {kind: spec[kind].get("options", {}) for kind in ("dataset", "matcher", "scheduler")}
+    groups["dataset"] = {name: value for name, value in groups["dataset"].items() if name not in ("root", "path")}
     groups["experts"] = spec.get("experts", {})
     return {f"{group}.{name}": value for group, given in groups.items() for name, value in given.items()}
 

@@ -244,3 +244,22 @@ def test_rows_of_one_method_say_in_which_options_they_differ():
     ]
     assert list(compare.shown(compare.frame(rows))["matcher"]) == ["tesla (curvature=zero)", "tesla (curvature=exact)"]
     assert list(compare.shown(compare.frame(rows[:1]))["matcher"]) == ["tesla"]
+
+
+def test_rows_tell_how_the_data_were_prepared_but_not_where_they_lie(tmp_path):
+    """Two runs on one dataset, one of them whitened, must not look alike."""
+    spec = {
+        "dataset": {"name": "images", "options": {"root": "/home/someone/photos", "zca": True, "limit": 50}},
+        "matcher": {"name": "random", "options": {}}, "scheduler": {"name": "single", "options": {}},
+        "network": {"name": "convnet"}, "protocol": {"name": "default"}, "ipc": 1, "seed": 0,
+    }  # fmt: skip
+    found = []
+    for zca in (True, False):
+        folder = tmp_path / str(zca)
+        folder.mkdir()
+        spec["dataset"]["options"]["zca"] = zca
+        (folder / "spec.json").write_text(json.dumps(spec))
+        found += rows(folder)
+    assert found[0]["options"] == {"dataset.zca": True, "dataset.limit": 50}
+    shown = compare.shown(compare.frame(found))
+    assert sorted(shown["matcher"]) == ["random (dataset.zca=False)", "random (dataset.zca=True)"]

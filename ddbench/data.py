@@ -20,7 +20,6 @@ from ddbench.errors import DataError, UsageError
 from ddbench.pixels import Pixels
 from ddbench.preprocessing import Preprocessing
 
-
 LARGEST_WHITENED = 2**30  # bytes of float32 images that are kept, once whitened, while a process trains on them
 
 

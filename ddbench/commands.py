@@ -58,12 +58,13 @@ def run(
 
     from ddbench.bench import references
     from ddbench.results import rows
-    from ddbench.run import Run
+    from ddbench.run import Run, build_task
 
     table: list[dict[str, Any]] = []
     with working(quiet):
         torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
         dataset = specs[0].dataset.load()
+        _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
         for spec in specs:
             work = Run(spec, dataset, settings)
             console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")

@@ -847,6 +847,14 @@ def test_a_disk_that_is_full_is_one_sentence(monkeypatch, capsys):
     assert "Traceback" not in said
 
 
+def test_a_network_that_cannot_take_the_images_is_refused_before_a_folder_is_made(tmp_path):
+    out = tmp_path / "runs"
+    answer = ddbench("run", "--dataset", "toy", "--network", "vgg11", "--out", out, home=tmp_path / "home")
+    assert answer.code == 2
+    assert "cannot take images of 8x8 pixels" in error_of(answer)
+    assert not out.exists()
+
+
 # ---------------------------------------------------------------------------------------------- datasets
 
 

@@ -77,7 +77,7 @@ def test_pixels_and_classes_are_those_in_the_files(name, monkeypatch, capsys):
     assert dataset.test.targets.dtype == torch.int64
 
 
-@pytest.mark.parametrize(("size", "side"), [("128", 128), ("64", 64)])
+@pytest.mark.parametrize(("size", "side"), [(128, 128), (64, 64)])
 def test_imagenette_keeps_the_middle_of_the_longer_side(size, side, monkeypatch):
     files = write("imagenette", monkeypatch, per_class=(2, 1))
     dataset = make(Imagenette, {"size": size}, "dataset").load()
@@ -90,7 +90,7 @@ def test_imagenette_keeps_the_middle_of_the_longer_side(size, side, monkeypatch)
 
 
 def test_imagenette_is_128_pixels_by_default():
-    assert Imagenette().size == "128"
+    assert Imagenette().size == 128
 
 
 def test_eurosat_is_divided_80_to_20_in_every_class_and_says_so(monkeypatch):
@@ -371,9 +371,9 @@ def test_images_are_decoded_once(monkeypatch, folder):
     from PIL import Image
 
     write("imagenette", monkeypatch, per_class=(2, 1))
-    first = Imagenette(size="64").load()
+    first = Imagenette(size=64).load()
     monkeypatch.setattr(Image, "open", lambda *_args, **_options: pytest.fail("decoded again"))
-    assert Imagenette(size="64", noise=0.1, validation=0.5).load().test.digest == first.test.digest
+    assert Imagenette(size=64, noise=0.1, validation=0.5).load().test.digest == first.test.digest
 
 
 def test_stl10_is_checked_once(monkeypatch, folder):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Le, MultipleOf
 
 from ddbench import Dataset, Preprocessing
 from ddbench_datasets import vision_read as read
@@ -206,13 +207,13 @@ class Imagenette(Choices):
         "citation": "Howard: Imagenette, 2019",
         "images": "9,469 train, 3,925 test (published as val); shorter side 160, colour; 10 classes",
     }
-    size: Annotated[Literal["64", "128"], "pixels of the shorter side, to the middle of which images are cut"] = "128"
+    size: Annotated[int, MultipleOf(64), Ge(64), Le(128), "pixels along each side, 64 or 128"] = 128
 
     def load(self) -> Dataset:
-        return load(self, stored.squares(self, read.imagenette, int(self.size)), FLIP)
+        return load(self, stored.squares(self, read.imagenette, self.size), FLIP)
 
     def missing(self) -> str | None:
-        return stored.missing(self, int(self.size))
+        return stored.missing(self, self.size)
 
 
 @dataclass(frozen=True)

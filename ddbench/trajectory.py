@@ -210,14 +210,14 @@ def catch_up(method: Method, state: PixelState, rows: Tensor) -> None:
     In j steps without a gradient, m <- mu m and x <- x - lr m add up to m <- mu^j m and
     x <- x - lr (mu + ... + mu^j) m. With this before a row is read, row-wise steps equal dense SGD.
     """
-    late = rows[state.seen[rows] < state.steps]
-    missed = (state.steps - state.seen[late]).to(state.images.dtype)
-    _coast(state.images, state.images_momentum, late, missed, method.momentum, method.lr_img)
-    _fade(state.images_momentum, late, missed, method.momentum)
+    # rows that missed nothing go through unchanged: to leave them out, a GPU would have to tell which they are
+    missed = (state.steps - state.seen[rows]).to(state.images.dtype)
+    _coast(state.images, state.images_momentum, rows, missed, method.momentum, method.lr_img)
+    _fade(state.images_momentum, rows, missed, method.momentum)
     if method.labels == "learned":
-        _coast(state.labels, state.labels_momentum, late, missed, LABEL_MOMENTUM, method.lr_label)
-        _fade(state.labels_momentum, late, missed, LABEL_MOMENTUM)
-    state.seen[late] = state.steps
+        _coast(state.labels, state.labels_momentum, rows, missed, LABEL_MOMENTUM, method.lr_label)
+        _fade(state.labels_momentum, rows, missed, LABEL_MOMENTUM)
+    state.seen[rows] = state.steps
 
 
 def _coast(values: Tensor, momentum: Tensor, rows: Tensor, missed: Tensor, mu: float, lr: float) -> None:

@@ -64,6 +64,8 @@ def run(
     with working(quiet):
         torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
         dataset = specs[0].dataset.load()
+        if skipped := dataset.facts.get("skipped"):
+            console.say(f"warning: left out {skipped}")
         _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
         for spec in specs:
             work = Run(spec, dataset, settings)

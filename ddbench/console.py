@@ -75,7 +75,7 @@ class Display:
         if _err.is_terminal and not self.quiet:
             self._bars = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"), TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}", markup=False), TextColumn("left"), TimeRemainingColumn(),
                 console=_err, transient=True,
             )  # fmt: skip
             self._bars.start()
@@ -120,4 +120,5 @@ class Display:
 
 
 def _numbers(event: Event) -> str:
-    return "  ".join(f"{name} {float(value):.4g}" for name, value in event.numbers.items())
+    shown = {n: clean(v) if isinstance(v, str) else f"{float(v):.4g}" for n, v in event.numbers.items()}
+    return "  ".join(f"{name} {value}" for name, value in shown.items())

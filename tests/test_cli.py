@@ -14,8 +14,9 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import pictures
 import pytest
-from tiny import THREAD, artefacts, command_in, ddbench, words
+from tiny import THREAD, artefacts, command_in, ddbench, options, words
 
 from ddbench.cache import lock, read_json
 from ddbench.cli import main
@@ -904,3 +905,28 @@ def test_prepare_and_info_refuse_in_one_sentence(tmp_path, arguments, code, said
     answer = ddbench(*arguments, home=tmp_path)
     assert answer.code == code
     assert said in error_of(answer)
+
+
+def test_images_that_were_left_out_are_named_and_counted_by_a_run(tmp_path):
+    files = pictures.tree(train=8, test=4, size=(8, 8)) | {"train/dog/3.png": b"no picture"}
+    root = pictures.folder(tmp_path / "photos", files)
+    tiny = [
+        w for name, value in options("random").items() if "per_class" not in name for w in ("-o", f"{name}={value}")
+    ]
+    arguments = ["run", "--dataset", f"images:{root}", "--matcher", "random", *tiny, "--no-ceiling", "--students", 1]
+    answer = ddbench(*arguments, "--out", tmp_path / "runs", home=tmp_path / "home")
+    assert answer.code == 3
+    assert "train/dog/3.png" in error_of(answer)
+    answer = ddbench(*arguments, "-o", "dataset.skip_broken=true", "--out", tmp_path / "runs", home=tmp_path / "home")
+    assert answer.code == 0, answer.err
+    assert "left out 1 of 24 images" in answer.err
+    assert "train/dog/3.png" in answer.err
+
+
+def test_progress_may_hold_text_on_a_terminal(monkeypatch):
+    from ddbench import console
+    from ddbench.progress import Event
+
+    monkeypatch.setattr(console, "_err", console.Console(file=io.StringIO(), force_terminal=True))
+    with console.Display() as display:
+        display(Event("skipped broken images", 1, 2, {"files": "a[/b].png", "loss": 0.25}))

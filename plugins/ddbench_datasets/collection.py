@@ -35,6 +35,10 @@ class Collection:
         """Everything that decides the decoded pixels; Pillow's version, since JPEG decoders differ."""
         return {"format": 2, "content": self.content, **self._decided(options)}
 
+    def missing(self, options: Choices) -> str | None:
+        """What ``load`` has to do first, in one sentence, if anything."""
+        return None if store.there(self.identity(options)) else f"the images of {self.origin} have to be decoded, once"
+
     def _decided(self, options: Choices) -> dict[str, Any]:
         from PIL import __version__ as pillow
 

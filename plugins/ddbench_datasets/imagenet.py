@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge, Le, MultipleOf
 
 from ddbench import DataError, Dataset, Preprocessing, UsageError, cache
-from ddbench_datasets import store, truth
+from ddbench_datasets import truth
 from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import FLIP, Choices, build
 from ddbench_datasets.images import SkipBroken
@@ -69,10 +69,9 @@ class ImageNet(Choices):
     def missing(self) -> str | None:
         try:
             with self._collection() as (options, collection, _):
-                there = store.there(collection.identity(options))
+                return collection.missing(options)
         except (DataError, UsageError) as error:
             return str(error)
-        return None if there else f"the images of {collection.origin} have to be decoded, once"
 
     @contextmanager
     def _collection(self) -> Iterator[tuple[ImageNet, Collection, dict[str, str]]]:

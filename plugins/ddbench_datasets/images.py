@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from ddbench import DataError, Dataset, UsageError
-from ddbench_datasets import sources, store
+from ddbench_datasets import sources
 from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import FLIP, NO_FLIP, Choices, build
 from ddbench_datasets.layout import arrange
@@ -59,10 +59,9 @@ class Images(Choices):
         try:
             root = sources.find(self.root)
             with self._collection(root) as collection:
-                there = store.there(collection.identity(self))
+                return collection.missing(self)
         except (DataError, UsageError) as error:
             return str(error)
-        return None if there else f"the images of {root} have to be decoded, once"
 
     @contextmanager
     def _collection(self, root: Path) -> Iterator[Collection]:

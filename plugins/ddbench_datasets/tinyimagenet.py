@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import torch
 
 from ddbench import DataError, Dataset, Preprocessing, UsageError, cache
-from ddbench_datasets import sources, store
+from ddbench_datasets import sources
 from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import FLIP, Choices, build
 from ddbench_datasets.images import SkipBroken
@@ -63,10 +63,9 @@ class TinyImageNet(Choices):
     def missing(self) -> str | None:
         try:
             with self._collection() as (options, collection, _):
-                there = store.there(collection.identity(options))
+                return collection.missing(options)
         except (DataError, UsageError) as error:
             return str(error)
-        return None if there else f"the images of {collection.origin} have to be decoded, once"
 
     @contextmanager
     def _collection(self) -> Iterator[tuple[TinyImageNet, Collection, dict[str, str]]]:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ddbench.problem import Needs, Problem
     from ddbench.progress import report
     from ddbench.seeds import Seed
-    from ddbench.sets import Curriculum, Pool, SyntheticSet, share
+    from ddbench.sets import Curriculum, Pool, SyntheticSet, Teacher, share
     from ddbench.starts import Experts, Starts, Teaching, teach
-    from ddbench.training import Recipe, fit
+    from ddbench.training import Recipe, Student, fit
 
 API_VERSION = 1
 
@@ -46,7 +46,9 @@ _HOME = {
     "Seed": "seeds",
     "Starts": "starts",
     "Store": "pixels",
+    "Student": "training",
     "SyntheticSet": "sets",
+    "Teacher": "sets",
     "Teaching": "starts",
     "UsageError": "errors",
     "did_you_mean": "errors",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import prod
 from statistics import mean, pstdev
 from typing import Any
 
 from ddbench.data import Dataset
+from ddbench.decode import Decoder
 from ddbench.grading import ceiling
 from ddbench.memory import state_bytes, unroll_bytes
 from ddbench.problem import Needs
@@ -22,19 +24,27 @@ def references(
 ) -> list[dict[str, Any]]:
     """Rows beside a run's own: random real images with hard labels and, if the matcher's are soft, with soft ones.
 
-    The random runs are ordinary runs in the same folder, under the same protocol and selection. The last
-    row is the ceiling: students trained on the whole training set.
+    A run with a decoder is shown beside random images with and without it. The random runs are ordinary runs in
+    the same folder, under the same protocol and selection. The last row is the ceiling: students trained on the
+    whole training set.
     """
     found: list[dict[str, Any]] = []
     if with_random:
-        labels = ["hard"] if getattr(spec.matcher, "labels", "hard") == "hard" else ["hard", "teacher"]
-        for kind in labels:
-            run = Run(baseline(spec, kind), dataset, settings)
+        for kind, decoder in product(_label_kinds(spec), dict.fromkeys((Decoder(), spec.decoder))):
+            run = Run(baseline(spec, kind, decoder), dataset, settings)
             run.execute()
             found += rows(run.folder)
     if with_ceiling:
         found.append(_ceiling(spec, dataset, min(settings.students, 3)))
     return found
+
+
+def _label_kinds(spec: RunSpec) -> list[str]:
+    """The labels of the random images beside a run; where batches are labelled online, hard ones have no part."""
+    if spec.protocol.online:
+        return ["teacher"]
+    soft = getattr(spec.matcher, "labels", "hard") != "hard"
+    return ["hard", "teacher"] if soft else ["hard"]
 
 
 def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
@@ -86,6 +96,7 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
         "student steps N": spec.protocol.budget(spec.ipc * task.classes),
         "experts": needs.experts * stages,
         "epochs of an expert": max(needs.snapshots, default=0),
+        "teachers": needs.teachers,
         "disk for experts (bytes)": stages * needs.experts * len(needs.snapshots) * vector,
         "disk for the set (bytes)": 4 * count * (image + task.classes),
         **memory,

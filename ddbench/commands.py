@@ -190,8 +190,10 @@ def build_experts(request: Request, quiet: bool) -> None:
         dataset = spec.dataset.load()
         problem = spec.scheduler.next(build_task(spec, dataset), Curriculum())
         needs = spec.matcher.needs(problem) if hasattr(spec.matcher, "needs") else Needs()
-        if not needs.experts:
+        if not needs.experts and not needs.teachers:
             console.say(f"matcher {spec.matcher.name!r} with these options needs no experts")
             return
-        experts = prepared(problem, needs).experts
-    console.data(f"{needs.experts} experts, {experts.seconds(needs.experts):.1f} s of training, in {experts.folder}")
+        ready = prepared(problem, needs)
+    for count, what, made in ((needs.experts, "experts", ready.experts), (needs.teachers, "teachers", ready.teachers)):
+        if count and made is not None:
+            console.data(f"{count} {what}, {made.seconds(count):.1f} s of training, in {made.folder}")

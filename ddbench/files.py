@@ -15,16 +15,17 @@ import torch
 
 from ddbench.cache import digest
 from ddbench.data import Dataset, Preprocessing
+from ddbench.decode import Decoder
 from ddbench.errors import DataError
 from ddbench.networks import Network
 from ddbench.plugins import registry
 from ddbench.records import describe, make, options
-from ddbench.sets import Curriculum, SyntheticSet
+from ddbench.sets import Curriculum, SyntheticSet, Teacher
 from ddbench.starts import Teaching
 from ddbench.tensors import load_tensors, save_tensors
 from ddbench.training import Recipe
 
-FORMAT = 1
+FORMAT = 2  # 1 had neither decoders nor teachers
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,12 @@ class Distilled:
         sets = []
         for j, s in enumerate(self.curriculum.sets):
             tensors |= {f"set{j}.images": s.images, f"set{j}.labels": s.labels}
-            sets.append({"lr": s.lr, "label_kind": s.label_kind, "label_type": s.label_type})
+            notes = {"lr": s.lr, "label_kind": s.label_kind, "label_type": s.label_type}
+            notes["decoder"] = options(s.decoder)
+            if s.teacher is not None:
+                tensors[f"set{j}.teacher"] = s.teacher.vector
+                notes["teacher"] = describe(s.teacher.source)
+            sets.append(notes)
         document = {
             "format": FORMAT,
             "sets": sets,
@@ -53,7 +59,6 @@ class Distilled:
             "classes": self.classes,
             "shape": self.shape,
             "preprocessing": self.preprocessing.kind,
-            "decoder": "identity",
             "network": describe(self.network),
             "training": {
                 "recipe": options(self.teaching.recipe),
@@ -73,7 +78,7 @@ class Distilled:
             raise DataError(f"{path} is a safetensors file, but not one that ddbench wrote: it describes no set")
         try:
             document = json.loads(metadata["ddbench"])
-            if document["format"] > FORMAT or document["decoder"] != "identity":
+            if document["format"] > FORMAT:
                 raise DataError(
                     f"{path} was written by a newer ddbench (format {document['format']}); update ddbench to read it"
                 )
@@ -94,6 +99,8 @@ class Distilled:
                 notes["lr"],
                 notes["label_kind"],
                 notes["label_type"],
+                make(Decoder, notes.get("decoder", {}), "decoder"),
+                _teacher(notes["teacher"], tensors[f"set{j}.teacher"]) if "teacher" in notes else None,
             )
             if not s.finite():
                 raise DataError(f"set {j} of the file holds numbers that are not finite")
@@ -134,6 +141,11 @@ class Distilled:
                 f"the set has images of {self.shape} (c, h, w), but dataset {dataset.name!r} has "
                 f"{dataset.test.shape}; load it at that size (-o dataset.size={self.shape[1]})"
             )
+
+
+def _teacher(described: dict[str, Any], vector: torch.Tensor) -> Teacher:
+    source = registry().get("network", described["name"])
+    return Teacher(make(source.cls, described["options"], "network"), vector)
 
 
 def _digest(document: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:

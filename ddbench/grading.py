@@ -99,7 +99,7 @@ def ceiling(
     train, test = dataset.train.to(device), dataset.test.to(device)
     network = Network(source, train.shape, train.classes, torch.device(device))
     epochs = max(protocol.ceiling_epochs, math.ceil((protocol.steps or 0) / math.ceil(len(train) / protocol.batch)))
-    recipe = replace(protocol.recipe(epochs), augment=augment)
+    recipe = replace(protocol.recipe(epochs), augment=augment, online=False)  # real labels need no teacher
     identity = {
         "dataset": dataset.digest, "network": network.identity, "recipe": options(recipe), "lrs": protocol.lrs,
         "students": students, "threads": threads, "trainer": TRAINER_VERSION,

@@ -67,8 +67,36 @@ class Adam:
         return theta - lr * step, (first, second, count)
 
 
+@dataclass(frozen=True)
+class Lamb:
+    """LAMB (You et al., ICLR 2020): Adam's direction, scaled to the norm of what it moves.
+
+    One tensor is one layer: its trust ratio is |x| / |u| for the update u, and 1 where either is zero. Weight decay
+    is decoupled, as published.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+
+    def init(self, theta: Tensor) -> State:
+        return Adam().init(theta)
+
+    def update(self, theta: Tensor, state: State, gradient: Tensor, lr: Tensor | float) -> tuple[Tensor, State]:
+        first, second, count = state
+        count = count + 1
+        first = self.beta1 * first + (1 - self.beta1) * gradient
+        second = self.beta2 * second + (1 - self.beta2) * gradient * gradient
+        corrected = second / (1 - self.beta2**count)
+        step = first / (1 - self.beta1**count) / (corrected.sqrt() + self.eps) + self.weight_decay * theta
+        size, length = theta.norm(), step.norm()
+        trust = torch.where((size > 0) & (length > 0), size / length, torch.ones_like(size))
+        return theta - lr * trust * step, (first, second, count)
+
+
 def optimiser(name: str, momentum: float, weight_decay: float) -> Optimiser:
     """The optimiser of a recipe, by the name it has there."""
-    if name == "sgd":
+    if name in ("sgd", "gsam"):  # GSAM is another gradient for the same rule
         return SGD(momentum, weight_decay)
     return Adam(weight_decay=weight_decay, decoupled=name == "adamw")

@@ -7,13 +7,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddbench.augment import DSA
 from ddbench.data import Examples, RealData
-from ddbench.errors import UsageError
+from ddbench.decode import IDENTITY, Decoder
+from ddbench.errors import DDBenchError, UsageError
 from ddbench.networks import Network
 from ddbench.seeds import Seed
-from ddbench.sets import Curriculum
+from ddbench.sets import Curriculum, Teacher
 from ddbench.starts import Experts, Starts
 from ddbench.training import Recipe
 
@@ -22,12 +24,17 @@ from ddbench.training import Recipe
 class Needs:
     """What a matcher wants made before ``init``: ``experts`` trajectories with these ``snapshots``.
 
-    ``recipe`` replaces the run's expert recipe (flat experts, say); None keeps it.
+    ``recipe`` replaces the run's expert recipe (flat experts, say); None keeps it. ``teachers`` are networks trained
+    on the real data to the end, from initialisations that no stage has taught: of another architecture when
+    ``teacher_network`` (a network source) is given, by the recipe ``teacher_recipe``, which counts epochs.
     """
 
     experts: int = 0
     snapshots: tuple[int, ...] = ()
     recipe: Recipe | None = None
+    teachers: int = 0
+    teacher_network: Any = None
+    teacher_recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,8 @@ class Problem:
     augment: str
     seed: Seed
     frozen: Curriculum = field(default_factory=Curriculum)
+    decoder: Decoder = IDENTITY
+    teachers: Experts | None = None
     workspace: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -65,20 +74,39 @@ class Problem:
         """Trajectories on the real data from these starts; changed starts are other experts."""
         return Experts(self.starts, self.real, self.expert_recipe)
 
-    def sample(self) -> Examples:
-        """``ipc`` real images per class, in class order, none of them drawn by an earlier stage.
+    @property
+    def shown(self) -> int:
+        """Decoded images per class: what a student sees of the ``ipc`` that are stored."""
+        return self.ipc * self.decoder.copies
 
-        A function of the run's seed alone: stage by stage, the same images as one stage would draw.
+    def teacher(self, index: int) -> Teacher:
+        """Trained network ``index`` of those that :class:`Needs` asked for as ``teachers``."""
+        if self.teachers is None:
+            raise DDBenchError("a matcher that reads problem.teacher must ask for teachers in needs()")
+        last = self.teachers.recipe.epochs or 0
+        return Teacher(self.teachers.starts.network.source, self.teachers.snapshot(index, last))
+
+    def sample(self) -> Examples:
+        """``ipc`` stored images per class with hard labels, in class order: real ones that no earlier stage drew.
+
+        Under a decoder each is packed from several. A function of the run's seed alone: stage by stage, the same
+        images as one stage would draw.
         """
-        before = sum(len(s) for s in self.frozen.sets) // self.classes
-        if before + self.ipc > self.real.smallest_class:
+        before = sum(len(s) * s.decoder.copies for s in self.frozen.sets) // self.classes
+        if before + self.shown > self.real.smallest_class:
+            packed = "" if self.decoder.factor == 1 else " (images packed into those that are stored)"
             raise UsageError(
-                f"ipc {before + self.ipc} asked for, but the smallest class has "
+                f"ipc {before + self.shown} asked for{packed}, but the smallest class has "
                 f"{self.real.smallest_class} training images; choose a smaller --ipc"
             )
         generator = torch.Generator().manual_seed((self.seed / "sample").integer)
         chosen = [
-            members[torch.randperm(len(members), generator=generator)[before : before + self.ipc]]
+            members[torch.randperm(len(members), generator=generator)[before : before + self.shown]]
             for members in self.real.members
         ]
-        return self.real[torch.cat(chosen)]
+        return self.pack(torch.cat(chosen))
+
+    def pack(self, index: Tensor) -> Examples:
+        """The real images ``index`` ``(classes shown,)``, class after class, as stored ones with hard labels."""
+        chosen = self.real[index]
+        return Examples(self.decoder.pack(chosen.images), chosen.labels[:: self.decoder.copies])

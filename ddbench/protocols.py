@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from ddbench.cache import digest
 from ddbench.errors import UsageError, did_you_mean
 from ddbench.records import make, options
 from ddbench.starts import Teaching
-from ddbench.training import Recipe
+from ddbench.training import Recipe, Schedule
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,17 @@ class Protocol:
     batch: Annotated[int, Ge(1), "student batch size"] = 256
     lr: Annotated[float, Gt(0), "student lr of sets that bring none"] = 0.01
     lrs: Annotated[tuple[float, ...], "student learning rates tried on validation"] = (0.003, 0.01, 0.03, 0.1)
-    schedule: Annotated[Literal["constant", "step", "step-restart", "cosine"], "schedule"] = "step-restart"
-    momentum: Annotated[float, Ge(0), "momentum"] = 0.9
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "the students' optimiser"] = "sgd"
+    schedule: Annotated[Schedule, "schedule"] = "step-restart"
+    momentum: Annotated[float, Ge(0), "momentum of SGD"] = 0.9
     weight_decay: Annotated[float, Ge(0), "weight decay"] = 5e-4
     augment: Annotated[str, "DSA strategy; 'dataset' for the dataset's own"] = "dataset"
     carry: Annotated[bool, "keep momentum from phase to phase"] = False
     mixing: Annotated[Literal["none", "cutmix", "mixup"], "mixing of augmented images and their labels"] = "none"
+    mix_probability: Annotated[float, Ge(0), Le(1), "probability that a batch is mixed"] = 0.5
+    mix_alpha: Annotated[float, Gt(0), "images keep a share of themselves from Beta(alpha, alpha)"] = 1.0
+    online: Annotated[bool, "the set's teacher labels every batch, instead of the stored labels"] = False
+    temperature: Annotated[float, Gt(0), "of online labels"] = 1.0
     checks: Annotated[int, Ge(1), "checkpoints per stage that are compared on validation"] = 2
     judges: Annotated[int, Ge(1), "students per comparison"] = 2
     ceiling_epochs: Annotated[int, Ge(1), "passes over the training set for the ceiling; at least N steps"] = 30
@@ -46,6 +51,8 @@ class Protocol:
         return Recipe(
             epochs=epochs, batch=self.batch, lr=self.lr, schedule=self.schedule, momentum=self.momentum,
             weight_decay=self.weight_decay, augment=self.augment, carry=self.carry, mixing=self.mixing,
+            mix_probability=self.mix_probability, mix_alpha=self.mix_alpha, optimizer=self.optimizer,
+            online=self.online, temperature=self.temperature,
         )  # fmt: skip
 
     def budget(self, images: int) -> int | None:
@@ -69,6 +76,38 @@ PROTOCOLS = {
     # starts are taught 1001 epochs. More optimiser steps than one stage gets, hence its own name.
     "pdd-paper": Protocol(
         name="pdd-paper", epochs=501, start_epochs=1001, lrs=(), schedule="step", carry=True, judges=5
+    ),
+    # Sun et al.'s released evaluation (CVPR 2024): AdamW, CutMix on every batch, and a teacher that labels what comes
+    # out. Batches of 50 are those of ipc 10 (10 at ipc 1, 100 at ipc 50: set protocol.batch).
+    "rded-paper": Protocol(
+        name="rded-paper",
+        epochs=300,
+        batch=50,
+        lr=0.001,
+        lrs=(),
+        optimizer="adamw",
+        weight_decay=0.01,
+        schedule="cosine-half",
+        mixing="cutmix",
+        mix_probability=1.0,
+        online=True,
+        temperature=20.0,
+    ),
+    # Yin et al.'s released evaluation on CIFAR (NeurIPS 2023): MixUp and labels at temperature 30.
+    "sre2l-paper": Protocol(
+        name="sre2l-paper",
+        epochs=400,
+        batch=128,
+        lr=0.001,
+        lrs=(),
+        optimizer="adamw",
+        weight_decay=0.01,
+        schedule="cosine",
+        mixing="mixup",
+        mix_probability=1.0,
+        mix_alpha=0.8,
+        online=True,
+        temperature=30.0,
     ),
 }
 

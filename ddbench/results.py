@@ -65,10 +65,10 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _options(spec: dict[str, Any]) -> dict[str, Any]:
-    """The options of dataset, matcher, scheduler and experts, ``group.name`` to value; not where the data lie."""
+    """The options of a run but its protocol's, ``group.name`` to value; not where the data lie."""
     groups = {kind: spec[kind].get("options", {}) for kind in ("dataset", "matcher", "scheduler")}
     groups["dataset"] = {name: value for name, value in groups["dataset"].items() if name not in ("root", "path")}
-    groups["experts"] = spec.get("experts", {})
+    groups |= {name: spec.get(name, {}) for name in ("experts", "decoder")}
     return {f"{group}.{name}": value for group, given in groups.items() for name, value in given.items()}
 
 

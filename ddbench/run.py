@@ -58,13 +58,18 @@ def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
             f"class has {train.smallest_class} training images"
         )
     network = Network(spec.network, train.shape, train.classes, torch.device(spec.device))
-    teaching = with_augment(spec.protocol.starting(spec.ipc * train.classes, spec.scheduler.stages), dataset.augment)
+    teaching = with_augment(spec.protocol.starting(spec.ipc * train.classes, phases(spec.scheduler)), dataset.augment)
     # Start networks and experts do not depend on the run's seed: the pool is shared between repeats.
     starts = Starts(network, Seed(0) / "start", teaching, Cache(home()), spec.threads)
     experts = spec.experts
     if experts.augment == "dataset":
         experts = replace(experts, augment=dataset.augment)
-    return Problem(train, spec.ipc, starts, experts, dataset.augment, Seed(spec.seed))
+    return Problem(train, spec.ipc, starts, experts, dataset.augment, Seed(spec.seed), decoder=spec.decoder)
+
+
+def phases(scheduler: Any) -> int:
+    """Into how many phases a student's N steps are divided: one where it learns the union of all stages at once."""
+    return len(scheduler.phases(scheduler.stages))
 
 
 @dataclass(eq=False)
@@ -162,9 +167,12 @@ class Run:
     def _stage(self, index: int, problem: Problem, done: Curriculum) -> Stage:
         spec = self.spec
         images = spec.ipc * problem.classes
-        teaching = with_augment(spec.protocol.evaluation(images, spec.scheduler.stages), problem.augment)
+        teaching = with_augment(spec.protocol.evaluation(images, phases(spec.scheduler)), problem.augment)
         seed = problem.seed / "selection"
-        judges = replace(problem.starts, seed=seed, teaching=teaching, taught=done, count=spec.protocol.judges)
+        # What students know before the phase that this set adds; nothing where that phase is their first.
+        known = tuple(spec.scheduler.phases(index + 1))[:-1]
+        taught = Curriculum(done.sets, known) if known else Curriculum()
+        judges = replace(problem.starts, seed=seed, teaching=teaching, taught=taught, count=spec.protocol.judges)
         return Stage(
             index=index,
             problem=problem,
@@ -181,7 +189,8 @@ class Run:
 
     def _describe(self, curriculum: Curriculum, task: Problem) -> Distilled:
         spec = self.spec
-        teaching = with_augment(spec.protocol.evaluation(spec.ipc * task.classes, spec.scheduler.stages), task.augment)
+        images = spec.ipc * task.classes
+        teaching = with_augment(spec.protocol.evaluation(images, phases(spec.scheduler)), task.augment)
         about = {
             "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
             "selection": "validation",
@@ -195,6 +204,7 @@ class Run:
         return {
             "image_bytes": sum(s.image_bytes for s in curriculum.sets),
             "label_bytes": sum(s.label_bytes for s in curriculum.sets),
+            "teacher_bytes": max(s.teacher_bytes for s in curriculum.sets),  # one teacher serves all stages
             "label_type": curriculum.sets[0].label_type,
             "images": sum(len(s) for s in curriculum.sets),
             "steps": self.spec.protocol.budget(self.spec.ipc * task.classes),

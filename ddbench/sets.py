@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddbench.cache import digest
 from ddbench.data import Examples
+from ddbench.decode import IDENTITY, Decoder
 from ddbench.errors import UsageError
+from ddbench.networks import Network
 
 LABEL_KINDS = ("probability", "logit", "real")
 
@@ -29,12 +32,33 @@ def targets(labels: Tensor, kind: str) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Teacher:
+    """A trained network that labels images: the source of its architecture, and its ``vector`` ``(p,)``."""
+
+    source: Any
+    vector: Tensor
+
+    def network(self, shape: tuple[int, int, int], classes: int) -> Network:
+        """Its architecture for images of ``shape``, on the device where the vector is."""
+        return Network(self.source, shape, classes, self.vector.device)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, classes: int, batch: int = 256) -> Tensor:
+        """``(n, classes)`` for images ``(n, c, h, w)``, in evaluation mode, ``batch`` at a time."""
+        c, h, w = images.shape[1:]
+        network = self.network((c, h, w), classes)
+        return torch.cat([network.apply(self.vector, part, train=False) for part in images.split(batch)])
+
+
+@dataclass(frozen=True, eq=False)
 class SyntheticSet:
     """What a matcher makes: images ``(n, c, h, w)``, labels ``(n, k)``, and how to learn from them.
 
-    ``label_kind`` says what the labels mean: probabilities (one-hot included), logits, or real values.
-    ``lr`` is the student learning rate that the method learned or recommends; None leaves it to the
-    protocol. ``label_type`` is the word shown in tables (hard, teacher, learned).
+    ``label_kind`` says what the labels mean: probabilities (one-hot included), logits, or real values, which
+    students learn by squared error. ``lr`` is the student learning rate that the method learned or recommends; None
+    leaves it to the protocol. ``label_type`` is the word shown in tables (hard, teacher, learned).
+    ``decoder`` makes training images of the stored ones; the harness fills in the run's. ``teacher`` is for
+    protocols that label every batch anew; under all others the stored labels count.
     """
 
     images: Tensor
@@ -42,6 +66,8 @@ class SyntheticSet:
     lr: float | None = None
     label_kind: str = "probability"
     label_type: str = "hard"
+    decoder: Decoder = IDENTITY
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.labels.ndim != 2 or len(self.images) != len(self.labels):
@@ -56,15 +82,19 @@ class SyntheticSet:
         return len(self.images)
 
     def examples(self) -> Examples:
-        """Images with the targets that a student is trained on."""
-        return Examples(self.images, targets(self.labels, self.label_kind))
+        """Images, decoded, with the targets that a student is trained on."""
+        labels = self.decoder.labels(targets(self.labels, self.label_kind))
+        return Examples(self.decoder(self.images), labels)
 
     def detached(self, device: torch.device | str | None = None) -> SyntheticSet:
         """A copy that shares no memory with the original, without gradients."""
-        copies = {
+        copies: dict[str, Any] = {
             "images": self.images.detach().to(device or self.images.device, copy=True),
             "labels": self.labels.detach().to(device or self.labels.device, copy=True),
         }
+        if self.teacher is not None:
+            vector = self.teacher.vector.detach()
+            copies["teacher"] = replace(self.teacher, vector=vector.to(device or vector.device, copy=True))
         return replace(self, **copies)
 
     def finite(self) -> bool:
@@ -77,15 +107,25 @@ class SyntheticSet:
 
     @property
     def label_bytes(self) -> int:
-        """Hard labels cost one byte or two each (a class number); soft ones cost what is stored."""
+        """Hard labels cost one byte or two each (a class number); soft ones cost what is stored.
+
+        A teacher that protocols with online labels need is not counted here: see ``teacher_bytes``.
+        """
         if self.label_type == "hard":
             return len(self.labels) * (1 if self.labels.shape[1] <= 256 else 2)
         return self.labels.numel() * self.labels.element_size()
 
+    @property
+    def teacher_bytes(self) -> int:
+        """What the teacher takes, which must be there wherever labels are made while students train."""
+        return 0 if self.teacher is None else self.teacher.vector.numel() * self.teacher.vector.element_size()
+
     @cached_property
     def digest(self) -> str:
-        arrays = [digest(t.detach().cpu().contiguous().numpy().tobytes()) for t in (self.images, self.labels)]
-        return digest([list(self.images.shape), self.lr, self.label_kind, *arrays])
+        tensors = [self.images, self.labels, *([self.teacher.vector] if self.teacher else [])]
+        arrays = [digest(t.detach().cpu().contiguous().numpy().tobytes()) for t in tensors]
+        decoded = [] if self.decoder.factor == 1 else [self.decoder.factor]
+        return digest([list(self.images.shape), self.lr, self.label_kind, *arrays, *decoded])
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +145,14 @@ class Curriculum:
     def lr(self, index: int) -> float | None:
         """The student learning rate of a phase: that of the newest set in it."""
         return self.sets[max(self.phases[index])].lr
+
+    def of_class(self, label: int, classes: int) -> Tensor | None:
+        """The decoded images ``(m, c, h, w)`` of a class in all sets, which are ordered by class; None without sets."""
+        parts = []
+        for s in self.sets:
+            per_class = len(s) // classes
+            parts.append(s.decoder(s.images[label * per_class : (label + 1) * per_class]))
+        return torch.cat(parts) if parts else None
 
     def identity(self, phases: int) -> list[object]:
         """What the first ``phases`` phases depend on, as JSON: the key of a lesson."""

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from ddbench.cache import digest
+from ddbench.decode import IDENTITY, Decoder
 from ddbench.errors import UsageError, did_you_mean
 from ddbench.plugins import Plugin, RecipeEntry, registry
 from ddbench.protocols import Protocol, named
@@ -21,7 +22,7 @@ from ddbench.training import TRAINER_VERSION, Recipe
 
 SCHEMA = 1
 PLUGGED = ("dataset", "matcher", "scheduler", "network")
-GROUPS = (*PLUGGED, "experts", "protocol")
+GROUPS = (*PLUGGED, "experts", "protocol", "decoder")
 # Students of every method must be trained alike on the same network, so only a dataset's recipe sets these.
 SHARED = ("network", "protocol")
 EXPERTS = Recipe(epochs=20, lr=0.03, batch=64)  # for thousands of images; recipes of published runs bring theirs
@@ -57,6 +58,7 @@ class RunSpec:
     seed: int
     experts: Recipe
     protocol: Protocol
+    decoder: Decoder
     device: str
     threads: int
     versions: tuple[tuple[str, str], ...]  # (plugin, package and version)
@@ -71,6 +73,7 @@ class RunSpec:
             "seed": self.seed,
             "experts": options(self.experts),
             "protocol": options(self.protocol),
+            "decoder": options(self.decoder),
             "device": self.device,
             "dtype": "float32",
             "threads": self.threads,
@@ -108,7 +111,7 @@ def resolve(request: Request) -> Resolved:
     recipes = _recipes(chosen, request)
     made: dict[str, Any] = {}
     for group in GROUPS:
-        base = {"experts": EXPERTS, "protocol": named(request.protocol)}.get(group)
+        base = {"experts": EXPERTS, "protocol": named(request.protocol), "decoder": Decoder()}.get(group)
         made[group] = _fill(group, chosen.get(group), base, recipes, flags.get(group, {}), origins)
     spec = RunSpec(
         **{group: made[group] for group in GROUPS},
@@ -118,6 +121,8 @@ def resolve(request: Request) -> Resolved:
         threads=_threads(),
         versions=_versions(chosen),
     )
+    if spec.decoder.factor > 1 and not getattr(spec.matcher, "decodes", False):
+        raise UsageError(f"matcher {spec.matcher.name!r} works on stored images alone; leave decoder.factor at 1")
     return Resolved(spec, origins)
 
 
@@ -131,6 +136,7 @@ def from_record(record: dict[str, Any]) -> RunSpec:
         seed=record["seed"],
         experts=make(Recipe, record["experts"], "experts"),
         protocol=make(Protocol, record["protocol"], "protocol"),
+        decoder=make(Decoder, record.get("decoder", {}), "decoder"),
         device=record["device"],
         threads=record["threads"],
         versions=_versions(plugins),
@@ -148,9 +154,10 @@ def altered(record: dict[str, Any], changes: dict[str, Any], flags: tuple[tuple[
             new[name] = new[name] | {"name": value}
         else:
             new[name] = pick_device(value) if name == "device" else value
+    own = {"experts": Recipe, "protocol": Protocol, "decoder": Decoder}
     for group, given in split_flags(flags).items():
-        held = new[group] if group in ("experts", "protocol") else new[group]["options"]
-        cls = {"experts": Recipe, "protocol": Protocol}.get(group) or registry().get(group, new[group]["name"]).cls
+        held = new[group] if group in own else new[group]["options"]
+        cls = own.get(group) or registry().get(group, new[group]["name"]).cls
         held |= {name: options(make(cls, held | given, group))[name] for name in given}
     return new
 
@@ -159,7 +166,7 @@ def _versions(plugins: dict[str, Plugin]) -> tuple[tuple[str, str], ...]:
     return tuple((f"{kind} {p.name}", f"{p.package} {p.version}") for kind, p in plugins.items())
 
 
-def baseline(spec: RunSpec, labels: str) -> RunSpec:
+def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY) -> RunSpec:
     """The same task with random real images, one stage: what every run is shown beside."""
     names = {kind: getattr(spec, kind).name for kind in PLUGGED} | {"matcher": "random", "scheduler": "single"}
     plugins = {kind: registry().get(kind, name) for kind, name in names.items()}
@@ -169,6 +176,7 @@ def baseline(spec: RunSpec, labels: str) -> RunSpec:
         spec,
         matcher=make(plugins["matcher"].cls, values | {"labels": labels}, "matcher"),
         scheduler=make(plugins["scheduler"].cls, {}, "scheduler"),
+        decoder=decoder,
         versions=_versions(plugins),
     )
 

@@ -19,15 +19,16 @@ import torch
 from ddbench.cache import file_digest, read_json, write_json
 from ddbench.checkpoint import has_nan, load_state, save_state
 from ddbench.data import RealData
-from ddbench.errors import DataError, DivergedError, InterruptedRun
+from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.evaluate import judge
 from ddbench.meter import peak_bytes, reset_peak
 from ddbench.problem import Needs, Problem
 from ddbench.progress import report
 from ddbench.protocols import Protocol
 from ddbench.seeds import Seed
-from ddbench.sets import SyntheticSet
-from ddbench.starts import Starts
+from ddbench.sets import Curriculum, SyntheticSet
+from ddbench.starts import Experts, Starts
+from ddbench.training import Recipe
 
 OUT_OF_RANGE = 1e4
 EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
@@ -101,9 +102,13 @@ class Stage:
     def _prepare(self) -> None:
         """Make what the matcher needs: experts from this problem's starts."""
         needs = self.matcher.needs(self.problem) if hasattr(self.matcher, "needs") else None
-        if needs is not None and needs.experts:
-            self.problem = prepared(self.problem, needs)
-            self.expert_seconds = self.problem.experts.seconds(needs.experts)
+        if needs is None:
+            return
+        self.problem = prepared(self.problem, needs)
+        if needs.experts:
+            self.expert_seconds += self.problem.experts.seconds(needs.experts)
+        if self.problem.teachers is not None:
+            self.expert_seconds += self.problem.teachers.seconds(needs.teachers)
 
     def _restore(self) -> Any:
         if self.checkpoint.exists():
@@ -184,7 +189,8 @@ class Stage:
         """Judge the current set on validation data; keep it if it is the best so far."""
         began = time.monotonic()
         with (self.seed / "result" / self.ledger.step).scope():
-            candidate = self.matcher.result(self.problem, state).detached()
+            made = self.matcher.result(self.problem, state)
+        candidate = replace(made, decoder=self.problem.decoder).detached()
         if not candidate.finite():
             raise DivergedError(
                 f"the synthetic set holds numbers that are not finite at iteration {self.ledger.step} of stage "
@@ -252,12 +258,30 @@ class Stage:
 
 
 def prepared(problem: Problem, needs: Needs) -> Problem:
-    """The problem with as many start networks as experts, and the experts built."""
-    recipe = problem.expert_recipe
-    if needs.recipe is not None:
-        augment = problem.augment if needs.recipe.augment == "dataset" else needs.recipe.augment
-        recipe = replace(needs.recipe, augment=augment)
-    starts = replace(problem.starts, count=needs.experts)
-    problem = replace(problem, starts=starts, expert_recipe=recipe)
-    problem.experts.build(needs.experts, needs.snapshots)
+    """The problem with what a matcher needs: as many start networks as experts, the experts, and teachers."""
+    if needs.experts:
+        recipe = _with_augment(needs.recipe or problem.expert_recipe, problem)
+        starts = replace(problem.starts, count=needs.experts)
+        problem = replace(problem, starts=starts, expert_recipe=recipe)
+        problem.experts.build(needs.experts, needs.snapshots)
+    if needs.teachers:
+        problem = replace(problem, teachers=_teachers(problem, needs))
     return problem
+
+
+def _teachers(problem: Problem, needs: Needs) -> Experts:
+    """Networks trained on the real data to the end of their recipe, from starts that no stage has taught."""
+    network = problem.network
+    if needs.teacher_network is not None:
+        network = replace(network, source=needs.teacher_network)
+    starts = replace(problem.starts, network=network, seed=problem.starts.seed / "teacher", taught=Curriculum())
+    recipe = _with_augment(needs.teacher_recipe or problem.expert_recipe, problem)
+    if recipe.epochs is None:
+        raise UsageError("a teacher's recipe must say for how many epochs it trains; set its epochs")
+    teachers = Experts(starts, problem.real, recipe)
+    teachers.build(needs.teachers, (recipe.epochs,))
+    return teachers
+
+
+def _with_augment(recipe: Recipe, problem: Problem) -> Recipe:
+    return replace(recipe, augment=problem.augment) if recipe.augment == "dataset" else recipe

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from ddbench.networks import Network
 from ddbench.progress import report
 from ddbench.records import options
 from ddbench.seeds import Seed
-from ddbench.sets import Curriculum, share
+from ddbench.sets import Curriculum, SyntheticSet, share
 from ddbench.tensors import load_tensors, read_rows, save_tensors
-from ddbench.training import TRAINER_VERSION, Recipe, Student, fit
+from ddbench.training import TRAINER_VERSION, Labeller, Recipe, Student, fit
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,24 @@ def learn_phase(
     """One phase of :func:`teach`: learning rate and (unless carried) momentum start afresh."""
     recipe = teaching.lesson(phase)
     begin = student if recipe.carry else Student(student.vector)
-    examples = curriculum.phase(phase)
+    examples, newest = curriculum.phase(phase), curriculum.sets[max(curriculum.phases[phase])]
+    if newest.label_kind == "real":
+        recipe = replace(recipe, loss="mse")
+    teacher = _labeller(newest, network.classes) if recipe.online else None
     return fit(
-        network, begin, examples, recipe, seed / "phase" / phase, lr=curriculum.lr(phase), what="teaching a student"
-    )
+        network, begin, examples, recipe, seed / "phase" / phase, lr=curriculum.lr(phase), teacher=teacher,
+        what="teaching a student",
+    )  # fmt: skip
+
+
+def _labeller(taught: SyntheticSet, classes: int) -> Labeller:
+    """What labels the batches of a phase under a protocol with online labels: the teacher of its newest set."""
+    if taught.teacher is None:
+        raise UsageError(
+            "the protocol has a teacher label every batch, but this set brings no teacher; evaluate it under "
+            "--protocol default, or distil with a matcher that has one (rded, sre2l)"
+        )
+    return partial(taught.teacher.logits, classes=classes)
 
 
 def teach(

@@ -64,7 +64,7 @@ def check_matcher(matcher: Any) -> None:
             needs = _steady(lambda p=problem: method.needs(p) if hasattr(method, "needs") else Needs(), said)
             require(isinstance(needs, Needs), said)
             with explained(f"making what needs() of matcher {method.name!r} names"):
-                problem = prepared(problem, needs) if needs.experts else problem
+                problem = prepared(problem, needs)
             made = Trial(method, problem, folder / "state.safetensors").check()
             done = Curriculum((*done.sets, made), scheduler.phases(len(done) + 1))
 
@@ -232,18 +232,20 @@ def _walk(plan: Any, task: Problem) -> None:
         spent += problem.ipc
         labels = torch.eye(task.classes).repeat_interleave(problem.ipc, 0)
         blank = SyntheticSet(torch.zeros(len(labels), *task.real.shape), labels)
-        done = Curriculum((*done.sets, blank), _phases(plan, stage + 1))
+        phases = _phases(plan, stage + 1, grows=bool(problem.starts.taught.sets) or stage == 0)
+        done = Curriculum((*done.sets, blank), phases)
     require(spent == task.ipc, f"{plan.name!r} spends {spent} of {task.ipc} images per class; ddbench.share divides")
     require(plan.next(task, done) is None, f"{name} must give None when there are {plan.stages} sets")
 
 
-def _phases(plan: Any, n: int) -> tuple[tuple[int, ...], ...]:
+def _phases(plan: Any, n: int, *, grows: bool) -> tuple[tuple[int, ...], ...]:
+    """The phases of n sets, checked; ``grows`` where start networks are students of the phases before."""
     phases, what = plan.phases(n), f"phases({n}) of {plan.name!r}"
     plain = isinstance(phases, tuple) and all(isinstance(phase, tuple) and phase for phase in phases)
     require(plain and phases, f"{what} must be a tuple of tuples, none of them empty; got {phases!r}")
     inside = all(0 <= i < n and phase.count(i) == 1 for phase in phases for i in phase)
     require(inside, f"{what} must name sets 0..{n - 1}, each at most once in a phase; got {phases}")
     require(n - 1 in phases[-1], f"{what} must end with a phase that holds the newest set, {n - 1}; got {phases}")
-    grown = phases[:-1] == tuple(plan.phases(n - 1))
+    grown = not grows or phases[:-1] == tuple(plan.phases(n - 1))
     require(grown, f"{what} must be phases({n - 1}) and one more, since stages start from its students; got {phases}")
     return phases

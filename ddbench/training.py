@@ -14,6 +14,7 @@ from torch.autograd import grad
 
 from ddbench.augment import DSA
 from ddbench.data import Examples, RealData
+from ddbench.errors import UsageError
 from ddbench.mixing import Mixing
 from ddbench.networks import Network
 from ddbench.optimisers import State, optimiser
@@ -24,6 +25,9 @@ PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64
 TRAINER_VERSION = 1  # part of every expert's and lesson's key: raise it when fit computes other numbers
 
 
+Schedule = Literal["constant", "step", "step-restart", "cosine", "cosine-half"]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained. ``steps`` counts optimiser steps, ``epochs`` passes; give one of them.
@@ -31,15 +35,18 @@ class Recipe:
     ``schedule="step"`` multiplies the learning rate by 0.1 at half time; ``step-restart`` also restarts
     the momentum there, as MTT's evaluation does. ``carry`` keeps optimiser state from one phase of a
     curriculum to the next. Batches are augmented first and mixed then, as in IDC, whose strategies name no
-    ``cutout`` where CutMix follows.
+    ``cutout`` where CutMix follows. ``online`` batches are labelled after that, by a teacher.
+
+    ``gsam`` is SGD with the gradient of adaptive GSAM (Zhuang et al., ICLR 2022; Kwon et al., ICML 2021), which
+    FTD trains its experts with: :func:`flat_gradient`.
     """
 
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], "the optimiser"] = "sgd"
+    optimizer: Annotated[Literal["sgd", "adam", "adamw", "gsam"], "the optimiser"] = "sgd"
     steps: Annotated[int | None, Ge(1), "optimiser steps (instead of epochs)"] = None
     epochs: Annotated[int | None, Ge(1), "passes over the data (instead of steps)"] = None
     batch: Annotated[int, Ge(1), "batch size"] = 256
     lr: Annotated[float, Gt(0), "learning rate"] = 0.01
-    schedule: Annotated[Literal["constant", "step", "step-restart", "cosine"], "learning-rate schedule"] = "constant"
+    schedule: Annotated[Schedule, "learning-rate schedule"] = "constant"
     momentum: Annotated[float, Ge(0), "momentum of SGD"] = 0.0
     weight_decay: Annotated[float, Ge(0), "weight decay"] = 0.0
     augment: Annotated[str, "DSA or 'diffaug:' strategy; 'dataset' for the dataset's own, '' for none"] = "dataset"
@@ -47,6 +54,13 @@ class Recipe:
     mixing: Annotated[Literal["none", "cutmix", "mixup"], "mixing of augmented images and their labels"] = "none"
     mix_probability: Annotated[float, Ge(0), Le(1), "probability that a batch is mixed"] = 0.5
     mix_alpha: Annotated[float, Gt(0), "images keep a share of themselves from Beta(alpha, alpha)"] = 1.0
+    loss: Annotated[Literal["ce", "mse"], "soft cross entropy, or squared error"] = "ce"
+    online: Annotated[bool, "a teacher labels every batch"] = False
+    temperature: Annotated[float, Gt(0), "of online labels, and of the student's logits beside them"] = 1.0
+    rho: Annotated[float, Ge(0), "size of GSAM's step to the worst neighbour"] = 0.01
+    alpha: Annotated[float, Ge(0), "how much of the gradient orthogonal to that neighbour's GSAM descends against"] = (
+        0.3
+    )
 
     def rate(self, step: int, total: int, lr: float) -> float:
         """The learning rate of optimiser step ``step`` of ``total``."""
@@ -54,6 +68,8 @@ class Recipe:
             return lr * (0.1 if step >= self.half(total) else 1.0)
         if self.schedule == "cosine":
             return lr * (1 + math.cos(math.pi * step / total)) / 2
+        if self.schedule == "cosine-half":  # a period of twice the length, as in RDED's evaluation
+            return lr * (1 + math.cos(math.pi * step / total / 2)) / 2
         return lr
 
     @staticmethod
@@ -65,6 +81,11 @@ class Recipe:
 def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the batch of -sum_k labels log softmax(logits); both ``(n, k)``."""
     return -(labels * logits.log_softmax(1)).sum(1).mean()
+
+
+def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Half the mean over the batch of |logits - labels|^2; both ``(n, k)``: the loss of real-valued labels (FRePo)."""
+    return (logits - labels).square().sum(1).mean() / 2
 
 
 class Source(Protocol):
@@ -83,6 +104,7 @@ class Student:
 
 
 OnEpoch = Callable[[int, Student], None]
+Labeller = Callable[[Tensor], Tensor]  # images (n, c, h, w) -> logits (n, k)
 
 
 def fit(
@@ -96,9 +118,12 @@ def fit(
     first_epoch: int = 0,
     stop_epoch: int | None = None,
     on_epoch: OnEpoch | None = None,
-    what: str = "training",
+    teacher: Labeller | None = None,
+    what: str | None = "training",
 ) -> Student:
-    """Train ``student`` on ``source`` by ``recipe``; ``lr`` overrides the recipe's.
+    """Train ``student`` on ``source`` by ``recipe``; ``lr`` overrides the recipe's, ``teacher`` labels when online.
+
+    Progress is reported as ``what``; None reports nothing.
 
     Batches, augmentations and mixtures of epoch e are functions of ``seed / "epoch" / e`` alone, so that
     training may stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on
@@ -108,39 +133,75 @@ def fit(
         source = source.whitened
     per_epoch = math.ceil(len(source) / recipe.batch)
     total = recipe.steps or (recipe.epochs or 1) * per_epoch
-    epochs = math.ceil(total / per_epoch)
     rule = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay)
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state = student.state or rule.init(parameters)
-    augment, mixing = DSA(recipe.augment), Mixing(recipe.mixing, recipe.mix_probability, recipe.mix_alpha)
+    lessons = _Lessons(network, recipe, teacher)
     rate = recipe.lr if lr is None else lr
     step = first_epoch * per_epoch
-    stop = epochs if stop_epoch is None else min(stop_epoch, epochs)
+    stop = math.ceil(total / per_epoch) if stop_epoch is None else min(stop_epoch, math.ceil(total / per_epoch))
     last = min(total, stop * per_epoch)
     for epoch in range(first_epoch, stop):
         with (seed / "epoch" / epoch).scope():
             for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = rule.init(parameters)
-                g, buffers = _gradient(network, parameters, buffers, source[rows], augment, mixing)
+                g, buffers = lessons.gradient(parameters, buffers, source[rows])
                 with torch.no_grad():
                     parameters, state = rule.update(parameters.detach(), state, g, recipe.rate(step, total, rate))
                 step += 1
         if on_epoch is not None:
             on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))
-        report(what, step, last)
+        if what is not None:
+            report(what, step, last)
     return Student(torch.cat([parameters, buffers]), state)
 
 
-def _gradient(
-    network: Network, parameters: Tensor, buffers: Tensor, batch: Examples, augment: DSA, mixing: Mixing
-) -> tuple[Tensor, Tensor]:
-    """The loss's gradient on a batch, augmented and mixed, and the batch-norm buffers after it."""
-    images = augment.draw(len(batch))(batch.images)
-    images, labels = mixing.draw(len(batch))(images, batch.labels)
-    leaf = parameters.requires_grad_()
-    logits, buffers = network.apply_with_buffers(torch.cat([leaf, buffers]), images)
-    return grad(soft_cross_entropy(logits, labels), leaf)[0], buffers
+class _Lessons:
+    """What a recipe makes of a batch: augmented, mixed and labelled, and the gradient to descend along."""
+
+    def __init__(self, network: Network, recipe: Recipe, teacher: Labeller | None) -> None:
+        if recipe.online and teacher is None:
+            raise UsageError("batches are to be labelled online, but there is no teacher; use a recipe without online")
+        self.network = network
+        self.recipe = recipe
+        self.teacher = teacher
+        self.augment = DSA(recipe.augment)
+        self.mixing = Mixing(recipe.mixing, recipe.mix_probability, recipe.mix_alpha)
+
+    def gradient(self, parameters: Tensor, buffers: Tensor, batch: Examples) -> tuple[Tensor, Tensor]:
+        """The direction ``(p,)`` at ``parameters``, and the batch-norm buffers after this batch."""
+        images = self.augment.draw(len(batch))(batch.images)
+        images, labels = self.mixing.draw(len(batch))(images, batch.labels)
+        temperature = 1.0
+        if self.recipe.online:
+            assert self.teacher is not None
+            temperature = self.recipe.temperature
+            labels = (self.teacher(images) / temperature).softmax(1)
+        loss = soft_cross_entropy if self.recipe.loss == "ce" else squared_error
+
+        def at(theta: Tensor) -> tuple[Tensor, Tensor]:
+            leaf = theta.requires_grad_()
+            logits, after = self.network.apply_with_buffers(torch.cat([leaf, buffers]), images)
+            return grad(loss(logits / temperature if temperature != 1 else logits, labels), leaf)[0], after
+
+        g, after = at(parameters)
+        if self.recipe.optimizer == "gsam":
+            g = flat_gradient(parameters.detach(), g, lambda theta: at(theta)[0], self.recipe.rho, self.recipe.alpha)
+        return g, after
+
+
+def flat_gradient(theta: Tensor, g: Tensor, gradient: Callable[[Tensor], Tensor], rho: float, alpha: float) -> Tensor:
+    """Adaptive GSAM: the gradient of the worst neighbour, less ``alpha`` times what ``g`` has orthogonal to it.
+
+    ``g`` is the gradient at ``theta``, both ``(p,)``. The neighbour is theta + e with
+    e = rho theta^2 g / | |theta| g |: ASAM's step of size ``rho`` in units of each weight. Descending against the
+    orthogonal part of g raises no loss at the neighbour and narrows the gap between the two (GSAM). As in FTD's code.
+    """
+    e = rho * theta.square() * g / ((theta.abs() * g).norm() + 1e-12)
+    worst = gradient(theta + e)
+    direction = worst / (worst.norm() + 1e-12)
+    return worst - alpha * (g - (g @ direction) * direction)
 
 
 @torch.no_grad()

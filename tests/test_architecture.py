@@ -28,10 +28,10 @@ LAYERS = [
     "cache seeds records interrupt",
     "pixels tensors",
     "preprocessing",
-    "data augment mixing optimisers",
+    "data augment mixing optimisers decode",
     "sets networks checkpoint",
     "training preview",
-    "starts unroll decode",
+    "starts unroll",
     "problem protocols",
     "trajectory hookspecs evaluate reduce",
     "plugins",
@@ -50,7 +50,7 @@ LEVEL = {name: level for level, line in enumerate(LAYERS) for name in line.split
 
 # What plugins may use besides the names of ``ddbench`` itself: the gradient engine, what trajectory methods
 # share, and safe bytes on disk. Not the loop, the spec, the registry, or anything that prints.
-PUBLIC_MODULES = {"unroll", "trajectory", "augment", "cache", "decode"}
+PUBLIC_MODULES = {"unroll", "trajectory", "augment", "cache", "decode", "optimisers", "mixing"}
 
 
 def name_of(path: Path) -> str:

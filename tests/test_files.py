@@ -93,7 +93,7 @@ def test_the_file_says_what_it_is_in_plain_json(path):
     assert document["preprocessing"] == "meanstd"
     assert document["network"] == {"name": "convnet", "options": options}
     assert document["phases"] == [[0], [0, 1]]
-    assert document["decoder"] == "identity"
+    assert document["sets"][0]["decoder"] == {"factor": 1}
     assert document["training"]["steps"] == 11
     assert [s["label_kind"] for s in document["sets"]] == ["probability", "logit"]
     assert set(document["about"]["spec"]) >= {"seed", "matcher", "versions"}
@@ -168,7 +168,7 @@ def test_a_newer_format_asks_for_an_update(path):
         Distilled.load(rewritten(path, format=FORMAT + 1))
 
 
-@pytest.mark.parametrize("name", ["format", "sets", "phases", "classes", "shape", "network", "training", "decoder"])
+@pytest.mark.parametrize("name", ["format", "sets", "phases", "classes", "shape", "network", "training"])
 def test_a_file_without_one_of_its_parts_is_incomplete(path, name):
     with pytest.raises(DataError, match=name):
         Distilled.load(rewritten(path, **{name: None}))

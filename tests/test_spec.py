@@ -68,7 +68,7 @@ def test_a_flag_wins_over_a_recipe_and_a_recipe_over_the_default(recipes):
 def test_every_option_of_every_group_has_an_origin():
     found = resolve(toy())
     groups = {name.split(".")[0] for name in found.origins}
-    assert groups == {"dataset", "matcher", "scheduler", "network", "experts", "protocol"} - {"scheduler"}
+    assert groups == {"dataset", "matcher", "scheduler", "network", "experts", "protocol", "decoder"} - {"scheduler"}
     assert found.origins["protocol.lrs"][1] == "protocol default"
     assert found.origins["experts.epochs"] == (EXPERTS.epochs, "default")
     assert found.origins["matcher.steps"][0] == found.spec.matcher.steps

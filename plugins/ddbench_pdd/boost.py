@@ -1,0 +1,38 @@
+"""Boosting: blocks distilled one after another, for students that learn all of them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Ge
+
+from ddbench import Curriculum, Problem
+from ddbench_pdd.sizes import Sizes, check_sizes, stage_ipc
+
+
+@dataclass(frozen=True)
+class Boost:
+    """Blocks that are frozen one after another; students learn their union in one phase, of all N steps.
+
+    Feng, Vedantam & Kempe, "Embarrassingly Simple Dataset Distillation", ICLR 2024 (section on boosting), make
+    50 images per class of blocks in this way, so that every prefix is a set of its own. Start networks stay fresh: what
+    the earlier blocks do is to stand beside the new one in every student's batches. A block that is done never
+    moves (the paper's "weakly boosted" variant lets it move slowly: not offered).
+    """
+
+    name = "boost"
+    stages: Annotated[int, Ge(1), "blocks"] = 5
+    sizes: Sizes = ()
+
+    def __post_init__(self) -> None:
+        check_sizes(self.name, self.stages, self.sizes)
+
+    def next(self, task: Problem, done: Curriculum) -> Problem | None:
+        if len(done) == self.stages:
+            return None
+        ipc = stage_ipc(self.name, task.ipc, self.stages, self.sizes, len(done))
+        return replace(task, ipc=ipc, frozen=done)
+
+    def phases(self, n: int) -> tuple[tuple[int, ...], ...]:
+        return (tuple(range(n)),) if n else ()

@@ -1,0 +1,65 @@
+"""PDD: progressive dataset distillation.
+
+Chen, Yang, Wang & Mirzasoleiman, "Data Distillation Can Be Like Vodka: Distilling More Times For Better
+Quality", ICLR 2024.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from ddbench import Curriculum, Problem, Starts
+from ddbench_pdd.easy import Keep, without_easy
+from ddbench_pdd.sizes import Sizes, check_sizes, stage_ipc
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """Stages: each sees the earlier sets frozen, and starts from the students they taught.
+
+    A student learns S1, then S1 and S2, and so on (section 4 of the paper; methods of MTT and IDC alike).
+
+    | paper | here |
+    | --- | --- |
+    | P, number of stages | ``stages`` |
+    | expert k of a stage goes on from expert k's own start of the stage before | ``chain=True`` |
+    | dropping easy examples in later stages (Table 6) | ``drop`` |
+
+    ``chain=False`` draws other initialisations for every stage and teaches them all the earlier sets from the
+    beginning, as SeqMatch does. ``drop`` leaves real examples that are easy out of the *real data* of later
+    stages, for every matcher: which ones, ``ddbench_pdd.easy`` says. The final code of the paper no longer has it.
+    """
+
+    name = "pdd"
+    stages: Annotated[int, Ge(1), "sets distilled one after another, P"] = 5
+    sizes: Sizes = ()
+    chain: Annotated[bool, "each stage goes on from the networks that the stage before started from"] = True
+    drop: Annotated[Literal["none", "correct", "forgetting"], "which easy real examples later stages leave out"] = (
+        "none"
+    )
+    judges: Annotated[int, Ge(1), "networks that say what is easy"] = 5
+    interval: Annotated[int, Ge(1), "forgetting events that every stage raises the bar by (drop=forgetting)"] = 1
+    keep: Keep = 0.2
+
+    def __post_init__(self) -> None:
+        check_sizes(self.name, self.stages, self.sizes)
+
+    def next(self, task: Problem, done: Curriculum) -> Problem | None:
+        if len(done) == self.stages:
+            return None
+        ipc = stage_ipc(self.name, task.ipc, self.stages, self.sizes, len(done))
+        starts = taught(task.starts, done, chain=self.chain)
+        problem = replace(task, ipc=ipc, frozen=done, starts=starts)
+        return without_easy(problem, self.drop, self.judges, self.interval, self.keep)
+
+    def phases(self, n: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(range(stage + 1)) for stage in range(n))
+
+
+def taught(starts: Starts, done: Curriculum, *, chain: bool) -> Starts:
+    """Start networks that have learned what is done: the same initialisations in every stage, or others each time."""
+    seed = starts.seed if chain or not len(done) else starts.seed / "fresh" / len(done)
+    return replace(starts, taught=done, seed=seed)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @contextmanager
 def working(quiet: bool) -> Iterator[None]:
     """Show progress, and turn SIGINT and SIGTERM into a clean stop with the command that goes on."""
+    from ddbench.meter import keep_freed_memory
+
     with Interrupts() as interrupts, console.Display(quiet) as display:
 
         def listener(event: Event) -> None:
@@ -29,6 +31,7 @@ def working(quiet: bool) -> Iterator[None]:
             interrupts.check()
 
         try:
+            keep_freed_memory()
             with listening(listener):
                 yield
         except InterruptedRun as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from contextlib import suppress
@@ -9,12 +10,28 @@ from pathlib import Path
 
 import torch
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what torch frees, until the next :func:`reset_peak`.
+
+    By default every large tensor is mapped, zeroed page by page and unmapped again; a narrow ConvNet on one thread
+    spends a third of its time on that (60 steps of 100 images, width 16: 2.2 s against 1.5 s). Same bits.
+    """
+    with suppress(OSError, AttributeError):  # another C library has other rules
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
 
 def reset_peak(device: str) -> None:
     """Start a new measurement, where the system can (CUDA; Linux for the CPU)."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier work freed is not this work's
     with suppress(OSError):  # where it cannot, the peak is that of the whole process so far: an upper bound
         Path("/proc/self/clear_refs").write_text("5")
 

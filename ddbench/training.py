@@ -123,11 +123,10 @@ def fit(
 ) -> Student:
     """Train ``student`` on ``source`` by ``recipe``; ``lr`` overrides the recipe's, ``teacher`` labels when online.
 
-    Progress is reported as ``what``; None reports nothing.
-
     Batches, augmentations and mixtures of epoch e are functions of ``seed / "epoch" / e`` alone, so that
     training may stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on
     from there to the same bits. ``state`` of the student continues an optimiser; empty starts a fresh one.
+    Progress is reported as ``what``; None reports nothing.
     """
     if isinstance(source, RealData):
         source = source.whitened
@@ -137,9 +136,8 @@ def fit(
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state = student.state or rule.init(parameters)
     lessons = _Lessons(network, recipe, teacher)
-    rate = recipe.lr if lr is None else lr
-    step = first_epoch * per_epoch
-    stop = math.ceil(total / per_epoch) if stop_epoch is None else min(stop_epoch, math.ceil(total / per_epoch))
+    rate, step, epochs = lr or recipe.lr, first_epoch * per_epoch, math.ceil(total / per_epoch)
+    stop = epochs if stop_epoch is None else min(stop_epoch, epochs)
     last = min(total, stop * per_epoch)
     for epoch in range(first_epoch, stop):
         with (seed / "epoch" / epoch).scope():

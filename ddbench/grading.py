@@ -74,6 +74,8 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
 
 
 def _fresh(plan: Evaluation, distilled: Distilled, network: Network, seed: int) -> dict[str, Any]:
+    sets, online = distilled.curriculum.sets, distilled.teaching.recipe.online
+    teacher = max(s.teacher_bytes for s in sets)  # one teacher serves all stages
     return {
         "complete": False,
         "split": "test",
@@ -83,6 +85,7 @@ def _fresh(plan: Evaluation, distilled: Distilled, network: Network, seed: int) 
         "protocol": plan.protocol.name,
         "network": label(distilled.network),
         "parameters": network.parameters,
+        "label_bytes": teacher if online else sum(s.label_bytes for s in sets),
         "dataset": plan.dataset.name,
         "dataset_digest": plan.dataset.digest,
     }

@@ -204,7 +204,6 @@ class Run:
         return {
             "image_bytes": sum(s.image_bytes for s in curriculum.sets),
             "label_bytes": sum(s.label_bytes for s in curriculum.sets),
-            "teacher_bytes": max(s.teacher_bytes for s in curriculum.sets),  # one teacher serves all stages
             "label_type": curriculum.sets[0].label_type,
             "images": sum(len(s) for s in curriculum.sets),
             "steps": self.spec.protocol.budget(self.spec.ipc * task.classes),

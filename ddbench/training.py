@@ -128,8 +128,7 @@ def fit(
     from there to the same bits. ``state`` of the student continues an optimiser; empty starts a fresh one.
     Progress is reported as ``what``; None reports nothing.
     """
-    if isinstance(source, RealData):
-        source = source.whitened
+    source = source.whitened if isinstance(source, RealData) else source
     per_epoch = math.ceil(len(source) / recipe.batch)
     total = recipe.steps or (recipe.epochs or 1) * per_epoch
     rule = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay)

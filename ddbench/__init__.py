@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ddbench.seeds import Seed
     from ddbench.sets import Curriculum, Pool, SyntheticSet, Teacher, share
     from ddbench.starts import Experts, Starts, Teaching, teach
-    from ddbench.training import Recipe, Student, fit
+    from ddbench.training import Recipe, Student, fit, soft_cross_entropy, squared_error
 
 API_VERSION = 1
 
@@ -56,6 +56,8 @@ _HOME = {
     "hookimpl": "hookspecs",
     "report": "progress",
     "share": "sets",
+    "soft_cross_entropy": "training",
+    "squared_error": "training",
     "stratified": "data",
     "teach": "starts",
 }

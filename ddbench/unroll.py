@@ -132,25 +132,25 @@ def reverse(
     """Gradients of ``terminal(theta_T)`` by a reverse sweep over stored parameter vectors.
 
     ``start`` is theta_0 ``(p,)``, ``lr`` a 0-dim tensor. ``window`` stops the sweep after that many
-    steps from the end (truncated backpropagation). Memory: one step's graph and T + 1 vectors.
+    steps from the end (truncated backpropagation). Memory: one step's graph, and the vectors of the steps swept.
     """
-    rule = optimiser or SGD()
-    path, states = _forward(loss, start, pool, lr.detach(), plan, rule)
+    rule, steps = optimiser or SGD(), len(plan.batches)
+    first = 0 if window is None else max(0, steps - window)
+    path, states = _forward(loss, start, pool, lr.detach(), plan, rule, first)
     end = path[-1].requires_grad_()
     value = terminal(end)
     adjoint = grad(value, end)[0]
     state_adjoint = tuple(torch.zeros_like(s) for s in states[-1])
     images, labels = torch.zeros_like(pool.new.images), torch.zeros_like(pool.new.labels)
     lr_gradient = torch.zeros_like(lr)
-    steps = len(plan.batches)
-    swept = steps if window is None else min(window, steps)
-    for t in range(steps - 1, steps - 1 - swept, -1):
+    for t in range(steps - 1, first - 1, -1):
+        path.pop(), states.pop()  # theta_{t+1} is not needed again
         rows, batch = plan.batches[t], pool[plan.batches[t]]
-        need_curvature = curvature == "exact" and t > 0
-        theta = path[t].requires_grad_()
+        need_curvature = curvature == "exact" and t > first
+        theta = path[-1].requires_grad_()
         second = _SecondOrder(loss, theta, batch, plan.draws[t])
         adjoint, state_adjoint, v, rate = _through_update(
-            rule, theta.detach(), states[t], second.g.detach(), lr.detach(), adjoint, state_adjoint
+            rule, theta.detach(), states[-1], second.g.detach(), lr.detach(), adjoint, state_adjoint
         )
         lr_gradient += rate
         d_images, d_labels, curved = second.pull(v, need_curvature)
@@ -158,7 +158,6 @@ def reverse(
         pool.scatter(labels, rows, d_labels)
         if curved is not None:
             adjoint = adjoint + curved
-        path.pop()  # theta_{t+1} is not needed again
     return Gradient(value.detach(), images, labels, lr_gradient, end.detach())
 
 
@@ -196,16 +195,19 @@ def autograd_unroll(
 
 
 def _forward(
-    loss: Loss, start: Tensor, pool: Pool, lr: Tensor, plan: Plan, rule: Optimiser
+    loss: Loss, start: Tensor, pool: Pool, lr: Tensor, plan: Plan, rule: Optimiser, first: int
 ) -> tuple[list[Tensor], list[State]]:
+    """theta_first to theta_T, and the optimiser's states beside them."""
     theta = start.detach()
     path, states = [theta], [rule.init(theta)]
-    for rows, draw in zip(plan.batches, plan.draws, strict=True):
+    for t, (rows, draw) in enumerate(zip(plan.batches, plan.draws, strict=True)):
         batch = pool[rows]
         leaf = theta.detach().requires_grad_()
         g = grad(loss(leaf, draw(batch.images), batch.labels), leaf)[0]
         with torch.no_grad():
             theta, state = rule.update(theta, states[-1], g, lr)
+        if t < first:  # theta_t lies before the window
+            path.clear(), states.clear()
         path.append(theta)
         states.append(state)
     return path, states

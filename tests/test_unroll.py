@@ -529,3 +529,19 @@ def test_a_plan_of_frozen_rows_alone_uses_no_new_row():
     rows, compact = Plan.plain([torch.tensor([0, 2]), torch.tensor([1])]).compact(frozen=3)
     assert len(rows) == 0
     assert [b.tolist() for b in compact.batches] == [[0, 2], [1]]
+
+
+def test_a_window_stores_no_vectors_of_the_steps_before_it():
+    from ddbench.unroll import _forward
+
+    pool = Pool(Examples(torch.randn(4, 1, 8, 8), torch.eye(4)[:, :3]))
+    plan = Plan.plain([torch.arange(4)] * 7)
+
+    def loss(theta, images, labels):
+        return (theta.sum() * images).square().mean()
+
+    theta = torch.randn(5)
+    whole, _ = _forward(loss, theta, pool, torch.tensor(0.1), plan, SGD(0.9), 0)
+    path, states = _forward(loss, theta, pool, torch.tensor(0.1), plan, SGD(0.9), 4)
+    assert (len(whole), len(path), len(states)) == (8, 4, 4)
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], path, strict=True))

@@ -1,11 +1,10 @@
-"""What every claim is compared with: random images, MTT, one stage, accuracy."""
+"""What every claim is compared with: MTT, one stage, accuracy."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ddbench import hookimpl
-from ddbench_baselines.coresets import Random
 from ddbench_baselines.metrics import Accuracy, CalibrationError
 from ddbench_baselines.mtt import Mtt
 from ddbench_baselines.single import Single
@@ -13,7 +12,6 @@ from ddbench_baselines.single import Single
 
 @hookimpl
 def register_matchers(register) -> None:
-    register(Random, recipes=Path(__file__).with_name("recipes.toml"))
     register(Mtt, recipes=Path(__file__).with_name("recipes.toml"))
 
 

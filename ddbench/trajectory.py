@@ -1,23 +1,27 @@
-"""What all trajectory matchers share: segments of experts, the outer descent, labels from experts.
+"""What all trajectory matchers share: options, segments of experts, the outer descent, labels from experts.
 
-A trajectory matcher is a :class:`Method` (its options) with a way to differentiate the unroll; TESLA and
-MTT differ in nothing else.
+A trajectory matcher is a :class:`Method` with a way to differentiate the unroll; TESLA and MTT differ in nothing
+else. Under a decoder, n images are stored and n copies are what students see: plans, batches and gradients are of
+the latter, and what moves are the stored ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from ddbench.augment import DSA
+from ddbench.data import Examples
 from ddbench.errors import DivergedError
 from ddbench.problem import Needs, Problem
 from ddbench.sets import Pool, SyntheticSet, targets
 from ddbench.unroll import Gradient, Loss, Plan, Terminal, matching, student_loss
+from ddbench.view import View, mean_of_copies
 
 LABEL_MOMENTUM = 0.9  # outer momentum of learned label logits
 SHARP = 10.0  # the logit of the true class when learned labels start from hard ones
@@ -26,41 +30,50 @@ SHARP = 10.0  # the logit of the true class when learned labels start from hard 
 Differentiate = Callable[[Loss, Terminal, Tensor, Pool, Tensor, Plan], Gradient]
 
 
-class Method(Protocol):
-    """The options of a trajectory matcher, by the names that recipes use."""
+@dataclass(frozen=True)
+class Method:
+    """The options of a trajectory matcher, by the names that recipes use, and how it works on a problem.
 
-    @property
-    def syn_steps(self) -> int: ...
-    @property
-    def span(self) -> int: ...
-    @property
-    def max_start(self) -> int: ...
-    @property
-    def experts(self) -> int: ...
-    @property
-    def batch_syn(self) -> int | None: ...
-    @property
-    def lr_img(self) -> float: ...
-    @property
-    def lr_lr(self) -> float: ...
-    @property
-    def lr_label(self) -> float: ...
-    @property
-    def lr_init(self) -> float: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def labels(self) -> str: ...
-    @property
-    def teacher_epochs(self) -> int | None: ...
-    @property
-    def relabel(self) -> bool: ...
-    @property
-    def clip(self) -> float | None: ...
-    @property
-    def pix_init(self) -> str: ...
-    @property
-    def augment(self) -> bool: ...
+    A matcher adds a name, ``differentiate`` and options of its own; it says which ``labels`` and ``pix_init`` it has.
+    Its state is a :class:`PixelState`, or holds one. ``batch_syn`` counts images as students see them, decoded.
+    """
+
+    decodes = True
+    steps: Annotated[int, Ge(1), "iterations per stage"] = 500
+    syn_steps: Annotated[int, Ge(1), "student steps per iteration, T"] = 10
+    span: Annotated[int, Ge(1), "expert epochs between start and target, M"] = 2
+    max_start: Annotated[int, Ge(1), "start epochs are drawn from 0..max_start-1"] = 10
+    experts: Annotated[int, Ge(1), "expert trajectories"] = 10
+    batch_syn: Annotated[int | None, Ge(1), "synthetic images per student step; none for all"] = None
+    lr_img: Annotated[float, Gt(0), "outer learning rate of the images"] = 100.0
+    lr_lr: Annotated[float, Ge(0), "outer learning rate of the student lr"] = 1e-5
+    lr_label: Annotated[float, Ge(0), "outer learning rate of label logits (labels=learned)"] = 2.0
+    lr_init: Annotated[float, Gt(0), "initial student lr, beta_0"] = 0.03
+    momentum: Annotated[float, Ge(0), "outer momentum of images and student lr"] = 0.5
+    labels: str = "hard"
+    teacher_epochs: Annotated[int | None, Ge(1), "epochs of the experts that label; none: where segments end"] = None
+    relabel: Annotated[bool, "teacher labels anew in every iteration, as TESLA's code does"] = False
+    clip: Annotated[float | None, Gt(0), "bound of the image gradient, times its running mean"] = 2.0
+    pix_init: str = "real"
+    augment: Annotated[bool, "DSA in the student's steps"] = True
+
+    def needs(self, problem: Problem) -> Needs:  # noqa: ARG002 - others ask what the problem has
+        return needs(self)
+
+    def init(self, problem: Problem) -> Any:
+        return begin(self, problem, problem.sample())
+
+    def step(self, problem: Problem, state: Any, k: int) -> tuple[Any, dict[str, float | Tensor]]:
+        return advance(self, problem, state, k, self.differentiate)
+
+    def differentiate(
+        self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
+    ) -> Gradient:
+        """The gradients of an unroll as this method takes them; what ``ddbench check-grad`` examines."""
+        raise NotImplementedError
+
+    def result(self, problem: Problem, state: Any) -> SyntheticSet:
+        return finish(self, problem, state)
 
 
 @dataclass
@@ -92,9 +105,9 @@ class PixelState:
         return cls(images, labels, rate, torch.zeros_like(images), moving, torch.zeros_like(rate), seen)
 
 
-def needs(method: Method) -> Needs:
-    """The experts of a trajectory matcher, with the snapshots at which a segment may begin or end."""
-    starts = range(method.max_start)
+def needs(method: Method, starts: range | None = None) -> Needs:
+    """The experts of a trajectory matcher, with the snapshots at which a segment may begin (``starts``) or end."""
+    starts = starts or range(method.max_start)
     epochs = {*starts, *(s + method.span for s in starts)}
     if method.labels == "teacher":
         epochs.add(_teacher_epoch(method))
@@ -105,46 +118,62 @@ def _teacher_epoch(method: Method) -> int:
     return method.teacher_epochs or method.max_start - 1 + method.span
 
 
-def begin(method: Method, problem: Problem) -> PixelState:
-    """Real images (or noise) with their labels; learned labels start as sharp logits of the true class."""
-    examples = problem.sample()
+def begin(method: Method, problem: Problem, examples: Examples, logits: Tensor | None = None) -> PixelState:
+    """Stored real images (or noise) with their labels.
+
+    Learned labels start as ``logits`` ``(n, k)``, by default sharp ones of the true class.
+    """
     labels = examples.labels
     if method.labels == "teacher":
         labels = ensemble_labels(method, problem, examples.images)
     elif method.labels == "learned":
-        labels = labels * SHARP
+        labels = labels * SHARP if logits is None else logits
     images = torch.randn_like(examples.images) if method.pix_init == "noise" else examples.images
     return PixelState.start(images, labels, method.lr_init, learn_labels=method.labels == "learned")
 
 
 def advance(
-    method: Method, problem: Problem, state: PixelState, k: int, differentiate: Differentiate
+    method: Method,
+    problem: Problem,
+    state: PixelState,
+    k: int,
+    differentiate: Differentiate,
+    starts: range | None = None,
+    threshold: float | None = None,
 ) -> tuple[PixelState, dict[str, float | Tensor]]:
     """One iteration: draw a segment and a student's plan, differentiate, descend.
 
     Of the new images and labels only the rows in the plan's batches are read, labelled and moved, so that an
-    iteration costs the same however many images there are.
+    iteration costs the same however many images there are. ``starts`` are the epochs at which the segment may begin.
+    Above ``threshold`` a loss (one that is not a number, too) moves nothing: neither values nor momenta.
     """
-    expert, epoch = int(torch.randint(method.experts, ())), int(torch.randint(method.max_start, ()))
+    starts = starts or range(method.max_start)
+    expert, epoch = int(torch.randint(method.experts, ())), int(torch.randint(starts.start, starts.stop, ()))
     start, target = problem.experts.segment(expert, epoch, method.span)  # theta*_s, theta*_{s+M}
-    frozen = sum(len(s) for s in problem.frozen.sets)
+    frozen = sum(len(s) * s.decoder.copies for s in problem.frozen.sets)
     dsa = problem.dsa if method.augment else DSA()
-    plan = Plan.draw(frozen + len(state.images), method.syn_steps, method.batch_syn, dsa)
-    rows, plan = plan.compact(frozen)
-    rows = rows.to(state.images.device)
-    catch_up(method, state, rows)
-    images = state.images[rows]
-    labels = targets(state.labels[rows], "logit" if method.labels == "learned" else "probability")
-    if method.labels == "teacher" and method.relabel:
-        target_epoch = epoch + method.span
-        labels = teacher_labels(problem, images, problem.experts.snapshot(expert, target_epoch), _at_once(method))
-    pool = problem.frozen.pool(images, labels)
+    shown = len(state.images) * problem.decoder.copies
+    plan = Plan.draw(frozen + shown, method.syn_steps, method.batch_syn, dsa)
+    seen, plan = plan.compact(frozen)
+    view = View.of(problem.decoder, seen.to(state.images.device))
+    catch_up(method, state, view.rows)
+    images, labels = state.images[view.rows], state.labels[view.rows]
+    if method.labels == "learned":
+        labels = targets(labels, "logit")
+    elif method.labels == "teacher" and method.relabel:
+        teacher = problem.experts.snapshot(expert, epoch + method.span)
+        decoded = teacher_labels(problem, problem.decoder(images), teacher, _at_once(method))
+        labels = mean_of_copies(decoded, problem.decoder)
+    pool = problem.frozen.pool(view.images(images), view.labels(labels))
     loss = student_loss(problem.network, buffers(problem, expert, epoch))
     gradient = differentiate(loss, matching(start, target), start, pool, state.lr.to(start.dtype), plan)
-    descend(method, state, rows, gradient)
+    skipped = threshold is not None and not float(gradient.loss) <= threshold
+    if not skipped:
+        descend(method, state, view.rows, view.pull(images, gradient))
     if k % 10 == 9:  # not every step: reading a number makes a GPU wait
         check_lr(float(state.lr), method.lr_init)
-    return state, {"loss": gradient.loss, "lr": state.lr.clone()}
+    numbers: dict[str, float | Tensor] = {"loss": gradient.loss, "lr": state.lr.clone()}
+    return state, numbers if threshold is None else numbers | {"skipped": float(skipped)}
 
 
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
@@ -178,11 +207,17 @@ def teacher_labels(problem: Problem, images: Tensor, vector: Tensor, batch: int 
 def ensemble_labels(method: Method, problem: Problem, images: Tensor) -> Tensor:
     """The mean prediction ``(n, k)`` of all experts, after ``teacher_epochs`` or where the last segment ends.
 
-    A function of images and experts alone. The released TESLA stores the predictions of whichever segment
-    its last iteration happened to draw.
+    That of a stored image is the mean over those that it decodes to. A function of images and experts alone. The
+    released TESLA stores the predictions of whichever segment its last iteration happened to draw.
     """
-    epoch = _teacher_epoch(method)
-    return mean_labels(problem, images, method.experts, epoch, _at_once(method))
+    at_once = _at_once(method)
+
+    def labelled(stored: Tensor) -> Tensor:
+        decoded = problem.decoder(stored)
+        made = mean_labels(problem, decoded, method.experts, _teacher_epoch(method), at_once)
+        return mean_of_copies(made, problem.decoder)
+
+    return torch.cat([labelled(part) for part in images.split(32 * at_once)])  # decoded, all may be gigabytes
 
 
 def _at_once(method: Method) -> int:

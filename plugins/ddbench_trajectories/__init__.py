@@ -1,0 +1,16 @@
+"""Descendants of trajectory matching: datm, ftd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddbench import hookimpl
+from ddbench_trajectories.datm import Datm
+from ddbench_trajectories.ftd import Ftd
+
+
+@hookimpl
+def register_matchers(register) -> None:
+    recipes = Path(__file__).with_name("recipes.toml")
+    register(Datm, recipes=recipes)
+    register(Ftd, recipes=recipes)

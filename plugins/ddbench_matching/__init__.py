@@ -1,0 +1,19 @@
+"""Matching real and synthetic images in random networks: gradients (dc, dsa, idc) and distributions (dm, ncfm)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddbench import hookimpl
+from ddbench_matching.dm import Dm
+from ddbench_matching.gradient import Dc, Dsa
+from ddbench_matching.idc import Idc
+from ddbench_matching.ncfm import Ncfm
+
+RECIPES = Path(__file__).with_name("recipes.toml")
+
+
+@hookimpl
+def register_matchers(register) -> None:
+    for matcher in (Dc, Dsa, Dm, Idc, Ncfm):
+        register(matcher, recipes=RECIPES)

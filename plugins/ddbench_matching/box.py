@@ -1,0 +1,38 @@
+"""Pixels in [0, 1], for methods that hold them to that: idc and ncfm.
+
+They optimise pixels and normalise them inside the network; here images are normalised from the start. A pixel moves by
+one where a normalised image moves by 1/std of its channel, so the two are the same but for a factor on learning rates.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ddbench import DSA, Problem
+from ddbench.augment import COMPOSED
+
+
+def pixel_unit(problem: Problem) -> Tensor | float:
+    """How far a normalised image moves ``(1, c, 1, 1)`` when its pixel moves by one; 1 for whitened images.
+
+    A step of Adam with learning rate r on pixels is one with r ``pixel_unit`` on images. A step against the gradient
+    takes the square, since the gradient by a pixel is ``pixel_unit`` times that by an image.
+    """
+    std = problem.real.preprocessing.std
+    return 1.0 if std is None else 1 / std.view(1, -1, 1, 1)
+
+
+def clamped(problem: Problem, images: Tensor) -> Tensor:
+    """A copy of ``images`` ``(n, c, h, w)`` with pixels in [0, 1]. Whitened pixels depend on each other: left alone."""
+    preprocessing = problem.real.preprocessing
+    if preprocessing.std is None:
+        return images.clone()
+    mean, std = preprocessing.mean.view(1, -1, 1, 1), preprocessing.std.view(1, -1, 1, 1)
+    return images.clamp(-mean / std, (1 - mean) / std)
+
+
+def matching_augmentation(problem: Problem, wanted: str) -> DSA:
+    """``wanted`` operations, one after the other, without those that the dataset's own strategy lacks."""
+    allowed = problem.dsa.operations
+    kept = [name for name in DSA(wanted).operations if name in allowed]
+    return DSA(COMPOSED + "_".join(kept))

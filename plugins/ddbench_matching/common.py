@@ -1,0 +1,112 @@
+"""What dc, dsa and dm share: images with momentum, batches of a class, and distances of gradients.
+
+Shapes: n images, k classes, c x h x w pixels, p numbers of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddbench import DSA, Network, Problem, SyntheticSet
+from ddbench.optimisers import SGD
+from ddbench.optimisers import State as Moments
+
+EPS = 1e-6  # in the denominator of cosines, as in the released code of DC
+Metric = Literal["ours", "mse", "cos"]
+
+
+@dataclass
+class State:
+    """Stored images ``(n, c, h, w)``, class by class, with hard ``labels`` ``(n, k)`` and the images' momentum."""
+
+    images: Tensor
+    labels: Tensor
+    momentum: Moments
+
+
+def begin(problem: Problem, pix_init: str, momentum: float) -> State:
+    """Real images that no earlier stage drew, or standard normal ``noise`` in their place."""
+    examples = problem.sample()
+    images = torch.randn_like(examples.images) if pix_init == "noise" else examples.images
+    return State(images, examples.labels, SGD(momentum).init(images))
+
+
+def descend(state: State, gradient: Tensor, lr: float, momentum: float) -> None:
+    """One step of SGD on all images at once."""
+    state.images, state.momentum = SGD(momentum).update(state.images, state.momentum, gradient, lr)
+
+
+def finish(state: State) -> SyntheticSet:
+    return SyntheticSet(state.images.clone(), state.labels.clone())
+
+
+def fresh(problem: Problem) -> Tensor:
+    """A random start network ``(p,)``: a new initialisation, or one that was taught the frozen images."""
+    return problem.starts[int(torch.randint(2**31, ()))]
+
+
+def real_images(problem: Problem, label: int, count: int) -> Tensor:
+    """``count`` random real images of a class, or all of them if there are fewer."""
+    members = len(problem.real.members[label])
+    return problem.real.draw(min(count, members), [label]).images
+
+
+def rows_of(problem: Problem, label: int) -> slice:
+    """Where the stored images of a class are."""
+    return slice(label * problem.ipc, (label + 1) * problem.ipc)
+
+
+def shown_images(problem: Problem, images: Tensor, label: int) -> Tensor:
+    """What students see of a class: its frozen images, and its stored ``images`` decoded."""
+    frozen, decoded = problem.frozen.of_class(label, problem.classes), problem.decoder(images)
+    return decoded if frozen is None else torch.cat([frozen, decoded])
+
+
+def per_class(problem: Problem) -> int:
+    """Stored images per class of the whole set, frozen ones included."""
+    return problem.ipc + sum(len(s) for s in problem.frozen.sets) // problem.classes
+
+
+def siamese(dsa: DSA, real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
+    """Both batches under one draw: one operation, with the same parameters for every image."""
+    draw = dsa.draw(1, siamese=True)
+    return draw(real), draw(synthetic)
+
+
+def distance(network: Network, real: Tensor, synthetic: Tensor, metric: Metric) -> Tensor:
+    """How far the gradient ``synthetic`` ``(p,)`` is from ``real`` ``(p,)``, differentiable by both.
+
+    | metric | |
+    | --- | --- |
+    | ``ours`` | DC's own: 1 - cosine for each output channel, summed over channels and layers |
+    | ``mse`` | the squared distance |
+    | ``cos`` | 1 - cosine of the whole vectors |
+
+    ``ours`` passes over tensors of one dimension, biases and the scales of norms; the other two count them.
+    """
+    real, synthetic = real[: network.parameters], synthetic[: network.parameters]
+    if metric == "mse":
+        return (real - synthetic).square().sum()
+    if metric == "cos":
+        return _one_minus_cosine(real, synthetic)
+    pairs = zip(_weights(network, real), _weights(network, synthetic), strict=True)
+    return torch.stack([_one_minus_cosine(a, b).sum() for a, b in pairs]).sum()
+
+
+def _weights(network: Network, gradient: Tensor) -> Iterator[Tensor]:
+    """The gradients of weights of two dimensions or more, each as (output channels, rest)."""
+    padding, seen = gradient.new_zeros(network.length - network.parameters), 0
+    for layer in network.layers(torch.cat([gradient, padding])).values():
+        seen += layer.numel()
+        if layer.ndim > 1 and seen <= network.parameters:  # buffers follow the parameters
+            yield layer.flatten(1)
+
+
+def _one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Over the last dimension. A zero gradient, that of a dead channel, is at distance 1 from all others."""
+    return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + EPS)

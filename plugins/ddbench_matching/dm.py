@@ -1,0 +1,109 @@
+"""DM: the mean features of real and synthetic images, matched in random networks.
+
+Zhao & Bilen, "Dataset Condensation with Distribution Matching", WACV 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+from torch.autograd import grad
+
+from ddbench import DSA, Needs, Problem, SyntheticSet
+from ddbench_matching.common import (
+    State,
+    begin,
+    descend,
+    finish,
+    fresh,
+    per_class,
+    real_images,
+    rows_of,
+    shown_images,
+    siamese,
+)
+
+NUMBERS_AT_ONCE = 8_000_000  # of the images in a forward pass: 2600 of 3x32x32
+
+
+@dataclass(frozen=True)
+class Dm:
+    """Give each class the mean features of its real images, in a new random network every iteration.
+
+        L = sum_c | mean_{x in T_c} psi(A_c(x)) - mean_{x in S_c} psi(A_c(x)) |^2
+
+    | paper | here |
+    | --- | --- |
+    | psi | ``features`` of a network from the problem's starts, not trained |
+    | T_c, S_c | ``batch_real`` real images of class c, and all its decoded synthetic ones, frozen ones included |
+    | A_c | one draw of DSA for class c, the same for all its images, real and synthetic |
+    | eta | ``lr_img`` |
+
+    First-order: one forward pass over real images, and one with its gradient over synthetic ones. Classes go through
+    the network in groups, which changes nothing unless it has batch norm: there all classes make one batch, real
+    ones and synthetic ones apart, as in the released code. L is a sum over features, so ``lr_img`` depends on
+    the width of the network.
+    """
+
+    name = "dm"
+    decodes = True
+    steps: Annotated[int, Ge(1), "iterations per stage"] = 300
+    batch_real: Annotated[int, Ge(1), "real images per class and iteration, as far as there are so many"] = 256
+    lr_img: Annotated[float, Gt(0), "learning rate of the images"] = 1.0
+    momentum: Annotated[float, Ge(0), "momentum of the images"] = 0.5
+    pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
+    augment: Annotated[bool, "the same DSA for the real and synthetic images of a class"] = True
+
+    def needs(self, problem: Problem) -> Needs:
+        return Needs()
+
+    def init(self, problem: Problem) -> State:
+        return begin(problem, self.pix_init, self.momentum)
+
+    def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
+        loss, gradient = self.match(problem, fresh(problem), state.images)
+        descend(state, gradient, self.lr_img, self.momentum)
+        return state, {"loss": loss}
+
+    def result(self, problem: Problem, state: State) -> SyntheticSet:
+        return finish(state)
+
+    def match(self, problem: Problem, vector: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """L in the network ``vector``, and its gradient ``(n, c, h, w)`` by all stored ``images``."""
+        dsa = problem.dsa if self.augment else DSA()
+        losses, gradients = [], []
+        for group in _groups(problem, self.batch_real):
+            leaves = [images[rows_of(problem, label)].detach().requires_grad_() for label in group]
+            pairs = []
+            for label, leaf in zip(group, leaves, strict=True):
+                real = real_images(problem, label, self.batch_real)
+                pairs.append(siamese(dsa, real, shown_images(problem, leaf, label)))
+            with torch.no_grad():
+                wanted = _means(problem, vector, [real for real, _ in pairs])
+            loss = (_means(problem, vector, [synthetic for _, synthetic in pairs]) - wanted).square().sum()
+            gradients += grad(loss, leaves)
+            losses.append(loss.detach())
+        return torch.stack(losses).sum(), torch.cat(gradients)
+
+
+def _means(problem: Problem, vector: Tensor, batches: list[Tensor]) -> Tensor:
+    """The mean features ``(len(batches), f)`` of each batch, from one forward pass over all."""
+    features = problem.network.features(vector, torch.cat(batches))
+    return torch.stack([part.mean(0) for part in features.split([len(batch) for batch in batches])])
+
+
+def _groups(problem: Problem, batch_real: int) -> Iterator[range]:
+    """The classes, as many at a time as a forward pass should hold; with batch norm all of them."""
+    network = problem.network
+    images = max(batch_real, per_class(problem) * problem.decoder.copies)
+    size = max(1, NUMBERS_AT_ONCE // (images * prod(problem.real.shape)))
+    if network.length > network.parameters:  # buffers: those of batch norm
+        size = problem.classes
+    for first in range(0, problem.classes, size):
+        yield range(first, min(first + size, problem.classes))

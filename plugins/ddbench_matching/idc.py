@@ -1,0 +1,205 @@
+"""IDC: gradients of real and synthetic images, matched in networks that train on real images.
+
+Kim, Kim, Oh, Yun, Song, Jeong, Ha & Song, "Dataset Condensation via Efficient Synthetic-Data Parameterization",
+ICML 2022. Its multi-formation is the harness's decoder (``decoder.factor``), which any matcher of pixels may use.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+from torch.autograd import grad
+
+from ddbench import Needs, Network, Problem, Recipe, Seed, Student, SyntheticSet, UsageError, fit, soft_cross_entropy
+from ddbench.optimisers import SGD
+from ddbench.optimisers import State as Moments
+from ddbench_matching.box import clamped, matching_augmentation, pixel_unit
+from ddbench_matching.common import fresh, per_class, real_images, rows_of, shown_images, siamese
+
+IPC = 10  # the images per class that the published learning rates are for
+
+
+@dataclass
+class State:
+    """Images ``(n, c, h, w)`` with hard ``labels`` ``(n, k)`` and momentum, and the network ``(p,)`` with its own."""
+
+    images: Tensor
+    labels: Tensor
+    momentum: Moments
+    vector: Tensor
+    net_momentum: Moments
+
+
+@dataclass(frozen=True)
+class Idc:
+    """Match the loss gradients of each class in its weights, while the network trains on real images.
+
+    | paper | here |
+    | --- | --- |
+    | f, multi-formation | ``decoder.factor``; 1 is the paper's IDC-I |
+    | D | ``metric``: squared distance, or l1, summed over all matched weights |
+    | theta_t | a network from the problem's starts, renewed every ``inner`` iterations |
+    | theta_{t+1} | after one pass over ``n_data`` real images, with CutMix |
+
+    An iteration is one of the inner loop: for every class, D(grad of its real batch, grad of its synthetic one) and
+    a step of its images, then the network's training. ``steps`` is therefore outer times inner iterations.
+    Matched are the weights with two dimensions or more, without the classifier: no biases, no norms. Real and
+    synthetic images share one draw of the augmentation. The synthetic batch holds the class's decoded images, frozen
+    ones included, or a random ``batch_syn`` of them.
+
+    ``lr_img`` is for pixels in [0, 1] and 10 stored images per class, and scales with their number, as in the
+    released code; images are clamped to that range whenever the network is renewed, and when they are returned. Under
+    ZCA there is no such range: nothing is clamped, and ``lr_img`` counts in whitened units. As in the released code,
+    one optimiser holds all images and steps after each class, so that the momentum of the others moves them on then.
+    """
+
+    name = "idc"
+    decodes = True
+    steps: Annotated[int, Ge(1), "iterations of the inner loop per stage"] = 200
+    inner: Annotated[int, Ge(1), "iterations after which the network is renewed"] = 20
+    metric: Annotated[Literal["mse", "l1"], "distance of gradients, summed over weights"] = "mse"
+    batch_real: Annotated[int, Ge(1), "real images per class and iteration"] = 64
+    batch_syn: Annotated[int, Ge(1), "most decoded synthetic images of a class per iteration"] = 128
+    lr_img: Annotated[float, Gt(0), "learning rate of pixels in [0, 1], at 10 images per class"] = 0.3
+    momentum: Annotated[float, Ge(0), "momentum of the images"] = 0.5
+    augment: Annotated[str, "operations before matching, as far as the dataset's own strategy has them"] = (
+        "color_crop_cutout"
+    )
+    n_data: Annotated[int, Ge(0), "real images that the network trains on per iteration"] = 256
+    batch_net: Annotated[int, Ge(1), "batch size of the network's training"] = 64
+    lr_net: Annotated[float, Gt(0), "learning rate of the network"] = 0.01
+    momentum_net: Annotated[float, Ge(0), "momentum of the network"] = 0.9
+    decay_net: Annotated[float, Ge(0), "weight decay of the network"] = 5e-4
+    mix_probability: Annotated[float, Ge(0), Le(1), "share of the network's batches with CutMix"] = 0.5
+    early: Annotated[int, Ge(0), "epochs on real data before a network is first matched in"] = 0
+
+    def needs(self, problem: Problem) -> Needs:
+        return Needs()
+
+    def init(self, problem: Problem) -> State:
+        """Real images (under a decoder, packed from several: the paper's "mix") and a first network."""
+        examples = problem.sample()
+        student = self._fresh(problem)
+        images = clamped(problem, examples.images)
+        momentum = SGD(self.momentum).init(images)
+        return State(images, examples.labels, momentum, student.vector, student.state)
+
+    def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
+        """Match every class in turn, stepping after each, then train the network or draw the next one."""
+        rate = self.lr_img * per_class(problem) / IPC * pixel_unit(problem) ** 2
+        rule, losses = SGD(self.momentum), []
+        for label in range(problem.classes):
+            rows = rows_of(problem, label)
+            loss, gradient = self.match(problem, state.vector, state.images[rows], label)
+            whole = torch.zeros_like(state.images)
+            whole[rows] = gradient
+            state.images, state.momentum = rule.update(state.images, state.momentum, whole, rate)
+            losses.append(loss)
+        if (k + 1) % self.inner:
+            student = self._trained(problem, Student(state.vector, state.net_momentum))
+        else:
+            student = self._fresh(problem)
+            state.images = clamped(problem, state.images)
+        state.vector, state.net_momentum = student.vector, student.state
+        return state, {"loss": torch.stack(losses).mean()}
+
+    def result(self, problem: Problem, state: State) -> SyntheticSet:
+        return SyntheticSet(clamped(problem, state.images), state.labels.clone())
+
+    def match(self, problem: Problem, vector: Tensor, images: Tensor, label: int) -> tuple[Tensor, Tensor]:
+        """The distance of one class in the network ``vector`` and its gradient by the stored ``images``."""
+        leaf = images.detach().requires_grad_()
+        shown = shown_images(problem, leaf, label)
+        if len(shown) > self.batch_syn:
+            shown = shown[torch.randperm(len(shown))[: self.batch_syn]]
+        dsa = matching_augmentation(problem, self.augment)
+        real, synthetic = siamese(dsa, real_images(problem, label, self.batch_real), shown)
+        mask = matched_weights(problem.network)
+        g_real = class_gradient(problem.network, vector, real, label).detach()
+        g_syn = class_gradient(problem.network, vector, synthetic, label, differentiable=True)
+        loss = distance(g_real, g_syn, mask.to(g_real), self.metric)
+        # the images may all be missing from a sub-sample with many frozen ones
+        return loss.detach(), grad(loss, leaf, materialize_grads=True)[0]
+
+    def _fresh(self, problem: Problem) -> Student:
+        """A network from the problem's starts, trained on real data for ``early`` epochs."""
+        student = Student(fresh(problem))
+        if self.early:
+            return fit(
+                problem.network, student, problem.real, self._recipe(problem, epochs=self.early), _seed(), what=None
+            )
+        rule = SGD(self.momentum_net, self.decay_net)
+        return Student(student.vector, rule.init(student.vector[: problem.network.parameters]))
+
+    def _trained(self, problem: Problem, student: Student) -> Student:
+        """The network after ``n_data`` real images more, whole batches of them."""
+        if not self.n_data:
+            return student
+        recipe = self._recipe(problem, steps=math.ceil(self.n_data / self.batch_net))
+        return fit(problem.network, student, problem.real, recipe, _seed(), what=None)
+
+    def _recipe(self, problem: Problem, *, steps: int | None = None, epochs: int | None = None) -> Recipe:
+        """SGD on augmented images, without cutout where CutMix follows."""
+        dsa = matching_augmentation(problem, self.augment)
+        kept = [name for name in dsa.operations if not (self.mix_probability and name == "cutout")]
+        return Recipe(
+            steps=steps,
+            epochs=epochs,
+            batch=self.batch_net,
+            lr=self.lr_net,
+            momentum=self.momentum_net,
+            weight_decay=self.decay_net,
+            augment=matching_augmentation(problem, "_".join(kept)).strategy,
+            mixing="cutmix" if self.mix_probability else "none",
+            mix_probability=self.mix_probability,
+        )
+
+
+def _seed() -> Seed:
+    return Seed(int(torch.randint(2**62, ())))
+
+
+def matched_weights(network: Network) -> Tensor:
+    """Which parameters are matched, ``(p,)`` bool: weights of two dimensions or more, without the classifier.
+
+    The released code leaves out all linear layers; here only the last one with a row for each class, so that a
+    transformer has weights to match. For the ConvNet and the ResNets this is the same.
+    """
+    layers, used = [], 0
+    for layer in network.layers(torch.empty(network.length)).values():
+        if used == network.parameters:
+            break  # buffers follow
+        layers.append(layer.shape)
+        used += layer.numel()
+    heads = [i for i, shape in enumerate(layers) if len(shape) == 2 and shape[0] == network.classes]
+    skipped = {i for i, shape in enumerate(layers) if len(shape) == 1} | set(heads[-1:])
+    if len(skipped) == len(layers):
+        raise UsageError(
+            f"network {network.source.name!r} has no weights below its classifier, and idc matches only those; "
+            "choose another network, or another matcher (dc, dm)"
+        )
+    parts = [torch.full((shape.numel(),), i not in skipped) for i, shape in enumerate(layers)]
+    return torch.cat(parts)
+
+
+def class_gradient(
+    network: Network, vector: Tensor, images: Tensor, label: int, *, differentiable: bool = False
+) -> Tensor:
+    """The gradient ``(p,)`` by the parameters of the mean cross entropy of ``images``, all of class ``label``."""
+    theta, buffers = vector.detach().split([network.parameters, network.length - network.parameters])
+    theta = theta.requires_grad_()
+    labels = torch.zeros(len(images), network.classes, dtype=images.dtype, device=images.device)
+    labels[:, label] = 1
+    loss = soft_cross_entropy(network.apply(torch.cat([theta, buffers]), images), labels)
+    return grad(loss, theta, create_graph=differentiable)[0]
+
+
+def distance(real: Tensor, synthetic: Tensor, mask: Tensor, metric: str) -> Tensor:
+    """The sum of squared (``mse``) or absolute (``l1``) differences of two gradients ``(p,)`` in the ``mask``."""
+    difference = (real - synthetic) * mask
+    return difference.square().sum() if metric == "mse" else difference.abs().sum()

@@ -1,0 +1,74 @@
+"""The teacher of both methods: its architecture, how it is trained, and the labels that it gives.
+
+Shapes: n images, k classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddbench import Needs, Problem, Recipe, Teacher, UsageError
+from ddbench.augment import COMPOSED
+
+AUGMENT = ("flip", "crop")  # what networks on CIFAR are usually trained with, in SRe2L's code too
+
+
+def teacher_needs(problem: Problem, source: Any, epochs: int, lr: float, batch: int) -> Needs:
+    """One teacher with the architecture ``source``, in the first stage.
+
+    Trained as in SRe2L's code: SGD with momentum 0.9 and weight decay 5e-4, a cosine from ``lr`` to zero, random crops
+    and flips, as far as the dataset's own augmentation has them. RDED publishes weights of teachers, but not how they
+    were made.
+    """
+    if _earlier(problem) is not None:
+        return Needs()
+    allowed = problem.dsa.operations
+    augment = COMPOSED + "_".join(name for name in AUGMENT if name in allowed)
+    recipe = Recipe(
+        epochs=epochs, batch=batch, lr=lr, schedule="cosine", momentum=0.9, weight_decay=5e-4, augment=augment
+    )
+    return Needs(teachers=1, teacher_network=source, teacher_recipe=recipe)
+
+
+def batch_normed(problem: Problem, otherwise: str) -> Any:
+    """The run's network source, with batch norm in place of another norm where it has none.
+
+    Raises UsageError where it cannot have any; ``otherwise`` is a further way out, to end the sentence with.
+    """
+    source: Any = problem.network.source
+    name = source.name
+    if _has_batch_norm(problem, source):
+        return source
+    if is_dataclass(source) and any(f.name == "norm" for f in fields(source)):
+        changed = replace(source, norm="batch")  # pyright: ignore[reportArgumentType]
+        if _has_batch_norm(problem, changed):
+            return changed
+    raise UsageError(
+        f"network {name!r} has no batch norm, whose statistics the teacher is to have learned; use one that can "
+        f"have it, such as convnet or resnet18{otherwise}"
+    )
+
+
+def teacher_of(problem: Problem) -> Teacher:
+    """The one teacher of a run: later stages go on with that of the first, whatever their own data and starts."""
+    earlier = _earlier(problem)
+    return problem.teacher(0) if earlier is None else earlier
+
+
+def teacher_labels(problem: Problem, images: Tensor, temperature: float) -> Tensor:
+    """The teacher's predictions ``(n, k)`` on ``images``, softened by ``temperature``."""
+    return (teacher_of(problem).logits(images, problem.classes) / temperature).softmax(1)
+
+
+def _earlier(problem: Problem) -> Teacher | None:
+    return next((s.teacher for s in problem.frozen.sets if s.teacher is not None), None)
+
+
+def _has_batch_norm(problem: Problem, source: Any) -> bool:
+    with torch.device("meta"):  # only its kind matters: building here must not draw random numbers
+        module = source.build(problem.real.shape, problem.classes)
+    return any(isinstance(m, nn.BatchNorm2d) for m in module.modules())

@@ -36,8 +36,46 @@ OPTIONS = {
         QUICK | {"labels": "hard", "window": 2, "augment": False},
     ],
     ("matcher", "mtt"): [QUICK, QUICK | {"labels": "teacher"}],
+    ("matcher", "ftd"): [QUICK, QUICK | {"flat": False, "decay": 0.0, "labels": "teacher", "batch_syn": 2}],
+    ("matcher", "datm"): [
+        QUICK | {"max_start": 3, "cur_max": 1, "expansion_end": 2},
+        QUICK | {"flat": True, "pix_init": "real", "curvature": "zero", "batch_syn": 2, "min_start": 1},
+        QUICK | {"labels": "hard", "pix_init": "noise", "threshold": 0.9},
+    ],
     ("matcher", "random"): [{}, {"labels": "teacher", "teacher_epochs": 1}],
-    ("scheduler", "pdd"): [{}, {"stages": 1}, {"stages": 7}],
+    ("matcher", "herding"): [{"experts": 2, "epochs": 1}, {"experts": 1, "epochs": 1, "labels": "teacher"}],
+    ("matcher", "k-center"): [{"experts": 2, "epochs": 1}],
+    ("matcher", "k-means"): [{"experts": 2, "epochs": 1}],
+    ("matcher", "forgetting"): [{"experts": 2, "epochs": 3}, {"experts": 2, "epochs": 2, "order": "moderate"}],
+    ("matcher", "el2n"): [{"experts": 2, "epochs": 1}, {"experts": 1, "order": "hardest", "labels": "teacher"}],
+    ("matcher", "rat-bptt"): [
+        {"total": 4, "window": 2, "batch_real": 9},
+        {"total": 3, "window": 3, "batch_real": 9, "labels": "learned", "optimizer": "sgd", "lr_lr": 0.1},
+    ],
+    ("matcher", "frepo"): [{"batch_real": 9, "max_online": 2}, {"batch_real": 9, "flip": True, "batch_syn": 4}],
+    ("matcher", "dc"): [{"batch_real": 9, "outer": 2, "inner": 1}, {"batch_real": 9, "metric": "mse", "momentum": 0.0}],
+    ("matcher", "dsa"): [{"batch_real": 9}, {"batch_real": 9, "metric": "cos", "outer": 1}],
+    ("matcher", "dm"): [{"batch_real": 9}, {"pix_init": "noise", "augment": False, "momentum": 0.0}],
+    ("matcher", "idc"): [
+        {"inner": 2, "n_data": 60, "batch_real": 9},
+        {"inner": 1, "n_data": 9, "metric": "l1", "batch_syn": 2, "early": 1, "mix_probability": 0.0},
+        {"n_data": 0, "momentum": 0.0, "augment": ""},
+    ],
+    ("matcher", "ncfm"): [
+        {"models": 2, "epochs": 1, "frequencies": 16},
+        {"models": 1, "epochs": 2, "frequencies": 8, "alpha": 0.3, "calibration": 0.0, "patience": 1, "augment": ""},
+    ],
+    ("matcher", "rded"): [
+        {"teacher_epochs": 1, "candidates": 9},
+        {"teacher_epochs": 1, "factor": 2, "crops": 1, "temperature": 4.0, "teacher_norm": "same"},
+        {"teacher_epochs": 1, "smallest": 1.0, "labels": "hard"},
+    ],
+    ("matcher", "sre2l"): [
+        {"teacher_epochs": 1},
+        {"teacher_epochs": 1, "pix_init": "real", "batch": 2, "jitter": 0, "labels": "hard"},
+    ],
+    ("scheduler", "pdd"): [{}, {"stages": 1}, {"stages": 7}, {"chain": False}, {"stages": 2, "drop": "correct"}],
+    ("scheduler", "seqmatch"): [{}, {"stages": 3}],
     ("network", "convnet"): [{"width": 8}, {"width": 8, "norm": "batch"}, {"width": 8, "norm": "none"}],
     ("network", "alexnet"): [{"width": 8}],
     ("network", "vgg11"): [{"width": 4}, {"width": 4, "norm": "batch"}],
@@ -695,7 +733,8 @@ def test_package_of_the_guide_registers_one_plugin_of_each_kind(extras):
     assert not found.broken
     names = {kind: found.names(kind) for kind in KINDS}
     assert names == {
-        "dataset": ["npz"], "matcher": ["dm"], "scheduler": ["sequence"], "network": ["perceptron"], "metric": ["top3"],
+        "dataset": ["npz"], "matcher": ["means"], "scheduler": ["sequence"], "network": ["perceptron"],
+        "metric": ["top3"],
     }  # fmt: skip
     expected = {
         ("cifar10", 1, "single"): {"lr": 1.0},
@@ -704,7 +743,7 @@ def test_package_of_the_guide_registers_one_plugin_of_each_kind(extras):
         ("toy", 10, "pdd"): {"steps": 100},
     }
     for (dataset, ipc, scheduler), options in expected.items():
-        entry = found.get("matcher", "dm").recipe({"dataset": dataset, "ipc": ipc, "scheduler": scheduler})
+        entry = found.get("matcher", "means").recipe({"dataset": dataset, "ipc": ipc, "scheduler": scheduler})
         assert entry.options["matcher"] == options
 
 

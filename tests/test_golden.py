@@ -14,9 +14,18 @@ import pytest
 from tiny import run, spec
 
 from ddbench.files import Distilled
+from ddbench.plugins import registry
 from ddbench.results import rows
 
 GOLDEN = Path(__file__).with_name("golden.json")
+SHORT = {"matcher__steps": 4}
+EARLY = {"matcher__experts": 2, "matcher__epochs": 2}
+TRACED = {
+    "matcher__steps": 4, "matcher__syn_steps": 3, "matcher__experts": 2, "matcher__span": 1,
+    "matcher__max_start": 2, "matcher__lr_img": 10.0, "matcher__lr_init": 0.01, "experts__epochs": 3,
+}  # fmt: skip
+UNROLLED = SHORT | {"matcher__total": 4, "matcher__window": 2, "matcher__batch_real": 9}
+REPLACED = {"matcher__networks": 2, "matcher__max_online": 2, "matcher__batch_real": 9}
 CASES = {
     "tesla zero single": ("tesla", "single", {"matcher__curvature": "zero", "matcher__labels": "teacher"}),
     "tesla exact single": ("tesla", "single", {"matcher__curvature": "exact", "matcher__labels": "teacher"}),
@@ -27,6 +36,31 @@ CASES = {
     "mtt pdd": ("mtt", "pdd", {"matcher__labels": "hard"}),
     "random single": ("random", "single", {"matcher__labels": "hard"}),
     "random teacher pdd": ("random", "pdd", {"matcher__labels": "teacher"}),
+    "random seqmatch": ("random", "seqmatch", {}),
+    "random boost": ("random", "boost", {"scheduler__stages": 2}),
+    "random pdd without easy": ("random", "pdd", {"scheduler__drop": "correct", "scheduler__judges": 2}),
+    "random decoded": ("random", "single", {"decoder__factor": 2}),
+    "herding single": ("herding", "single", EARLY),
+    "k-center single": ("k-center", "single", EARLY),
+    "k-means single": ("k-means", "single", EARLY),
+    "forgetting single": ("forgetting", "single", {"matcher__experts": 2, "matcher__epochs": 3}),
+    "el2n single": ("el2n", "single", EARLY),
+    "dc single": ("dc", "single", SHORT | {"matcher__batch_real": 9}),
+    "dsa single": ("dsa", "single", SHORT | {"matcher__batch_real": 9, "matcher__outer": 2, "matcher__inner": 2}),
+    "dm single": ("dm", "single", SHORT | {"matcher__batch_real": 9}),
+    "dm pdd": ("dm", "pdd", SHORT | {"matcher__batch_real": 9}),
+    "idc single": ("idc", "single", SHORT | {"matcher__n_data": 18, "matcher__batch_real": 9}),
+    "idc decoded": ("idc", "single", SHORT | {"matcher__n_data": 18, "matcher__batch_real": 9, "decoder__factor": 2}),
+    "ncfm single": ("ncfm", "single", SHORT | {"matcher__models": 2, "matcher__epochs": 1, "matcher__batch_real": 9}),
+    "datm single": ("datm", "single", TRACED | {"matcher__threshold": 10}),
+    "datm seqmatch": ("datm", "seqmatch", TRACED | {"matcher__threshold": 10}),
+    "ftd single": ("ftd", "single", TRACED),
+    "rat-bptt single": ("rat-bptt", "single", UNROLLED),
+    "rat-bptt learned pdd": ("rat-bptt", "pdd", UNROLLED | {"matcher__labels": "learned", "matcher__optimizer": "sgd"}),
+    "frepo single": ("frepo", "single", SHORT | REPLACED),
+    "frepo pdd": ("frepo", "pdd", SHORT | REPLACED),
+    "rded single": ("rded", "single", {"matcher__teacher_epochs": 1}),
+    "sre2l single": ("sre2l", "single", SHORT | {"matcher__teacher_epochs": 1}),
 }
 
 
@@ -39,7 +73,7 @@ def measure(case: str, out: Path) -> dict[str, list[float]]:
     sets = Distilled.load(folder / "distilled.safetensors").curriculum.sets
     return {
         "loss": [line["loss"] for line in lines],
-        "lr": [line["lr"] for line in lines],
+        "lr": [line["lr"] for line in lines if "lr" in line],
         "image_mean_of_squares": [float(s.images.double().square().mean()) for s in sets],
         "label_of_first_image": [float(s.labels[0, 0]) for s in sets],
     }
@@ -51,6 +85,11 @@ def test_the_first_numbers_of_every_built_in_are_the_golden_ones(case, tmp_path)
     assert set(found) == set(golden)
     for name, values in golden.items():
         assert found[name] == pytest.approx(values, rel=1e-5), name
+
+
+def test_every_matcher_and_every_scheduler_has_a_golden_number():
+    assert {case[0] for case in CASES.values()} == set(registry().names("matcher"))
+    assert {case[1] for case in CASES.values()} == set(registry().names("scheduler"))
 
 
 def test_every_golden_number_is_tested():

@@ -206,3 +206,21 @@ def test_lamb_moves_what_is_zero_by_adams_step():
     rule = Lamb()
     moved, _ = rule.update(torch.zeros(3), rule.init(torch.zeros(3)), torch.tensor([1.0, -2.0, 0.0]), 0.1)
     assert torch.allclose(moved, torch.tensor([-0.1, 0.1, 0.0]), atol=1e-5)
+
+
+def test_where_batches_are_labelled_online_a_run_stands_beside_random_images_with_a_teacher(tmp_path):
+    from tiny import ddbench, options
+
+    flags = [w for name, value in options("rded").items() if "protocol" not in name for w in ("-o", f"{name}={value}")]
+    answer = ddbench(
+        "run", "--dataset", "toy", "--matcher", "rded", "--protocol", "rded-paper", "-o", "protocol.epochs=2",
+        "-o", "matcher.teacher_epochs=1", "-o", "experts.epochs=20", *flags, "--out", tmp_path, "--students", 1,
+        "--no-ceiling", "--format", "json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert [(row["matcher"], row["label_type"]) for row in answer.json] == [("random", "teacher"), ("rded", "teacher")]
+    parameters = Network(ConvNet(width=8, depth=2), (1, 8, 8), 3).parameters
+    assert answer.json[0]["label_bytes"] == 4 * parameters  # the teacher, not the labels
+    under_default = ddbench("eval", next(tmp_path.glob("toy-rded*")), "--protocol", "default", "--students", 1,
+                            "-o", "protocol.steps=4", "--format", "json").json  # fmt: skip
+    assert sorted(row["label_bytes"] for row in under_default)[0] == 4 * 3 * 3

@@ -500,6 +500,6 @@ def test_the_built_in_plugins_enter_through_entry_points_like_any_other(monkeypa
             assert "no dataset called 'toy'" in answer.err
     finally:
         registry.cache_clear()
-    assert registry().names("matcher") == ["mtt", "random", "tesla"]
+    assert {"mtt", "random", "tesla"} < set(registry().names("matcher"))
     assert set(KINDS) == {kind for kind, _ in registry().plugins}
     assert len(HOOKS) == len(KINDS)

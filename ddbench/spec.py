@@ -171,10 +171,11 @@ def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY) -> RunSpec
     names = {kind: getattr(spec, kind).name for kind in PLUGGED} | {"matcher": "random", "scheduler": "single"}
     plugins = {kind: registry().get(kind, name) for kind, name in names.items()}
     recipe = plugins["matcher"].recipe({"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": "single"})
-    values = dict(recipe.options.get("matcher", {})) if recipe and labels == "teacher" else {}
+    given = recipe.options if recipe and labels == "teacher" else {}
     return replace(
         spec,
-        matcher=make(plugins["matcher"].cls, values | {"labels": labels}, "matcher"),
+        matcher=make(plugins["matcher"].cls, dict(given.get("matcher", {})) | {"labels": labels}, "matcher"),
+        experts=make(Recipe, options(spec.experts) | dict(given.get("experts", {})), "experts"),
         scheduler=make(plugins["scheduler"].cls, {}, "scheduler"),
         decoder=decoder,
         versions=_versions(plugins),

@@ -453,7 +453,6 @@ def test_labelling_experts_stop_later_where_there_are_more_images(dataset, ipc, 
     assert made.experts.epochs is None or made.experts.epochs >= epochs
 
 
-@pytest.mark.xfail(strict=True, reason="spec.baseline takes only the matcher's part of the recipe of random")
 def test_random_images_beside_a_run_are_labelled_by_experts_that_train_as_long_as_their_recipe_says():
     flags = (("matcher.labels", "teacher"),)
     beside = baseline(resolve(Request("cifar10", "tesla", "single", ipc=50, device="cpu", flags=flags)).spec, "teacher")

@@ -22,6 +22,7 @@ def cells(task: str, data: str, only: list[str]) -> list[tuple[str, list[str]]]:
     """(name, arguments of ``ddbench run``) of every cell of a task, in the order of the file."""
     settings = tomllib.loads(SETTINGS.read_text())
     common = settings["task"][task]["flags"].format(data=data).split()
+    common += ["--students", str(settings["task"][task]["students"])]
     found = []
     for name, cell in settings["cell"].items():
         for ipc in ("1", "10"):

@@ -85,6 +85,7 @@ def _fresh(plan: Evaluation, distilled: Distilled, network: Network, seed: int) 
         "protocol": plan.protocol.name,
         "network": label(distilled.network),
         "parameters": network.parameters,
+        "steps": distilled.teaching.steps,
         "label_bytes": teacher if online else sum(s.label_bytes for s in sets),
         "dataset": plan.dataset.name,
         "dataset_digest": plan.dataset.digest,

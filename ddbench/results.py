@@ -77,8 +77,8 @@ def graded(evaluation: dict[str, Any]) -> dict[str, Any]:
     others = {name for student in evaluation["students"] for name in student} - {"accuracy"}
     means = {f"{name}_mean": mean(s[name] for s in evaluation["students"]) for name in sorted(others)}
     about = {name: evaluation[name] for name in ("network", "protocol", "dataset", "dataset_digest")}
-    if "label_bytes" in evaluation:  # what these students were labelled with: stored labels, or a teacher
-        about["label_bytes"] = evaluation["label_bytes"]
+    # what these students got: their steps, and the bytes of stored labels or of a teacher
+    about |= {name: evaluation[name] for name in ("steps", "label_bytes") if name in evaluation}
     about |= {} if evaluation["complete"] else {"status": "evaluating"}
     return about | means | {"accuracy_mean": mean(scores), "accuracy_std": pstdev(scores), "n": len(scores)}
 

@@ -82,7 +82,8 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     count, image = spec.ipc * task.classes, prod(task.real.shape)
     memory = {"memory of the set (bytes)": state_bytes(count, image, task.classes)}
     if hasattr(spec.matcher, "differentiate"):
-        batch = min(getattr(spec.matcher, "batch_syn", None) or count, count)
+        shown = count * spec.decoder.copies
+        batch = min(getattr(spec.matcher, "batch_syn", None) or shown, shown)
         steps = spec.matcher.syn_steps
         iteration = unroll_bytes(spec.matcher.differentiate, task.network, task.augment, batch, steps)
         memory |= {"memory of one iteration (bytes)": iteration}

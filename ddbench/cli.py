@@ -44,7 +44,7 @@ def _request(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--network", default="convnet", show_default=True, help="Network plugin."),
         click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
         click.option("--seed", default=0, show_default=True, type=int, help="Seed of the run."),
-        click.option("--protocol", default="default", show_default=True, help="Rules: default, pdd-paper, rded-paper or sre2l-paper."),
+        click.option("--protocol", default="default", show_default=True, help="Rules, such as default or pdd-paper."),
         DEVICE,
         OPTIONS,
     )):  # fmt: skip

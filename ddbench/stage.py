@@ -274,7 +274,9 @@ def _teachers(problem: Problem, needs: Needs) -> Experts:
     network = problem.network
     if needs.teacher_network is not None:
         network = replace(network, source=needs.teacher_network)
-    starts = replace(problem.starts, network=network, seed=Seed(problem.starts.seed.root) / "teacher", taught=Curriculum())
+    starts = replace(
+        problem.starts, network=network, seed=Seed(problem.starts.seed.root) / "teacher", taught=Curriculum()
+    )
     recipe = _with_augment(needs.teacher_recipe or problem.expert_recipe, problem)
     if recipe.epochs is None:
         raise UsageError("a teacher's recipe must say for how many epochs it trains; set its epochs")

@@ -685,8 +685,25 @@ def test_compare_shows_an_unfinished_run_as_such(shop, tmp_path):
 
 BUILT_IN = {
     "matchers": {
-        "datm", "dc", "dm", "dsa", "el2n", "forgetting", "frepo", "ftd", "herding", "idc",
-        "k-center", "k-means", "mtt", "ncfm", "random", "rat-bptt", "rded", "sre2l", "tesla",
+        "datm",
+        "dc",
+        "dm",
+        "dsa",
+        "el2n",
+        "forgetting",
+        "frepo",
+        "ftd",
+        "herding",
+        "idc",
+        "k-center",
+        "k-means",
+        "mtt",
+        "ncfm",
+        "random",
+        "rat-bptt",
+        "rded",
+        "sre2l",
+        "tesla",
     },
     "schedulers": {"single", "pdd", "seqmatch", "boost"},
     "datasets": {

@@ -9,8 +9,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from ddbench_coresets.sampled import Random
 from ddbench_baselines.mtt import Mtt
+from ddbench_coresets.sampled import Random
 from ddbench_tesla import Tesla
 from tiny import TRAJECTORY, spec
 

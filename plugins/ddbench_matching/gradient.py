@@ -88,40 +88,21 @@ class Dc:
 
 
 @dataclass(frozen=True)
-class Dsa:
+class Dsa(Dc):
     """Dataset condensation with differentiable siamese augmentation: ``dc`` on augmented images, from real ones.
 
     ``augment=false`` and ``pix_init=noise`` make it ``dc``, where the options are explained.
     """
 
     name = "dsa"
-    decodes = True
-    steps: Annotated[int, Ge(1), "iterations per stage, each with a new network"] = 30
-    outer: Annotated[int | None, Ge(1), "matching steps per iteration, by default according to ipc"] = None
-    inner: Annotated[int | None, Ge(1), "epochs between matching steps, by default according to ipc"] = None
-    metric: Annotated[Metric, "distance of gradients"] = "ours"
-    batch_real: Annotated[int, Ge(1), "real images per class and step, as far as there are so many"] = 256
-    lr_img: Annotated[float, Gt(0), "learning rate of the images"] = 0.1
-    momentum: Annotated[float, Ge(0), "momentum of the images"] = 0.5
-    batch_net: Annotated[int, Ge(1), "batch size of the network's training"] = 256
-    lr_net: Annotated[float, Gt(0), "learning rate of the network"] = 0.01
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
     augment: Annotated[bool, "DSA: siamese for matching, for each image in the network's training"] = True
-
-    def needs(self, problem: Problem) -> Needs:
-        return Needs()
-
-    def init(self, problem: Problem) -> State:
-        return begin(problem, self.pix_init, self.momentum)
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
         return condense(self, problem, state, problem.dsa if self.augment else DSA())
 
-    def result(self, problem: Problem, state: State) -> SyntheticSet:
-        return finish(state)
 
-
-def condense(method: Dc | Dsa, problem: Problem, state: State, dsa: DSA) -> tuple[State, dict[str, float | Tensor]]:
+def condense(method: Dc, problem: Problem, state: State, dsa: DSA) -> tuple[State, dict[str, float | Tensor]]:
     """One iteration. Its loss is the mean over matching steps and classes, as the released code reports it."""
     default = loops(per_class(problem))
     outer, inner = method.outer or default[0], method.inner or default[1]
@@ -139,7 +120,7 @@ def condense(method: Dc | Dsa, problem: Problem, state: State, dsa: DSA) -> tupl
     return state, {"loss": torch.stack(losses).mean()}
 
 
-def match(method: Dc | Dsa, problem: Problem, vector: Tensor, images: Tensor, dsa: DSA) -> tuple[Tensor, Tensor]:
+def match(method: Dc, problem: Problem, vector: Tensor, images: Tensor, dsa: DSA) -> tuple[Tensor, Tensor]:
     """The sum of D over classes in the network ``vector``, and its gradient ``(n, c, h, w)`` by stored ``images``."""
     network, total, gradients = problem.network, torch.zeros((), device=images.device), []
     vector = frozen_statistics(problem, vector)

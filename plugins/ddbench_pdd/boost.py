@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge
 
 from ddbench import Curriculum, Problem
-from ddbench_pdd.sizes import Sizes, check_sizes, stage_ipc
+from ddbench_pdd.staged import Staged
 
 
 @dataclass(frozen=True)
-class Boost:
+class Boost(Staged):
     """Blocks that are frozen one after another; students learn their union in one phase, of all N steps.
 
     Feng, Vedantam & Kempe, "Embarrassingly Simple Dataset Distillation", ICLR 2024 (section on boosting), make
@@ -23,16 +23,9 @@ class Boost:
 
     name = "boost"
     stages: Annotated[int, Ge(1), "blocks"] = 5
-    sizes: Sizes = ()
 
-    def __post_init__(self) -> None:
-        check_sizes(self.name, self.stages, self.sizes)
-
-    def next(self, task: Problem, done: Curriculum) -> Problem | None:
-        if len(done) == self.stages:
-            return None
-        ipc = stage_ipc(self.name, task.ipc, self.stages, self.sizes, len(done))
-        return replace(task, ipc=ipc, frozen=done)
+    def stage(self, problem: Problem, done: Curriculum) -> Problem:
+        return problem
 
     def phases(self, n: int) -> tuple[tuple[int, ...], ...]:
         return (tuple(range(n)),) if n else ()

@@ -13,11 +13,11 @@ from annotated_types import Ge
 
 from ddbench import Curriculum, Problem, Starts
 from ddbench_pdd.easy import Keep, without_easy
-from ddbench_pdd.sizes import Sizes, check_sizes, stage_ipc
+from ddbench_pdd.staged import Staged, growing
 
 
 @dataclass(frozen=True)
-class Progressive:
+class Progressive(Staged):
     """Stages: each sees the earlier sets frozen, and starts from the students they taught.
 
     A student learns S1, then S1 and S2, and so on (section 4 of the paper; methods of MTT and IDC alike).
@@ -35,7 +35,6 @@ class Progressive:
 
     name = "pdd"
     stages: Annotated[int, Ge(1), "sets distilled one after another, P"] = 5
-    sizes: Sizes = ()
     chain: Annotated[bool, "each stage goes on from the networks that the stage before started from"] = True
     drop: Annotated[Literal["none", "correct", "forgetting"], "which easy real examples later stages leave out"] = (
         "none"
@@ -44,19 +43,12 @@ class Progressive:
     interval: Annotated[int, Ge(1), "forgetting events that every stage raises the bar by (drop=forgetting)"] = 1
     keep: Keep = 0.2
 
-    def __post_init__(self) -> None:
-        check_sizes(self.name, self.stages, self.sizes)
-
-    def next(self, task: Problem, done: Curriculum) -> Problem | None:
-        if len(done) == self.stages:
-            return None
-        ipc = stage_ipc(self.name, task.ipc, self.stages, self.sizes, len(done))
-        starts = taught(task.starts, done, chain=self.chain)
-        problem = replace(task, ipc=ipc, frozen=done, starts=starts)
+    def stage(self, problem: Problem, done: Curriculum) -> Problem:
+        problem = replace(problem, starts=taught(problem.starts, done, chain=self.chain))
         return without_easy(problem, self.drop, self.judges, self.interval, self.keep)
 
     def phases(self, n: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(range(stage + 1)) for stage in range(n))
+        return growing(n)
 
 
 def taught(starts: Starts, done: Curriculum, *, chain: bool) -> Starts:

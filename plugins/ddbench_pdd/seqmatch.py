@@ -12,11 +12,11 @@ from annotated_types import Ge
 
 from ddbench import Curriculum, Problem
 from ddbench_pdd.progressive import taught
-from ddbench_pdd.sizes import Sizes, check_sizes, stage_ipc
+from ddbench_pdd.staged import Staged, growing
 
 
 @dataclass(frozen=True)
-class SeqMatch:
+class SeqMatch(Staged):
     """Subsets distilled one after another, each for fresh networks that have learned the earlier ones.
 
     Stage k draws initialisations of its own, which learn S1, then S1 and S2, ..., each with the learning rate of its
@@ -27,16 +27,9 @@ class SeqMatch:
 
     name = "seqmatch"
     stages: Annotated[int, Ge(1), "subsets, K"] = 2
-    sizes: Sizes = ()
 
-    def __post_init__(self) -> None:
-        check_sizes(self.name, self.stages, self.sizes)
-
-    def next(self, task: Problem, done: Curriculum) -> Problem | None:
-        if len(done) == self.stages:
-            return None
-        ipc = stage_ipc(self.name, task.ipc, self.stages, self.sizes, len(done))
-        return replace(task, ipc=ipc, frozen=done, starts=taught(task.starts, done, chain=False))
+    def stage(self, problem: Problem, done: Curriculum) -> Problem:
+        return replace(problem, starts=taught(problem.starts, done, chain=False))
 
     def phases(self, n: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(range(stage + 1)) for stage in range(n))
+        return growing(n)

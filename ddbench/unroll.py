@@ -144,7 +144,8 @@ def reverse(
     images, labels = torch.zeros_like(pool.new.images), torch.zeros_like(pool.new.labels)
     lr_gradient = torch.zeros_like(lr)
     for t in range(steps - 1, first - 1, -1):
-        path.pop(), states.pop()  # theta_{t+1} is not needed again
+        path.pop()  # theta_{t+1} is not needed again
+        states.pop()
         rows, batch = plan.batches[t], pool[plan.batches[t]]
         need_curvature = curvature == "exact" and t > first
         theta = path[-1].requires_grad_()
@@ -207,7 +208,8 @@ def _forward(
         with torch.no_grad():
             theta, state = rule.update(theta, states[-1], g, lr)
         if t < first:  # theta_t lies before the window
-            path.clear(), states.clear()
+            path.clear()
+            states.clear()
         path.append(theta)
         states.append(state)
     return path, states

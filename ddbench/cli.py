@@ -4,53 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ddbench.errors import DDBenchError, UsageError
-
-FORMATS = click.Choice(["table", "md", "csv", "json", "latex"])
-OUT = click.option(
-    "--out", default="runs", type=click.Path(path_type=Path), show_default=True, help="Folder that holds run folders."
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True)
-QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-
-
-def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for value in values:
-        name, equals, text = value.partition("=")
-        if not equals:
-            raise UsageError(f"-o {value!r} must look like GROUP.NAME=VALUE, for example -o matcher.syn_steps=30")
-        pairs.append((name.strip(), text.strip()))
-    return tuple(pairs)
-
-
-OPTIONS = click.option("-o", "options", multiple=True, callback=_pairs, metavar="GROUP.NAME=VALUE",
-                       help="Set an option, such as matcher.syn_steps=30 or dataset.root=FILE.")  # fmt: skip
-
-
-def _request(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what a run is."""
-    for option in reversed((
-        click.option("--dataset", default="digits", show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),
-        click.option("--matcher", default="tesla", show_default=True, help="Distillation method."),
-        click.option("--scheduler", default="single", show_default=True, help="How the budget is staged."),
-        click.option("--network", default="convnet", show_default=True, help="Network plugin."),
-        click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
-        click.option("--seed", default=0, show_default=True, type=int, help="Seed of the run."),
-        click.option("--protocol", default="default", show_default=True, help="Rules, such as default or pdd-paper."),
-        DEVICE,
-        OPTIONS,
-    )):  # fmt: skip
-        command = option(command)
-    return command
-
+from ddbench.cli_options import DEVICE, FORMATS, JSON, OPTIONS, OUT, QUIET, request_options
+from ddbench.errors import DDBenchError
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ddbench")
@@ -62,7 +22,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_request
+@request_options
 @click.option(
     "--repeats", default=1, show_default=True, type=click.IntRange(1), help="Runs, with seeds SEED, SEED+1, ..."
 )
@@ -147,7 +107,7 @@ def compare(runs: tuple[str, ...], out: Path, form: str, as_json: bool) -> int:
 
 
 @cli.command()
-@_request
+@request_options
 @QUIET
 def experts(quiet: bool, options: tuple, **given: Any) -> int:
     """Train the expert trajectories of a run's first stage ahead of it."""

@@ -1,0 +1,51 @@
+"""Options that commands share: parsing only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddbench.errors import UsageError
+
+FORMATS = click.Choice(["table", "md", "csv", "json", "latex", "html"])
+OUT = click.option(
+    "--out", default="runs", type=click.Path(path_type=Path), show_default=True, help="Folder that holds run folders."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+
+
+def pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """``-o GROUP.NAME=VALUE`` as (name, value) pairs."""
+    found = []
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals:
+            raise UsageError(f"-o {value!r} must look like GROUP.NAME=VALUE, for example -o matcher.syn_steps=30")
+        found.append((name.strip(), text.strip()))
+    return tuple(found)
+
+
+OPTIONS = click.option("-o", "options", multiple=True, callback=pairs, metavar="GROUP.NAME=VALUE",
+                       help="Set an option, such as matcher.syn_steps=30 or dataset.root=FILE.")  # fmt: skip
+
+
+def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a run is."""
+    for option in reversed((
+        click.option("--dataset", default="digits", show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),
+        click.option("--matcher", default="tesla", show_default=True, help="Distillation method."),
+        click.option("--scheduler", default="single", show_default=True, help="How the budget is staged."),
+        click.option("--network", default="convnet", show_default=True, help="Network plugin."),
+        click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
+        click.option("--seed", default=0, show_default=True, type=int, help="Seed of the run."),
+        click.option("--protocol", default="default", show_default=True, help="Rules, such as default or pdd-paper."),
+        DEVICE,
+        OPTIONS,
+    )):  # fmt: skip
+        command = option(command)
+    return command

@@ -12,6 +12,7 @@ import click
 from ddbench.cli_options import DEVICE, FORMATS, JSON, OPTIONS, OUT, QUIET, request_options
 from ddbench.errors import DDBenchError
 
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ddbench")
 def cli() -> None:

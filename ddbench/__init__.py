@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ddbench.progress import report
     from ddbench.seeds import Seed
     from ddbench.sets import Curriculum, Pool, SyntheticSet, Teacher, share
-    from ddbench.starts import Experts, Starts, Teaching, teach
+    from ddbench.experts import Experts
+from ddbench.starts import Starts, Teaching, teach
     from ddbench.training import Recipe, Student, fit, soft_cross_entropy, squared_error
 
 API_VERSION = 1
@@ -34,7 +35,7 @@ _HOME = {
     "Dataset": "data",
     "DivergedError": "errors",
     "Examples": "data",
-    "Experts": "starts",
+    "Experts": "experts",
     "Needs": "problem",
     "Network": "networks",
     "Pool": "sets",

@@ -13,10 +13,11 @@ from ddbench.augment import DSA
 from ddbench.data import Examples, RealData
 from ddbench.decode import IDENTITY, Decoder
 from ddbench.errors import DDBenchError, UsageError
+from ddbench.experts import Experts
 from ddbench.networks import Network
 from ddbench.seeds import Seed
 from ddbench.sets import Curriculum, Teacher
-from ddbench.starts import Experts, Starts
+from ddbench.starts import Starts
 from ddbench.training import Recipe
 
 

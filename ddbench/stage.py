@@ -21,13 +21,14 @@ from ddbench.checkpoint import has_nan, load_state, save_state
 from ddbench.data import RealData
 from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.evaluate import judge
+from ddbench.experts import Experts
 from ddbench.meter import peak_bytes, reset_peak
 from ddbench.problem import Needs, Problem
 from ddbench.progress import report
 from ddbench.protocols import Protocol
 from ddbench.seeds import Seed
 from ddbench.sets import Curriculum, SyntheticSet
-from ddbench.starts import Experts, Starts
+from ddbench.starts import Starts
 from ddbench.training import Recipe
 
 OUT_OF_RANGE = 1e4

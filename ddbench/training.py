@@ -12,10 +12,10 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench.augment import DSA
+from ddbench.augment import DSA, Draw
 from ddbench.data import Examples, RealData
 from ddbench.errors import UsageError
-from ddbench.mixing import Mixing
+from ddbench.mixing import Mix, Mixing
 from ddbench.networks import Network
 from ddbench.optimisers import State, optimiser
 from ddbench.progress import report
@@ -25,7 +25,7 @@ PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64
 TRAINER_VERSION = 1  # part of every expert's and lesson's key: raise it when fit computes other numbers
 
 
-Schedule = Literal["constant", "step", "step-restart", "cosine", "cosine-half"]
+Schedule = Literal["constant", "step", "step-restart", "multistep", "cosine", "cosine-half"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class Recipe:
     """How a network is trained. ``steps`` counts optimiser steps, ``epochs`` passes; give one of them.
 
     ``schedule="step"`` multiplies the learning rate by 0.1 at half time; ``step-restart`` also restarts
-    the momentum there, as MTT's evaluation does. ``carry`` keeps optimiser state from one phase of a
-    curriculum to the next. Batches are augmented first and mixed then, as in IDC, whose strategies name no
-    ``cutout`` where CutMix follows. ``online`` batches are labelled after that, by a teacher.
+    the momentum there, as MTT's evaluation does; ``multistep`` divides it by 5 after 2/3 and after 5/6.
+    ``carry`` keeps optimiser state from one phase of a curriculum to the next. Batches are augmented first
+    and mixed then, as in IDC, whose strategies name no ``cutout`` where CutMix follows. ``online`` batches
+    are labelled after that, by a teacher.
 
     ``gsam`` is SGD with the gradient of adaptive GSAM (Zhuang et al., ICLR 2022; Kwon et al., ICML 2021), which
     FTD trains its experts with: :func:`flat_gradient`.
@@ -66,6 +67,8 @@ class Recipe:
         """The learning rate of optimiser step ``step`` of ``total``."""
         if self.schedule.startswith("step"):
             return lr * (0.1 if step >= self.half(total) else 1.0)
+        if self.schedule == "multistep":  # as in IDC's evaluation
+            return lr * 0.2 ** ((step >= total * 2 // 3) + (step >= total * 5 // 6))
         if self.schedule == "cosine":
             return lr * (1 + math.cos(math.pi * step / total)) / 2
         if self.schedule == "cosine-half":  # a period of twice the length, as in RDED's evaluation
@@ -103,6 +106,22 @@ class Student:
     state: State = ()
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Calls ``see(step, student)`` when ``step`` optimiser steps of a training are done, for the ``steps`` named."""
+
+    steps: frozenset[int]
+    see: Callable[[int, Student], None]
+
+    def __call__(self, step: int, student: Student) -> None:
+        if step in self.steps:
+            self.see(step, student)
+
+    def after(self, done: int) -> Watch:
+        """The same watch over a training that goes on after ``done`` steps."""
+        return Watch(frozenset(s - done for s in self.steps), lambda step, student: self.see(step + done, student))
+
+
 OnEpoch = Callable[[int, Student], None]
 Labeller = Callable[[Tensor], Tensor]  # images (n, c, h, w) -> logits (n, k)
 
@@ -118,6 +137,7 @@ def fit(
     first_epoch: int = 0,
     stop_epoch: int | None = None,
     on_epoch: OnEpoch | None = None,
+    watch: Watch | None = None,
     teacher: Labeller | None = None,
     what: str | None = "training",
 ) -> Student:
@@ -125,8 +145,8 @@ def fit(
 
     Batches, augmentations and mixtures of epoch e are functions of ``seed / "epoch" / e`` alone, so that
     training may stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on
-    from there to the same bits. ``state`` of the student continues an optimiser; empty starts a fresh one.
-    Progress is reported as ``what``; None reports nothing.
+    from there to the same bits. ``watch`` sees the student after the optimiser steps that it names. ``state`` of the
+    student continues an optimiser; empty starts a fresh one. Progress is reported as ``what``; None reports nothing.
     """
     source = source.whitened if isinstance(source, RealData) else source
     per_epoch = math.ceil(len(source) / recipe.batch)
@@ -134,7 +154,7 @@ def fit(
     rule = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay)
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state = student.state or rule.init(parameters)
-    lessons = _Lessons(network, recipe, teacher)
+    lessons = Lessons(recipe, teacher)
     rate, step, epochs = lr or recipe.lr, first_epoch * per_epoch, math.ceil(total / per_epoch)
     stop = epochs if stop_epoch is None else min(stop_epoch, epochs)
     last = min(total, stop * per_epoch)
@@ -143,10 +163,13 @@ def fit(
             for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = rule.init(parameters)
-                g, buffers = lessons.gradient(parameters, buffers, source[rows])
+                batch = lessons.shown(source[rows], lessons.draw(len(rows)))
+                g, buffers = lessons.gradient(network, parameters, buffers, batch)
                 with torch.no_grad():
                     parameters, state = rule.update(parameters.detach(), state, g, recipe.rate(step, total, rate))
                 step += 1
+                if watch is not None and step in watch.steps:
+                    watch(step, Student(torch.cat([parameters.detach(), buffers]), state))
         if on_epoch is not None:
             on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))
         if what is not None:
@@ -154,33 +177,44 @@ def fit(
     return Student(torch.cat([parameters, buffers]), state)
 
 
-class _Lessons:
-    """What a recipe makes of a batch: augmented, mixed and labelled, and the gradient to descend along."""
+class Lessons:
+    """What a recipe makes of batches: drawn first, then augmented, mixed and labelled; and the loss to descend."""
 
-    def __init__(self, network: Network, recipe: Recipe, teacher: Labeller | None) -> None:
+    def __init__(self, recipe: Recipe, teacher: Labeller | None) -> None:
         if recipe.online and teacher is None:
             raise UsageError("batches are to be labelled online, but there is no teacher; use a recipe without online")
-        self.network = network
         self.recipe = recipe
         self.teacher = teacher
         self.augment = DSA(recipe.augment)
         self.mixing = Mixing(recipe.mixing, recipe.mix_probability, recipe.mix_alpha)
+        self.temperature = recipe.temperature if recipe.online else 1.0
 
-    def gradient(self, parameters: Tensor, buffers: Tensor, batch: Examples) -> tuple[Tensor, Tensor]:
-        """The direction ``(p,)`` at ``parameters``, and the batch-norm buffers after this batch."""
-        images = self.augment.draw(len(batch))(batch.images)
-        images, labels = self.mixing.draw(len(batch))(images, batch.labels)
-        temperature = 1.0
+    def draw(self, count: int) -> tuple[Draw, Mix]:
+        """The augmentation and the mixture of a batch of ``count`` images, from torch's CPU generator."""
+        return self.augment.draw(count), self.mixing.draw(count)
+
+    def shown(self, batch: Examples, drawn: tuple[Draw, Mix]) -> Examples:
+        """The batch as a student sees it."""
+        augment, mix = drawn
+        images, labels = mix(augment(batch.images), batch.labels)
         if self.recipe.online:
             assert self.teacher is not None
-            temperature = self.recipe.temperature
-            labels = (self.teacher(images) / temperature).softmax(1)
-        loss = soft_cross_entropy if self.recipe.loss == "ce" else squared_error
+            labels = (self.teacher(images) / self.temperature).softmax(1)
+        return Examples(images, labels)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, both ``(n, k)``."""
+        if self.recipe.loss == "mse":
+            return squared_error(logits, labels)
+        return soft_cross_entropy(logits / self.temperature if self.temperature != 1 else logits, labels)
+
+    def gradient(self, network: Network, parameters: Tensor, buffers: Tensor, batch: Examples) -> tuple[Tensor, Tensor]:
+        """The direction ``(p,)`` at ``parameters``, and the batch-norm buffers after this batch."""
 
         def at(theta: Tensor) -> tuple[Tensor, Tensor]:
             leaf = theta.requires_grad_()
-            logits, after = self.network.apply_with_buffers(torch.cat([leaf, buffers]), images)
-            return grad(loss(logits / temperature if temperature != 1 else logits, labels), leaf)[0], after
+            logits, after = network.apply_with_buffers(torch.cat([leaf, buffers]), batch.images)
+            return grad(self.loss(logits, batch.labels), leaf)[0], after
 
         g, after = at(parameters)
         if self.recipe.optimizer == "gsam":

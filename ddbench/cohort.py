@@ -1,0 +1,120 @@
+"""Students that train together: one vectorised step for all of them, each with its own batches and learning rate.
+
+Shapes: v students, vectors ``(v, p)``, b images in a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from ddbench.data import Examples, RealData
+from ddbench.networks import Network
+from ddbench.optimisers import State, optimiser
+from ddbench.progress import report
+from ddbench.seeds import Seed
+from ddbench.training import Labeller, Lessons, Recipe, Source, Student, Watch
+
+MOST = 16  # students at once: their activations are held together
+
+
+def fit_together(
+    network: Network,
+    students: Sequence[Student],
+    source: Source,
+    recipe: Recipe,
+    seeds: Sequence[Seed],
+    *,
+    lrs: Sequence[float | None],
+    teacher: Labeller | None = None,
+    watches: Sequence[Watch | None] = (),
+    what: str | None = "training",
+) -> list[Student]:
+    """:func:`ddbench.training.fit` for several students of one network at once, with the same result up to rounding.
+
+    Student i sees the batches, augmentations and mixtures of ``seeds[i]``, at ``lrs[i]``. Raises RuntimeError when
+    vmap cannot run the network; :func:`stackable` tells beforehand.
+    """
+    source = source.whitened if isinstance(source, RealData) else source
+    per_epoch = math.ceil(len(source) / recipe.batch)
+    total = recipe.steps or (recipe.epochs or 1) * per_epoch
+    rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
+    vectors = torch.stack([s.vector.detach() for s in students])
+    parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)
+    state = _stacked([s.state or rule.init(p) for s, p in zip(students, parameters, strict=True)])
+    step = 0
+    for epoch in range(math.ceil(total / per_epoch)):
+        plans = [_plan(lessons, len(source), seed / "epoch" / epoch, total - step) for seed in seeds]
+        for batch in zip(*plans, strict=True):
+            if recipe.schedule == "step-restart" and step == recipe.half(total):
+                state = _stacked([rule.init(p) for p in parameters])
+            shown = [lessons.shown(source[rows], drawn) for rows, drawn in batch]
+            g, buffers = _gradients(network, lessons, parameters, buffers, shown)
+            rates = [recipe.rate(step, total, lr or recipe.lr) for lr in lrs]
+            with torch.no_grad():
+                rate = torch.tensor(rates, dtype=parameters.dtype, device=parameters.device)
+                parameters, state = vmap(rule.update)(parameters, state, g, rate)
+            step += 1
+            _watched(watches, step, parameters, buffers, state)
+        if what is not None:
+            report(what, step, total)
+    return _students(parameters, buffers, state)
+
+
+def stackable(network: Network, recipe: Recipe) -> bool:
+    """Whether students of this network can train together: vmap runs it, and it draws nothing while it trains."""
+    if recipe.optimizer == "gsam":
+        return False
+    with Seed(0).scope():
+        vectors = network.init(Seed(0)).expand(2, -1)
+    parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)
+    images = torch.linspace(-1, 1, 2 * math.prod(network.shape), device=network.device, dtype=network.dtype)
+    labels = torch.eye(network.classes, device=network.device, dtype=network.dtype)[:2]
+    batch = Examples(images.view(2, *network.shape), labels)
+    try:
+        _gradients(network, Lessons(replace(recipe, online=False), None), parameters, buffers, [batch, batch])
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return False
+    return True
+
+
+def _plan(lessons: Lessons, count: int, seed: Seed, steps: int) -> list[tuple]:
+    """What one student sees in an epoch: rows, and how they are augmented and mixed, drawn as ``fit`` draws them."""
+    with seed.scope():
+        return [(rows, lessons.draw(len(rows))) for rows in torch.randperm(count).split(lessons.recipe.batch)[:steps]]
+
+
+def _gradients(
+    network: Network, lessons: Lessons, parameters: Tensor, buffers: Tensor, batches: Sequence[Examples]
+) -> tuple[Tensor, Tensor]:
+    """The directions ``(v, p)``, and the batch-norm buffers ``(v, s)`` after these batches."""
+
+    def objective(theta: Tensor, held: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, after = network.apply_with_buffers(torch.cat([theta, held]), images)
+        return lessons.loss(logits, labels), after
+
+    images, labels = torch.stack([b.images for b in batches]), torch.stack([b.labels for b in batches])
+    return vmap(grad(objective, has_aux=True))(parameters.detach(), buffers.detach(), images, labels)
+
+
+def _watched(watches: Sequence[Watch | None], step: int, parameters: Tensor, buffers: Tensor, state: State) -> None:
+    if any(watch is not None and step in watch.steps for watch in watches):
+        for watch, student in zip(watches, _students(parameters, buffers, state), strict=True):
+            if watch is not None:
+                watch(step, student)
+
+
+def _stacked(states: Sequence[State]) -> State:
+    return tuple(torch.stack(tensors) for tensors in zip(*states, strict=True))
+
+
+def _students(parameters: Tensor, buffers: Tensor, state: State) -> list[Student]:
+    vectors = torch.cat([parameters, buffers], 1)
+    return [Student(vector.clone(), tuple(s[i].clone() for s in state)) for i, vector in enumerate(vectors)]

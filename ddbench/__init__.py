@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ddbench.augment import DSA
     from ddbench.data import Dataset, Examples, RealData, stratified
     from ddbench.errors import DataError, DDBenchError, DivergedError, UsageError, did_you_mean
+    from ddbench.evaluate import Examinee
+    from ddbench.experts import Experts
     from ddbench.hookspecs import hookimpl
     from ddbench.networks import Network
     from ddbench.pixels import Pixels, Store
@@ -21,9 +23,8 @@ if TYPE_CHECKING:
     from ddbench.progress import report
     from ddbench.seeds import Seed
     from ddbench.sets import Curriculum, Pool, SyntheticSet, Teacher, share
-    from ddbench.experts import Experts
-from ddbench.starts import Starts, Teaching, teach
-    from ddbench.training import Recipe, Student, fit, soft_cross_entropy, squared_error
+    from ddbench.starts import Starts, Teaching, teach
+    from ddbench.training import Recipe, Student, fit, predict, soft_cross_entropy, squared_error
 
 API_VERSION = 1
 
@@ -34,6 +35,7 @@ _HOME = {
     "DataError": "errors",
     "Dataset": "data",
     "DivergedError": "errors",
+    "Examinee": "evaluate",
     "Examples": "data",
     "Experts": "experts",
     "Needs": "problem",
@@ -55,6 +57,7 @@ _HOME = {
     "did_you_mean": "errors",
     "fit": "training",
     "hookimpl": "hookspecs",
+    "predict": "training",
     "report": "progress",
     "share": "sets",
     "soft_cross_entropy": "training",

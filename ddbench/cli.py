@@ -68,12 +68,18 @@ def run(ctx: click.Context, **given: Any) -> int:
 
 
 @cli.command("eval")
-@click.argument("target", metavar="FILE|RUN")
+@click.argument("target", metavar="RUN|FILE|FOLDER")
 @click.option("--students", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--seed", type=int, help="Seed of the students; by default the run's.")
 @click.option("--dataset", help="Dataset plugin with the test data, if not the file's own.")
 @click.option("--network", metavar="NAMES", help="Evaluate on another network, or on several: convnet,resnet18,vit.")
 @click.option("--protocol", help="Train students by another protocol.")
+@click.option("--metrics", metavar="NAMES", help="Metrics to compute, such as accuracy,corruptions; or all.")
+@click.option("--pixels", default="auto", show_default=True, help="Pixel space of a foreign set: unit, zca, ...")
+@click.option("--labels", default="auto", show_default=True, help="Meaning of a foreign set's soft labels.")
+@click.option("--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which of a res_*.pt file.")
+@click.option("--transfer", is_flag=True, help="Test on another dataset of the same classes.")
+@click.option("--together/--apart", default=None, help="Train students by one vectorised step (default: on CUDA).")
 @DEVICE
 @OPTIONS
 @OUT
@@ -81,7 +87,7 @@ def run(ctx: click.Context, **given: Any) -> int:
 @JSON
 @QUIET
 def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, **given: Any) -> int:
-    """Evaluate a run, or a distilled.safetensors file on its own."""
+    """Evaluate a run, a distilled.safetensors, or a set in another tool's format."""
     from ddbench import commands
     from ddbench.evaluating import EvalOptions
 
@@ -94,17 +100,31 @@ def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, *
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="[RUNS]...")
 @OUT
+@click.option(
+    "--where", multiple=True, metavar="CONDITIONS", help="Rows to keep: 'matcher=tesla,ipc>=10'; = != < <= > >= ~."
+)
+@click.option("--per-run", is_flag=True, help="Every evaluation as its own row, instead of means over seeds.")
+@click.option("--group-by", metavar="COLUMNS", default="", help="Average over all but these columns.")
+@click.option("--baseline", metavar="CONDITIONS", help="What differences are to, such as 'random' (the default).")
+@click.option("--allow-mixed", is_flag=True, help="Show different protocols together; nothing is tested across them.")
+@click.option("--reported", is_flag=False, flag_value="same", type=click.Choice(["same", "all"]),
+              help="Published accuracies beside; 'all' lists those of other settings too.")  # fmt: skip
+@click.option("--reported-only", is_flag=True, help="The published accuracies themselves.")
+@click.option("--sort", metavar="COLUMNS", help="Such as dataset,-accuracy; minus is falling.")
+@click.option("--columns", metavar="COLUMNS", default="", help="Columns to show.")
+@click.option(
+    "--fail-if", multiple=True, metavar="CONDITIONS", help="Exit with 1 if a row shown is so: 'accuracy<0.5'."
+)
 @click.option("--format", "form", default="table", type=FORMATS, show_default=True)
 @JSON
-def compare(runs: tuple[str, ...], out: Path, form: str, as_json: bool) -> int:
-    """Compare runs in one table: those named, or all in --out."""
+def compare(runs: tuple[str, ...], out: Path, form: str, as_json: bool, **given: Any) -> int:
+    """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
     from ddbench import commands
     from ddbench.results import find_run, rows, run_folders
 
     folders = [find_run(name, out) for name in runs] if runs else run_folders(out)
-    table = [row for folder in folders for row in rows(folder)]
-    commands.show_rows(table, "json" if as_json else form, f"{len(table)} results")
-    return 0
+    table = [] if given["reported_only"] else [row for folder in folders for row in rows(folder)]
+    return commands.compare(table, "json" if as_json else form, **given)
 
 
 @cli.command()

@@ -108,7 +108,7 @@ def _watched(watches: Sequence[Watch | None], step: int, parameters: Tensor, buf
     if any(watch is not None and step in watch.steps for watch in watches):
         for watch, student in zip(watches, _students(parameters, buffers, state), strict=True):
             if watch is not None:
-                watch(step, student)
+                watch.see(step, student)
 
 
 def _stacked(states: Sequence[State]) -> State:

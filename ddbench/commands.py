@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ddbench.evaluating import EvalOptions
     from ddbench.run import Settings
     from ddbench.spec import Request, RunSpec
+    from ddbench.tables import Table
 
 
 @contextmanager
@@ -84,19 +85,42 @@ def run(
 
 
 def show_rows(rows: list[dict[str, Any]], form: str, title: str) -> None:
-    """Rows on stdout, in the format asked for."""
-    from ddbench import compare
+    """Rows of single runs on stdout, in the format asked for."""
+    from ddbench.lines import per_run
+    from ddbench.tables import PER_RUN, Table
 
-    table = compare.frame(rows)
+    _show(Table(per_run(rows), PER_RUN, title=title), form)
+
+
+def compare(
+    rows: list[dict[str, Any]], form: str, *, group_by: str, columns: str, reported_only: bool,
+    fail_if: tuple[str, ...], **given: Any,
+) -> int:  # fmt: skip
+    """Show a comparison; 1 if an expression of ``--fail-if`` holds for a row of it."""
+    from ddbench.compare import Ask, table, tripped
+    from ddbench.compare import reported_only as published
+    from ddbench.conditions import divided
+
+    ask = Ask(group_by=tuple(divided(group_by)), columns=tuple(divided(columns)), **given)
+    found = [published(ask)] if reported_only else table(rows, ask)
+    failed = tripped(found[0].rows, fail_if)
+    # for programs, what is published in other settings is in the rows themselves
+    for shown in found if form in ("table", "md", "latex", "html") else found[:1]:
+        _show(shown, form)
+    for text in failed:
+        console.say(f"--fail-if {text}")
+    return 1 if failed else 0
+
+
+def _show(table: Table, form: str) -> None:
+    from ddbench.tables import render
+
     if form != "table":
-        console.data(compare.render(table, form))
-        return
-    if table.empty:
+        console.data(render(table, form))
+    elif not table.rows:
         console.say("no runs to show; `ddbench run` makes one")
-        return
-    text = compare.shown(table)
-    text = text.loc[:, [c for c in text.columns if any(text[c].tolist())]]
-    console.table(title, list(text.columns), text.to_numpy().tolist())
+    else:
+        console.table(table.title, *table.text(), "\n".join(table.notes()))
 
 
 def dry_run(request: Request) -> dict[str, Any]:
@@ -155,16 +179,12 @@ def resume(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[str
     return spec, folder.parent
 
 
-def evaluate(name: str, out: Path, options: EvalOptions) -> list[dict[str, Any]]:
-    """Evaluate a run or a ``distilled.safetensors`` on its dataset's test split."""
-    from ddbench.evaluating import evaluate_file, evaluate_run
-    from ddbench.results import find_run
+def evaluate(target: str, out: Path, options: EvalOptions) -> list[dict[str, Any]]:
+    """Evaluate a run, a ``distilled.safetensors`` or a foreign set on its dataset's test split."""
+    from ddbench.evaluating import evaluated
 
     with working(options.quiet):
-        if Path(name).is_file():
-            return [evaluate_file(Path(name), each) for each in options.per_network()]
-        folder = find_run(name, out)
-        return [evaluate_run(folder, each) for each in options.per_network()][-1]  # each gives all rows so far
+        return evaluated(target, out, options, console.say)
 
 
 def prepare(name: str, flags: tuple[tuple[str, str], ...], *, quiet: bool, as_json: bool) -> None:

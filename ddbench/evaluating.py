@@ -1,7 +1,8 @@
-"""``ddbench eval``: a run, or a file that describes itself, graded on test data."""
+"""``ddbench eval``: a run, a file that describes itself, or a foreign set, graded on test data."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,21 @@ from typing import Any
 from ddbench.cache import home
 from ddbench.errors import UsageError
 from ddbench.files import Distilled
-from ddbench.grading import Evaluation, evaluate
+from ddbench.grading import Evaluation, default_metrics, evaluate
+from ddbench.order import NAME as ORDER
+from ddbench.order import Reordered, misordered
 from ddbench.plugins import registry
 from ddbench.protocols import Protocol, altered, named
 from ddbench.records import make
-from ddbench.results import graded, ordered, rows
+from ddbench.results import find_run, graded, ordered, rows
 from ddbench.run import with_augment
-from ddbench.spec import pick_device, split_dataset, split_flags
+from ddbench.spec import Request, pick_device, split_dataset, split_flags
+
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    return
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,12 @@ class EvalOptions:
     dataset: str | None = None
     network: str | None = None
     protocol: str | None = None
+    metrics: str | None = None
+    pixels: str = "auto"
+    labels: str = "auto"
+    experiment: int = 0
+    together: bool | None = None
+    transfer: bool = False
     flags: tuple[tuple[str, str], ...] = ()
     quiet: bool = False
 
@@ -51,64 +66,177 @@ class EvalOptions:
             flag for flag in self.flags if not flag[0].startswith("network.") or flag[0].partition(".")[2] in has
         )
 
+    def chosen_metrics(self) -> dict[str, Any]:
+        """The metrics asked for with their options: by default all that are not costly, and any that has an option.
 
-def evaluate_run(folder: Path, options: EvalOptions) -> list[dict[str, Any]]:
-    """Add an evaluation to a finished run, and return all its rows."""
-    path = folder / "distilled.safetensors"
-    if not path.exists():
-        raise UsageError(f"{folder} holds no distilled set yet; finish it with `ddbench run --resume {folder}`")
-    plan, seed, threads = _plan(Distilled.load(path), options)
-    evaluate(plan, folder / "evaluations", threads=threads, seed=seed)
-    return rows(folder)
+        Options are flags ``metric.NAME.OPTION``; ``--metrics all`` means every one there is.
+        """
+        given: dict[str, dict[str, str]] = {}
+        for option, value in self.flags:
+            group, _, rest = option.partition(".")
+            name, _, field = rest.partition(".")
+            if group == "metric":
+                if not field:
+                    raise UsageError(f"option {option!r} must be metric.NAME.OPTION, such as metric.ece.bins=10")
+                given.setdefault(name, {})[field] = value
+        if self.metrics is None:
+            names = [*default_metrics(), *given]
+        else:
+            names = [n.strip() for n in self.metrics.split(",") if n.strip()]
+            names = registry().names("metric") if names == ["all"] else names
+        classes = {name: registry().get("metric", name).cls for name in dict.fromkeys(names)}
+        if lost := [name for name in given if name not in classes]:
+            raise UsageError(f"options are given for the metric {lost[0]!r}, which --metrics leaves out; name it there")
+        return {name: make(cls, given.get(name, {}), f"metric.{name}") for name, cls in classes.items()}
 
-
-def evaluate_file(path: Path, options: EvalOptions) -> dict[str, Any]:
-    """Grade a file that stands alone; students are stored in the cache."""
-    distilled = Distilled.load(path)
-    plan, seed, threads = _plan(distilled, options)
-    record = evaluate(plan, home() / "evaluations", threads=threads, seed=seed)
-    spec, sets = distilled.about["spec"], distilled.curriculum.sets
-    row = {
-        "dataset": plan.dataset.name,
-        "matcher": spec["matcher"]["name"],
-        "scheduler": spec["scheduler"]["name"],
-        "ipc": spec["ipc"],
-        "seed": seed,
-        "steps": plan.distilled.teaching.steps,
-        "selection": distilled.about["selection"],
-        "label_type": sets[0].label_type,
-        "image_bytes": sum(s.image_bytes for s in sets),
-        "label_bytes": sum(s.label_bytes for s in sets),
-        "status": "ok",
-        "run": path.name,
-    }
-    return ordered(row | graded(record))
+    def plain_flags(self) -> tuple[tuple[str, str], ...]:
+        """The flags that are not of metrics."""
+        return tuple(flag for flag in self.flags if not flag[0].startswith("metric."))
 
 
-def _plan(distilled: Distilled, options: EvalOptions) -> tuple[Evaluation, int, int]:
-    """The evaluation that the file describes, with what the options change."""
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A set to evaluate: where it was found, in which run folder if in one, and what there is to say about it."""
+
+    distilled: Distilled
+    path: Path
+    folder: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def evaluations(self) -> Path:
+        """Where its evaluations are stored."""
+        return self.folder / "evaluations" if self.folder else home() / "evaluations"
+
+
+def opened(target: str, out: Path, options: EvalOptions) -> Opened:
+    """The set of a run (by folder or name in ``out``), of a file that describes itself, or of a foreign one."""
+    path = Path(target)
+    if path.is_file() and path.suffix == ".safetensors":
+        return Opened(Distilled.load(path), path)
+    if not path.exists() or (path / "spec.json").exists():
+        folder = find_run(target, out)
+        path = folder / "distilled.safetensors"
+        if not path.exists():
+            raise UsageError(f"{folder} holds no distilled set yet; finish it with `ddbench run --resume {folder}`")
+        return Opened(Distilled.load(path), path, folder)
+    if options.dataset is None:
+        raise UsageError(
+            f"{path} is no run and no file of ddbench, so it does not say what it was distilled from; name the dataset "
+            "with --dataset (and -o dataset.root=... where its data are)"
+        )
+    request = Request(
+        dataset=options.dataset, matcher="random", network=options.network or "convnet",
+        protocol=options.protocol or "default", device=options.device, flags=options.plain_flags(),
+    )  # fmt: skip
+    from ddbench.importing import imported
+
+    distilled, notes = imported(
+        path, request, pixels=options.pixels, labels=options.labels, experiment=options.experiment
+    )
+    return Opened(distilled, path, None, tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """An evaluation, and what it is carried out with."""
+
+    evaluation: Evaluation
+    seed: int
+    threads: int
+
+    def carry_out(self, folder: Path) -> dict[str, Any]:
+        """The record of the evaluation, stored in ``folder``."""
+        return evaluate(self.evaluation, folder, threads=self.threads, seed=self.seed)
+
+
+def planned(distilled: Distilled, options: EvalOptions) -> Planned:
+    """The evaluation that the file describes, with what the options change.
+
+    The student lr is selected anew wherever it was selected for something else: by others, for another network, by
+    other rules. A set that ddbench selected under these rules brings its own.
+    """
     spec = distilled.about["spec"]
     chosen, main = split_dataset(options.dataset) if options.dataset else (None, ())
-    given = split_flags((*main, *options.flags))
+    given = split_flags((*main, *options.plain_flags()))
     if wrong := set(given) - {"dataset", "network", "protocol"}:
-        raise UsageError(f"eval takes options of dataset, network and protocol, not of {', '.join(sorted(wrong))}")
-    source = _plugin("dataset", spec["dataset"], chosen, given)
+        raise UsageError(
+            f"eval takes options of dataset, network, protocol and metric, not of {', '.join(sorted(wrong))}"
+        )
+    dataset = _plugin("dataset", spec["dataset"], chosen, given).load()
+    network = distilled.network
     if options.network or "network" in given:
-        distilled = replace(distilled, network=_plugin("network", spec["network"], options.network, given))
-    dataset = source.load()
-    protocol = make(Protocol, spec["protocol"], "protocol")
+        network = _plugin("network", spec["network"], options.network, given)
+    recorded = make(Protocol, spec["protocol"], "protocol")
+    protocol = recorded
     if options.protocol or "protocol" in given:
-        base = named(options.protocol) if options.protocol else protocol
-        protocol = altered(base, given.get("protocol", {}))
+        protocol = altered(named(options.protocol) if options.protocol else recorded, given.get("protocol", {}))
         images = sum(len(s) for s in distilled.curriculum.sets)
         teaching = protocol.evaluation(images, len(distilled.curriculum.phases))
         distilled = replace(distilled, teaching=with_augment(teaching, dataset.augment))
+    foreign = distilled.about["selection"] == "unknown"
+    metrics = options.chosen_metrics() | ({ORDER: Reordered()} if foreign else {})
+    evaluation = Evaluation(
+        replace(distilled, network=network), dataset, protocol, options.students, pick_device(options.device),
+        tune=bool(protocol.lrs) and (foreign or network != distilled.network or protocol != recorded),
+        metrics=metrics, together=options.together, transfer=options.transfer,
+    )  # fmt: skip
     seed = spec["seed"] if options.seed is None else options.seed
-    plan = Evaluation(distilled, dataset, protocol, options.students, pick_device(options.device))
-    return plan, seed, spec["threads"]
+    return Planned(evaluation, seed, spec["threads"])
 
 
 def _plugin(kind: str, recorded: dict[str, Any], name: str | None, given: dict[str, dict[str, str]]) -> Any:
     """The recorded dataset or network, or another by name, with the options given."""
     held = recorded["options"] if name in (None, recorded["name"]) else {}
     return make(registry().get(kind, name or recorded["name"]).cls, held | given.get(kind, {}), kind)
+
+
+def evaluated(target: str, out: Path, options: EvalOptions, say: Say = _silent) -> list[dict[str, Any]]:
+    """Grade a set on each of the networks named, and return its rows: of a run, all that it has by now."""
+    found: list[dict[str, Any]] = []
+    for each in options.per_network():
+        source = opened(target, out, each)
+        if not found:
+            for note in source.notes:
+                say(note)
+        plan = planned(source.distilled, each)
+        for note in _doubts(plan.evaluation):
+            say(note)
+        record = plan.carry_out(source.evaluations)
+        if warning := misordered(record):
+            say(f"warning: {warning}")
+        found.append(_row(source, plan, record))
+        if source.folder is not None:
+            found = rows(source.folder)
+    return found
+
+
+def _doubts(plan: Evaluation) -> list[str]:
+    """What the reader of the numbers should know about the data."""
+    made_from = plan.distilled.about.get("dataset", {})
+    if made_from.get("digest") in (None, plan.dataset.digest):
+        return []
+    return [
+        f"note: dataset {plan.dataset.name!r} is not bit for bit what the set was distilled from "
+        f"({made_from['name']!r} with other options or files)"
+    ]
+
+
+def _row(source: Opened, plan: Planned, record: dict[str, Any]) -> dict[str, Any]:
+    """The row of a set that is in no run folder."""
+    distilled = plan.evaluation.distilled
+    spec, sets = distilled.about["spec"], distilled.curriculum.sets
+    row = {
+        "dataset": plan.evaluation.dataset.name,
+        "matcher": spec["matcher"]["name"],
+        "scheduler": spec["scheduler"]["name"],
+        "ipc": spec["ipc"],
+        "seed": plan.seed,
+        "selection": distilled.about["selection"],
+        "label_type": sets[0].label_type,
+        "image_bytes": sum(s.image_bytes for s in sets),
+        "label_bytes": sum(s.label_bytes for s in sets),
+        "status": "ok",
+        "run": source.path.name,
+    }
+    return ordered(row | graded(record))

@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddbench.cache import lock, read_json, write_json
 from ddbench.data import RealData
-from ddbench.errors import DDBenchError, UsageError
+from ddbench.errors import DataError, DDBenchError, UsageError
+from ddbench.networks import Network
 from ddbench.progress import report
-from ddbench.records import options
+from ddbench.records import changed
 from ddbench.starts import Starts
 from ddbench.tensors import load_tensors, read_rows, save_tensors
 from ddbench.training import TRAINER_VERSION, Recipe, Student, fit
@@ -27,17 +29,26 @@ class Experts:
 
     Snapshot e is the network after e epochs; snapshot 0 is its start. Only the snapshots asked for are
     kept, as rows of one tensor in a safetensors file, so reading two of them reads just their bytes.
+
+    ``recipe.imported`` names trajectories brought in from elsewhere. They began at fresh initialisations, so they
+    stand in for experts of untaught starts alone: later stages of a scheduler train their own.
     """
 
     starts: Starts
     real: RealData
     recipe: Recipe
 
+    @property
+    def imported(self) -> bool:
+        return bool(self.recipe.imported) and not self.starts.taught.phases
+
     @cached_property
     def folder(self) -> Path:
+        if self.imported:
+            return self.starts.cache.root / "experts" / self.recipe.imported
         identity = {
             "starts": self.starts.identity,
-            "recipe": options(self.recipe),
+            "recipe": changed(replace(self.recipe, imported="")),
             "data": self.real.digest,
             "threads": self.starts.threads,
             "trainer": TRAINER_VERSION,
@@ -58,6 +69,9 @@ class Experts:
     def build(self, count: int, snapshots: Iterable[int]) -> None:
         """Train what is missing; an interrupted build goes on at the last epoch that was stored."""
         wanted = set(snapshots)
+        if self.imported:
+            self._check_imported(count, max(wanted, default=0))
+            return
         if self.recipe.steps is not None:
             raise UsageError("an expert recipe counts epochs, whose ends are the snapshots; leave experts.steps alone")
         if self.recipe.epochs is None and self.recipe.schedule != "constant":
@@ -78,6 +92,26 @@ class Experts:
                     self._train(index, wanted | self._kept(index).keys())
         if missing:
             report("experts", len(missing), len(missing))
+
+    def _check_imported(self, count: int, epochs: int) -> None:
+        """Refuse what is not there, or was trained on another network: nothing can be added to it."""
+        name, note = self.recipe.imported, self.folder / "identity.json"
+        if not name.isalnum() or not note.exists():
+            raise DataError(
+                f"there are no imported experts {name!r} in {self.folder.parent}; `ddbench import --experts FILES` "
+                "stores them and prints their id"
+            )
+        held = read_json(note)
+        if held.get("layout") != layout(self.starts.network):
+            raise DataError(
+                f"the experts {name} are not of this run's network (they have {len(held.get('layout', []))} parameter "
+                "tensors of other shapes); give the network options that they were imported with"
+            )
+        if count > held["experts"] or epochs > held["epochs"]:
+            raise DataError(
+                f"{count} experts of {epochs} epochs are needed, but {name} holds {held['experts']} of "
+                f"{held['epochs']} epochs; lower matcher.experts, matcher.max_start or matcher.span, or import more"
+            )
 
     def snapshot(self, index: int, epoch: int) -> Tensor:
         """The vector of expert ``index`` after ``epoch`` epochs, on the network's device."""
@@ -140,6 +174,15 @@ class Experts:
         write_json(self._path(index).with_suffix(".json"), {"seconds": book.seconds + time.monotonic() - begun})
         self._rows.pop(index, None)
         partial.unlink(missing_ok=True)
+
+
+def layout(network: Network) -> list[list[Any]]:
+    """Name and shape of each parameter tensor, in the order of a vector."""
+    vector, named = torch.empty(network.length, device="meta"), []
+    for name, part in network.layers(vector).items():
+        if part.storage_offset() < network.parameters:  # buffers come last
+            named.append([name, list(part.shape)])
+    return named
 
 
 class _Trajectory:

@@ -129,8 +129,11 @@ class Distilled:
     def build_network(self, device: str) -> Network:
         return Network(self.network, self.shape, len(self.classes), torch.device(device))
 
-    def check_dataset(self, dataset: Dataset) -> None:
-        """Refuse test data that are another task: other classes, another order, another image size."""
+    def check_dataset(self, dataset: Dataset, *, transfer: bool = False) -> None:
+        """Refuse test data that are another task: other classes, another order, another image size, another dataset.
+
+        ``transfer`` allows another dataset of the same classes and size.
+        """
         if dataset.classes != self.classes:
             raise DataError(
                 f"the set was distilled for the classes {_few(self.classes)}, but dataset {dataset.name!r} has "
@@ -140,6 +143,12 @@ class Distilled:
             raise DataError(
                 f"the set has images of {self.shape} (c, h, w), but dataset {dataset.name!r} has "
                 f"{dataset.test.shape}; load it at that size (-o dataset.size={self.shape[1]})"
+            )
+        made_from = self.about.get("dataset", {}).get("name", dataset.name)
+        if made_from != dataset.name and not transfer:
+            raise DataError(
+                f"the set was distilled from dataset {made_from!r}, not from {dataset.name!r}; evaluate it on that, or "
+                "say --transfer to test it on other data of the same classes"
             )
 
 

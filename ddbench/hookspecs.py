@@ -24,6 +24,7 @@ of a TOML file of hyperparameters per dataset and ipc, see docs/writing-a-plugin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ddbench.data import Dataset as LoadedDataset
+    from ddbench.evaluate import Examinee
     from ddbench.problem import Needs, Problem
     from ddbench.sets import Curriculum, SyntheticSet
 
@@ -141,8 +143,17 @@ class NetworkSource(Protocol):
 
 
 class Metric(Protocol):
-    """A frozen dataclass that measures a student: logits ``(n, k)`` and targets ``(n,)`` to a number."""
+    """A frozen dataclass that measures a student: logits ``(n, k)`` and targets ``(n,)`` to a number.
+
+    Instead of ``__call__`` it may have ``examine``, which sees all of an examinee and names several numbers: its
+    ``mean`` is recorded as ``<name>.mean``. With ``marks(steps)`` it names optimiser steps, of the ``steps`` that a
+    student takes, whose vectors it wants in ``student.trail``. One that is ``costly`` is computed only when asked for
+    (``ddbench eval --metrics``). Its options are ``-o metric.<name>.<option>=VALUE``.
+    """
 
     name: str
+    costly: bool = False
 
     def __call__(self, logits: Tensor, targets: Tensor) -> float: ...
+    def examine(self, student: Examinee) -> dict[str, float]: ...
+    def marks(self, steps: int) -> Iterable[int]: ...

@@ -25,7 +25,7 @@ _METHODS = {
     "matcher": ("init", "step", "result"),
     "scheduler": ("next", "phases"),
     "network": ("build",),
-    "metric": ("__call__",),
+    "metric": (),
 }
 
 
@@ -158,6 +158,8 @@ def check_class(kind: str, cls: Any) -> None:
     for method in _METHODS[kind]:
         if not callable(getattr(cls, method, None)):
             raise ValueError(f"{kind} {name!r} has no method {method}()")
+    if kind == "metric" and not any(callable(getattr(cls, method, None)) for method in ("__call__", "examine")):
+        raise ValueError(f"metric {name!r} has neither __call__(logits, targets) nor examine(student)")
 
 
 def _read_recipes(path: Path, name: str) -> tuple[RecipeEntry, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ddbench.errors import UsageError, did_you_mean
@@ -16,9 +17,23 @@ def options(record: Any) -> dict[str, Any]:
     return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
 
 
-def describe(record: Any) -> dict[str, Any]:
-    """The name and options of a plugin's object: what it is, whole."""
-    return {"name": record.name, "options": options(record)}
+def describe(record: Any, given: Callable[[Any], dict[str, Any]] = options) -> dict[str, Any]:
+    """The name and options of a plugin's object: what it is, whole, or only its :func:`changed` options."""
+    return {"name": record.name, "options": given(record)}
+
+
+def changed(record: Any) -> dict[str, Any]:
+    """The fields that differ from their defaults, as JSON: what keys are digests of.
+
+    Fields that a later version adds at their defaults then rename nothing. Changing a default changes what an old
+    key means, and so needs a new TRAINER_VERSION, or version of a protocol.
+    """
+    kept = {}
+    for f in dataclasses.fields(record):
+        value = getattr(record, f.name)
+        if dataclasses.is_dataclass(value) or value != f.default:
+            kept[f.name] = _plain(value)
+    return kept
 
 
 def label(record: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ddbench.cache import Cache, atomic_write, file_digest, home, lock, read_json, write_json
-from ddbench.data import Dataset
+from ddbench.data import Dataset, RealData
 from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.files import Distilled
 from ddbench.grading import Evaluation, evaluate
@@ -111,7 +111,7 @@ class Run:
             path = self.folder / name
             if not path.exists():
                 write_json(path, record)
-            changed += differences(read_json(path), record)
+            changed += differences(read_json(path), record, added=False)  # the key holds what matters
         if changed:
             raise UsageError(
                 f"{self.folder} was started with another spec or other data ({'; '.join(changed)}); "
@@ -180,12 +180,16 @@ class Run:
             protocol=spec.protocol,
             phases=tuple(spec.scheduler.phases(index + 1)),
             judges=judges,
-            validation=self.dataset.validation.to(spec.device),
+            judged_on=self._judged_on().to(spec.device),
             folder=self.folder / f"stage-{index}",
             metrics=self.folder / "metrics.jsonl",
             device=torch.device(spec.device),
             checkpoint_seconds=self.settings.checkpoint_seconds,
         )
+
+    def _judged_on(self) -> RealData:
+        """The data that the protocol selects on; no matcher sees them."""
+        return self.dataset.test if self.spec.protocol.selects == "test" else self.dataset.validation
 
     def _describe(self, curriculum: Curriculum, task: Problem) -> Distilled:
         spec = self.spec
@@ -193,7 +197,7 @@ class Run:
         teaching = with_augment(spec.protocol.evaluation(images, phases(spec.scheduler)), task.augment)
         about = {
             "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
-            "selection": "validation",
+            "selection": self.spec.protocol.selects,
             "spec": spec.record(),
         }
         return Distilled(
@@ -220,7 +224,7 @@ class Run:
         return {
             "status": status,
             "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
-            "selection": "validation",
+            "selection": self.spec.protocol.selects,
             **contents,
             "distil_seconds": sum(note["seconds"] for note in stages),
             "selection_seconds": sum(note["selection_seconds"] for note in stages),

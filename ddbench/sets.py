@@ -142,6 +142,10 @@ class Curriculum:
         """The examples of one phase, in the order of the sets."""
         return _joined([self.sets[i] for i in self.phases[index]])
 
+    def at(self, lr: float) -> Curriculum:
+        """The same sets, learned at one student learning rate."""
+        return replace(self, sets=tuple(replace(s, lr=lr) for s in self.sets))
+
     def lr(self, index: int) -> float | None:
         """The student learning rate of a phase: that of the newest set in it."""
         return self.sets[max(self.phases[index])].lr

@@ -17,7 +17,7 @@ from ddbench.errors import UsageError, did_you_mean
 from ddbench.plugins import Plugin, RecipeEntry, registry
 from ddbench.protocols import Protocol, named
 from ddbench.protocols import altered as renamed
-from ddbench.records import describe, make, options
+from ddbench.records import changed, describe, make, options
 from ddbench.training import TRAINER_VERSION, Recipe
 
 SCHEMA = 1
@@ -64,7 +64,7 @@ class RunSpec:
     versions: tuple[tuple[str, str], ...]  # (plugin, package and version)
 
     def record(self) -> dict[str, Any]:
-        """The spec as JSON: what ``spec.json`` holds and what the key is the digest of."""
+        """The spec as JSON, with every option: what ``spec.json`` holds."""
         return {
             "schema": SCHEMA,
             "trainer": TRAINER_VERSION,
@@ -73,6 +73,7 @@ class RunSpec:
             "seed": self.seed,
             "experts": options(self.experts),
             "protocol": options(self.protocol),
+            "protocol_digest": self.protocol.digest,
             "decoder": options(self.decoder),
             "device": self.device,
             "dtype": "float32",
@@ -82,7 +83,12 @@ class RunSpec:
 
     @cached_property
     def key(self) -> str:
-        return digest(self.record())[:12]
+        """The digest of what differs from defaults, so that options added later rename no run."""
+        identity = self.record() | {
+            **{group: describe(getattr(self, group), changed) for group in PLUGGED},
+            **{group: changed(getattr(self, group)) for group in ("experts", "protocol", "decoder")},
+        }
+        return digest(identity)[:12]
 
     @property
     def folder(self) -> str:
@@ -182,13 +188,13 @@ def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY) -> RunSpec
     )
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two records, as ``path: old -> new`` lines."""
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", *, added: bool = True) -> list[str]:
+    """What differs between two records, as ``path: old -> new`` lines; without ``added``, not what only ``new`` has."""
     lines = []
-    for name in sorted({*old, *new}):
+    for name in sorted({*old, *new} if added else old):
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += differences(before, after, f"{prefix}{name}.")
+            lines += differences(before, after, f"{prefix}{name}.", added=added)
         elif before != after:
             lines.append(f"{prefix}{name}: {before} -> {after}")
     return [line.replace("options.", "") for line in lines]
@@ -270,17 +276,17 @@ def _fill(
         given = dict(entry.options.get(group, {}))
         if plugin is not None and given.pop("name", plugin.name) != plugin.name:
             continue  # hyperparameters of another network or scheduler
+        if isinstance(base, Protocol) and base.name != "default":
+            continue  # published rules are the same on every dataset
         values |= given
         origin |= dict.fromkeys(
             given, f"{kind} recipe ({'verified' if entry.verified else 'unverified'}; {entry.source})"
         )
+    plain = dict(values)
     values |= flags
     origin |= dict.fromkeys(flags, "flag")
     cls: Any = plugin.cls if plugin else type(base)
-    made = make(cls, values, group)
-    if group == "protocol":
-        own = {name: value for name, value in values.items() if name not in flags}
-        made = renamed(make(Protocol, own, group), flags)
+    made = renamed(make(Protocol, plain, group), flags) if group == "protocol" else make(cls, values, group)
     for f in fields(cls):
         origins[f"{group}.{f.name}"] = (getattr(made, f.name), origin.get(f.name, "default"))
     return made

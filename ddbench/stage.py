@@ -20,7 +20,7 @@ from ddbench.cache import file_digest, read_json, write_json
 from ddbench.checkpoint import has_nan, load_state, save_state
 from ddbench.data import RealData
 from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
-from ddbench.evaluate import judge
+from ddbench.evaluate import Verdict, judge
 from ddbench.experts import Experts
 from ddbench.meter import peak_bytes, reset_peak
 from ddbench.problem import Needs, Problem
@@ -59,7 +59,7 @@ class Stage:
     protocol: Protocol
     phases: tuple[tuple[int, ...], ...]
     judges: Starts
-    validation: RealData
+    judged_on: RealData
     folder: Path
     metrics: Path
     device: torch.device
@@ -187,7 +187,7 @@ class Stage:
         return plain
 
     def _select(self, state: Any) -> None:
-        """Judge the current set on validation data; keep it if it is the best so far."""
+        """Judge the current set; keep it if it is the best so far."""
         began = time.monotonic()
         with (self.seed / "result" / self.ledger.step).scope():
             made = self.matcher.result(self.problem, state)
@@ -203,22 +203,20 @@ class Stage:
                 f"pixels reached {largest:.3g} (they should be of the order of 1) at iteration {self.ledger.step} "
                 f"of stage {self.index}; try a smaller outer learning rate"
             )
-        verdict = judge(
-            candidate,
-            self.problem.frozen,
-            self.phases,
-            self.judges,
-            self.validation,
-            self.protocol.lrs,
-            self.protocol.judges,
-        )
+        verdict = self._verdict(candidate)
         check = {"step": self.ledger.step, "lr": verdict.lr, "accuracy": verdict.accuracy, "tried": verdict.tried}
         self.ledger.checks.append(check)
-        if self.ledger.best is None or verdict.accuracy > self.ledger.best["accuracy"]:
+        if self.ledger.best is None or verdict.accuracy is None or verdict.accuracy > self.ledger.best["accuracy"]:
             self.ledger.best = check
             self.best = replace(candidate, lr=verdict.lr)
         self._began = time.monotonic()
         self.ledger.selection_seconds += self._began - began
+
+    def _verdict(self, candidate: SyntheticSet) -> Verdict:
+        """What the protocol's judges say of a candidate; under one that selects nothing the last candidate is kept."""
+        if self.protocol.selects == "last":
+            return Verdict(candidate.lr or self.protocol.lr, None, {})
+        return judge(candidate, self.problem.frozen, self.phases, self.judges, self.judged_on, self.protocol)
 
     def _save(self, state: Any, stream: Any) -> None:
         stream.flush()

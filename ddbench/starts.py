@@ -19,7 +19,7 @@ from ddbench.cache import Cache, lock
 from ddbench.cohort import fit_together
 from ddbench.errors import DataError, UsageError
 from ddbench.networks import Network
-from ddbench.records import options
+from ddbench.records import changed
 from ddbench.seeds import Seed
 from ddbench.sets import Curriculum, SyntheticSet, share
 from ddbench.tensors import load_tensors, save_tensors
@@ -191,6 +191,6 @@ class Starts:
         base = {"network": self.network.identity, "seed": [self.seed.root, *self.seed.path]}
         if not self.taught.phases:
             return base
-        lessons = [options(self.teaching.lesson(j)) for j in range(len(self.taught.phases))]
+        lessons = [changed(self.teaching.lesson(j)) for j in range(len(self.taught.phases))]
         taught = self.taught.identity(len(self.taught.phases))
         return base | {"lessons": lessons, "taught": taught, "threads": self.threads, "trainer": TRAINER_VERSION}

@@ -62,6 +62,9 @@ class Recipe:
     alpha: Annotated[float, Ge(0), "how much of the gradient orthogonal to that neighbour's GSAM descends against"] = (
         0.3
     )
+    imported: Annotated[
+        str, "id of trajectories brought in by `ddbench import --experts`, instead of training (experts only)"
+    ] = ""
 
     def rate(self, step: int, total: int, lr: float) -> float:
         """The learning rate of optimiser step ``step`` of ``total``."""
@@ -113,10 +116,6 @@ class Watch:
     steps: frozenset[int]
     see: Callable[[int, Student], None]
 
-    def __call__(self, step: int, student: Student) -> None:
-        if step in self.steps:
-            self.see(step, student)
-
     def after(self, done: int) -> Watch:
         """The same watch over a training that goes on after ``done`` steps."""
         return Watch(frozenset(s - done for s in self.steps), lambda step, student: self.see(step + done, student))
@@ -154,26 +153,24 @@ def fit(
     rule = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay)
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state = student.state or rule.init(parameters)
-    lessons = Lessons(recipe, teacher)
-    rate, step, epochs = lr or recipe.lr, first_epoch * per_epoch, math.ceil(total / per_epoch)
-    stop = epochs if stop_epoch is None else min(stop_epoch, epochs)
-    last = min(total, stop * per_epoch)
-    for epoch in range(first_epoch, stop):
+    lessons, rate, step = Lessons(recipe, teacher), lr or recipe.lr, first_epoch * per_epoch
+    stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
+    for epoch in range(first_epoch, int(stop)):
         with (seed / "epoch" / epoch).scope():
             for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = rule.init(parameters)
-                batch = lessons.shown(source[rows], lessons.draw(len(rows)))
-                g, buffers = lessons.gradient(network, parameters, buffers, batch)
+                shown = lessons.shown(source[rows], lessons.draw(len(rows)))
+                g, buffers = lessons.gradient(network, parameters, buffers, shown)
                 with torch.no_grad():
                     parameters, state = rule.update(parameters.detach(), state, g, recipe.rate(step, total, rate))
                 step += 1
                 if watch is not None and step in watch.steps:
-                    watch(step, Student(torch.cat([parameters.detach(), buffers]), state))
+                    watch.see(step, Student(torch.cat([parameters, buffers]), state))
         if on_epoch is not None:
             on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))
         if what is not None:
-            report(what, step, last)
+            report(what, step, min(total, int(stop) * per_epoch))
     return Student(torch.cat([parameters, buffers]), state)
 
 

@@ -588,7 +588,7 @@ def test_eval_of_one_file_by_two_protocols_names_both(shop, tmp_path):
     arguments = ["--students", 1, "--protocol", "pdd-paper", "-o", "protocol.epochs=2", "--json"]
     row = ddbench("eval", path, *arguments, home=tmp_path / "home").json[0]
     assert row["protocol"].startswith("pdd-paper")
-    assert row["steps"] is None
+    assert row["steps"] == 2  # two epochs of one batch
 
 
 def test_eval_trains_no_student_twice(shop, tmp_path, monkeypatch):

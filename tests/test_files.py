@@ -20,7 +20,7 @@ from ddbench import Curriculum, Preprocessing, Recipe, SyntheticSet, Teaching
 from ddbench.cache import home
 from ddbench.checkpoint import load_state, save_state
 from ddbench.errors import DataError, UsageError
-from ddbench.evaluating import EvalOptions, evaluate_file
+from ddbench.evaluating import EvalOptions, evaluated
 from ddbench.files import FORMAT, Distilled
 from ddbench.tensors import load_tensors, save_tensors
 from ddbench.trajectory import PixelState
@@ -222,7 +222,7 @@ def test_test_data_pass_through_the_preprocessing_of_the_set(tmp_path, monkeypat
     monkeypatch.setattr("ddbench.evaluate.predict", predict)
     made = replace(distilled(), classes=("0", "1", "2"))
     made.save(tmp_path / "f.safetensors")
-    evaluate_file(tmp_path / "f.safetensors", EvalOptions(students=1))
+    evaluated(str(tmp_path / "f.safetensors"), tmp_path, EvalOptions(students=1))
     (used,) = seen
     assert torch.equal(used.mean, made.preprocessing.mean)
     assert torch.equal(used.std, made.preprocessing.std)
@@ -232,7 +232,7 @@ def test_the_same_images_with_another_preprocessing_are_another_evaluation(tmp_p
     for mean in (0.4, 0.9):
         made = replace(distilled(Preprocessing(torch.tensor([mean]), torch.tensor([0.3]))), classes=("0", "1", "2"))
         made.save(tmp_path / f"{mean}.safetensors")
-        evaluate_file(tmp_path / f"{mean}.safetensors", EvalOptions(students=1))
+        evaluated(str(tmp_path / f"{mean}.safetensors"), tmp_path, EvalOptions(students=1))
     assert len(list((home() / "evaluations").glob("*.json"))) == 2
 
 

@@ -22,12 +22,13 @@ from ddbench.cache import file_digest, read_json
 from ddbench.checkpoint import load_state
 from ddbench.errors import DataError, InterruptedRun, UsageError
 from ddbench.evaluate import grade, judge
-from ddbench.evaluating import EvalOptions, evaluate_file
+from ddbench.evaluating import EvalOptions, evaluated
 from ddbench.files import Distilled
 from ddbench.grading import ceiling
 from ddbench.preview import preview
 from ddbench.problem import Problem
 from ddbench.progress import Event, listening
+from ddbench.protocols import Protocol
 from ddbench.results import rows
 from ddbench.run import Run, Settings, build_task, with_augment
 from ddbench.seeds import Seed
@@ -248,7 +249,7 @@ def graded_vectors(plan: Curriculum, problem: Problem, teaching: Any, seed: Seed
         return torch.zeros(1, 3), torch.zeros(1, dtype=torch.long)
 
     with patch("ddbench.evaluate.predict", caught):
-        list(grade(plan, problem.network, teaching, problem.real, {}, seed, count))
+        list(grade(plan, problem.network, teaching, problem.real, {}, seed, range(count)))
     return seen
 
 
@@ -312,7 +313,8 @@ def test_the_published_protocol_counts_epochs_and_is_labelled_so(tmp_path):
     folder = run(tmp_path, made, students=1)
     (row,) = rows(folder)
     assert row["protocol"] == "pdd-paper"
-    assert row["steps"] is None
+    assert row["selection"] == "test"  # as published, and said so
+    assert row["steps"] == 4  # two phases of two epochs of one batch
     task = build_task(made, made.dataset.load())
     assert task.starts.teaching.lesson(0).epochs == 3
     teaching = Distilled.load(folder / "distilled.safetensors").teaching
@@ -440,10 +442,13 @@ def test_the_judge_prefers_the_lr_that_does_best_on_the_data_it_is_given(at_home
     candidate = replace(stage_set(at_home.folders["random", "single"], 0), lr=None)
     teaching = with_augment(spec("random").protocol.evaluation(9, 1), dataset.augment)
     students = replace(problem.starts, teaching=replace(teaching, steps=60))
-    verdict = judge(candidate, Curriculum(), ((0,),), students, dataset.validation, (1e-7, 0.03), 1)
+    verdict = judge(
+        candidate, Curriculum(), ((0,),), students, dataset.validation, Protocol(lrs=(1e-7, 0.03), judges=1)
+    )
     assert verdict.lr == 0.03
     assert verdict.tried["0.03"] > verdict.tried["1e-07"]
-    with_own = judge(replace(candidate, lr=0.05), Curriculum(), ((0,),), students, dataset.validation, (1e-7,), 1)
+    rules = Protocol(lrs=(1e-7,), judges=1)
+    with_own = judge(replace(candidate, lr=0.05), Curriculum(), ((0,),), students, dataset.validation, rules)
     assert set(with_own.tried) == {"1e-07", "0.05"}
 
 
@@ -746,7 +751,7 @@ def test_a_diverged_run_keeps_the_best_set_so_far_as_a_file_that_can_be_evaluate
     assert rows(folder)[0]["status"] == "diverged"
     (kept,) = Distilled.load(folder / "last_good.safetensors").curriculum.sets
     assert kept.finite()
-    row = evaluate_file(folder / "last_good.safetensors", EvalOptions(students=1))
+    row = evaluated(str(folder / "last_good.safetensors"), folder, EvalOptions(students=1))[0]
     assert row["n"] == 1
 
 

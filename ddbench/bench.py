@@ -47,10 +47,15 @@ def _label_kinds(spec: RunSpec) -> list[str]:
     return ["hard", "teacher"] if soft else ["hard"]
 
 
-def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
+def whole_set(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
+    """:func:`ddbench.grading.ceiling` for the task of a run."""
     protocol = spec.protocol
     augment = dataset.augment if protocol.augment == "dataset" else protocol.augment
-    top = ceiling(dataset, spec.network, protocol, augment, students, spec.device, spec.threads)
+    return ceiling(dataset, spec.network, protocol, augment, students, spec.device, spec.threads)
+
+
+def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
+    protocol, top = spec.protocol, whole_set(spec, dataset, students)
     row = {
         "dataset": dataset.name,
         "dataset_digest": dataset.digest,

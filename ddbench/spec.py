@@ -172,11 +172,13 @@ def _versions(plugins: dict[str, Plugin]) -> tuple[tuple[str, str], ...]:
     return tuple((f"{kind} {p.name}", f"{p.package} {p.version}") for kind, p in plugins.items())
 
 
-def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY) -> RunSpec:
-    """The same task with random real images, one stage: what every run is shown beside."""
-    names = {kind: getattr(spec, kind).name for kind in PLUGGED} | {"matcher": "random", "scheduler": "single"}
+def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY, matcher: str = "random") -> RunSpec:
+    """The same task with real images, one stage: random ones are what every run is shown beside."""
+    names = {kind: getattr(spec, kind).name for kind in PLUGGED} | {"matcher": matcher, "scheduler": "single"}
     plugins = {kind: registry().get(kind, name) for kind, name in names.items()}
-    recipe = plugins["matcher"].recipe({"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": "single"})
+    situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": "single"}
+    # what labels the images is the same for all of them: the experts that random images have
+    recipe = registry().get("matcher", "random").recipe(situation)
     given = recipe.options if recipe and labels == "teacher" else {}
     return replace(
         spec,

@@ -167,7 +167,7 @@ def control_matrix(source: Opened, options: EvalOptions, settings: Settings) -> 
         rows.append({
             "images": name, "labels": labels, "augmentation": "on" if augmented else "off",
             "accuracy_mean": mean(scores), "accuracy_std": pstdev(scores), "n": len(scores),
-            "student_lr": record.get("student_lr"), "label_bytes": record["label_bytes"],
+            "student_lr": record.get("student_lr") or "own", "label_bytes": record["label_bytes"],
             "selection": record["selection"], "protocol": record["protocol"],
         })  # fmt: skip
     made = Matrix(rows, _scores(found, controls, plan))

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from ddbench.cli_apply import apply
+from ddbench.cli_files import export, import_
 from ddbench.cli_options import DEVICE, FORMATS, JSON, OPTIONS, OUT, QUIET, request_options
 from ddbench.errors import DDBenchError
 
@@ -78,6 +80,7 @@ def run(ctx: click.Context, **given: Any) -> int:
 @click.option("--pixels", default="auto", show_default=True, help="Pixel space of a foreign set: unit, zca, ...")
 @click.option("--labels", default="auto", show_default=True, help="Meaning of a foreign set's soft labels.")
 @click.option("--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which of a res_*.pt file.")
+@click.option("--controls", is_flag=True, help="Also images of coresets, hard and soft labels, without augmentation.")
 @click.option("--transfer", is_flag=True, help="Test on another dataset of the same classes.")
 @click.option("--together/--apart", default=None, help="Train students by one vectorised step (default: on CUDA).")
 @DEVICE
@@ -86,14 +89,18 @@ def run(ctx: click.Context, **given: Any) -> int:
 @click.option("--format", "form", default="table", type=FORMATS)
 @JSON
 @QUIET
-def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, **given: Any) -> int:
+def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, controls: bool, **given: Any) -> int:
     """Evaluate a run, a distilled.safetensors, or a set in another tool's format."""
     from ddbench import commands
     from ddbench.evaluating import EvalOptions
 
     commands.warn_broken()
-    rows = commands.evaluate(target, out, EvalOptions(flags=options, **given))
-    commands.show_rows(rows, "json" if as_json else form, f"evaluation of {target}")
+    asked, form = EvalOptions(flags=options, **given), "json" if as_json else form
+    if controls:
+        commands.show_controls(target, out, asked, form)
+        return 0
+    rows = commands.evaluate(target, out, asked)
+    commands.show_rows(rows, form, f"evaluation of {target}")
     return 0
 
 
@@ -202,6 +209,10 @@ def check_grad(as_json: bool, **given: Any) -> int:
 
     describing.show_gradient_check(as_json=as_json, **given)
     return 0
+
+
+for command in (import_, export, apply):
+    cli.add_command(command)
 
 
 def main() -> None:

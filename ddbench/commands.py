@@ -187,6 +187,33 @@ def evaluate(target: str, out: Path, options: EvalOptions) -> list[dict[str, Any
         return evaluated(target, out, options, console.say)
 
 
+def show_controls(target: str, out: Path, options: EvalOptions, form: str) -> None:
+    """The control matrix of a set and the scores that follow from it, on stdout."""
+    from ddbench.controls import FORMULAS, SOURCE, control_matrix
+    from ddbench.evaluating import opened
+    from ddbench.run import Settings
+    from ddbench.tables import Table
+
+    if len(options.per_network()) > 1:
+        raise UsageError("--controls takes one network; give the others in commands of their own")
+    with working(options.quiet):
+        source = opened(target, out, options)
+        for note in source.notes:
+            console.say(note)
+        found = control_matrix(source, options, Settings(out))
+    if form == "json":
+        console.data_json(found.record())
+        return
+    shown = {
+        "images": "images", "labels": "labels", "augmentation": "augmentation", "accuracy_mean": "accuracy %",
+        "n": "n", "student_lr": "student lr", "label_bytes": "labels kB", "selection": "selected on",
+    }  # fmt: skip
+    scores = [{"score": n, "value": v, "formula": FORMULAS.get(n, "accuracy")} for n, v in found.scores.items()]
+    _show(Table(found.rows, shown, title=f"controls of {target}: mean ± std over n students"), form)
+    if form != "csv":  # one table per file
+        _show(Table(scores, {n: n for n in scores[0]}, (SOURCE,), "scores, in fractions"), form)
+
+
 def prepare(name: str, flags: tuple[tuple[str, str], ...], *, quiet: bool, as_json: bool) -> None:
     """Download, decode and measure a dataset, so that a run can begin at once; then show what it is."""
     from ddbench import preparing

@@ -1,125 +1,140 @@
-"""Tables of results: rows to pandas, and pandas to what a reader or a program wants."""
+"""What ``ddbench compare`` shows: chosen runs as lines, tested, beside what is published; and when it fails."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
+from ddbench import published, tables
+from ddbench.conditions import Condition, Row, order, parse, select, value
+from ddbench.contrasts import ITSELF, legend, test
 from ddbench.errors import UsageError
+from ddbench.lines import aggregate, per_run
 
-INTEGERS = ("ipc", "seed", "steps", "n", "peak_bytes", "image_bytes", "label_bytes")
-FORMATS = ("table", "md", "csv", "json", "latex")
-
-# What tables for people show, and how; machine formats carry every column.
-_SHOWN = {
-    "dataset": "dataset", "matcher": "matcher", "scheduler": "scheduler", "network": "network", "ipc": "ipc",
-    "seed": "seed", "label_type": "labels", "accuracy": "accuracy %", "n": "n", "protocol": "protocol", "steps": "N",
-    "selection": "selected on", "distil_seconds": "distil s", "expert_seconds": "experts s", "peak_mb": "peak MB",
-    "image_kb": "images kB", "label_kb": "labels kB", "status": "status",
-}  # fmt: skip
+OTHER = {"setting": "other setting"}
 
 
-def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Tidy rows, sorted so that what is comparable stands together."""
-    table = pd.DataFrame(rows)
-    if table.empty:
-        return table
-    for column in INTEGERS:
-        if column in table:
-            table[column] = pd.array([None if _missing(v) else int(v) for v in table[column]], dtype="Int64")
-    order = ["dataset", "ipc", "network", "protocol", "matcher", "scheduler", "label_type", "seed"]
-    return table.sort_values(order, kind="stable", na_position="last").reset_index(drop=True)
+@dataclass(frozen=True)
+class Ask:
+    """What ``ddbench compare`` is asked for. ``reported`` is None, ``same`` or ``all``."""
+
+    where: tuple[str, ...] = ()
+    group_by: tuple[str, ...] = ()
+    per_run: bool = False
+    baseline: str | None = None
+    allow_mixed: bool = False
+    reported: str | None = None
+    sort: str | None = None
+    columns: tuple[str, ...] = ()
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that people read, as text."""
-    text = pd.DataFrame(index=table.index)
-    records = table.to_dict("records")
-    for column, title in _SHOWN.items():
-        text[title] = [_cell(column, row) for row in records]
-    text["matcher"] = [f"{cell}{words}" for cell, words in zip(text["matcher"], _differences(records), strict=True)]
-    return text
+def table(rows: Sequence[Row], ask: Ask) -> list[tables.Table]:
+    """The comparison; behind it, if asked for, what is published in other settings."""
+    rows = select(rows, ask.where)
+    mixed = mixed_protocols(rows)
+    captions = [f"Protocols are mixed, and nothing is tested across them: {'; '.join(mixed)}."] if mixed else []
+    if ask.per_run:
+        found, shown = per_run(rows), dict(tables.PER_RUN)
+        title = f"{len(found)} evaluations: test accuracy, mean ± std over n students of one run"
+    else:
+        lines = aggregate(rows, ask.group_by or None)
+        if not ask.allow_mixed:
+            refuse_mixed([row for line in lines for row in line.rows])
+        captions = [*test(lines, ask.baseline), *captions]
+        found = [line.row for line in lines]
+        captions = [*legend(lines), *captions]
+        shown = tables.LINES | {name: name for line in lines[:1] for name in line.by if name not in tables.LINES}
+        title = f"{len(rows)} evaluations in {len(lines)} lines: test accuracy over seeds"
+    notes, more = _reported(found, ask.reported)
+    shown |= {"reported": "reported %", "source": "source"} if ask.reported else {}
+    found = order(found, ask.sort) if ask.sort and found else found
+    main = tables.Table(found, shown, [*captions, *notes], title, once=() if ask.per_run else tables.ONCE)
+    return [tables.choose(main, ask.columns) if ask.columns and found else main, *more]
 
 
-def _differences(records: list[dict[str, Any]]) -> list[str]:
-    """For each row, the options that set it apart from others of its method: `` (curvature=exact)``.
+def _reported(rows: list[Row], which: str | None) -> tuple[list[str], list[tables.Table]]:
+    """Put what is published beside each row; returns the sources, and a table of what is published elsewhere."""
+    if which is None:
+        return [], []
+    same = [published.beside(row) for row in rows]
+    other = [published.elsewhere(row) if which == "all" else [] for row in rows]
+    numbers = published.footnotes(value for values in (*same, *other) for value in values)
+    for row, values, apart in zip(rows, same, other, strict=True):
+        row["reported"] = [v.record() for v in values]
+        row["source"] = "; ".join(f"{v.short} [{numbers[v.source]}]" for v in values) or None
+        row |= {"reported_elsewhere": [v.record() | OTHER for v in apart]} if which == "all" else {}
+    notes = [f"[{number}] {source}" for source, number in numbers.items()]
+    caution = "Reported values follow their papers' own protocols: they are neither ranked nor tested with the others."
+    apart = list(dict.fromkeys(value for values in other for value in values))
+    body = [v.record() | OTHER | {"source": f"{v.short} [{numbers[v.source]}]"} for v in apart]
+    more = [tables.Table(body, tables.REPORTED, title="published in other settings")] if body else []
+    return [caution, *notes], more
 
-    Options that have a column of their own are left out.
+
+def reported_only(ask: Ask) -> tables.Table:
+    """The published values themselves."""
+    rows = select([value.record() for value in published.table()], ask.where)
+    found = tables.Table(
+        order(rows, ask.sort) if ask.sort else rows, tables.REPORTED, title=f"{len(rows)} published values"
+    )
+    return tables.choose(found, ask.columns) if ask.columns and rows else found
+
+
+def tripped(rows: Sequence[Row], texts: Iterable[str]) -> list[str]:
+    """One phrase per row and expression of ``--fail-if`` that holds.
+
+    A row that has no value for the column trips it as well: what diverged has not passed. So does a table without rows.
     """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in records:
-        given = row.get("options")
-        row["_options"] = given if isinstance(given, dict) else {}
-        groups.setdefault(tuple(str(row[c]) for c in ("dataset", "matcher", "scheduler", "ipc")), []).append(row)
-    words = []
-    for row in records:
-        others = groups[tuple(str(row[c]) for c in ("dataset", "matcher", "scheduler", "ipc"))]
-        apart = [
-            f"{name.removeprefix('matcher.')}={value}"
-            for name, value in row["_options"].items()
-            if name != "matcher.labels" and any(other["_options"].get(name, value) != value for other in others)
-        ]
-        words.append(f" ({', '.join(apart)})" if apart else "")
-    return words
+    found = []
+    for text in texts:
+        conditions = parse(text, rows)
+        found += [f"{text}: there is no row to check"] if not rows else []
+        for row in rows:
+            if all(_trips(condition, row) for condition in conditions):
+                cells = (f"{c.column} {_said(value(row, c.column))}" for c in conditions)
+                found.append(f"{text}: {_who(row)} has {', '.join(cells)}")
+    return found
 
 
-def _cell(column: str, row: dict[str, Any]) -> str:
-    if column == "accuracy":
-        return (
-            ""
-            if _missing(row["accuracy_mean"])
-            else f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f}"
+def _trips(condition: Condition, row: Row) -> bool:
+    if condition.column in ("difference", "p", "p_holm", "test") and row.get("baseline") == ITSELF:
+        return False
+    return condition.holds(row) or (condition.column != "status" and value(row, condition.column) is None)
+
+
+def _said(cell: Any) -> str:
+    return "no value" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+
+
+def _who(row: Row) -> str:
+    seed = None if row.get("seeds") else row.get("seed")
+    parts = (
+        row.get("dataset"),
+        f"ipc {row.get('ipc')}",
+        row.get("matcher"),
+        row.get("scheduler"),
+        row.get("label_type"),
+    )
+    words = " ".join(str(part) for part in parts if part is not None)
+    return f"{words}{row.get('variant') or ''}" + (f" seed {seed}" if seed is not None else "")
+
+
+def mixed_protocols(rows: Iterable[Row]) -> list[str]:
+    """The protocols of each comparison that has several, as phrases. A comparison is a dataset and a budget."""
+    found: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in rows:
+        rules = str(row.get("protocol_digest") or row.get("protocol"))
+        place = (row["dataset"], row.get("dataset_digest"), row["ipc"])
+        found.setdefault(place, {})[rules] = f"{row.get('protocol')} ({rules[:8]})"
+    many = {place: names for place, names in found.items() if len(names) > 1}
+    return [f"{name}, ipc {ipc}: {', '.join(sorted(names.values()))}" for (name, _, ipc), names in many.items()]
+
+
+def refuse_mixed(rows: Iterable[Row]) -> None:
+    """Raise UsageError where one comparison would mix protocols."""
+    if mixed := mixed_protocols(rows):
+        raise UsageError(
+            f"these runs follow different protocols, so their accuracies do not compare ({'; '.join(mixed)}); choose "
+            "one with --where protocol=NAME or --where protocol_digest~DIGITS, or show all with --allow-mixed"
         )
-    scale = {"peak_mb": ("peak_bytes", 2**20), "image_kb": ("image_bytes", 1e3), "label_kb": ("label_bytes", 1e3)}
-    if column in scale:
-        source, unit = scale[column]
-        return "" if _missing(row[source]) else f"{row[source] / unit:.1f}"
-    value = row[column]
-    if _missing(value):
-        return ""
-    if column.endswith("_seconds"):
-        return f"{value:.0f}"
-    return f"{value:.0f}" if isinstance(value, float) else str(value)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value))
-
-
-def render(table: pd.DataFrame, form: str) -> str:
-    """The table in one of the machine-readable or typeset formats (not ``table``, which the console draws)."""
-    if form == "json":
-        return table_json(table)
-    if form == "csv":
-        return table.drop(columns="options", errors="ignore").to_csv(index=False, lineterminator="\n")
-    text = shown(table) if not table.empty else pd.DataFrame(columns=list(_SHOWN.values()))
-    if form == "md":
-        return _markdown(list(text.columns), text.to_numpy().tolist())
-    if form == "latex":
-        return _latex(list(text.columns), text.to_numpy().tolist())
-    raise UsageError(f"unknown format {form!r}; valid ones: {', '.join(FORMATS)}")
-
-
-def table_json(table: pd.DataFrame) -> str:
-    """A list of row objects; what is missing is null."""
-    records = [{k: None if _missing(v) else v for k, v in row.items()} for row in table.to_dict("records")]
-    return json.dumps(records, indent=2, allow_nan=False)
-
-
-def _markdown(columns: Sequence[str], body: list[list[str]]) -> str:
-    lines = [list(columns), ["---"] * len(columns), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-
-
-_LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
-                        "^": r"\textasciicircum{}", "±": r"$\pm$"})  # fmt: skip
-
-
-def _latex(columns: Sequence[str], body: list[list[str]]) -> str:
-    """A booktabs tabular."""
-    lines = [" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in [list(columns), *body]]
-    head = rf"\begin{{tabular}}{{{'l' * len(columns)}}}"
-    return "\n".join([head, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"

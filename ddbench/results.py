@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-from ddbench.cache import read_json
+from ddbench.cache import digest, read_json
 from ddbench.errors import DataError
 
 COLUMNS = (
@@ -14,6 +14,7 @@ COLUMNS = (
     "accuracy_mean", "accuracy_std", "n", "status", "distil_seconds", "selection_seconds", "expert_seconds",
     "peak_bytes", "image_bytes", "label_bytes", "run", "dataset_digest", "device", "error",
 )  # fmt: skip
+PLACES = ("root", "path")  # options that say where data lie, not what they are
 
 
 def run_folders(out: Path) -> list[Path]:
@@ -49,6 +50,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         "ipc": spec["ipc"],
         "seed": spec["seed"],
         "protocol": spec["protocol"]["name"],
+        "protocol_digest": digest(spec["protocol"]),
         "label_type": result.get("label_type", spec["matcher"]["options"].get("labels")),
         "run": folder.name,
         "device": result.get("machine", {}).get("device"),
@@ -60,14 +62,43 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     kept = ("status", "selection", "steps", "error", "distil_seconds", "selection_seconds", "expert_seconds",
             "peak_bytes", "image_bytes", "label_bytes")  # fmt: skip
     base |= {name: result.get(name) for name in kept}
+    base |= _origin(spec, folder, base)
     evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
-    return [ordered(base | graded(e)) for e in evaluations if e["students"]] or [ordered(base)]
+    return [ordered(base | _rules(e, base) | graded(e)) for e in evaluations if e["students"]] or [ordered(base)]
+
+
+def _rules(evaluation: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """The protocol's digest for an evaluation that does not record it: the run's under its own name, else the name."""
+    own = evaluation["protocol"] == base["protocol"]
+    return {"protocol_digest": base["protocol_digest"] if own else evaluation["protocol"]}
+
+
+def _origin(spec: dict[str, Any], folder: Path, base: dict[str, Any]) -> dict[str, Any]:
+    """What the run was distilled from, which its evaluations may differ from, and what it shares with other seeds.
+
+    ``setting`` is the digest of everything that decides a set but its seed and the machine.
+    """
+    here = {"seed": None, "device": None, "threads": None}
+    data = {n: v for n, v in spec["dataset"].get("options", {}).items() if n not in PLACES}
+    setting = spec | here | {"dataset": {"name": spec["dataset"]["name"], "options": data}}
+    seen = folder / "dataset.json"  # written when a run starts, so that one that diverged stands beside the others
+    known = base["dataset_digest"] or (read_json(seen).get("digest") if seen.exists() else None)
+    return {
+        "dataset_digest": known,
+        "setting": digest(setting)[:12],
+        "distil_digest": known,
+        "distil_network": base["network"],
+        "distil_protocol": spec["protocol"]["name"],
+        "distil_rules": digest(spec["protocol"]),
+        "architecture": digest(spec["network"]),
+        "versions": ", ".join(sorted({str(v) for v in spec.get("versions", {}).values()})),
+    }
 
 
 def _options(spec: dict[str, Any]) -> dict[str, Any]:
     """The options of a run but its protocol's, ``group.name`` to value; not where the data lie."""
     groups = {kind: spec[kind].get("options", {}) for kind in ("dataset", "matcher", "scheduler")}
-    groups["dataset"] = {name: value for name, value in groups["dataset"].items() if name not in ("root", "path")}
+    groups["dataset"] = {name: value for name, value in groups["dataset"].items() if name not in PLACES}
     groups |= {name: spec.get(name, {}) for name in ("experts", "decoder")}
     return {f"{group}.{name}": value for group, given in groups.items() for name, value in given.items()}
 
@@ -78,7 +109,9 @@ def graded(evaluation: dict[str, Any]) -> dict[str, Any]:
     means = {f"{name}_mean": mean(s[name] for s in evaluation["students"]) for name in sorted(others)}
     about = {name: evaluation[name] for name in ("network", "protocol", "dataset", "dataset_digest")}
     # what these students got: their steps, and the bytes of stored labels or of a teacher
-    about |= {name: evaluation[name] for name in ("steps", "label_bytes") if name in evaluation}
+    kept = ("steps", "label_bytes", "protocol_digest", "selection")
+    about |= {name: evaluation[name] for name in kept if name in evaluation}
+    about |= {"evaluation_seed": evaluation["seed"]} if "seed" in evaluation else {}
     about |= {} if evaluation["complete"] else {"status": "evaluating"}
     return about | means | {"accuracy_mean": mean(scores), "accuracy_std": pstdev(scores), "n": len(scores)}
 

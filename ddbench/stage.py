@@ -279,7 +279,7 @@ def _teachers(problem: Problem, needs: Needs) -> Experts:
     recipe = _with_augment(needs.teacher_recipe or problem.expert_recipe, problem)
     if recipe.epochs is None:
         raise UsageError("a teacher's recipe must say for how many epochs it trains; set its epochs")
-    teachers = Experts(starts, problem.real, recipe)
+    teachers = Experts(starts, problem.real, replace(recipe, imported=""))  # imported ones are of another network
     teachers.build(needs.teachers, (recipe.epochs,))
     return teachers
 

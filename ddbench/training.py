@@ -150,10 +150,9 @@ def fit(
     source = source.whitened if isinstance(source, RealData) else source
     per_epoch = math.ceil(len(source) / recipe.batch)
     total = recipe.steps or (recipe.epochs or 1) * per_epoch
-    rule = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay)
+    rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
-    state = student.state or rule.init(parameters)
-    lessons, rate, step = Lessons(recipe, teacher), lr or recipe.lr, first_epoch * per_epoch
+    state, step = student.state or rule.init(parameters), first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
     for epoch in range(first_epoch, int(stop)):
         with (seed / "epoch" / epoch).scope():
@@ -162,8 +161,9 @@ def fit(
                     state = rule.init(parameters)
                 shown = lessons.shown(source[rows], lessons.draw(len(rows)))
                 g, buffers = lessons.gradient(network, parameters, buffers, shown)
+                rate = recipe.rate(step, total, lr or recipe.lr)
                 with torch.no_grad():
-                    parameters, state = rule.update(parameters.detach(), state, g, recipe.rate(step, total, rate))
+                    parameters, state = rule.update(parameters.detach(), state, g, rate)
                 step += 1
                 if watch is not None and step in watch.steps:
                     watch.see(step, Student(torch.cat([parameters, buffers]), state))

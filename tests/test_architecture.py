@@ -27,7 +27,7 @@ LAYERS = [
     "errors progress meter",
     "cache seeds records interrupt",
     "pixels tensors",
-    "preprocessing significance published",
+    "preprocessing significance published scores",
     "data augment mixing optimisers decode",
     "sets networks checkpoint",
     "training preview pixelspace",

@@ -1,11 +1,10 @@
-"""What every claim is compared with: MTT, one stage, accuracy."""
+"""What every claim is compared with: MTT, one stage."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ddbench import hookimpl
-from ddbench_baselines.metrics import Accuracy, CalibrationError
 from ddbench_baselines.mtt import Mtt
 from ddbench_baselines.single import Single
 
@@ -18,9 +17,3 @@ def register_matchers(register) -> None:
 @hookimpl
 def register_schedulers(register) -> None:
     register(Single)
-
-
-@hookimpl
-def register_metrics(register) -> None:
-    register(Accuracy)
-    register(CalibrationError)

@@ -1,4 +1,4 @@
-"""Metrics of a student on the test set."""
+"""Metrics of what a student predicts on the test set."""
 
 from __future__ import annotations
 

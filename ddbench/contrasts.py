@@ -1,0 +1,185 @@
+"""Lines of runs tested against a baseline and against each other, within groups that may be compared.
+
+A group is one dataset (by its digest), images per class, network and protocol (by its digest). The p of differences to
+the baseline are Holm-corrected over the group, and so are those of all pairs, which decide whether there is a best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+from ddbench.conditions import Condition, Row, parse
+from ddbench.errors import UsageError
+from ddbench.lines import Line
+from ddbench.significance import Test, holm, paired, welch
+
+LEVEL = 0.05
+# Below five seeds a side, a t test rests on a normality that nobody can see; such a line is never called the best.
+SEEDS_FOR_BEST = 5
+ITSELF = "(itself)"
+
+
+def test(lines: Sequence[Line], baseline: str | None) -> list[str]:
+    """Fill in differences, p values and the best of each group; returns what a reader has to know about them."""
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(line.group, []).append(line)
+    wanted = _baseline(baseline, lines)
+    captions = [
+        text for group in groups.values() for text in _against_baseline(group, wanted, strict=baseline is not None)
+    ]
+    reasons: dict[str, list[str]] = {}
+    for group in groups.values():
+        if reason := _mark_best(group):
+            reasons.setdefault(reason, []).append(_place(group[0].row))
+    several = len(groups) > 1
+    for reason, places in reasons.items():
+        shown = ", ".join(places[:4]) + (f" and {len(places) - 4} more" if len(places) > 4 else "")
+        captions.append(f"No line is marked as the best{f' of {shown}' if several else ''}: {reason}.")
+    return captions
+
+
+def _place(row: Row) -> str:
+    parts = (row["dataset"], row["ipc"] and f"ipc {row['ipc']}", row["network"])
+    return " ".join(str(part) for part in parts if part is not None) or "all"
+
+
+def _baseline(text: str | None, lines: Sequence[Line]) -> list[Condition]:
+    """``random`` or ``matcher=random,label_type=hard``."""
+    if text is None:
+        return [Condition("matcher", "=", "random")]
+    rows = [line.row for line in lines]
+    found = parse(text, rows) if any(sign in text for sign in "=<>~") else [Condition("matcher", "=", text.strip())]
+    if rows and not any(all(c.holds(row) for c in found) for row in rows):
+        names = ", ".join(sorted({str(row["matcher"]) for row in rows}))
+        raise UsageError(f"no line fits the baseline {text!r}; there are lines of {names}")
+    return found
+
+
+def _against_baseline(group: list[Line], wanted: list[Condition], *, strict: bool) -> list[str]:
+    """Compare each line of a group with its baseline. Returns captions."""
+    fits = [line for line in group if line.scores and all(c.holds(line.row) for c in wanted)]
+    found: list[tuple[Line, Test]] = []
+    unclear = False
+    for line in group:
+        near = _nearest(line, fits)
+        unclear |= len(near) > 1
+        if len(near) != 1 or near[0] is line:
+            continue
+        line.row["baseline"] = near[0].name
+        near[0].row["baseline"] = ITSELF
+        if line.scores:
+            found.append((line, between(line, near[0])))
+    raw = [(line, p) for line, result in found if (p := result.p) is not None]
+    corrected = dict(zip((id(line) for line, _ in raw), holm([p for _, p in raw]), strict=True))
+    for line, result in found:
+        line.row |= {"difference": result.difference, "test": result.name, "p": result.p,
+                     "p_holm": corrected.get(id(line))}  # fmt: skip
+        if result.note:
+            line.row["note"] = "; ".join(filter(None, (line.row["note"], result.note)))
+    if not unclear:
+        return []
+    names = ", ".join(line.name for line in fits)
+    if strict:
+        raise UsageError(
+            f"the baseline fits {len(fits)} lines of {_place(group[0].row)} ({names}); give more of it, such as "
+            "--baseline 'matcher=random,label_type=hard'"
+        )
+    return [f"{_place(group[0].row)} has several random lines ({names}): choose the baseline with --baseline."]
+
+
+def _nearest(line: Line, fits: list[Line]) -> list[Line]:
+    """The baselines for a line. Of several, that with the same kind of labels, hard or soft, and packing.
+
+    Soft labels alone gain points, so that a method with soft labels is to beat random images with soft labels.
+    """
+    if line in fits:
+        return [line]
+    for trait in (_soft, _packing):
+        alike = [other for other in fits if trait(other) == trait(line)]
+        fits = alike or fits
+    same = all(other.scores == fits[0].scores for other in fits)  # options that change nothing, such as unused experts
+    return fits[:1] if same else fits
+
+
+def _soft(line: Line) -> bool:
+    return line.row["label_type"] not in (None, "hard")
+
+
+def _packing(line: Line) -> Any:
+    return (line.row["options"] or {}).get("decoder.factor", 1)
+
+
+def between(one: Line, other: Line) -> Test:
+    """The difference of two lines: by pairs where two or more seeds are on both sides, else by Welch's test.
+
+    Runs with one seed start from the same real images and grade the same initialisations, so they are pairs.
+    """
+    shared = [seed for seed in one.scores if seed in other.scores]
+    whole = len(shared) == len(one.scores) == len(other.scores)
+    if len(shared) >= 2 or whole:
+        found = paired([one.scores[s] for s in shared], [other.scores[s] for s in shared])
+        most = max(len(one.scores), len(other.scores))
+        size = f"{len(shared)} seeds" if whole else f"{len(shared)} of {most} seeds"
+        found = replace(found, name=f"paired t, {size}")
+    else:
+        found = welch(list(one.scores.values()), list(other.scores.values()))
+        found = replace(found, name=f"Welch t, {len(one.scores)} and {len(other.scores)} seeds")
+    if not (one.testable and other.testable):
+        return replace(found, name="none", p=None, note="no p: the seeds of its settings are not the same")
+    return found if found.p is not None else replace(found, name="none")
+
+
+def _mark_best(group: list[Line]) -> str:
+    """Mark the line whose difference to every other is significant; else say why there is none.
+
+    The best is only known after looking, so that all pairs of the group are corrected for, not just its own.
+    """
+    lines = [line for line in group if line.scores]
+    if len(lines) < 2:
+        return ""
+    if few := [line for line in lines if len(line.scores) < SEEDS_FOR_BEST]:
+        who = few[0].name if len(few) == 1 else f"each of {len(few)} lines"
+        least = min(len(line.scores) for line in few)
+        return f"that takes {SEEDS_FOR_BEST} finished seeds of every line, and {who} has fewer (the least {least})"
+    if odd := [line for line in lines if not line.testable]:
+        return f"the seeds of {odd[0].name} are not the same in all that it averages over"
+    best = max(lines, key=lambda line: line.row["accuracy_mean"])
+    pairs = [(one, other, between(one, other).p) for one, other in combinations(lines, 2)]
+    tested = [(one, other, p) for one, other, p in pairs if p is not None]
+    corrected = zip(tested, holm([p for _, _, p in tested]), strict=True)
+    beaten = {
+        id(line) for (one, other, _), p in corrected if p < LEVEL for line in (one, other) if best in (one, other)
+    }
+    level = [line.name for line in lines if line is not best and id(line) not in beaten]
+    if level:
+        return (
+            f"{best.name} does not differ significantly from {', '.join(level[:3])}{' and others' if level[3:] else ''}"
+        )
+    best.row["best"] = True
+    return ""
+
+
+def legend(lines: Sequence[Line]) -> list[str]:
+    """What the columns mean, as far as they hold something."""
+    rows = [line.row for line in lines]
+    found = ["Accuracy is the mean ± sample deviation over seeds; each seed is one run, the mean of its students."]
+    if any(row["status"] != "ok" and row["n"] for row in rows):
+        found.append("Means are over the runs that finished; how many did not is under status.")
+    if any(row["ci_low"] is not None for row in rows):
+        found.append("95 % CI: Student's t over seeds; there is none for a single seed.")
+    if any(row["p_holm"] is not None for row in rows):
+        found.append(
+            "p (Holm): two-sided t test of the difference to the baseline, Holm-corrected within dataset, ipc, network "
+            "and protocol."
+        )
+    if any(" of " in (row["test"] or "") for row in rows):
+        found.append("Where a line has only some of the baseline's seeds, the difference is over those on both sides.")
+    if any(row["best"] for row in rows):
+        found.append("*: differs significantly from every other line of its group (p < 0.05, Holm over all pairs).")
+    if any(row["settings"] > 1 for row in rows):
+        found.append("Some lines average over several settings, with equal weights within each seed.")
+    return found

@@ -62,6 +62,7 @@ def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
         "matcher": f"all {top['images']} training images",
         "network": label(spec.network),
         "protocol": protocol.name,
+        "protocol_digest": protocol.digest,
         "selection": "validation",
         "label_type": "hard",
         "accuracy_mean": mean(top["accuracies"]),

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ddbench.data import Examples, RealData
+from ddbench.data import Examples
 from ddbench.networks import Network
 from ddbench.optimisers import State, optimiser
 from ddbench.progress import report
 from ddbench.seeds import Seed
-from ddbench.training import Labeller, Lessons, Recipe, Source, Student, Watch
+from ddbench.training import Labeller, Lessons, Recipe, Source, Student, Watch, paced
 
 MOST = 16  # students at once: their activations are held together
 
@@ -40,9 +40,7 @@ def fit_together(
     Student i sees the batches, augmentations and mixtures of ``seeds[i]``, at ``lrs[i]``. Raises RuntimeError when
     vmap cannot run the network; :func:`stackable` tells beforehand.
     """
-    source = source.whitened if isinstance(source, RealData) else source
-    per_epoch = math.ceil(len(source) / recipe.batch)
-    total = recipe.steps or (recipe.epochs or 1) * per_epoch
+    source, per_epoch, total = paced(source, recipe)
     rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
     vectors = torch.stack([s.vector.detach() for s in students])
     parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ddbench import published, tables
 from ddbench.conditions import Condition, Row, order, parse, select, value
 from ddbench.contrasts import ITSELF, legend, test
 from ddbench.errors import UsageError
 from ddbench.lines import aggregate, per_run
+from ddbench.results import rows as rows_of
+from ddbench.results import run_folders
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+WHOLE = ("ipc", "seed", "steps", "n", "peak_bytes", "image_bytes", "label_bytes")
 OTHER = {"setting": "other setting"}
 
 
@@ -27,6 +34,18 @@ class Ask:
     reported: str | None = None
     sort: str | None = None
     columns: tuple[str, ...] = ()
+
+
+def frame(out: Path) -> pd.DataFrame:
+    """The runs in a folder as a tidy data frame: a row per evaluation, or per run without one. For notebooks.
+
+    Accuracies are fractions, costs seconds and bytes; whole numbers stay whole where some are missing.
+    """
+    import pandas as pd  # half a second, which tables do without
+
+    found = pd.DataFrame([row for folder in run_folders(out) for row in rows_of(folder)])
+    whole = [name for name in WHOLE if name in found]
+    return found.astype(dict.fromkeys(whole, "Int64"))
 
 
 def table(rows: Sequence[Row], ask: Ask) -> list[tables.Table]:

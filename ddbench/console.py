@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -15,9 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from ddbench.progress import Event
+from ddbench.tables import UNSAFE
 
-# Control characters and bidirectional overrides from names of files, classes or plugins must not reach a terminal.
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _PLAIN_SECONDS = 10.0
 
 _out = Console(highlight=False, soft_wrap=True)
@@ -26,7 +24,7 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def clean(value: Any) -> str:
     """Text that is safe to show."""
-    return _UNSAFE.sub("?", str(value))
+    return UNSAFE.sub("?", str(value))
 
 
 def say(text: str) -> None:

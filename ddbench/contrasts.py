@@ -1,7 +1,8 @@
 """Lines of runs tested against a baseline and against each other, within groups that may be compared.
 
 A group is one dataset (by its digest), images per class, network and protocol (by its digest). The p of differences to
-the baseline are Holm-corrected over the group, and so are those of all pairs, which decide whether there is a best.
+the baselines are Holm-corrected over the whole table; those of all pairs of a group, which decide whether it has a
+best, over the group.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ def test(lines: Sequence[Line], baseline: str | None) -> list[str]:
     for line in lines:
         groups.setdefault(line.group, []).append(line)
     wanted = _baseline(baseline, lines)
-    captions = [
-        text for group in groups.values() for text in _against_baseline(group, wanted, strict=baseline is not None)
-    ]
+    found, captions = [], []
+    for group in groups.values():
+        tested, said = _against_baseline(group, wanted, strict=baseline is not None)
+        found += tested
+        captions += said
+    _correct(found)
     reasons: dict[str, list[str]] = {}
     for group in groups.values():
         if reason := _mark_best(group):
@@ -59,8 +63,10 @@ def _baseline(text: str | None, lines: Sequence[Line]) -> list[Condition]:
     return found
 
 
-def _against_baseline(group: list[Line], wanted: list[Condition], *, strict: bool) -> list[str]:
-    """Compare each line of a group with its baseline. Returns captions."""
+def _against_baseline(
+    group: list[Line], wanted: list[Condition], *, strict: bool
+) -> tuple[list[tuple[Line, Test]], list[str]]:
+    """The test of each line of a group against its baseline, and captions."""
     fits = [line for line in group if line.scores and all(c.holds(line.row) for c in wanted)]
     found: list[tuple[Line, Test]] = []
     unclear = False
@@ -73,6 +79,19 @@ def _against_baseline(group: list[Line], wanted: list[Condition], *, strict: boo
         near[0].row["baseline"] = ITSELF
         if line.scores:
             found.append((line, between(line, near[0])))
+    if not unclear:
+        return found, []
+    names = ", ".join(line.name for line in fits)
+    if strict:
+        raise UsageError(
+            f"the baseline fits {len(fits)} lines of {_place(group[0].row)} ({names}); give more of it, such as "
+            "--baseline 'matcher=random,label_type=hard'"
+        )
+    return found, [f"{_place(group[0].row)} has several random lines ({names}): choose the baseline with --baseline."]
+
+
+def _correct(found: list[tuple[Line, Test]]) -> None:
+    """Fill in the differences to baselines, with p corrected over all of them: a table is read as a whole."""
     raw = [(line, p) for line, result in found if (p := result.p) is not None]
     corrected = dict(zip((id(line) for line, _ in raw), holm([p for _, p in raw]), strict=True))
     for line, result in found:
@@ -80,15 +99,6 @@ def _against_baseline(group: list[Line], wanted: list[Condition], *, strict: boo
                      "p_holm": corrected.get(id(line))}  # fmt: skip
         if result.note:
             line.row["note"] = "; ".join(filter(None, (line.row["note"], result.note)))
-    if not unclear:
-        return []
-    names = ", ".join(line.name for line in fits)
-    if strict:
-        raise UsageError(
-            f"the baseline fits {len(fits)} lines of {_place(group[0].row)} ({names}); give more of it, such as "
-            "--baseline 'matcher=random,label_type=hard'"
-        )
-    return [f"{_place(group[0].row)} has several random lines ({names}): choose the baseline with --baseline."]
 
 
 def _nearest(line: Line, fits: list[Line]) -> list[Line]:
@@ -173,8 +183,7 @@ def legend(lines: Sequence[Line]) -> list[str]:
         found.append("95 % CI: Student's t over seeds; there is none for a single seed.")
     if any(row["p_holm"] is not None for row in rows):
         found.append(
-            "p (Holm): two-sided t test of the difference to the baseline, Holm-corrected within dataset, ipc, network "
-            "and protocol."
+            "p (Holm): two-sided t test of the difference to the baseline, Holm-corrected over all tests of the table."
         )
     if any(" of " in (row["test"] or "") for row in rows):
         found.append("Where a line has only some of the baseline's seeds, the difference is over those on both sides.")

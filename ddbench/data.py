@@ -107,7 +107,7 @@ class RealData:
         moved = self.preprocessing.to(device)
         return self if moved is self.preprocessing else replace(self, preprocessing=moved)
 
-    @cached_property
+    @property
     def whitened(self) -> RealData | Examples:
         """What to take batches from when every image is needed many times: all images, whitened once.
 
@@ -116,8 +116,10 @@ class RealData:
         """
         if self.preprocessing.kind != "zca" or self.preprocessing.mean.device.type != "cpu":
             return self
-        if self.pixels.numel() * 4 > LARGEST_WHITENED:
-            return self
+        return self if self.pixels.numel() * 4 > LARGEST_WHITENED else self._floats
+
+    @cached_property
+    def _floats(self) -> Examples:
         images = torch.empty(self.pixels.shape)
         for rows in torch.arange(len(self)).split(1000):
             images[rows] = self.preprocessing(self.pixels[rows])

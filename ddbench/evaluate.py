@@ -35,8 +35,8 @@ def share_right(logits: Tensor, targets: Tensor) -> float:
 class Examinee:
     """A trained student as metrics see it: its vector ``(p,)``, the test data, its ``logits`` ``(n, k)`` on them.
 
-    ``test`` passes through the set's own preprocessing. ``trail`` holds the vectors after the optimiser steps that a
-    metric's ``marks`` asked for, ascending.
+    ``test`` passes through the set's own preprocessing. ``trail`` holds the vectors after the optimiser steps, of
+    ``steps`` in all, that the metric's ``marks`` asked for, ascending.
     """
 
     network: Network
@@ -45,6 +45,7 @@ class Examinee:
     logits: Tensor
     targets: Tensor
     trail: tuple[tuple[int, Tensor], ...] = ()
+    steps: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,16 +198,19 @@ def grade(
     students on the way, the best look is what counts.
     """
     total, looks = teaching.total(curriculum), look_steps(curriculum, teaching, protocol or Protocol())
-    marks = {step for m in metrics.values() if hasattr(m, "marks") for step in m.marks(total)}
-    asked = frozenset(step for step in marks if 0 < step <= total)
+    asked = frozenset(step for m in metrics.values() for step in _marks(m, total))
     pupils = [Pupil(Student(network.init(seed / i / "init")), curriculum, seed / i, looks | asked) for i in students]
     for pupil, after in zip(pupils, taught(network, pupils, teaching, together=together), strict=True):
         seen = [vector for step, vector in pupil.trail if step in looks] or [after.vector]
         found = max(((*predict(network, v, test), v) for v in seen), key=lambda one: share_right(one[0], one[1]))
         trail = tuple((step, vector) for step, vector in pupil.trail if step in asked)
-        yield measured(Examinee(network, found[2], test, found[0], found[1], trail), metrics)
+        yield measured(Examinee(network, found[2], test, found[0], found[1], trail, total), metrics)
         pupil.trail.clear()
         report("evaluation", pupils.index(pupil) + 1, len(pupils))
+
+
+def _marks(metric: Any, steps: int) -> set[int]:
+    return {step for step in metric.marks(steps) if 0 < step <= steps} if hasattr(metric, "marks") else set()
 
 
 def measured(student: Examinee, metrics: dict[str, Any]) -> dict[str, float]:
@@ -214,7 +218,9 @@ def measured(student: Examinee, metrics: dict[str, Any]) -> dict[str, float]:
     numbers = {"accuracy": share_right(student.logits, student.targets)}
     for name, metric in metrics.items():
         if hasattr(metric, "examine"):
-            numbers |= {f"{name}.{key}": float(value) for key, value in metric.examine(student).items()}
+            marks = _marks(metric, student.steps)
+            own = replace(student, trail=tuple(mark for mark in student.trail if mark[0] in marks))
+            numbers |= {f"{name}.{key}": float(value) for key, value in metric.examine(own).items()}
         else:
             numbers[name] = float(metric(student.logits, student.targets))
     return numbers

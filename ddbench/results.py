@@ -50,7 +50,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         "ipc": spec["ipc"],
         "seed": spec["seed"],
         "protocol": spec["protocol"]["name"],
-        "protocol_digest": digest(spec["protocol"]),
+        "protocol_digest": _rules_of(spec),
         "label_type": result.get("label_type", spec["matcher"]["options"].get("labels")),
         "run": folder.name,
         "device": result.get("machine", {}).get("device"),
@@ -89,10 +89,15 @@ def _origin(spec: dict[str, Any], folder: Path, base: dict[str, Any]) -> dict[st
         "distil_digest": known,
         "distil_network": base["network"],
         "distil_protocol": spec["protocol"]["name"],
-        "distil_rules": digest(spec["protocol"]),
+        "distil_rules": _rules_of(spec),
         "architecture": digest(spec["network"]),
         "versions": ", ".join(sorted({str(v) for v in spec.get("versions", {}).values()})),
     }
+
+
+def _rules_of(spec: dict[str, Any]) -> str:
+    """The digest of a run's protocol; of specs that do not record it, of all its options."""
+    return spec.get("protocol_digest") or digest(spec["protocol"])
 
 
 def _options(spec: dict[str, Any]) -> dict[str, Any]:

@@ -173,21 +173,37 @@ def _versions(plugins: dict[str, Plugin]) -> tuple[tuple[str, str], ...]:
 
 
 def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY, matcher: str = "random") -> RunSpec:
-    """The same task with real images, one stage: random ones are what every run is shown beside."""
+    """The same task with real images, one stage: random ones are what every run is shown beside.
+
+    Whatever the run's method, it is the run that ``--matcher random`` would make with the same flags; what labels
+    images is the same for all coresets: the experts that random images have.
+    """
     names = {kind: getattr(spec, kind).name for kind in PLUGGED} | {"matcher": matcher, "scheduler": "single"}
     plugins = {kind: registry().get(kind, name) for kind, name in names.items()}
-    situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": "single"}
-    # what labels the images is the same for all of them: the experts that random images have
-    recipe = registry().get("matcher", "random").recipe(situation)
-    given = recipe.options if recipe and labels == "teacher" else {}
+    recipe = registry().get("matcher", "random").recipe(_situation(spec, "single"))
+    given = dict(recipe.options.get("matcher", {})) if recipe else {}
+    usual, own = options(_usual_experts(spec, spec.matcher.name, spec.scheduler.name)), options(spec.experts)
+    flags = {name: value for name, value in own.items() if value != usual[name]}
+    experts = options(_usual_experts(spec, "random", "single")) | flags
     return replace(
         spec,
-        matcher=make(plugins["matcher"].cls, dict(given.get("matcher", {})) | {"labels": labels}, "matcher"),
-        experts=make(Recipe, options(spec.experts) | dict(given.get("experts", {})), "experts"),
+        matcher=make(plugins["matcher"].cls, given | {"labels": labels}, "matcher"),
+        experts=make(Recipe, experts, "experts"),
         scheduler=make(plugins["scheduler"].cls, {}, "scheduler"),
         decoder=decoder,
         versions=_versions(plugins),
     )
+
+
+def _situation(spec: RunSpec, scheduler: str) -> dict[str, Any]:
+    return {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": scheduler}
+
+
+def _usual_experts(spec: RunSpec, matcher: str, scheduler: str) -> Recipe:
+    """The expert recipe that a task has under a matcher when no flag says otherwise."""
+    request = Request(spec.dataset.name, matcher, scheduler, ipc=spec.ipc)
+    chosen = {kind: registry().get(kind, name) for kind, name in (("dataset", spec.dataset.name), ("matcher", matcher))}
+    return _fill("experts", None, EXPERTS, _recipes(chosen, request), {}, {})
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", *, added: bool = True) -> list[str]:

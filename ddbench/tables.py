@@ -17,7 +17,7 @@ from ddbench.errors import UsageError
 FORMATS = ("table", "md", "csv", "json", "latex", "html")
 
 # Control characters and bidirectional overrides, which must not reach a terminal or a page.
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 # What people see: the column of the row, its title, and how a cell of it reads.
 _COMMON = {"dataset": "dataset", "network": "network", "ipc": "ipc", "matcher": "matcher", "scheduler": "scheduler",
@@ -86,7 +86,7 @@ def choose(table: Table, names: Sequence[str]) -> Table:
 
 def clean(value: Any) -> str:
     """Text on one line that is safe to show."""
-    return " ".join(_UNSAFE.sub("?", str(value)).split())
+    return " ".join(UNSAFE.sub("?", str(value)).split())
 
 
 def cell(name: str, row: Row) -> str:
@@ -158,7 +158,7 @@ def _plain(value: Any) -> Any:
     """A cell of CSV. Text that a spreadsheet would take for a formula begins with an apostrophe."""
     if value is None or is_number(value) or isinstance(value, bool):
         return value
-    text = json.dumps(value) if isinstance(value, (list, dict)) else _UNSAFE.sub("?", str(value))
+    text = json.dumps(value) if isinstance(value, (list, dict)) else UNSAFE.sub("?", str(value))
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 

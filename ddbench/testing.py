@@ -23,7 +23,7 @@ import torch
 from torch.autograd import grad
 from torch.func import vmap
 
-from ddbench import Curriculum, Dataset, Needs, Network, Problem, Seed, SyntheticSet, UsageError
+from ddbench import Curriculum, Dataset, Examinee, Needs, Network, Problem, Seed, SyntheticSet, UsageError, predict
 from ddbench.cache import Cache, digest
 from ddbench.plugins import check_class, registry
 from ddbench.records import describe, make
@@ -168,9 +168,16 @@ def _check_training(network: Network, vectors: torch.Tensor, x: torch.Tensor) ->
 
 
 def check_metric(metric: Any) -> None:
-    """Measure made-up predictions: a finite float, the same each time, and arguments left as they were."""
+    """Measure made-up predictions: finite floats, the same each time, and arguments left as they were.
+
+    A metric with ``examine`` is shown a network of the toy task, with the marks that it asks for.
+    """
     measure = _made("metric", metric)
-    targets, name = torch.arange(30) % 5, f"metric {measure.name!r}"
+    name = f"metric {measure.name!r}"
+    if hasattr(measure, "examine"):
+        _check_examination(measure, name)
+        return
+    targets = torch.arange(30) % 5
     with Seed(0).scope():
         cases = {"random": torch.randn(30, 5), "perfect": 9 * torch.eye(5)[targets], "equal": torch.ones(30, 5)}
     for case, logits in cases.items():
@@ -181,6 +188,24 @@ def check_metric(metric: Any) -> None:
         kept = torch.equal(given[0], logits) and torch.equal(given[1], targets)
         require(kept, f"{name} changes its arguments in place; clone them first")
         _steady(lambda given=given: measure(*given), f"{name} gives two numbers for the same {case} predictions")
+
+
+def _check_examination(measure: Any, name: str) -> None:
+    problem, steps = toy_task(), 20
+    vectors = [problem.starts[i] for i in range(steps + 1)]
+    marks = sorted(measure.marks(steps)) if hasattr(measure, "marks") else []
+    require(all(isinstance(m, int) for m in marks), f"{name} must mark optimiser steps by whole numbers, got {marks}")
+    trail = tuple((m, vectors[m]) for m in marks if 0 < m <= steps)
+    logits, targets = predict(problem.network, vectors[-1], problem.real)
+    student = Examinee(problem.network, vectors[-1], problem.real, logits, targets, trail, steps)
+    before = [student.vector.clone(), logits.clone(), targets.clone()]
+    found = measure.examine(student)
+    numbers = isinstance(found, dict) and all(isinstance(v, float) and math.isfinite(v) for v in found.values())
+    require(numbers and found, f"{name} must give a dictionary of finite floats, got {found!r}; use float(...)")
+    after = [student.vector, logits, targets]
+    kept = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    require(kept, f"{name} changes its arguments in place; clone them first")
+    _steady(lambda: measure.examine(student), f"{name} gives two answers for the same student")
 
 
 def _steady(work: Callable[[], Any], otherwise: str) -> Any:

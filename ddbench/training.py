@@ -109,6 +109,13 @@ class Student:
     state: State = ()
 
 
+def paced(source: Source, recipe: Recipe) -> tuple[Source, int, int]:
+    """What batches are taken from, the optimiser steps of an epoch, and those in all."""
+    source = source.whitened if isinstance(source, RealData) else source
+    per_epoch = math.ceil(len(source) / recipe.batch)
+    return source, per_epoch, recipe.steps or (recipe.epochs or 1) * per_epoch
+
+
 @dataclass(frozen=True)
 class Watch:
     """Calls ``see(step, student)`` when ``step`` optimiser steps of a training are done, for the ``steps`` named."""
@@ -147,9 +154,7 @@ def fit(
     from there to the same bits. ``watch`` sees the student after the optimiser steps that it names. ``state`` of the
     student continues an optimiser; empty starts a fresh one. Progress is reported as ``what``; None reports nothing.
     """
-    source = source.whitened if isinstance(source, RealData) else source
-    per_epoch = math.ceil(len(source) / recipe.batch)
-    total = recipe.steps or (recipe.epochs or 1) * per_epoch
+    source, per_epoch, total = paced(source, recipe)
     rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state, step = student.state or rule.init(parameters), first_epoch * per_epoch

@@ -344,19 +344,22 @@ def test_of_seeds_that_pair_in_part_the_difference_is_over_the_pairs():
     assert row["test"] == "paired t, 4 of 5 seeds"
 
 
-def test_p_values_are_corrected_within_a_group_and_not_across_groups():
+def test_p_values_are_corrected_over_all_tests_of_the_table():
     scores = {"a": BETTER, "b": [0.50, 0.52, 0.50, 0.52, 0.54], "c": [0.53, 0.50, 0.51, 0.50, 0.55]}
     rows_ = runs("random", RANDOM) + [row for name, values in scores.items() for row in runs(name, values)]
-    alone = by_matcher(rows_)
     raw = {name: float(stats.ttest_rel(values, RANDOM).pvalue) for name, values in scores.items()}
-    smallest = sorted(raw.values())
-    steps = [3 * smallest[0], 2 * smallest[1], smallest[2]]
-    holm = [min(1.0, max(steps[: i + 1])) for i in range(3)]
-    for name, p in raw.items():
-        assert alone[name]["p"] == pytest.approx(p)
-        assert alone[name]["p_holm"] == pytest.approx(holm[smallest.index(p)])
-    doubled = compared([*rows_, *(row | {"ipc": 10} for row in rows_)])
-    assert [row["p_holm"] for row in doubled if row["matcher"] == "a"] == [alone["a"]["p_holm"]] * 2
+    for copies in (1, 2):  # the second time the same runs stand there as another group too
+        pooled = sorted(list(raw.values()) * copies)
+        steps = [(len(pooled) - i) * p for i, p in enumerate(pooled)]
+        holm = [min(1.0, max(steps[: i + 1])) for i in range(len(steps))]
+        table = compared([row | {"ipc": 10 * copy + 1} for copy in range(copies) for row in rows_])
+        lines = [row for row in table if row["matcher"] in raw]
+        assert len(lines) == 3 * copies
+        for name, p in raw.items():
+            mine = sorted(row["p_holm"] for row in lines if row["matcher"] == name)
+            at = [holm[i] for i, other in enumerate(pooled) if other == p]
+            assert mine == pytest.approx(at)  # equal p stay equal
+            assert all(row["p"] == pytest.approx(p) for row in lines if row["matcher"] == name)
 
 
 def test_differences_that_do_not_vary_have_no_p_and_a_note():
@@ -812,3 +815,15 @@ def test_rows_tell_how_the_data_were_prepared_but_not_where_they_lie(tmp_path):
     assert found[0]["options"] == {"dataset.zca": True, "dataset.limit": 50}
     shown = [tables.cell("matcher", row) for row in per_run(found)]
     assert sorted(shown) == ["random (dataset.zca=False)", "random (dataset.zca=True)"]
+
+
+def test_a_folder_of_runs_becomes_a_tidy_data_frame(tmp_path):
+    folder(tmp_path, "one", result=DONE, scores=[[0.25, 0.75]])
+    folder(tmp_path, "two")
+    found = compare.frame(tmp_path)
+    assert found["run"].tolist() == ["one", "two"]
+    assert found["accuracy_mean"].iloc[0] == 0.5
+    assert found["accuracy_mean"].isna().tolist() == [False, True]
+    assert str(found["ipc"].dtype) == str(found["steps"].dtype) == "Int64"
+    assert found["n"].tolist() == [2, 0]
+    assert compare.frame(tmp_path / "nothing").empty

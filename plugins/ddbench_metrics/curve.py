@@ -19,7 +19,6 @@ class Curve:
     """Test accuracy after a share of a student's optimiser steps: ``curve.<step>``.
 
     The learning rate follows the student's own schedule, so a point is no student that was trained for so few steps.
-    Steps that another metric marks are measured too.
     """
 
     name = "curve"

@@ -46,7 +46,7 @@ class Peak:
 def iteration(method: str, steps: int, device: str = "cpu") -> Callable[[], Gradient]:
     """A call that differentiates one unroll of ``steps`` steps, as the matcher does in each iteration."""
     name, curvature = METHODS[method]
-    matcher = registry().get("matcher", name).cls(**({"curvature": curvature} if curvature else {}))
+    matcher = registry().get("matcher", name).cls(**({"curvature": curvature, "engine": "eager"} if curvature else {}))
     network = _network(device)
     start, target = (network.init(Seed(0) / end) for end in ("start", "target"))
     with (Seed(0) / "memory").scope():

@@ -18,6 +18,7 @@ import torch
 
 from ddbench.cache import file_digest, read_json, write_json
 from ddbench.checkpoint import has_nan, load_state, save_state
+from ddbench.compiled import account
 from ddbench.data import RealData
 from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.evaluate import Verdict, judge
@@ -251,7 +252,8 @@ class Stage:
             "peak_bytes": self.ledger.peak,
             "metrics_end": self.ledger.metrics_end,
         }
-        write_json(self.folder / "result.json", notes)
+        compiled = account()
+        write_json(self.folder / "result.json", notes | ({"engine": compiled} if compiled else {}))
         self.checkpoint.unlink(missing_ok=True)
         return self.best, notes
 

@@ -31,14 +31,14 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ddbench.augment import DSA, NO_DRAW, Draw
+from ddbench.compiled import EAGER, Engine, Passes
 from ddbench.data import Examples
 from ddbench.networks import Network
 from ddbench.optimisers import SGD, Optimiser, State
 from ddbench.sets import Pool
-from ddbench.training import soft_cross_entropy
+from ddbench.steps import Loss, Step, StudentLoss, first_order, linear
 
 Curvature = Literal["exact", "zero"]
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (parameters, images, targets) -> scalar
 Terminal = Callable[[Tensor], Tensor]  # parameters -> scalar
 
 
@@ -94,17 +94,9 @@ class Gradient:
     end: Tensor
 
 
-def student_loss(network: Network, buffers: Tensor | None = None) -> Loss:
-    """The soft cross-entropy of ``network`` as a function of its parameters (training mode).
-
-    ``buffers`` are the batch-norm statistics that ride along, constant; none when the network has none.
-    """
-
-    def loss(parameters: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        vector = parameters if buffers is None or not len(buffers) else torch.cat([parameters, buffers])
-        return soft_cross_entropy(network.apply(vector, images), labels)
-
-    return loss
+def student_loss(network: Network, buffers: Tensor | None = None) -> StudentLoss:
+    """The loss of a student; the one kind of loss that an engine can compile."""
+    return StudentLoss(network, torch.empty(0, device=network.device) if buffers is None else buffers)
 
 
 def matching(start: Tensor, target: Tensor) -> Terminal:
@@ -128,37 +120,36 @@ def reverse(
     curvature: Curvature = "exact",
     optimiser: Optimiser | None = None,
     window: int | None = None,
+    engine: Engine = EAGER,
 ) -> Gradient:
     """Gradients of ``terminal(theta_T)`` by a reverse sweep over stored parameter vectors.
 
     ``start`` is theta_0 ``(p,)``, ``lr`` a 0-dim tensor. ``window`` stops the sweep after that many
     steps from the end (truncated backpropagation). Memory: one step's graph, and the vectors of the steps swept.
+    A loss that is no :class:`StudentLoss` is differentiated eagerly by every ``engine``.
     """
     rule, steps = optimiser or SGD(), len(plan.batches)
     first = 0 if window is None else max(0, steps - window)
-    path, states = _forward(loss, start, pool, lr.detach(), plan, rule, first)
+    passes: dict[int, Passes] = {}
+    if isinstance(loss, StudentLoss):
+        sizes = [len(rows) for rows in plan.batches]
+        passes = engine.passes(loss.network, loss.buffers, start, sizes, pool.new.labels.shape[1], curvature == "exact")
+    path, states, kept = _forward(loss, start, pool, lr.detach(), plan, rule, first, passes)
     end = path[-1].requires_grad_()
     value = terminal(end)
-    adjoint = grad(value, end)[0]
-    state_adjoint = tuple(torch.zeros_like(s) for s in states[-1])
+    cotangents = (grad(value, end)[0], tuple(torch.zeros_like(s) for s in states[-1]))
     images, labels = torch.zeros_like(pool.new.images), torch.zeros_like(pool.new.labels)
     lr_gradient = torch.zeros_like(lr)
     for t in range(steps - 1, first - 1, -1):
         path.pop()  # theta_{t+1} is not needed again
         states.pop()
-        rows, batch = plan.batches[t], pool[plan.batches[t]]
-        need_curvature = curvature == "exact" and t > first
-        theta = path[-1].requires_grad_()
-        second = _SecondOrder(loss, theta, batch, plan.draws[t])
-        adjoint, state_adjoint, v, rate = _through_update(
-            rule, theta.detach(), states[-1], second.g.detach(), lr.detach(), adjoint, state_adjoint
-        )
-        lr_gradient += rate
-        d_images, d_labels, curved = second.pull(v, need_curvature)
-        pool.scatter(images, rows, d_images)
-        pool.scatter(labels, rows, d_labels)
-        if curved is not None:
-            adjoint = adjoint + curved
+        rows = plan.batches[t]
+        step = Step(loss, rule, path[-1].detach(), states[-1], lr.detach(), pool[rows], plan.draws[t], kept.pop())
+        swept = step.back(*cotangents, curvature == "exact" and t > first, passes.get(len(rows)))
+        cotangents = (swept.adjoint, swept.state_adjoint)
+        lr_gradient += swept.lr
+        pool.scatter(images, rows, swept.images)
+        pool.scatter(labels, rows, swept.labels)
     return Gradient(value.detach(), images, labels, lr_gradient, end.detach())
 
 
@@ -196,59 +187,31 @@ def autograd_unroll(
 
 
 def _forward(
-    loss: Loss, start: Tensor, pool: Pool, lr: Tensor, plan: Plan, rule: Optimiser, first: int
-) -> tuple[list[Tensor], list[State]]:
-    """theta_first to theta_T, and the optimiser's states beside them."""
+    loss: Loss,
+    start: Tensor,
+    pool: Pool,
+    lr: Tensor,
+    plan: Plan,
+    rule: Optimiser,
+    first: int,
+    passes: dict[int, Passes] | None = None,
+) -> tuple[list[Tensor], list[State], list[Tensor | None]]:
+    """theta_first to theta_T, the optimiser's states beside them, and the g_t that compiled steps need again."""
     theta = start.detach()
-    path, states = [theta], [rule.init(theta)]
+    path, states, kept = [theta], [rule.init(theta)], []
     for t, (rows, draw) in enumerate(zip(plan.batches, plan.draws, strict=True)):
         batch = pool[rows]
-        leaf = theta.detach().requires_grad_()
-        g = grad(loss(leaf, draw(batch.images), batch.labels), leaf)[0]
+        compiled = (passes or {}).get(len(rows))
+        with torch.no_grad():
+            augmented = draw(batch.images)
+        g = first_order(loss, theta, augmented, batch.labels, compiled)
         with torch.no_grad():
             theta, state = rule.update(theta, states[-1], g, lr)
         if t < first:  # theta_t lies before the window
             path.clear()
             states.clear()
+            kept.clear()
         path.append(theta)
         states.append(state)
-    return path, states
-
-
-class _SecondOrder:
-    """One step's gradient with its graph, to be pulled back along a cotangent once that is known."""
-
-    def __init__(self, loss: Loss, theta: Tensor, batch: Examples, draw: Draw) -> None:
-        self.theta = theta
-        self.images = batch.images.detach().requires_grad_()
-        self.labels = batch.labels.detach().requires_grad_()
-        self.augmented = draw(self.images)
-        # The augmented batch is the leaf of the second-order graph: A_t is then passed through once.
-        self.leaf = self.augmented.detach().requires_grad_()
-        self.g = grad(loss(theta, self.leaf, self.labels), theta, create_graph=True)[0]
-
-    def pull(self, v: Tensor, need_curvature: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """d<v, g>/d(images, labels, theta); the last only when asked for."""
-        inputs = [self.leaf, self.labels] + ([self.theta] if need_curvature else [])
-        d_leaf, d_labels, *curved = grad(self.g, inputs, v, materialize_grads=True)
-        d_images = d_leaf
-        if self.augmented.requires_grad and self.augmented is not self.images:
-            d_images = grad(self.augmented, self.images, d_leaf)[0]
-        return d_images, d_labels, curved[0] if curved else None
-
-
-def _through_update(
-    rule: Optimiser,
-    theta: Tensor,
-    state: State,
-    g: Tensor,
-    lr: Tensor,
-    adjoint: Tensor,
-    state_adjoint: State,
-) -> tuple[Tensor, State, Tensor, Tensor]:
-    """Cotangents of (theta', state') through one update: those of (theta, state, g, lr)."""
-    inputs = [t.detach().requires_grad_() for t in (theta, g, lr, *state)]
-    after, after_state = rule.update(inputs[0], tuple(inputs[3:]), inputs[1], inputs[2])
-    outputs, cotangents = [after, *after_state], [adjoint, *state_adjoint]
-    d_theta, d_g, d_lr, *d_state = grad(outputs, inputs, cotangents, materialize_grads=True)
-    return d_theta, tuple(d_state), d_g, d_lr
+        kept.append(g.clone() if compiled and not linear(rule) else None)
+    return path, states, kept[len(kept) - len(path) + 1 :]

@@ -541,7 +541,7 @@ def test_a_window_stores_no_vectors_of_the_steps_before_it():
         return (theta.sum() * images).square().mean()
 
     theta = torch.randn(5)
-    whole, _ = _forward(loss, theta, pool, torch.tensor(0.1), plan, SGD(0.9), 0)
-    path, states = _forward(loss, theta, pool, torch.tensor(0.1), plan, SGD(0.9), 4)
-    assert (len(whole), len(path), len(states)) == (8, 4, 4)
+    whole, _, _ = _forward(loss, theta, pool, torch.tensor(0.1), plan, SGD(0.9), 0)
+    path, states, kept = _forward(loss, theta, pool, torch.tensor(0.1), plan, SGD(0.9), 4)
+    assert (len(whole), len(path), len(states), len(kept)) == (8, 4, 4, 3)
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], path, strict=True))

@@ -13,6 +13,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ddbench import Pool, hookimpl
+from ddbench.compiled import Engine, Kind
 from ddbench.trajectory import Method
 from ddbench.unroll import Gradient, Loss, Plan, Terminal, reverse
 
@@ -37,6 +38,9 @@ class Tesla(Method):
     every iteration labels the current images by the target of its segment (what is stored is again the mean
     prediction); images and labels can then drift together until neither says anything, see docs/tesla.md. The
     official CIFAR commands use ``"hard"``.
+
+    ``engine="auto"`` compiles the student's steps in runs that are long enough to win the time back, by a rule of
+    shapes and counts (docs/performance.md). Compiled and eager steps agree up to rounding, not to the bit.
     """
 
     name = "tesla"
@@ -44,11 +48,15 @@ class Tesla(Method):
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
     curvature: Annotated[Literal["zero", "exact"], "TESLA's formula, or the true unrolled gradient"] = "zero"
     window: Annotated[int | None, Ge(1), "differentiate only the last steps of the student; none for all"] = None
+    engine: Annotated[Kind, "compile student steps: where it pays (auto), never, or always"] = "auto"
 
     def differentiate(
         self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
     ) -> Gradient:
-        return reverse(loss, terminal, start, pool, lr, plan, curvature=self.curvature, window=self.window)
+        engine = Engine(self.engine, self.steps)
+        return reverse(
+            loss, terminal, start, pool, lr, plan, curvature=self.curvature, window=self.window, engine=engine
+        )
 
 
 @hookimpl

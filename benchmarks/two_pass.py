@@ -1,0 +1,139 @@
+"""TESLA the straightforward way, as a yardstick: the engine's times are quoted as ratios to this.
+
+    python benchmarks/two_pass.py                                  # ConvNet-D3, width 128, 32 images of 3x32x32
+    python benchmarks/two_pass.py --width 32 --batch 50 --steps 10
+
+Two passes over the student's steps, by autograd and nothing else: forwards for theta_T, then once more with each
+step's graph (``create_graph``) for d<v, g_t>/dx (Cui et al., ICML 2023, eq. 5-6). This file does not change when the
+engine does. Times are CPU seconds of the process's one thread, methods taking turns in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+from ddbench import DSA, Examples, Network, Pool, Seed
+from ddbench.compiled import Engine, account
+from ddbench.meter import keep_freed_memory, machine
+from ddbench.plugins import registry
+from ddbench.unroll import Gradient, Plan, autograd_unroll, matching, reverse, student_loss
+
+SHAPE, CLASSES = (3, 32, 32), 10
+STRATEGY = "color_crop_cutout_flip_scale_rotate"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A student's unroll on noise: times depend on shapes alone."""
+
+    network: Network
+    start: Tensor
+    target: Tensor
+    pool: Pool
+    lr: Tensor
+    plan: Plan
+
+
+def task(width: int, batch: int, steps: int, strategy: str = STRATEGY) -> Task:
+    network = Network(registry().get("network", "convnet").cls(width=width), SHAPE, CLASSES)
+    start, target = (network.init(Seed(0) / end) for end in ("start", "target"))
+    with (Seed(0) / "two-pass").scope():
+        pool = Pool(Examples(torch.randn(batch, *SHAPE), torch.randn(batch, CLASSES).softmax(1)))
+        plan = Plan.draw(batch, steps, None, DSA(strategy))
+    return Task(network, start, target, pool, torch.tensor(0.01), plan)
+
+
+def two_pass(t: Task) -> Gradient:
+    """The published gradient: every theta_t independent of earlier images."""
+
+    def gradient(theta: Tensor, images: Tensor, labels: Tensor, graph: bool) -> Tensor:
+        loss = -(labels * t.network.apply(theta, images).log_softmax(1)).sum(1).mean()
+        return grad(loss, theta, create_graph=graph)[0]
+
+    images, labels = t.pool.new.images, t.pool.new.labels
+    path = [t.start]
+    for rows, draw in zip(t.plan.batches, t.plan.draws, strict=True):
+        theta = path[-1].detach().requires_grad_()
+        g = gradient(theta, draw(images[rows]), labels[rows], graph=False)
+        path.append((theta - t.lr * g).detach())
+    end = path[-1].requires_grad_()
+    loss = (end - t.target).square().sum() / (t.start - t.target).square().sum()
+    adjoint = grad(loss, end)[0]
+    by_images, by_labels, by_lr = torch.zeros_like(images), torch.zeros_like(labels), torch.zeros(())
+    for theta, rows, draw in zip(path, t.plan.batches, t.plan.draws, strict=False):
+        x, y = images[rows].requires_grad_(), labels[rows].requires_grad_()
+        g = gradient(theta.detach().requires_grad_(), draw(x), y, graph=True)
+        d_x, d_y = grad(g, (x, y), -t.lr * adjoint)
+        by_images.index_add_(0, rows, d_x)
+        by_labels.index_add_(0, rows, d_y)
+        by_lr -= adjoint @ g.detach()
+    return Gradient(loss.detach(), by_images, by_labels, by_lr, end.detach())
+
+
+def methods(t: Task, kinds: tuple[str, ...]) -> dict[str, Callable[[], Gradient]]:
+    """The two-pass form, MTT's autograd, and the engine, by the names that tables use."""
+    unroll = (student_loss(t.network), matching(t.start, t.target), t.start, t.pool, t.lr, t.plan)
+
+    def engine(curvature: str, kind: str) -> Callable[[], Gradient]:
+        return lambda: reverse(*unroll, curvature=curvature, engine=Engine(kind))
+
+    made = {"two-pass": lambda: two_pass(t), "mtt": lambda: autograd_unroll(*unroll)}
+    for kind in kinds:
+        made |= {f"{curvature} {kind}": engine(curvature, kind) for curvature in ("zero", "exact")}
+    return made
+
+
+def measure(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each method in each round, after one call to warm up (and to compile)."""
+    keep_freed_memory()  # as in a run
+    for call in work.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, call in work.items():
+            began = time.process_time()
+            call()
+            times[name].append(time.process_time() - began)
+    return times
+
+
+def ratios(times: dict[str, list[float]], base: str = "two-pass") -> dict[str, list[float]]:
+    """How many times faster than ``base`` each method was, round by round."""
+    return {name: [b / own for b, own in zip(times[base], values, strict=True)] for name, values in times.items()}
+
+
+def table(times: dict[str, list[float]], steps: int) -> str:
+    lines = ["| method | ms per student step | times faster | from | to |", "| --- | ---: | ---: | ---: | ---: |"]
+    for name, faster in ratios(times).items():
+        middle = 1000 * statistics.median(times[name]) / steps
+        spread = f"{statistics.median(faster):.2f} | {min(faster):.2f} | {max(faster):.2f}"
+        lines.append(f"| {name} | {middle:.1f} | {spread} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The engine's time, as ratios to two-pass TESLA.")
+    for name, value in (("width", 128), ("batch", 32), ("steps", 4), ("rounds", 7)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--kinds", nargs="+", default=("eager", "compiled"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    about = machine("cpu")
+    print(f"{about['device']}, {about['system']}, torch {about['torch']}, 1 thread, {given.rounds} rounds")
+    print(f"ConvNet width {given.width}, {given.batch} images of 3x32x32 per batch, {given.steps} steps\n")
+    work = methods(task(given.width, given.batch, given.steps), tuple(given.kinds))
+    print(table(measure(work, given.rounds), given.steps))
+    for note in account():
+        print(note)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddbench.cohort import MOST, stackable
+from ddbench.cohort import MOST, trains_together
 from ddbench.data import RealData
 from ddbench.networks import Network
 from ddbench.progress import report
@@ -64,15 +64,6 @@ class Pupil:
             self.trail.append((step, student.vector.detach().clone()))
 
         return Watch(self.marks, see) if self.marks else None
-
-
-def trains_together(network: Network, teaching: Teaching, asked: bool | None = None) -> bool:
-    """Whether students train by one vectorised step: on CUDA, where that is faster, if the network allows it.
-
-    ``asked`` overrides the choice; a network that does not allow it trains one student at a time all the same.
-    """
-    wanted = network.device.type == "cuda" if asked is None else asked
-    return wanted and stackable(network, teaching.recipe)
 
 
 def taught(
@@ -168,7 +159,7 @@ def _scores(
         before = {name: sum(teaching.steps_of(j, t) for j in range(first)) for name, t in trials.items()}
         marks = {name: frozenset(step - before[name] for step in steps) for name, steps in marks.items()}
     pupils = [Pupil(b, t, students.seed / i, marks[name]) for name, t in trials.items() for i, b in enumerate(begins)]
-    together = trains_together(network, teaching)
+    together = trains_together(network, teaching.recipe)
     graded = []
     for pupil, after in zip(pupils, taught(network, pupils, teaching, first, together=together), strict=True):
         seen = [vector for _, vector in pupil.trail] or [after.vector]

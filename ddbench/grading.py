@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ddbench.cache import Cache, digest, home, read_json, write_json
+from ddbench.cohort import trains_together
 from ddbench.data import Dataset
 from ddbench.errors import DataError
-from ddbench.evaluate import accuracy, grade, trains_together, tuned
+from ddbench.evaluate import accuracy, grade, tuned
 from ddbench.files import Distilled
 from ddbench.networks import Network
 from ddbench.plugins import registry
@@ -61,7 +62,7 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
     torch.set_num_threads(threads)
     distilled = plan.distilled.on(plan.device)
     network = distilled.build_network(plan.device)
-    together = trains_together(network, distilled.teaching, plan.together)
+    together = trains_together(network, distilled.teaching.recipe, plan.together)
     path = folder / f"{digest(_identity(plan, network, seed, threads, together))[:12]}.json"
     record = read_json(path) if path.exists() else _fresh(plan, distilled, network, seed)
     metrics = default_metrics() if plan.metrics is None else plan.metrics

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ddbench import Curriculum, Examples, Network, Recipe, Seed, Student, SyntheticSet, Teaching, fit, teach
-from ddbench.cohort import fit_together, stackable
-from ddbench.evaluate import MOST, Pupil, taught, trains_together
+from ddbench.cohort import MOST, fit_together, stackable, trains_together
+from ddbench.evaluate import Pupil, taught
 from ddbench.plugins import registry
 from ddbench.records import make
 from ddbench.starts import teach_together
@@ -187,14 +187,13 @@ def test_networks_that_draw_while_they_train_or_look_at_their_data_train_one_at_
 
 
 def test_on_a_cpu_students_train_together_only_when_asked():
-    teaching = Teaching(RECIPE)
-    assert not trains_together(network(), teaching)
-    assert trains_together(network(), teaching, True)
-    assert not trains_together(built(lambda: Noisy(0.5)), teaching, True)
+    assert not trains_together(network(), RECIPE)
+    assert trains_together(network(), RECIPE, True)
+    assert not trains_together(built(lambda: Noisy(0.5)), RECIPE, True)
     on_cuda = SimpleNamespace(device=torch.device("cuda"))
-    with patch("ddbench.evaluate.stackable", lambda *_: True):
-        assert trains_together(on_cuda, teaching)
-        assert not trains_together(on_cuda, teaching, False)
+    with patch("ddbench.cohort.stackable", lambda *_: True):
+        assert trains_together(on_cuda, RECIPE)
+        assert not trains_together(on_cuda, RECIPE, False)
 
 
 def test_asking_whether_students_can_train_together_draws_nothing():

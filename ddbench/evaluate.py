@@ -134,8 +134,9 @@ def tuned(
     learning rates, where all have one; any other name is a number, and serves all sets. None where the protocol
     tries nothing and trusts the sets. ``students`` are fresh.
     """
-    trials = {repr(lr): curriculum.at(lr) for lr in sorted(protocol.lrs)}
-    if all(s.lr is not None for s in curriculum.sets):
+    own = {s.lr for s in curriculum.sets}
+    trials = {repr(lr): curriculum.at(lr) for lr in sorted(protocol.lrs) if own != {lr}}
+    if None not in own:
         trials["own"] = curriculum
     if not protocol.lrs:
         return None, {}

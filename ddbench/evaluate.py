@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean, pstdev
+from statistics import mean
 from typing import Any
 
 from torch import Tensor
@@ -206,8 +206,10 @@ def _marks(metric: Any, steps: int) -> set[int]:
 
 
 def measured(student: Examinee, metrics: dict[str, Any]) -> dict[str, float]:
-    """What the metrics say of a student; accuracy always."""
+    """What the metrics say of a student; accuracy always. A number that is not finite counts as not known."""
     numbers = {"accuracy": share_right(student.logits, student.targets)}
+    if not student.logits.isfinite().all():
+        return numbers | {"diverged": 1.0}  # what it answers is chance, and no other metric has a value
     for name, metric in metrics.items():
         if hasattr(metric, "examine"):
             marks = _marks(metric, student.steps)
@@ -215,9 +217,4 @@ def measured(student: Examinee, metrics: dict[str, Any]) -> dict[str, float]:
             numbers |= {f"{name}.{key}": float(value) for key, value in metric.examine(own).items()}
         else:
             numbers[name] = float(metric(student.logits, student.targets))
-    return numbers
-
-
-def summary(values: list[float]) -> tuple[float, float]:
-    """Mean and population standard deviation over students, as the field reports them."""
-    return mean(values), pstdev(values)
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -147,7 +148,9 @@ class Experts:
         return self.snapshot(index, epoch)[:p], self.snapshot(index, epoch + span)[:p]
 
     def seconds(self, count: int) -> float:
-        """What training the first ``count`` experts cost when they were made, teaching included."""
+        """What training the first ``count`` experts cost when they were made, teaching included; NaN if not known."""
+        if self.imported:
+            return math.nan
         notes = [self._path(i).with_suffix(".json") for i in range(count)]
         return sum(read_json(note)["seconds"] for note in notes if note.exists())
 

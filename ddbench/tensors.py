@@ -17,6 +17,15 @@ from ddbench.cache import atomic_file
 from ddbench.errors import DataError
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do, whatever it is called; or is called so, whatever it holds."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(10)
+    return path.suffix == ".safetensors" or (len(head) == 10 and head[6:8] == b"\0\0" and head[8:10] == b'{"')
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors (any device) to ``path`` atomically, without a copy of those that can be written as they are."""
     plain: dict[str, Tensor] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from math import prod
-from statistics import mean, pstdev
+from statistics import mean
 from typing import Any
 
 from ddbench.data import Dataset
@@ -13,7 +13,7 @@ from ddbench.grading import ceiling
 from ddbench.memory import state_bytes, unroll_bytes
 from ddbench.problem import Needs
 from ddbench.records import label
-from ddbench.results import ordered, rows
+from ddbench.results import deviation, ordered, rows
 from ddbench.run import Run, Settings, build_task
 from ddbench.sets import Curriculum
 from ddbench.spec import RunSpec, baseline
@@ -66,7 +66,7 @@ def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
         "selection": "validation",
         "label_type": "hard",
         "accuracy_mean": mean(top["accuracies"]),
-        "accuracy_std": pstdev(top["accuracies"]),
+        "accuracy_std": deviation(top["accuracies"]),
         "n": len(top["accuracies"]),
         "status": "ok",
         "image_bytes": top["images"] * prod(dataset.train.shape),

@@ -6,7 +6,7 @@ Shapes: v students, vectors ``(v, p)``, b images in a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,6 +33,9 @@ def fit_together(
     lrs: Sequence[float | None],
     teacher: Labeller | None = None,
     watches: Sequence[Watch | None] = (),
+    first_epoch: int = 0,
+    stop_epoch: int | None = None,
+    on_epoch: Callable[[int, list[Student]], None] | None = None,
     what: str | None = "training",
 ) -> list[Student]:
     """:func:`ddbench.training.fit` for several students of one network at once, with the same result up to rounding.
@@ -45,8 +48,9 @@ def fit_together(
     vectors = torch.stack([s.vector.detach() for s in students])
     parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)
     state = _stacked([s.state or rule.init(p) for s, p in zip(students, parameters, strict=True)])
-    step = 0
-    for epoch in range(math.ceil(total / per_epoch)):
+    step = first_epoch * per_epoch
+    stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
+    for epoch in range(first_epoch, int(stop)):
         plans = [_plan(lessons, len(source), seed / "epoch" / epoch, total - step) for seed in seeds]
         for batch in zip(*plans, strict=True):
             if recipe.schedule == "step-restart" and step == recipe.half(total):
@@ -59,9 +63,20 @@ def fit_together(
                 parameters, state = vmap(rule.update)(parameters, state, g, rate)
             step += 1
             _watched(watches, step, parameters, buffers, state)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, _students(parameters, buffers, state))
         if what is not None:
-            report(what, step, total)
+            report(what, step, min(total, int(stop) * per_epoch))
     return _students(parameters, buffers, state)
+
+
+def trains_together(network: Network, recipe: Recipe, asked: bool | None = None) -> bool:
+    """Whether students train by one vectorised step: on CUDA, where that is faster, if the network allows it.
+
+    ``asked`` overrides the choice; a network that does not allow it trains one student at a time all the same.
+    """
+    wanted = network.device.type == "cuda" if asked is None else asked
+    return wanted and stackable(network, recipe)
 
 
 def stackable(network: Network, recipe: Recipe) -> bool:

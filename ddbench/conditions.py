@@ -18,6 +18,7 @@ ALIASES = {
     "matcher": "method", "network": "model", "labels": "label_type", "selected": "selection", "diff": "difference",
     "bytes": "total_bytes",
 }  # fmt: skip
+FRACTIONS = ("accuracy_mean", "accuracy_std", "ci_low", "ci_high", "difference", "p", "p_holm", "ece_mean")
 _ORDER: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
@@ -57,8 +58,23 @@ def parse(text: str, rows: Sequence[Row]) -> list[Condition]:
         column, sign, wanted = match.groups()
         if sign in _ORDER and not _numeric(wanted):
             raise UsageError(f"{part!r} needs a number after {sign}, got {wanted!r}")
+        if sign == "~":
+            _check_pattern(part, wanted)
+        if known(column, rows) in FRACTIONS and _numeric(wanted) and abs(float(wanted)) > 1:
+            raise UsageError(
+                f"{part!r} can never tell: accuracies are fractions here; write {column}{sign}{float(wanted) / 100:g}"
+            )
         found.append(Condition(known(column, rows), sign, wanted))
     return found
+
+
+def _check_pattern(part: str, pattern: str) -> None:
+    """A text with brackets may be meant as text, as in ``network~convnet(``; nothing else may fail as a pattern."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        if not re.search(r"\w\(", pattern):
+            raise UsageError(f"{part!r} is neither part of a name nor a regular expression ({error})") from None
 
 
 def divided(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ddbench.bench import whole_set
-from ddbench.cache import home, write_json
+from ddbench.cache import write_json
 from ddbench.decode import IDENTITY
 from ddbench.errors import UsageError
-from ddbench.evaluating import EvalOptions, Opened, Planned, planned
+from ddbench.evaluating import EvalOptions, Opened, Planned, adopted, planned
 from ddbench.files import Distilled
 from ddbench.grading import Evaluation, evaluate
 from ddbench.pixelspace import applied
 from ddbench.protocols import altered
+from ddbench.results import deviation
 from ddbench.run import Run, Settings, build_task, with_augment
 from ddbench.scores import (
     augmentation_robust_score,
@@ -64,7 +65,7 @@ class Matrix:
 class _Controls:
     """The set in question, its evaluation, and the task that its coresets are chosen for."""
 
-    source: Opened
+    folder: Path
     plan: Planned
     spec: RunSpec
     settings: Settings
@@ -93,12 +94,12 @@ class _Controls:
         if not (own and augmented):
             asked, folder = replace(asked, tune=bool(asked.protocol.lrs)), self._folder
         elif source == "distilled":
-            folder = self.source.evaluations
+            folder = self.folder / "evaluations"
         return evaluate(asked, folder, threads=self.plan.threads, seed=self.plan.seed)
 
     @property
     def _folder(self) -> Path:
-        return self.source.folder / "controls" if self.source.folder else home() / "evaluations"
+        return self.folder / "controls"
 
     def _teaching(self, protocol: Any, made: Distilled) -> Any:
         images = sum(len(s) for s in made.curriculum.sets)
@@ -159,20 +160,20 @@ def control_matrix(source: Opened, options: EvalOptions, settings: Settings) -> 
             "with; add --protocol default"
         )
     torch.set_num_threads(plan.threads)
-    controls = _Controls(source, plan, _spec(plan), replace(settings, students=plan.evaluation.students))
+    folder = source.folder or adopted(source, settings.out)
+    controls = _Controls(folder, plan, _spec(plan), replace(settings, students=plan.evaluation.students))
     rows, found = [], {}
     for name, labels, augmented, record in controls.cells():
         scores = [student["accuracy"] for student in record["students"]]
         found[name, labels, augmented] = mean(scores)
         rows.append({
             "images": name, "labels": labels, "augmentation": "on" if augmented else "off",
-            "accuracy_mean": mean(scores), "accuracy_std": pstdev(scores), "n": len(scores),
+            "accuracy_mean": mean(scores), "accuracy_std": deviation(scores), "n": len(scores),
             "student_lr": record.get("student_lr") or "own", "label_bytes": record["label_bytes"],
             "selection": record["selection"], "protocol": record["protocol"],
         })  # fmt: skip
     made = Matrix(rows, _scores(found, controls, plan))
-    if source.folder is not None:
-        write_json(source.folder / "controls.json", made.record())
+    write_json(folder / "controls.json", made.record())
     return made
 
 

@@ -20,6 +20,7 @@ from ddbench.errors import DataError, UsageError
 from ddbench.pixels import Pixels
 from ddbench.preprocessing import Preprocessing
 
+LARGEST_RESIDENT = 2**33  # bytes of uint8 pixels that are kept on a GPU
 LARGEST_WHITENED = 2**30  # bytes of float32 images that are kept, once whitened, while a process trains on them
 
 
@@ -108,15 +109,24 @@ class RealData:
         return self if moved is self.preprocessing else replace(self, preprocessing=moved)
 
     @property
-    def whitened(self) -> RealData | Examples:
-        """What to take batches from when every image is needed many times: all images, whitened once.
+    def at_hand(self) -> RealData | Examples | Resident:
+        """What to take batches from when every image is needed many times.
 
-        Whitening a batch costs a CPU more than a narrow network's step. Anything but ZCA on the CPU, and more than
-        a gigabyte of floats, stays as it is.
+        On CUDA the uint8 pixels move there once, so that a batch costs no transfer. On a CPU with ZCA all images are
+        whitened once, since whitening a batch costs more than a narrow network's step. Data above some gigabytes stay
+        as they are, mapped from their file.
         """
-        if self.preprocessing.kind != "zca" or self.preprocessing.mean.device.type != "cpu":
+        device = self.preprocessing.mean.device
+        if device.type == "cuda":
+            return self._resident if self.pixels.numel() <= LARGEST_RESIDENT else self
+        if self.preprocessing.kind != "zca" or self.pixels.numel() * 4 > LARGEST_WHITENED:
             return self
-        return self if self.pixels.numel() * 4 > LARGEST_WHITENED else self._floats
+        return self._floats
+
+    @cached_property
+    def _resident(self) -> Resident:
+        device = self.preprocessing.mean.device
+        return Resident(self.pixels[:].to(device), self.targets.to(device), self.preprocessing, self.classes)
 
     @cached_property
     def _floats(self) -> Examples:
@@ -134,6 +144,28 @@ class RealData:
         p = self.preprocessing
         statistics = [[round(v, 5) for v in t.tolist()] for t in (p.mean, p.std) if t is not None]
         return digest([self.pixels.digest, digest(self.targets.numpy().tobytes()), self.classes, p.kind, statistics])
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """Real images as uint8 on the device that trains on them: ``pixels`` ``(n, c, h, w)``, ``targets`` ``(n,)``."""
+
+    pixels: Tensor
+    targets: Tensor
+    preprocessing: Preprocessing
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: Tensor) -> Examples:
+        index = index.to(self.pixels.device, non_blocking=True)
+        return Examples(self.preprocessing(self.pixels[index]), one_hot(self.targets[index], self.classes).float())
+
+    def batches(self, size: int) -> Iterator[Examples]:
+        """All examples in order, ``size`` at a time."""
+        for index in torch.arange(len(self)).split(size):
+            yield self[index]
 
 
 def by_class(targets: Tensor, classes: int) -> tuple[Tensor, ...]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import mean, pstdev
+from statistics import mean
 from typing import Any
 
 from torch import Tensor
 
-from ddbench.cohort import MOST, stackable
+from ddbench.cohort import MOST, trains_together
 from ddbench.data import RealData
 from ddbench.networks import Network
 from ddbench.progress import report
@@ -64,15 +64,6 @@ class Pupil:
             self.trail.append((step, student.vector.detach().clone()))
 
         return Watch(self.marks, see) if self.marks else None
-
-
-def trains_together(network: Network, teaching: Teaching, asked: bool | None = None) -> bool:
-    """Whether students train by one vectorised step: on CUDA, where that is faster, if the network allows it.
-
-    ``asked`` overrides the choice; a network that does not allow it trains one student at a time all the same.
-    """
-    wanted = network.device.type == "cuda" if asked is None else asked
-    return wanted and stackable(network, teaching.recipe)
 
 
 def taught(
@@ -143,8 +134,9 @@ def tuned(
     learning rates, where all have one; any other name is a number, and serves all sets. None where the protocol
     tries nothing and trusts the sets. ``students`` are fresh.
     """
-    trials = {repr(lr): curriculum.at(lr) for lr in sorted(protocol.lrs)}
-    if all(s.lr is not None for s in curriculum.sets):
+    own = {s.lr for s in curriculum.sets}
+    trials = {repr(lr): curriculum.at(lr) for lr in sorted(protocol.lrs) if own != {lr}}
+    if None not in own:
         trials["own"] = curriculum
     if not protocol.lrs:
         return None, {}
@@ -168,7 +160,7 @@ def _scores(
         before = {name: sum(teaching.steps_of(j, t) for j in range(first)) for name, t in trials.items()}
         marks = {name: frozenset(step - before[name] for step in steps) for name, steps in marks.items()}
     pupils = [Pupil(b, t, students.seed / i, marks[name]) for name, t in trials.items() for i, b in enumerate(begins)]
-    together = trains_together(network, teaching)
+    together = trains_together(network, teaching.recipe)
     graded = []
     for pupil, after in zip(pupils, taught(network, pupils, teaching, first, together=together), strict=True):
         seen = [vector for _, vector in pupil.trail] or [after.vector]
@@ -214,8 +206,10 @@ def _marks(metric: Any, steps: int) -> set[int]:
 
 
 def measured(student: Examinee, metrics: dict[str, Any]) -> dict[str, float]:
-    """What the metrics say of a student; accuracy always."""
+    """What the metrics say of a student; accuracy always. A number that is not finite counts as not known."""
     numbers = {"accuracy": share_right(student.logits, student.targets)}
+    if not student.logits.isfinite().all():
+        return numbers | {"diverged": 1.0}  # what it answers is chance, and no other metric has a value
     for name, metric in metrics.items():
         if hasattr(metric, "examine"):
             marks = _marks(metric, student.steps)
@@ -223,9 +217,4 @@ def measured(student: Examinee, metrics: dict[str, Any]) -> dict[str, float]:
             numbers |= {f"{name}.{key}": float(value) for key, value in metric.examine(own).items()}
         else:
             numbers[name] = float(metric(student.logits, student.targets))
-    return numbers
-
-
-def summary(values: list[float]) -> tuple[float, float]:
-    """Mean and population standard deviation over students, as the field reports them."""
-    return mean(values), pstdev(values)
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ddbench.cache import home
+from ddbench.cache import digest, file_digest, home, read_json, write_json
 from ddbench.errors import UsageError
 from ddbench.files import Distilled
 from ddbench.grading import Evaluation, default_metrics, evaluate
 from ddbench.order import NAME as ORDER
 from ddbench.order import Reordered, misordered
 from ddbench.plugins import registry
-from ddbench.protocols import Protocol, altered, named
-from ddbench.records import make
-from ddbench.results import find_run, graded, ordered, rows
+from ddbench.protocols import Protocol, altered
+from ddbench.records import label, make
+from ddbench.results import find_run, rows
 from ddbench.run import with_augment
-from ddbench.spec import Request, pick_device, split_dataset, split_flags
+from ddbench.spec import Request, pick_device, resolve, split_dataset, split_flags
+from ddbench.tensors import is_safetensors
 
 Say = Callable[[str], None]
 
@@ -52,6 +54,8 @@ class EvalOptions:
         With several, an option of networks goes to those that have it.
         """
         names = [name.strip() for name in (self.network or "").split(",") if name.strip()]
+        if self.network is not None and not names:
+            raise UsageError("--network is empty; name one, or several separated by commas")
         if len(names) < 2:
             return [self]
         known = {name: {f.name for f in fields(registry().get("network", name).cls)} for name in names}
@@ -83,6 +87,8 @@ class EvalOptions:
             names = [*default_metrics(), *given]
         else:
             names = [n.strip() for n in self.metrics.split(",") if n.strip()]
+            if not names:
+                raise UsageError("--metrics is empty; name some, or say all")
             names = registry().names("metric") if names == ["all"] else names
         classes = {name: registry().get("metric", name).cls for name in dict.fromkeys(names)}
         if lost := [name for name in given if name not in classes]:
@@ -103,21 +109,24 @@ class Opened:
     folder: Path | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def evaluations(self) -> Path:
-        """Where its evaluations are stored."""
-        return self.folder / "evaluations" if self.folder else home() / "evaluations"
-
 
 def opened(target: str, out: Path, options: EvalOptions) -> Opened:
     """The set of a run (by folder or name in ``out``), of a file that describes itself, or of a foreign one."""
     path = Path(target)
-    if path.is_file() and path.suffix == ".safetensors":
+    foreign = path.exists() and not (path / "spec.json").exists() and not is_safetensors(path)
+    usual = {"pixels": "auto", "labels": "auto", "experiment": 0}
+    told = [name for name, value in usual.items() if getattr(options, name) != value]
+    if told and not foreign:
+        raise UsageError(f"--{told[0]} is for sets of other tools; {target} says itself what its numbers mean")
+    if is_safetensors(path):
         return Opened(Distilled.load(path), path)
     if not path.exists() or (path / "spec.json").exists():
         folder = find_run(target, out)
         path = folder / "distilled.safetensors"
         if not path.exists():
+            result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
+            if "error" in result:
+                raise UsageError(f"{folder} holds no distilled set, because it {result['status']}: {result['error']}")
             raise UsageError(f"{folder} holds no distilled set yet; finish it with `ddbench run --resume {folder}`")
         return Opened(Distilled.load(path), path, folder)
     if options.dataset is None:
@@ -170,7 +179,7 @@ def planned(distilled: Distilled, options: EvalOptions) -> Planned:
     recorded = make(Protocol, spec["protocol"], "protocol")
     protocol = recorded
     if options.protocol or "protocol" in given:
-        protocol = altered(named(options.protocol) if options.protocol else recorded, given.get("protocol", {}))
+        protocol = _rules(spec, options.protocol, recorded, given.get("protocol", {}))
         images = sum(len(s) for s in distilled.curriculum.sets)
         teaching = protocol.evaluation(images, len(distilled.curriculum.phases))
         distilled = replace(distilled, teaching=with_augment(teaching, dataset.augment))
@@ -185,6 +194,18 @@ def planned(distilled: Distilled, options: EvalOptions) -> Planned:
     return Planned(evaluation, seed, spec["threads"])
 
 
+def _rules(spec: dict[str, Any], name: str | None, recorded: Protocol, flags: dict[str, str]) -> Protocol:
+    """The recorded protocol or one by name, with options; a name means what it means to a run on this dataset."""
+    if name is None:
+        return altered(recorded, flags)
+    request = Request(
+        dataset=spec["dataset"]["name"], matcher="random", network=spec["network"]["name"], ipc=spec["ipc"],
+        protocol=name, flags=tuple((f"protocol.{option}", value) for option, value in flags.items()),
+    )  # fmt: skip
+    found = resolve(request).spec.protocol
+    return recorded if replace(found, name=recorded.name) == recorded else found
+
+
 def _plugin(kind: str, recorded: dict[str, Any], name: str | None, given: dict[str, dict[str, str]]) -> Any:
     """The recorded dataset or network, or another by name, with the options given."""
     held = recorded["options"] if name in (None, recorded["name"]) else {}
@@ -193,22 +214,53 @@ def _plugin(kind: str, recorded: dict[str, Any], name: str | None, given: dict[s
 
 def evaluated(target: str, out: Path, options: EvalOptions, say: Say = _silent) -> list[dict[str, Any]]:
     """Grade a set on each of the networks named, and return its rows: of a run, all that it has by now."""
-    found: list[dict[str, Any]] = []
+    plans = []
     for each in options.per_network():
         source = opened(target, out, each)
-        if not found:
-            for note in source.notes:
-                say(note)
         plan = planned(source.distilled, each)
-        for note in _doubts(plan.evaluation):
-            say(note)
-        record = plan.carry_out(source.evaluations)
+        _ = plan.evaluation.distilled.build_network("cpu").parameters  # one that cannot be says so before any trains
+        plans.append((source, plan))
+    for note in (*plans[0][0].notes, *_doubts(plans[0][1].evaluation)):
+        say(note)
+    folders = [source.folder or adopted(source, out) for source, plan in plans]
+    done: list[str] = []
+    for (_, plan), folder in zip(plans, folders, strict=True):
+        record = plan.carry_out(folder / "evaluations")
         if warning := misordered(record):
             say(f"warning: {warning}")
-        found.append(_row(source, plan, record))
-        if source.folder is not None:
-            found = rows(source.folder)
-    return found
+        done.append(record["key"])
+    found = [row for folder in dict.fromkeys(folders) for row in rows(folder)]
+    if plans[0][0].folder is not None:
+        return found
+    return sorted((row for row in found if row["evaluation"] in done), key=lambda row: done.index(row["evaluation"]))
+
+
+def adopted(source: Opened, out: Path) -> Path:
+    """The folder in ``out`` where a set of others stands like a run, so that tables can compare it.
+
+    A file that ddbench wrote was a run of somebody's; evaluating it elsewhere leaves its folder in the cache.
+    """
+    distilled = source.distilled
+    spec, sets = distilled.about["spec"], distilled.curriculum.sets
+    identity = [
+        distilled.about.get("source"), [s.digest for s in sets], distilled.curriculum.phases,
+        distilled.preprocessing.digest,
+    ]  # fmt: skip
+    name = "-".join((spec["dataset"]["name"], spec["matcher"]["name"], re.sub(r"[^\w.]+", "_", source.path.stem)[:40]))
+    base = out if distilled.about["selection"] == "unknown" else home() / "files"
+    folder = base / f"{name}-ipc{spec['ipc']}-seed{spec['seed']}-{digest(identity)[:12]}"
+    if not (folder / "result.json").exists():
+        distilled.save(folder / "distilled.safetensors")
+        write_json(folder / "spec.json", spec)
+        result = {
+            "status": "ok", "dataset": distilled.about["dataset"], "selection": distilled.about["selection"],
+            "label_type": sets[0].label_type, "images": sum(len(s) for s in sets),
+            "image_bytes": sum(s.image_bytes for s in sets), "label_bytes": sum(s.label_bytes for s in sets),
+            "network": label(distilled.network), "source": distilled.about.get("source"),
+            "sha256": {"distilled.safetensors": file_digest(folder / "distilled.safetensors")},
+        }  # fmt: skip
+        write_json(folder / "result.json", result)
+    return folder
 
 
 def _doubts(plan: Evaluation) -> list[str]:
@@ -220,23 +272,3 @@ def _doubts(plan: Evaluation) -> list[str]:
         f"note: dataset {plan.dataset.name!r} is not bit for bit what the set was distilled from "
         f"({made_from['name']!r} with other options or files)"
     ]
-
-
-def _row(source: Opened, plan: Planned, record: dict[str, Any]) -> dict[str, Any]:
-    """The row of a set that is in no run folder."""
-    distilled = plan.evaluation.distilled
-    spec, sets = distilled.about["spec"], distilled.curriculum.sets
-    row = {
-        "dataset": plan.evaluation.dataset.name,
-        "matcher": spec["matcher"]["name"],
-        "scheduler": spec["scheduler"]["name"],
-        "ipc": spec["ipc"],
-        "seed": plan.seed,
-        "selection": distilled.about["selection"],
-        "label_type": sets[0].label_type,
-        "image_bytes": sum(s.image_bytes for s in sets),
-        "label_bytes": sum(s.label_bytes for s in sets),
-        "status": "ok",
-        "run": source.path.name,
-    }
-    return ordered(row | graded(record))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +15,14 @@ import torch
 from torch import Tensor
 
 from ddbench.cache import lock, read_json, write_json
+from ddbench.cohort import MOST, fit_together, trains_together
 from ddbench.data import RealData
 from ddbench.errors import DataError, DDBenchError, UsageError
 from ddbench.networks import Network
 from ddbench.progress import report
 from ddbench.records import changed
 from ddbench.starts import Starts
-from ddbench.tensors import load_tensors, read_rows, save_tensors
+from ddbench.tensors import RowFile, load_tensors, read_rows, save_tensors
 from ddbench.training import TRAINER_VERSION, Recipe, Student, fit
 
 
@@ -37,6 +40,7 @@ class Experts:
     starts: Starts
     real: RealData
     recipe: Recipe
+    together: bool | None = None  # whether several train by one vectorised step; by default on CUDA
 
     @property
     def imported(self) -> bool:
@@ -53,7 +57,11 @@ class Experts:
             "threads": self.starts.threads,
             "trainer": TRAINER_VERSION,
         }
-        return self.starts.cache.folder("experts", identity)
+        return self.starts.cache.folder("experts", identity | ({"together": True} if self._together else {}))
+
+    @cached_property
+    def _together(self) -> bool:
+        return trains_together(self.starts.network, self.recipe, self.together)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.safetensors"
@@ -84,14 +92,26 @@ class Experts:
                 f"-o experts.epochs={max(wanted)} or more"
             )
         missing = self.missing(count, wanted)
-        for position, index in enumerate(missing):
+        at_once = MOST if self._together else 1
+        for position in range(0, len(missing), at_once):
             report("experts", position, len(missing))
-            with lock(self._path(index).with_suffix(".lock")):
-                self._rows.pop(index, None)
-                if not wanted <= self._kept(index).keys():
-                    self._train(index, wanted | self._kept(index).keys())
+            self._build_group(missing[position : position + at_once], wanted)
         if missing:
             report("experts", len(missing), len(missing))
+
+    def _build_group(self, indices: list[int], wanted: set[int]) -> None:
+        with ExitStack() as locks:
+            for index in indices:  # ascending in every process, so that two of them cannot block each other
+                locks.enter_context(lock(self._path(index).with_suffix(".lock")))
+                self._rows.pop(index, None)
+            todo = [index for index in indices if not wanted <= self._kept(index).keys()]
+            books: dict[int, dict[int, Trajectory]] = {}  # by the epoch at which they stand
+            for index in todo:
+                kept = tuple(sorted(wanted | self._kept(index).keys()))
+                book = Trajectory(self._path(index), kept, self.starts.network.length, self.starts.network.dtype)
+                books.setdefault(book.resume(self.starts.network.device), {})[index] = book
+            for epoch, group in sorted(books.items()):
+                self._train(group, epoch)
 
     def _check_imported(self, count: int, epochs: int) -> None:
         """Refuse what is not there, or was trained on another network: nothing can be added to it."""
@@ -128,7 +148,9 @@ class Experts:
         return self.snapshot(index, epoch)[:p], self.snapshot(index, epoch + span)[:p]
 
     def seconds(self, count: int) -> float:
-        """What training the first ``count`` experts cost when they were made, teaching included."""
+        """What training the first ``count`` experts cost when they were made, teaching included; NaN if not known."""
+        if self.imported:
+            return math.nan
         notes = [self._path(i).with_suffix(".json") for i in range(count)]
         return sum(read_json(note)["seconds"] for note in notes if note.exists())
 
@@ -142,38 +164,59 @@ class Experts:
             self._rows[index] = {epoch: row for row, epoch in enumerate(epochs)}
         return self._rows[index]
 
-    def _train(self, index: int, wanted: set[int]) -> None:
-        network, partial = self.starts.network, self._path(index).with_suffix(".partial")
-        book = _Trajectory(partial, sorted(wanted))
+    def _train(self, books: dict[int, Trajectory], epoch: int) -> None:
+        """Train the experts that stand at ``epoch``, together if there are several, and store them."""
         begun = time.monotonic()
-        student, epoch = book.resume(network.device)
-        if student is None:
-            student, epoch = Student(self.starts[index]), 0
-            book.note(0, student)
-        book_saved = time.monotonic()
+        for index, book in books.items():
+            if book.student is None:
+                book.note(0, Student(self.starts[index]))
+        last, saved = max(e for book in books.values() for e in book.epochs), time.monotonic()
 
-        def on_epoch(done: int, after: Student) -> None:
-            nonlocal book_saved
-            book.note(done, after)
-            if time.monotonic() - book_saved > 5:
-                book.save(time.monotonic() - begun)
-                book_saved = time.monotonic()
+        def spent() -> float:
+            return (time.monotonic() - begun) / len(books)
 
-        seed = self.starts.seed / "expert" / index
-        last = max(wanted)
+        def on_epoch(done: int, after: list[Student]) -> None:
+            nonlocal saved
+            for book, student in zip(books.values(), after, strict=True):
+                book.note(done, student)
+            if time.monotonic() - saved > 5:
+                for book in books.values():
+                    book.save(spent())
+                saved = time.monotonic()
+
+        recipe = replace(self.recipe, epochs=self.recipe.epochs or last)
         try:
             if epoch < last:
-                fit(
-                    network, student, self.real, replace(self.recipe, epochs=self.recipe.epochs or last), seed,
-                    first_epoch=epoch, stop_epoch=last, on_epoch=on_epoch, what=f"expert {index}",
-                )  # fmt: skip
+                self._fit(books, recipe, epoch, last, on_epoch)
         except DDBenchError:
-            book.save(time.monotonic() - begun)
+            for book in books.values():
+                book.save(spent())
             raise
-        save_tensors(self._path(index), book.tensors())
-        write_json(self._path(index).with_suffix(".json"), {"seconds": book.seconds + time.monotonic() - begun})
-        self._rows.pop(index, None)
-        partial.unlink(missing_ok=True)
+        for index, book in books.items():
+            book.finish(spent())
+            self._rows.pop(index, None)
+
+    def _fit(
+        self,
+        books: dict[int, Trajectory],
+        recipe: Recipe,
+        first: int,
+        last: int,
+        on_epoch: Callable[[int, list[Student]], None],
+    ) -> None:
+        seeds = [self.starts.seed / "expert" / index for index in books]
+        students = [book.student for book in books.values() if book.student is not None]
+        if self._together:
+            fit_together(
+                self.starts.network, students, self.real, recipe, seeds, lrs=[None] * len(seeds), first_epoch=first,
+                stop_epoch=last, on_epoch=on_epoch, what=f"{len(books)} experts",
+            )  # fmt: skip
+            return
+        for index, student, seed in zip(books, students, seeds, strict=True):  # one, unless several stand apart
+            fit(
+                self.starts.network, student, self.real, recipe, seed, first_epoch=first, stop_epoch=last,
+                on_epoch=lambda done, after: on_epoch(done, [after]), what=f"expert {index}",
+            )  # fmt: skip
 
 
 def layout(network: Network) -> list[list[Any]]:
@@ -185,43 +228,48 @@ def layout(network: Network) -> list[list[Any]]:
     return named
 
 
-class _Trajectory:
-    """The snapshots of one expert while it trains, with what is needed to go on after an interruption."""
+class Trajectory:
+    """One expert while it trains: snapshots go to the disk as they come, and it knows where to go on."""
 
-    def __init__(self, path: Path, wanted: list[int]) -> None:
-        self.path = path
-        self.wanted = wanted
-        self.kept: dict[int, Tensor] = {}
-        self.epoch = 0
+    def __init__(self, path: Path, epochs: tuple[int, ...], width: int, dtype: torch.dtype) -> None:
+        self.file = RowFile(path, epochs, width, dtype)
+        self.partial = path.with_suffix(".partial")
+        self.epochs = epochs
         self.seconds = 0.0
+        self.epoch = 0
         self.student: Student | None = None
 
     def note(self, epoch: int, student: Student) -> None:
+        """The student after an epoch; a snapshot that is wanted is written."""
+        if self.student is None:
+            self.file.create()
         self.epoch, self.student = epoch, student
-        if epoch in self.wanted:
-            self.kept[epoch] = student.vector.detach().clone()  # clone: on the CPU a detached view would alias
-
-    def tensors(self) -> dict[str, Tensor]:
-        epochs = sorted(self.kept)
-        return {"epochs": torch.tensor(epochs), "snapshots": torch.stack([self.kept[e] for e in epochs])}
+        if epoch in self.epochs:
+            self.file.write(epoch, student.vector)
 
     def save(self, seconds: float) -> None:
         """Store where training stands; ``seconds`` is what this process has spent on it so far."""
-        if self.student is None or not self.kept:
+        if self.student is None:
             return
         spent = torch.tensor(self.seconds + seconds, dtype=torch.float64)
         state = {f"state{i}": s for i, s in enumerate(self.student.state)}
-        at = {"epoch": torch.tensor(self.epoch), "wanted": torch.tensor(self.wanted), "vector": self.student.vector}
-        save_tensors(self.path, {**self.tensors(), **at, **state, "seconds": spent})
+        at = {"epoch": torch.tensor(self.epoch), "wanted": torch.tensor(self.epochs), "vector": self.student.vector}
+        save_tensors(self.partial, {**at, **state, "seconds": spent})
 
-    def resume(self, device: torch.device) -> tuple[Student | None, int]:
-        if not self.path.exists():
-            return None, 0
-        tensors, _ = load_tensors(self.path, device=device)
-        if tensors["wanted"].tolist() != self.wanted:
-            return None, 0
-        self.kept = dict(zip(tensors["epochs"].tolist(), tensors["snapshots"], strict=True))
+    def resume(self, device: torch.device) -> int:
+        """The epoch at which training stands: 0 for one that has not begun, or kept other snapshots."""
+        if not self.partial.exists() or not self.file.begun:
+            return 0
+        tensors, _ = load_tensors(self.partial, device=device)
+        if tuple(tensors["wanted"].tolist()) != self.epochs:
+            return 0
         state = tuple(tensors[name] for name in sorted(tensors) if name.startswith("state"))
         self.student, self.epoch = Student(tensors["vector"], state), int(tensors["epoch"])
         self.seconds = float(tensors["seconds"])
-        return self.student, self.epoch
+        return self.epoch
+
+    def finish(self, seconds: float) -> None:
+        """The trajectory under its own name, and what it cost."""
+        self.file.finish()
+        write_json(self.file.target.with_suffix(".json"), {"seconds": self.seconds + seconds})
+        self.partial.unlink(missing_ok=True)

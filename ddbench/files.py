@@ -73,7 +73,13 @@ class Distilled:
     @classmethod
     def load(cls, path: Path) -> Distilled:
         """Read and check a file. Raises DataError that says what is wrong with it."""
-        tensors, metadata = load_tensors(path)
+        try:
+            tensors, metadata = load_tensors(path)
+        except DataError as error:
+            if not path.exists():
+                raise
+            reason = error.__cause__ or error
+            raise DataError(f"{path} is damaged or no safetensors file ({reason}); get another copy") from error
         if "ddbench" not in metadata:
             raise DataError(f"{path} is a safetensors file, but not one that ddbench wrote: it describes no set")
         try:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ddbench import torchfiles
 from ddbench.cache import digest, file_digest
 from ddbench.errors import DataError, UsageError
 from ddbench.files import Distilled
+from ddbench.fitting import Task
+from ddbench.preprocessing import Preprocessing
 from ddbench.sets import SyntheticSet
 from ddbench.torchfiles import natural, numbered
 
@@ -42,6 +43,7 @@ class Foreign:
     notes: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     unit: bool = False
+    step: Preprocessing | None = None  # the one that the file itself says its pixels passed
 
 
 def read(path: Path, *, experiment: int = 0, classes: int | None = None, labels: str = "auto") -> Foreign:
@@ -49,7 +51,7 @@ def read(path: Path, *, experiment: int = 0, classes: int | None = None, labels:
 
     ``classes`` is k where it is known; otherwise hard labels tell it. ``labels`` states what soft labels mean.
     """
-    task = _Task(classes, labels)
+    task = Task(classes, labels)
     if not path.exists():
         raise DataError(f"{path} does not exist; give {READ}")
     if path.is_dir():
@@ -65,13 +67,13 @@ def read(path: Path, *, experiment: int = 0, classes: int | None = None, labels:
     raise DataError(f"{path} is of no format that is read here; give {READ}")
 
 
-def _folder(path: Path, task: _Task, experiment: int) -> Foreign:
+def _folder(path: Path, task: Task, experiment: int) -> Foreign:
     if pair := _chosen(path):
         return _pair(pair, task)
     inner = natural(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     stages = [pair for p in inner if (pair := _chosen(p))]
     if stages and len(stages) < len([p for p in inner if any(p.glob("*.pt"))]):
-        raise DataError(f"some of the folders in {path} lack images_best.pt; every stage needs images and labels")
+        raise DataError(f"some of the folders in {path} lack images_best.pt or labels_best.pt; every stage needs both")
     if len(stages) == 1:
         return _pair(stages[0], task)
     if stages:
@@ -101,7 +103,7 @@ def _partner(images: Path, kind: str) -> Path:
     return images.with_name(images.name.replace("images", kind, 1))
 
 
-def _torch(path: Path, task: _Task, experiment: int) -> Foreign:
+def _torch(path: Path, task: Task, experiment: int) -> Foreign:
     if path.name.startswith("labels"):
         return _torch(path.with_name(path.name.replace("labels", "images", 1)), task, experiment)
     content = torchfiles.load(path)
@@ -114,13 +116,13 @@ def _torch(path: Path, task: _Task, experiment: int) -> Foreign:
     raise DataError(f"{path} holds a {type(content).__name__}, not images; give {READ}")
 
 
-def _pair(path: Path, task: _Task, images: Any = None) -> Foreign:
+def _pair(path: Path, task: Task, images: Any = None) -> Foreign:
     """One set in the layout of MTT: images, labels, and the student lr where it was saved."""
     made, notes, files = _parts(path, task, images)
     return Foreign("mtt", (made,), notes=notes, files=files)
 
 
-def _parts(path: Path, task: _Task, images: Any = None) -> tuple[SyntheticSet, tuple[str, ...], dict[str, str]]:
+def _parts(path: Path, task: Task, images: Any = None) -> tuple[SyntheticSet, tuple[str, ...], dict[str, str]]:
     beside, rate = _partner(path, "labels"), _partner(path, "syn_lr")
     if beside == path or not beside.exists():
         raise DataError(f"{path} has no labels beside it ({beside.name} is not there); put both files in one folder")
@@ -144,7 +146,7 @@ def _rate(value: Any, path: Path) -> float:
     return number
 
 
-def _stages(paths: list[Path], task: _Task) -> Foreign:
+def _stages(paths: list[Path], task: Task) -> Foreign:
     """PDD's folders: stage i stores U_i = [U_{i-1}; S_i], and the student's lr of phase i."""
     if task.classes is None:  # hard labels of one stage need not name every class
         task = replace(task, classes=_parts(paths[-1], task)[0].labels.shape[1])
@@ -189,7 +191,7 @@ def _check_growth(union: SyntheticSet, before: SyntheticSet | None, where: str) 
         )
 
 
-def _results(path: Path, content: dict[str, Any], task: _Task, experiment: int) -> Foreign:
+def _results(path: Path, content: dict[str, Any], task: Task, experiment: int) -> Foreign:
     """``res_*.pt`` of DC, DSA and DM: ``data`` is a list with images and labels of each experiment."""
     data = content["data"]
     if not isinstance(data, list) or not data or not all(isinstance(d, (list, tuple)) and len(d) == 2 for d in data):
@@ -203,7 +205,7 @@ def _results(path: Path, content: dict[str, Any], task: _Task, experiment: int) 
     return Foreign("dc", (made,), notes=(*said, *notes), files={path.name: file_digest(path)})
 
 
-def _npz(path: Path, task: _Task) -> Foreign:
+def _npz(path: Path, task: Task) -> Foreign:
     arrays = torchfiles.arrays(path)
     name = _only(path, arrays, "images", [n for n, a in arrays.items() if a.ndim == 4])
     rows = len(arrays[name])
@@ -215,7 +217,9 @@ def _npz(path: Path, task: _Task) -> Foreign:
     rates = [a for n, a in arrays.items() if n in ("lr", "syn_lr") and a.numel() == 1]
     lr = _rate(rates[0], path) if rates else None
     made, more = task.set(path, images, arrays[label], lr, soft="real")
-    return Foreign("npz", (made,), notes=(*notes, *more), files={path.name: file_digest(path)})
+    parts = {n.removeprefix("preprocessing_"): a.float() for n, a in arrays.items() if n.startswith("preprocessing_")}
+    step = Preprocessing(**parts) if set(parts) in ({"mean", "std"}, {"mean", "whiten"}) else None
+    return Foreign("npz", (made,), notes=(*notes, *more), files={path.name: file_digest(path)}, step=step)
 
 
 def _only(path: Path, arrays: dict[str, Any], what: str, fitting: list[str]) -> str:
@@ -227,7 +231,7 @@ def _only(path: Path, arrays: dict[str, Any], what: str, fitting: list[str]) -> 
     raise DataError(f"{path} holds {len(fitting)} arrays that may be {what}; it needs one called {what} (has {shapes})")
 
 
-def _images(path: Path, folders: list[Path], task: _Task) -> Foreign:
+def _images(path: Path, folders: list[Path], task: Task) -> Foreign:
     """One folder per class. Numbers in their names order them, since "10" sorts before "2" as text."""
     files = [[p for p in natural(f.iterdir()) if p.suffix.lower() in PICTURES] for f in folders]
     if empty := [f.name for f, found in zip(folders, files, strict=True) if not found]:
@@ -241,80 +245,3 @@ def _images(path: Path, folders: list[Path], task: _Task) -> Foreign:
         "images", (made,), classes=classes, notes=(f"Read {len(listed)} pictures in {len(folders)} folders.", said,
         *notes), files={f"{path.name}/": digest(listed)}, unit=True,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What is known of a set beforehand: k, and what soft labels mean."""
-
-    classes: int | None
-    labels: str
-
-    def set(
-        self, path: Path, images: Any, labels: Any, lr: float | None, soft: str = "logit"
-    ) -> tuple[SyntheticSet, list[str]]:
-        """Images and labels that fit each other, as a set; ``soft`` is what rows are that are no probabilities."""
-        notes: list[str] = []
-        if not isinstance(images, Tensor) or images.ndim != 4 or not images.numel() or images.is_complex():
-            shape = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise DataError(f"{path} should hold images (n, c, h, w), and holds {shape}; give {READ}")
-        if images.dtype != torch.float32:
-            notes.append(f"Its pixels are {str(images.dtype).removeprefix('torch.')} and were made float32"
-                         f"{', divided by 255' if images.dtype == torch.uint8 else ''}.")  # fmt: skip
-            images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        images = images.contiguous()
-        if not torch.isfinite(images).all():
-            broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
-            raise DataError(f"{path} has pixels that are not finite in {broken} of {len(images)} images; "
-                            "get it again, or take an earlier checkpoint")  # fmt: skip
-        rows, kind, word = self._rows(path, labels, len(images), soft)
-        notes.append(word)
-        counts = torch.bincount(rows.argmax(1), minlength=rows.shape[1])
-        least, most = int(counts.min()), int(counts.max())
-        said = f"{least} per class" if least == most else f"{least} to {most} per class, which is not balanced"
-        notes.append(f"It holds {len(images)} images of {tuple(images.shape[1:])} in {rows.shape[1]} classes, {said}.")
-        types = {"hard": "hard", "probability": "soft", "logit": "learned", "real": "real"}
-        return SyntheticSet(images, rows, lr, "probability" if kind == "hard" else kind, types[kind]), notes
-
-    def _rows(self, path: Path, labels: Any, images: int, soft: str) -> tuple[Tensor, str, str]:
-        """Labels (n, k), what they are (hard, probability, logit, real), and a sentence."""
-        if not isinstance(labels, Tensor) or labels.ndim not in (1, 2) or labels.is_complex():
-            shape = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-            raise DataError(f"the labels of {path} should be (n,) or (n, k) numbers, and are {shape}")
-        if len(labels) != images:
-            raise DataError(f"{path} has {images} images, but {len(labels)} labels; they are no pair")
-        if not torch.isfinite(labels.double()).all():
-            raise DataError(f"the labels of {path} are not finite; where no teacher was right, some methods leave NaN")
-        if labels.ndim == 1 or labels.shape[1] == 1:
-            return self._hard(path, labels.flatten())
-        if self.classes not in (None, labels.shape[1]):
-            raise DataError(f"{path} has labels over {labels.shape[1]} classes, but the dataset has {self.classes}")
-        rows = labels.float()
-        spread = bool(((rows.sum(1) - 1).abs() < 5e-3).all() and (rows >= 0).all())
-        if self.labels == "probability" and not spread:
-            raise DataError(
-                f"rows of labels of {path} sum to {rows.sum(1).min():.3g}, not 1; use --labels logit or real"
-            )
-        if self.labels == "hard" or (self.labels == "auto" and spread and bool((rows.max(1).values == 1).all())):
-            hard = one_hot(rows.argmax(1), rows.shape[1]).float()
-            said = "one-hot rows" if spread and self.labels == "auto" else "rows of which the largest entry counts"
-            return hard, "hard", f"The labels are {said} (hard labels)."
-        kind = self.labels if self.labels != "auto" else "probability" if spread else soft
-        means = {"probability": "probabilities", "logit": "logits, which pass through a softmax",
-                 "real": "real values, which students learn by squared error"}[kind]  # fmt: skip
-        why = "as stated" if self.labels != "auto" else "by their rows' sums" if spread else "assumed; --labels tells"
-        return rows.contiguous(), kind, f"The labels are {means} ({why})."
-
-    def _hard(self, path: Path, labels: Tensor) -> tuple[Tensor, str, str]:
-        numbers = labels.double().round().long()
-        if not torch.equal(numbers.double(), labels.double()):
-            raise DataError(
-                f"the labels of {path} are one number per image, but no whole numbers ({labels[0]:.4g}, ...)"
-            )
-        if self.labels in ("logit", "real"):
-            raise UsageError(f"--labels {self.labels} needs rows (n, k), but {path} has one class number per image")
-        k = self.classes or int(numbers.max()) + 1
-        if int(numbers.min()) < 0 or int(numbers.max()) >= k:
-            raise DataError(f"the labels of {path} run from {int(numbers.min())} to {int(numbers.max())}, "
-                            f"but there are {k} classes, 0 to {k - 1}")  # fmt: skip
-        return one_hot(numbers, k).float(), "hard", "The labels are class numbers (hard labels)."

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ddbench.cache import Cache, digest, home, read_json, write_json
+from ddbench.cohort import trains_together
 from ddbench.data import Dataset
 from ddbench.errors import DataError
-from ddbench.evaluate import accuracy, grade, trains_together, tuned
+from ddbench.evaluate import accuracy, grade, tuned
 from ddbench.files import Distilled
 from ddbench.networks import Network
 from ddbench.plugins import registry
@@ -61,9 +62,9 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
     torch.set_num_threads(threads)
     distilled = plan.distilled.on(plan.device)
     network = distilled.build_network(plan.device)
-    together = trains_together(network, distilled.teaching, plan.together)
+    together = trains_together(network, distilled.teaching.recipe, plan.together)
     path = folder / f"{digest(_identity(plan, network, seed, threads, together))[:12]}.json"
-    record = read_json(path) if path.exists() else _fresh(plan, distilled, network, seed)
+    record = read_json(path) if path.exists() else _fresh(plan, distilled, network, seed, path.stem)
     metrics = default_metrics() if plan.metrics is None else plan.metrics
     due = {label(m): name for name, m in metrics.items()}
     lacking = [
@@ -74,6 +75,8 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
     if record["complete"] and not lacking:
         return record
     lessons = _tuned(plan, distilled, network, record, Seed(seed) / "evaluation")
+    record["lrs"] = [s.lr or distilled.teaching.recipe.lr for s in lessons.sets]
+    record["together"] = together
     test = replace(plan.dataset.test, preprocessing=distilled.preprocessing)
     graded = grade(
         lessons, network, distilled.teaching, test, metrics, Seed(seed) / "evaluation", lacking,
@@ -141,11 +144,12 @@ def _note(record: dict[str, Any], i: int, numbers: dict[str, float], due: dict[s
         record["metrics"][words] = i + 1
 
 
-def _fresh(plan: Evaluation, distilled: Distilled, network: Network, seed: int) -> dict[str, Any]:
+def _fresh(plan: Evaluation, distilled: Distilled, network: Network, seed: int, key: str) -> dict[str, Any]:
     sets, online = distilled.curriculum.sets, distilled.teaching.recipe.online
     teacher = max(s.teacher_bytes for s in sets)  # one teacher serves all stages
     return {
         "complete": False,
+        "key": key,
         "split": "test",
         "students": [],
         "metrics": {},

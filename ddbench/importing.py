@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddbench import pixelspace, torchfiles
 from ddbench.cache import Cache, atomic_write, canonical, digest, file_digest, home
-from ddbench.data import Dataset
+from ddbench.data import Dataset, RealData
 from ddbench.errors import DataError, UsageError
 from ddbench.experts import layout
 from ddbench.files import Distilled
@@ -51,6 +51,7 @@ def adopt(
     """
     found = _ordered(read(path, experiment=experiment, classes=len(dataset.classes), labels=labels), dataset)
     _check_shape(path, found, dataset)
+    _check_classes(path, found, dataset)
     space, step, sets, said = _placed(found, dataset, whitened, pixels)
     curriculum = Curriculum(sets, found.phases)
     about = {
@@ -144,6 +145,18 @@ def _ordered(found: Foreign, dataset: Dataset) -> Foreign:
     return replace(found, sets=sets, notes=(*found.notes, f"Labels were put into the class order of {dataset.name!r}."))
 
 
+def _check_classes(path: Path, found: Foreign, dataset: Dataset) -> None:
+    """Refuse hard labels that leave classes out: students would never learn them."""
+    if any(s.label_type != "hard" for s in found.sets):
+        return
+    counts = torch.cat([s.labels for s in found.sets]).sum(0)
+    if lost := [name for name, count in zip(dataset.classes, counts.tolist(), strict=True) if not count]:
+        raise DataError(
+            f"{path} has no image of {len(lost)} of the {len(counts)} classes of dataset {dataset.name!r} "
+            f"({', '.join(lost[:6])}); choose the classes that it has with -o dataset.classes=A,B,..."
+        )
+
+
 def _folded(name: str) -> str:
     """Names as folders may spell them: case and separators do not count."""
     return "".join(c for c in name.casefold() if c.isalnum())
@@ -158,8 +171,8 @@ def _check_shape(path: Path, found: Foreign, dataset: Dataset) -> None:
         )
     if shape != dataset.train.shape:
         raise DataError(
-            f"{path} has images of {shape} (c, h, w), but dataset {dataset.name!r} has {dataset.train.shape}; load the "
-            f"dataset at that size (-o dataset.size={shape[1]})"
+            f"{path} has images of {shape} (c, h, w), but dataset {dataset.name!r} has {dataset.train.shape}; give the "
+            f"dataset that it was distilled from, or, if it can be, load it at that size (-o dataset.size={shape[1]})"
         )
 
 
@@ -171,12 +184,16 @@ def _placed(
     chosen = "unit" if found.unit and pixels == "auto" else pixels
     known = {} if chosen == "auto" else {chosen: pixelspace.stated(chosen, real, whitened)}
     tried = pixelspace.candidates(images, real, whitened if chosen == "auto" else None) | known
+    if found.step is not None and pixels == "auto":
+        chosen, tried = "file", tried | {"file": found.step}
     verdict = pixelspace.detect(images, tried, pixelspace.looked_at(real))
+    settled = chosen == "auto" and not verdict.clear
+    if settled:
+        chosen = _settled(verdict, real)
     space = verdict.space if chosen == "auto" else chosen
     how = "stated" if pixels != "auto" else "8-bit pictures" if found.unit else "found"
+    how = "its arrays say so" if space == "file" else "as the dataset was asked for" if settled else how
     notes = [f"Pixels are in {space!r} space ({how}): {verdict.evidence}."]
-    if chosen == "auto" and not verdict.clear:
-        notes.append("Warning: the numbers do not decide this clearly; state the space with --pixels.")
     if doubt := verdict.doubt(space):
         notes.append(doubt + ".")
     step = tried[space]
@@ -195,6 +212,16 @@ def _placed(
     own = real.preprocessing
     notes.append(f"Images in [0, 1] were put through the preprocessing of {dataset.name!r} ({own.kind}).")
     return space, own, tuple(replace(s, images=pixelspace.applied(s.images, own)) for s in found.sets), notes
+
+
+def _settled(verdict: pixelspace.Verdict, real: RealData) -> str:
+    """Where the numbers do not decide: the space of a dataset that was asked for whitened; else the user must say."""
+    if real.preprocessing.kind == "zca":
+        return "zca"
+    raise UsageError(
+        f"the numbers do not decide which space the pixels are in ({verdict.evidence}); a wrong guess costs tens of "
+        f"points, so state it: --pixels {'|'.join(verdict.scores)}, or means and standard deviations"
+    )
 
 
 def _alike(name: str, step: Preprocessing) -> bool:

@@ -38,5 +38,5 @@ def misordered(record: dict[str, Any]) -> str | None:
         return None
     return (
         f"the set's classes seem to stand in another order than the dataset's: students reach {100 * found:.1f} %, but "
-        f"{100 * best:.1f} % with the classes renamed; give the order with -o dataset.classes=NAME,NAME,..."
+        f"{100 * best:.1f} % with the classes renamed; import it again in its own order, -o dataset.classes=A,B,..."
     )

@@ -141,8 +141,11 @@ def altered(base: Protocol, flags: dict[str, Any]) -> Protocol:
     """The protocol with other options, and another name: other rules must not pass under the same one."""
     if not flags:
         return base
+    root = base.name.partition("-custom-")[0]
     made = make(Protocol, options(base) | flags, "protocol")
-    return replace(made, name=f"{base.name}-custom-{digest(changed(made))[:6]}")
+    if replace(made, name=base.name) == base and made.name in (base.name, root):
+        return base  # what is said again changes nothing
+    return replace(made, name=f"{root}-custom-{digest(changed(replace(made, name=root)))[:6]}")
 
 
 def named(name: str) -> Protocol:

@@ -110,15 +110,26 @@ def _options(spec: dict[str, Any]) -> dict[str, Any]:
 
 def graded(evaluation: dict[str, Any]) -> dict[str, Any]:
     scores = [student["accuracy"] for student in evaluation["students"]]
-    others = {name for student in evaluation["students"] for name in student} - {"accuracy"}
-    means = {f"{name}_mean": mean(s[name] for s in evaluation["students"]) for name in sorted(others)}
+    others = {name for student in evaluation["students"] for name in student} - {"accuracy", "diverged"}
+    means = {f"{name}_mean": mean(s[name] for s in evaluation["students"] if name in s) for name in sorted(others)}
     about = {name: evaluation[name] for name in ("network", "protocol", "dataset", "dataset_digest")}
     # what these students got: their steps, and the bytes of stored labels or of a teacher
     kept = ("steps", "label_bytes", "protocol_digest", "selection")
     about |= {name: evaluation[name] for name in kept if name in evaluation}
     about |= {"evaluation_seed": evaluation["seed"]} if "seed" in evaluation else {}
+    if "lrs" in evaluation:
+        about |= {"student_lr": ", ".join(dict.fromkeys(f"{lr:.4g}" for lr in evaluation["lrs"]))}
+    about |= {"together": True} if evaluation.get("together") else {}
+    about |= {"evaluation": evaluation["key"]} if "key" in evaluation else {}
     about |= {} if evaluation["complete"] else {"status": "evaluating"}
-    return about | means | {"accuracy_mean": mean(scores), "accuracy_std": pstdev(scores), "n": len(scores)}
+    if lost := sum("diverged" in student for student in evaluation["students"]):
+        about |= {"error": f"{lost} of {len(scores)} students diverged", "status": "diverged"}
+    return about | means | {"accuracy_mean": mean(scores), "accuracy_std": deviation(scores), "n": len(scores)}
+
+
+def deviation(scores: list[float]) -> float | None:
+    """Population standard deviation over students, as the field reports it; one student has none, rather than zero."""
+    return pstdev(scores) if len(scores) > 1 else None
 
 
 def ordered(row: dict[str, Any]) -> dict[str, Any]:

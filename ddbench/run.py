@@ -228,7 +228,7 @@ class Run:
             **contents,
             "distil_seconds": sum(note["seconds"] for note in stages),
             "selection_seconds": sum(note["selection_seconds"] for note in stages),
-            "expert_seconds": sum(note["expert_seconds"] for note in stages),
+            "expert_seconds": _total([note["expert_seconds"] for note in stages]),
             "peak_bytes": max(peaks, default=0),
             "stages": stages,
             "machine": machine(self.spec.device),
@@ -248,6 +248,12 @@ class Run:
         distilled = Distilled.load(path)
         plan = Evaluation(distilled, self.dataset, self.spec.protocol, self.settings.students, self.spec.device)
         evaluate(plan, self.folder / "evaluations", threads=self.spec.threads, seed=self.spec.seed)
+
+
+def _total(seconds: list[float | None]) -> float | None:
+    """Their sum; None where one is not known, as for experts that were imported."""
+    known = [s for s in seconds if s is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

@@ -248,7 +248,7 @@ class Stage:
             "steps": self.ledger.step,
             "seconds": self.ledger.seconds,
             "selection_seconds": self.ledger.selection_seconds,
-            "expert_seconds": self.expert_seconds,
+            "expert_seconds": self.expert_seconds if math.isfinite(self.expert_seconds) else None,
             "peak_bytes": self.ledger.peak,
             "metrics_end": self.ledger.metrics_end,
         }

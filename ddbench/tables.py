@@ -25,7 +25,19 @@ _COMMON = {"dataset": "dataset", "network": "network", "ipc": "ipc", "matcher": 
 _COSTS = {"steps": "N", "distil_seconds": "distil s", "expert_seconds": "experts s", "selection_seconds": "selection s",
           "peak_bytes": "peak MB", "image_bytes": "images kB", "label_bytes": "labels kB", "total_bytes": "total kB",
           "status": "status"}  # fmt: skip
-PER_RUN = _COMMON | {"seed": "seed", "accuracy_mean": "accuracy %", "n": "n", "selection": "selected on"} | _COSTS
+PER_RUN = (
+    _COMMON
+    | {
+        "seed": "seed",
+        "accuracy_mean": "accuracy %",
+        "n": "n",
+        "student_lr": "student lr",
+        "together": "together",
+        "evaluation_seed": "graded with",
+        "selection": "selected on",
+    }
+    | _COSTS
+)
 LINES = _COMMON | {
     "accuracy_mean": "accuracy %", "n": "seeds", "students": "students", "ci_low": "95 % CI",
     "difference": "difference", "baseline": "to", "p_holm": "p (Holm)", "test": "test", "selection": "selected on",

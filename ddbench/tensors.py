@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +15,15 @@ from torch import Tensor
 
 from ddbench.cache import atomic_file
 from ddbench.errors import DataError
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do, whatever it is called; or is called so, whatever it holds."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(10)
+    return path.suffix == ".safetensors" or (len(head) == 10 and head[6:8] == b"\0\0" and head[8:10] == b'{"')
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -57,3 +69,78 @@ def read_rows(path: Path, name: str, row: int) -> Tensor:
             return stream.get_slice(name)[row].clone()
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it to have it made again") from error
+
+
+_KINDS = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A safetensors file with ``snapshots`` ``(n, p)`` and their ``epochs`` ``(n,)``, written row by row.
+
+    Memory holds one row. The file lies beside its target until :meth:`finish` renames it, so that the target is
+    whole or not there; an interrupted writer opens the same file again and goes on.
+    """
+
+    target: Path
+    epochs: tuple[int, ...]
+    width: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def path(self) -> Path:
+        """Where rows are written before the file is complete."""
+        return self.target.with_suffix(".rows")
+
+    @property
+    def _header(self) -> bytes:
+        n, row = len(self.epochs), self.width * self.dtype.itemsize
+        tensors = {
+            "epochs": {"dtype": "I64", "shape": [n], "data_offsets": [0, 8 * n]},
+            "snapshots": {
+                "dtype": _KINDS[self.dtype], "shape": [n, self.width], "data_offsets": [8 * n, 8 * n + n * row],
+            },
+        }  # fmt: skip
+        text = json.dumps(tensors, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format wants tensors aligned
+        epochs = torch.tensor(self.epochs, dtype=torch.int64).numpy().tobytes()
+        return len(text).to_bytes(8, "little") + text + epochs
+
+    @property
+    def size(self) -> int:
+        """Bytes of the complete file."""
+        return len(self._header) + len(self.epochs) * self.width * self.dtype.itemsize
+
+    def create(self) -> None:
+        """Begin afresh; rows that are not written yet read as zeros."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("wb") as stream:
+            stream.write(self._header)
+            stream.truncate(self.size)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a file of exactly this layout lies there to go on with."""
+        if not self.path.exists() or self.path.stat().st_size != self.size:
+            return False
+        header = self._header
+        with self.path.open("rb") as stream:
+            return stream.read(len(header)) == header
+
+    def write(self, epoch: int, vector: Tensor) -> None:
+        """Put the row of ``epoch`` where it belongs, and on the disk."""
+        row = vector.detach().to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
+        with self.path.open("r+b") as stream:
+            stream.seek(len(self._header) + self.epochs.index(epoch) * self.width * self.dtype.itemsize)
+            stream.write(row.data)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def finish(self) -> None:
+        """The file under its own name."""
+        self.path.replace(self.target)
+        folder = os.open(self.target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

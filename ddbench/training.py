@@ -22,7 +22,7 @@ from ddbench.progress import report
 from ddbench.seeds import Seed
 
 PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64x64
-TRAINER_VERSION = 1  # part of every expert's and lesson's key: raise it when fit computes other numbers
+TRAINER_VERSION = 2  # part of every expert's and lesson's key: raise it when fit computes other numbers
 
 
 Schedule = Literal["constant", "step", "step-restart", "multistep", "cosine", "cosine-half"]
@@ -111,7 +111,7 @@ class Student:
 
 def paced(source: Source, recipe: Recipe) -> tuple[Source, int, int]:
     """What batches are taken from, the optimiser steps of an epoch, and those in all."""
-    source = source.whitened if isinstance(source, RealData) else source
+    source = source.at_hand if isinstance(source, RealData) else source
     per_epoch = math.ceil(len(source) / recipe.batch)
     return source, per_epoch, recipe.steps or (recipe.epochs or 1) * per_epoch
 
@@ -244,5 +244,5 @@ def predict(network: Network, vector: Tensor, data: RealData, size: int | None =
     ``size`` at a time: 1000, or fewer when images are large, since activations grow with their pixels.
     """
     size = size or max(1, min(1000, PIXELS_AT_ONCE // math.prod(data.shape)))
-    logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.whitened.batches(size)]
+    logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.at_hand.batches(size)]
     return torch.cat(logits), data.targets

@@ -38,7 +38,7 @@ LAYERS = [
     "trajectory hookspecs evaluate reduce",
     "plugins",
     "spec files",
-    "stage grading results gradcheck torchfiles order",
+    "stage grading results gradcheck torchfiles order fitting",
     "run foreign",
     "memory importing exporting",
     "conditions tables lines contrasts evaluating bench compare boards trial",

@@ -553,7 +553,7 @@ def test_eval_with_other_students_seed_or_network_is_another_evaluation(shop, tm
         return ddbench("eval", path, "--json", *options, home=tmp_path / "home").json[0]
 
     assert row("--students", 3)["n"] == 3
-    assert row("--students", 1, "--seed", 4)["seed"] == 4
+    assert row("--students", 1, "--seed", 4)["evaluation_seed"] == 4
     other = row("--students", 1, "-o", "network.width=4")
     assert other["network"] == "convnet(width=4)"
     other = row("--students", 1, "-o", "protocol.steps=3")

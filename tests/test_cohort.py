@@ -10,12 +10,29 @@ import pytest
 import torch
 from torch import nn
 
-from ddbench import Curriculum, Examples, Network, Recipe, Seed, Student, SyntheticSet, Teaching, fit, teach
-from ddbench.cohort import fit_together, stackable
-from ddbench.evaluate import MOST, Pupil, taught, trains_together
+from ddbench import (
+    Curriculum,
+    Examples,
+    Experts,
+    Network,
+    Recipe,
+    Seed,
+    Starts,
+    Student,
+    SyntheticSet,
+    Teaching,
+    fit,
+    teach,
+)  # fmt: skip
+from ddbench.cache import Cache
+from ddbench.cohort import MOST, fit_together, stackable, trains_together
+from ddbench.errors import InterruptedRun
+from ddbench.evaluate import Pupil, taught
 from ddbench.plugins import registry
+from ddbench.progress import Event, listening
 from ddbench.records import make
 from ddbench.starts import teach_together
+from ddbench.tensors import RowFile, load_tensors, read_rows
 from ddbench.training import Watch
 
 SHAPE, CLASSES = (3, 16, 16), 4
@@ -187,14 +204,13 @@ def test_networks_that_draw_while_they_train_or_look_at_their_data_train_one_at_
 
 
 def test_on_a_cpu_students_train_together_only_when_asked():
-    teaching = Teaching(RECIPE)
-    assert not trains_together(network(), teaching)
-    assert trains_together(network(), teaching, True)
-    assert not trains_together(built(lambda: Noisy(0.5)), teaching, True)
+    assert not trains_together(network(), RECIPE)
+    assert trains_together(network(), RECIPE, True)
+    assert not trains_together(built(lambda: Noisy(0.5)), RECIPE, True)
     on_cuda = SimpleNamespace(device=torch.device("cuda"))
-    with patch("ddbench.evaluate.stackable", lambda *_: True):
-        assert trains_together(on_cuda, teaching)
-        assert not trains_together(on_cuda, teaching, False)
+    with patch("ddbench.cohort.stackable", lambda *_: True):
+        assert trains_together(on_cuda, RECIPE)
+        assert not trains_together(on_cuda, RECIPE, False)
 
 
 def test_asking_whether_students_can_train_together_draws_nothing():
@@ -202,3 +218,82 @@ def test_asking_whether_students_can_train_together_draws_nothing():
     before = torch.get_rng_state()
     stackable(network("batch norm"), RECIPE)
     assert torch.equal(before, torch.get_rng_state())
+
+
+# --------------------------------------------------------------------------------- experts
+
+
+class Doubles(Examples):
+    """Real data in float64, by what an expert's key calls them."""
+
+    digest = "doubles"
+
+
+def expert_pool(tmp_path, *, together: bool) -> Experts:
+    shown = examples(20)
+    recipe = Recipe(batch=6, lr=0.02, momentum=0.5, augment=AUGMENT)
+    starts = Starts(network(), Seed(7), Teaching(RECIPE), Cache(tmp_path), 1)
+    return Experts(starts, Doubles(shown.images, shown.labels), recipe, together=together)
+
+
+def test_experts_that_train_together_are_those_trained_one_at_a_time(tmp_path):
+    apart, together = (expert_pool(tmp_path, together=way) for way in (False, True))
+    for pool in (apart, together):
+        pool.build(3, (0, 1, 3))
+    assert apart.folder != together.folder  # their last bits differ, so each has its own key
+    for index in range(3):
+        for epoch in (0, 1, 3):
+            one, other = apart.snapshot(index, epoch), together.snapshot(index, epoch)
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(together.snapshot(index, 3), together.snapshot(index, 1), atol=1e-4)
+    assert together.seconds(3) > 0
+
+
+def test_experts_that_train_together_go_on_where_they_were_interrupted(tmp_path):
+    whole, stopped = (expert_pool(tmp_path / part, together=True) for part in ("whole", "stopped"))
+    whole.build(3, (0, 2, 4))
+    stop = 2 * 4  # optimiser steps: after two epochs of four
+
+    def interrupt(event: Event) -> None:
+        if event.what == "3 experts" and event.done == stop:
+            raise InterruptedRun("stopped")
+
+    with pytest.raises(InterruptedRun), listening(interrupt):
+        stopped.build(3, (0, 2, 4))
+    assert stopped.missing(3, (0,)) == [0, 1, 2]  # nothing is there under its own name yet
+    seen: list[int] = []
+    with listening(lambda event: seen.append(event.done) if event.what == "3 experts" else None):
+        stopped.build(3, (0, 2, 4))
+    assert min(seen) == 3 * 4  # from the third epoch on
+    for index in range(3):
+        for epoch in (0, 2, 4):
+            assert torch.equal(stopped.snapshot(index, epoch), whole.snapshot(index, epoch))
+    leftover = [p for p in stopped.folder.iterdir() if p.suffix in (".partial", ".rows")]
+    assert leftover == []
+
+
+def test_a_trajectory_takes_memory_for_one_row_and_is_whole_or_not_there(tmp_path):
+    target = tmp_path / "000000.safetensors"
+    file = RowFile(target, (0, 3, 7), 5)
+    file.create()
+    rows = {epoch: torch.arange(5.0) + epoch for epoch in (7, 0, 3)}
+    for epoch, row in rows.items():
+        assert not target.exists()
+        file.write(epoch, row)
+    assert file.begun
+    assert not RowFile(target, (0, 3, 8), 5).begun  # other snapshots: not to be gone on with
+    file.finish()
+    tensors, _ = load_tensors(target)
+    assert tensors["epochs"].tolist() == [0, 3, 7]
+    assert torch.equal(tensors["snapshots"], torch.stack([rows[e] for e in (0, 3, 7)]))
+    assert torch.equal(read_rows(target, "snapshots", 1), rows[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rows_keep_their_bits(tmp_path, dtype):
+    file = RowFile(tmp_path / "a.safetensors", (1,), 3, dtype)
+    file.create()
+    row = torch.tensor([1 / 3, -2.5, 1e-8], dtype=dtype)
+    file.write(1, row)
+    file.finish()
+    assert torch.equal(load_tensors(file.target)[0]["snapshots"][0], row)

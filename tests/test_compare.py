@@ -827,3 +827,16 @@ def test_a_folder_of_runs_becomes_a_tidy_data_frame(tmp_path):
     assert str(found["ipc"].dtype) == str(found["steps"].dtype) == "Int64"
     assert found["n"].tolist() == [2, 0]
     assert compare.frame(tmp_path / "nothing").empty
+
+
+@pytest.mark.parametrize("text", ["accuracy>90", "accuracy<50", "difference>2", "p_holm<5"])
+def test_percent_where_fractions_are_meant_is_refused(text):
+    rows_ = compared(runs("random", RANDOM) + runs("tesla", BETTER))
+    with pytest.raises(UsageError, match="accuracies are fractions here; write"):
+        compare.tripped(rows_, [text])
+
+
+def test_a_pattern_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="neither part of a name nor a regular expression"):
+        select(runs("random", RANDOM), ["matcher~(["])
+    assert len(select(runs("random", RANDOM, network="convnet(width=8)"), ["network~convnet("])) == 5

@@ -232,7 +232,7 @@ def test_an_interrupted_application_goes_on_where_it_stopped(here):
 
 def test_other_rules_are_another_record(here):
     paths = set()
-    for options in ({}, {"seed": 3}, {"students": 2}, {"flags": (("protocol.steps", "6"),)}):
+    for options in ({}, {"seed": 3}, {"students": 2}, {"flags": (("protocol.steps", "7"),)}):
         target = opened(here.folder, **options)
         before = set(target.folder.glob("*.json"))
         continual(target, tasks=1, orders=1, memories=())

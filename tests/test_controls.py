@@ -116,7 +116,7 @@ def test_other_cells_select_their_own_student_lr_on_validation_data(shop):
     folder, found, _ = shop
     tried = [read_json(path)["tried"] for path in (folder / "controls").glob("*.json")]
     assert len(tried) == 1 + 8  # the other labels with augmentation, and all eight cells without it
-    assert all(set(t) == {"0.03", "own"} for t in tried)
+    assert all(set(t) in ({"0.03", "own"}, {"own"}) for t in tried)  # an own lr of 0.03 is not tried twice
     assert cell(found, "distilled", "hard", "off")["protocol"] != cell(found, "distilled", "hard", "on")["protocol"]
 
 

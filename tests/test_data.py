@@ -187,19 +187,19 @@ def test_images_that_are_whitened_once_are_those_whitened_batch_by_batch():
     for zca in (True, False):
         real = RealData(pixels, targets, Preprocessing.fit(pixels, zca=zca), 3)
         index = torch.tensor([1100, 0, 7])
-        whole, once = real[index], real.whitened[index]
+        whole, once = real[index], real.at_hand[index]
         torch.testing.assert_close(once.images, whole.images, rtol=1e-5, atol=1e-6)
         assert torch.equal(once.labels, whole.labels)
-        sizes = [len(batch) for batch in real.whitened.batches(500)]
+        sizes = [len(batch) for batch in real.at_hand.batches(500)]
         assert sizes == [500, 500, 200]
-        assert (real.whitened is real) is not zca
+        assert (real.at_hand is real) is not zca
 
 
 def test_more_images_than_fit_are_whitened_batch_by_batch(monkeypatch):
     pixels = some_pixels(60)
     real = RealData(pixels, torch.arange(60) % 3, Preprocessing.fit(pixels, zca=True), 3)
     monkeypatch.setattr("ddbench.data.LARGEST_WHITENED", 100)
-    assert real.whitened is real
+    assert real.at_hand is real
 
 
 # -- digests -------------------------------------------------------------------------------------------------

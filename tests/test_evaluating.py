@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from tiny import ddbench, run, spec
+from tiny import RULES, ddbench, run, spec
 
 from ddbench import DataError, UsageError
 from ddbench.cache import read_json, write_json
@@ -18,6 +18,7 @@ from ddbench.evaluating import EvalOptions, evaluated, opened, planned
 from ddbench.files import Distilled
 from ddbench.order import Reordered, misordered
 from ddbench.plugins import Plugin, registry
+from ddbench.protocols import altered
 from ddbench.results import rows
 
 
@@ -274,3 +275,93 @@ def test_students_may_train_together_when_asked(folder):
     assert apart["n"] == together["n"] == 2
     both = [read_json(p) for p in (folder / "evaluations").glob("*.json")]
     assert len([r for r in both if r["steps"] == 8]) == 2  # two records: their last bits differ
+
+
+# --------------------------------------------------------------------------------- what reviewers tried
+
+
+def test_a_protocol_option_that_is_said_again_changes_neither_name_nor_rules(folder):
+    before = rows(folder)
+    again = asked(folder, flags=(("protocol.steps", "12"), ("protocol.judges", "1")))
+    assert [r["protocol_digest"] for r in again] == [r["protocol_digest"] for r in before]
+    name = spec("random").protocol.name
+    other = altered(spec("random").protocol, {"steps": "13"})
+    assert other.name.count("-custom-") == 1
+    assert altered(other, {"steps": "12"}).name == name
+
+
+def test_a_protocol_by_name_means_what_it_means_to_a_run_on_the_dataset(folder):
+    """The recipe of the dataset sets N of the default protocol."""
+    source = opened(str(folder), folder.parent, EvalOptions())
+    plan = planned(source.distilled, EvalOptions(protocol="default", device="cpu"))
+    from ddbench.spec import Request, resolve
+
+    assert plan.evaluation.protocol == resolve(Request("toy", "random", ipc=2, device="cpu")).spec.protocol
+    assert plan.evaluation.protocol.steps == 200
+
+
+def test_students_that_diverge_are_a_status_and_no_traceback(folder):
+    rows_ = asked(folder, flags=(("protocol.lrs", ""), ("protocol.steps", "8"), ("network.norm", "none")))
+    assert {row["status"] for row in rows_} == {"ok"}
+    with patch("ddbench.evaluate.predict", lambda *_: (torch.full((4, 3), torch.nan), torch.tensor([0, 1, 2, 0]))):
+        lost = asked(folder, flags=(("protocol.steps", "9"),))
+    (row,) = [row for row in lost if row["status"] == "diverged"]
+    assert row["error"] == "2 of 2 students diverged"
+    assert row["accuracy_mean"] == 0.5  # what nothing answers: the first class
+
+
+def test_one_student_has_no_deviation(folder):
+    (row,) = [row for row in asked(folder, students=1) if row["n"] == 1]
+    assert row["accuracy_std"] is None
+
+
+def test_the_student_lr_in_use_is_in_the_row(folder):
+    assert rows(folder)[0]["student_lr"] == "0.03"
+
+
+@pytest.mark.parametrize("options", [{"pixels": "unit"}, {"labels": "hard"}, {"experiment": 2}])
+def test_options_for_sets_of_other_tools_are_refused_for_our_own(folder, options):
+    with pytest.raises(UsageError, match="is for sets of other tools"):
+        opened(str(folder), folder.parent, EvalOptions(**options))
+
+
+@pytest.mark.parametrize("options", [{"metrics": " "}, {"network": ","}])
+def test_empty_lists_are_refused(folder, options):
+    with pytest.raises(UsageError, match="is empty"):
+        asked(folder, **options)
+
+
+def test_of_several_networks_one_that_cannot_be_is_said_before_any_trains(folder):
+    with patch("ddbench.evaluating.evaluate", side_effect=AssertionError("trained")), pytest.raises(UsageError):
+        asked(folder, network="mlp,lenet")
+
+
+def foreign(tmp_path: Path, folder: Path) -> Path:
+    """The run's set as MTT would store it, in the dataset's own space."""
+    from ddbench.exporting import export
+
+    export(Distilled.load(folder / "distilled.safetensors"), "pt", tmp_path / "mtt")
+    return tmp_path / "mtt"
+
+
+def test_a_set_of_others_stands_in_the_tables_like_a_run(folder, tmp_path):
+    path = foreign(tmp_path, folder)
+    out = tmp_path / "out"
+    flags = tuple((name, str(value)) for name, value in RULES.items() if not name.startswith("experts"))
+    options = EvalOptions(students=2, device="cpu", dataset="toy", pixels="dataset", flags=flags)
+    (row,) = evaluated(str(path), out, options)
+    (made,) = out.iterdir()
+    assert rows(made) == [row]
+    assert (row["matcher"], row["selection"], row["n"]) == ("imported", "unknown", 2)
+    assert row["protocol_digest"] == rows(folder)[0]["protocol_digest"]  # the same rules as a run's
+    assert row["label_type"] == "hard"
+    again = evaluated(str(path), out, options)
+    assert again == [row]
+
+
+def test_an_imported_file_is_known_by_its_content(folder, tmp_path):
+    import shutil
+
+    path = shutil.copy(folder / "distilled.safetensors", tmp_path / "set.txt")
+    assert len(opened(str(path), tmp_path, EvalOptions()).distilled.classes) == 3
+    assert opened(str(path), tmp_path, EvalOptions()).folder is None

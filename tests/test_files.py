@@ -233,7 +233,7 @@ def test_the_same_images_with_another_preprocessing_are_another_evaluation(tmp_p
         made = replace(distilled(Preprocessing(torch.tensor([mean]), torch.tensor([0.3]))), classes=("0", "1", "2"))
         made.save(tmp_path / f"{mean}.safetensors")
         evaluated(str(tmp_path / f"{mean}.safetensors"), tmp_path, EvalOptions(students=1))
-    assert len(list((home() / "evaluations").glob("*.json"))) == 2
+    assert len(list(tmp_path.glob("*/evaluations/*.json")) + list((home() / "files").glob("*/evaluations/*.json"))) == 2
 
 
 # --------------------------------------------------------------------------------- checkpoints

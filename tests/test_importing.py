@@ -300,3 +300,33 @@ def test_experts_are_imported_by_the_command(tmp_path, network):
     code, _ = command(import_, folder / "replay_buffer_0.pt", *words)
     assert code == 0
     assert [f.parent.name for f in home().glob("experts/*/identity.json")]
+
+
+def test_where_the_numbers_do_not_decide_the_space_must_be_stated(tmp_path, digits, monkeypatch):
+    noise = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.8
+    folder = pair(tmp_path, noise, torch.arange(20) % 10)
+    monkeypatch.setattr("ddbench.pixelspace.CLEAR", 100.0)
+    with pytest.raises(UsageError, match=r"do not decide which space.*state it: --pixels"):
+        taken(folder, digits)
+    assert taken(folder, digits, pixels="dataset")[0].about["source"]["pixels"] == "dataset"
+
+
+def test_an_npz_that_says_which_step_its_pixels_passed_is_believed(tmp_path, digits, zca):
+    x, y = real(digits, zca)
+    parts = {f"preprocessing_{name}": value.numpy() for name, value in zca.tensors().items()}
+    np.savez(tmp_path / "set.npz", images=x.numpy(), labels=torch.eye(10)[y].numpy(), **parts)
+    made, notes = taken(tmp_path / "set.npz", digits)
+    assert made.preprocessing.digest == zca.digest
+    assert "its arrays say so" in notes
+
+
+def test_hard_labels_that_leave_classes_out_are_refused(tmp_path, digits):
+    x, _ = real(digits, digits.train.preprocessing)
+    with pytest.raises(DataError, match=r"no image of 5 of the 10 classes.*dataset.classes=A,B"):
+        taken(pair(tmp_path, x, torch.arange(len(x)) % 5), digits, pixels="dataset")
+
+
+def test_pixels_beyond_all_reason_are_refused(tmp_path, digits):
+    x, y = real(digits, digits.train.preprocessing)
+    with pytest.raises(DataError, match="of the order of 1"):
+        taken(pair(tmp_path, x * 1e30, y), digits)

@@ -117,7 +117,7 @@ def forgotten(right: Tensor) -> Tensor:
 def _right(problem: Problem, vector: Tensor) -> Tensor:
     """Whether the network ``vector`` classifies each real image correctly, ``(n,)``."""
     network = problem.network
-    real = problem.real.whitened  # read once per epoch of every expert
+    real = problem.real.at_hand  # read once per epoch of every expert
     guessed = [network.apply(vector, b.images, train=False).argmax(1).cpu() for b in real.batches(AT_ONCE)]
     return torch.cat(guessed) == problem.real.targets
 
@@ -126,7 +126,7 @@ def _right(problem: Problem, vector: Tensor) -> Tensor:
 def _errors(problem: Problem, vector: Tensor) -> Tensor:
     """The length of softmax minus one-hot for each real image, ``(n,)``."""
     parts = [error_lengths(problem.network.apply(vector, b.images, train=False), b.labels)
-             for b in problem.real.whitened.batches(AT_ONCE)]  # fmt: skip
+             for b in problem.real.at_hand.batches(AT_ONCE)]  # fmt: skip
     return torch.cat(parts).cpu()
 
 

@@ -100,7 +100,7 @@ class Frepo:
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
         """One step of images and labels on the features of a random online network, and one step of that network."""
         chosen = int(torch.randint(self.networks, ()))
-        real = problem.real.whitened[torch.randperm(len(problem.real))[: self.batch_real]]
+        real = problem.real.at_hand[torch.randperm(len(problem.real))[: self.batch_real]]
         images, labels = state.images.detach().requires_grad_(), state.labels.detach().requires_grad_()
         predicted = self.predict(problem, state.vectors[chosen], images, labels, real.images)
         error = squared_error(predicted, real.labels - 1 / problem.classes)

@@ -170,7 +170,7 @@ def _strategy(name: str, problem: Problem) -> DSA:
 
 def _real_batch(problem: Problem, size: int) -> Examples:
     """``size`` real images without replacement; all when there are fewer."""
-    return problem.real.whitened[torch.randperm(len(problem.real))[:size]]
+    return problem.real.at_hand[torch.randperm(len(problem.real))[:size]]
 
 
 def _bounded(gradient: Tensor, norm: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:

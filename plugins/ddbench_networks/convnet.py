@@ -9,10 +9,10 @@ from annotated_types import Ge
 from torch import nn
 
 from ddbench import UsageError
-from ddbench_networks.blocks import GROUPS, Blocks, Norm, norm_layers, padded
+from ddbench_networks.blocks import GROUPS, Blocks, HalvingPool, Norm, norm_layers, padded
 
 ACTIVATIONS = {"relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "swish": nn.SiLU}
-POOLING = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+POOLING = {"avg": HalvingPool, "max": lambda: nn.MaxPool2d(2)}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ConvNet:
             norm = norm_layers(self.norm, (self.width, height, wide))
             layers = [convolution, *norm, ACTIVATIONS[self.activation]()]
             if self.pooling != "none":
-                layers.append(POOLING[self.pooling](2))
+                layers.append(POOLING[self.pooling]())
                 height, wide = height // 2, wide // 2
             blocks.append(nn.Sequential(*layers))
             channels = self.width

@@ -32,7 +32,7 @@ def network() -> Network:
 
 
 def plain_loop(folder: Path) -> None:
-    """As the published scripts: floats in a TensorDataset, a DataLoader, a module, an optimiser; one after the other."""
+    """As the published scripts: floats in a TensorDataset, a DataLoader, a module, an optimiser; one by one."""
     real, source = data(), network().source
     whole = real[torch.arange(len(real))]
     loader = DataLoader(TensorDataset(whole.images.cpu(), real.targets), BATCH, shuffle=True)

@@ -36,15 +36,25 @@ class Seed:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Seed torch, NumPy and ``random`` from this address, and give the old states back after."""
-        python, numpy = random.getstate(), np.random.get_state()
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.integer)
-            np.random.seed(self.integer % 2**32)
-            random.seed(self.integer)
-            try:
-                yield
-            finally:
-                random.setstate(python)
-                np.random.set_state(numpy)
+        """Seed torch, NumPy and ``random`` from this address, and give the old states back after.
+
+        CUDA's generators are part of it once CUDA is in use, which it is before the harness calls a plugin.
+        """
+        seed = self.integer
+        python, numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        # not torch.manual_seed: for every accelerator that is not in use it keeps a call with its traceback, which
+        # takes longer than a step of a small student
+        torch.default_generator.manual_seed(seed)
+        for generator in torch.cuda.default_generators[: len(cuda)]:
+            generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_rng_state(torchs)
+            if cuda:
+                torch.cuda.set_rng_state_all(cuda)

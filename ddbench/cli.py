@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from ddbench.cli_apply import apply
+from ddbench.cli_boards import leaderboard, report, submit
 from ddbench.cli_files import export, import_
 from ddbench.cli_options import DEVICE, FORMATS, JSON, OPTIONS, OUT, QUIET, request_options
+from ddbench.cli_suite import suite
 from ddbench.errors import DDBenchError
 
 
@@ -35,6 +37,7 @@ def cli() -> None:
 @click.option("--ceiling/--no-ceiling", "with_ceiling", default=True, help="The whole training set above it (cached).")
 @click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run takes; do nothing.")
 @click.option("--resume", metavar="RUN", help="Go on with an existing run, by its folder or name.")
+@click.option("--tracker", "trackers", multiple=True, metavar="NAME[=PLACE]", help="tensorboard, wandb or mlflow.")
 @click.option("--checkpoint-seconds", default=20.0, type=click.FloatRange(0), help="Seconds between checkpoints.")
 @click.option("--format", "form", default="table", type=FORMATS)
 @JSON
@@ -63,8 +66,9 @@ def run(ctx: click.Context, **given: Any) -> int:
         specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
     settings = Settings(out, given["students"], given["checkpoint_seconds"])
     rows = commands.run(
-        specs, settings, with_random=given["with_random"], with_ceiling=given["with_ceiling"], quiet=given["quiet"]
-    )
+        specs, settings, with_random=given["with_random"], with_ceiling=given["with_ceiling"], quiet=given["quiet"],
+        trackers=given["trackers"],
+    )  # fmt: skip
     commands.show_rows(rows, form, "test accuracy, mean ± std over n students")
     return 0 if all(row["status"] == "ok" for row in rows) else 1
 
@@ -211,7 +215,7 @@ def check_grad(as_json: bool, **given: Any) -> int:
     return 0
 
 
-for command in (import_, export, apply):
+for command in (import_, export, apply, suite, submit, leaderboard, report):
     cli.add_command(command)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def working(quiet: bool) -> Iterator[None]:
     """Show progress, and turn SIGINT and SIGTERM into a clean stop with the command that goes on."""
     from ddbench.meter import keep_freed_memory
+    from ddbench.workers import follow_parent
 
     with Interrupts() as interrupts, console.Display(quiet) as display:
 
@@ -33,6 +34,7 @@ def working(quiet: bool) -> Iterator[None]:
 
         try:
             keep_freed_memory()
+            follow_parent()
             with listening(listener):
                 yield
         except InterruptedRun as error:
@@ -55,15 +57,18 @@ def warn_broken() -> None:
 
 
 def run(
-    specs: list[RunSpec], settings: Settings, *, with_random: bool, with_ceiling: bool, quiet: bool
-) -> list[dict[str, Any]]:
+    specs: list[RunSpec], settings: Settings, *, with_random: bool, with_ceiling: bool, quiet: bool,
+    trackers: tuple[str, ...] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
     """Carry out runs on one dataset, with random images beside each and the whole training set above."""
     import torch
 
+    from ddbench import trackers as tracking
     from ddbench.bench import references
     from ddbench.results import rows
     from ddbench.run import Run, build_task
 
+    tracking.checked(trackers)
     table: list[dict[str, Any]] = []
     with working(quiet):
         torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
@@ -74,7 +79,8 @@ def run(
         for spec in specs:
             work = Run(spec, dataset, settings)
             console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
-            result = work.execute()
+            with tracking.opened(trackers, work, console.say):
+                result = work.execute()
             table += rows(work.folder)
             if result["status"] == "diverged":
                 console.fail(f"the run diverged: {result['error']} (its last good state is kept in {work.folder})")

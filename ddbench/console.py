@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -120,3 +121,33 @@ class Display:
 def _numbers(event: Event) -> str:
     shown = {n: clean(v) if isinstance(v, str) else f"{float(v):.4g}" for n, v in event.numbers.items()}
     return "  ".join(f"{name} {value}" for name, value in shown.items())
+
+
+class Watch:
+    """Shows cells at work: a table that renews itself on a terminal, nothing elsewhere (there each end is a line)."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._live = None if quiet or not _err.is_terminal else Live(console=_err, transient=True, auto_refresh=False)
+        self._shown = 0.0
+
+    def __enter__(self) -> Watch:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, title: str, body: Iterable[tuple[str, float, str]]) -> None:
+        """Show (what, seconds, how far it is) of each piece of work, twice a second at most."""
+        if self._live is None or time.monotonic() - self._shown < 0.5:
+            return
+        self._shown = time.monotonic()
+        shown = Table(title=escape(clean(title)), title_justify="left", expand=True)
+        shown.add_column("at work", ratio=2, no_wrap=True)
+        shown.add_column("s", justify="right")
+        shown.add_column("", ratio=3, no_wrap=True)
+        for what, seconds, words in body:
+            shown.add_row(escape(clean(what)), f"{seconds:.0f}", escape(clean(words)))
+        self._live.update(shown, refresh=True)

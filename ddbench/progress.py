@@ -42,3 +42,17 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+@contextmanager
+def listening_too(listener: Listener) -> Iterator[None]:
+    """Send reports made inside the block to ``listener``, and then to whoever listens already: it may stop the work."""
+    before = _listener.get()
+
+    def both(event: Event) -> None:
+        listener(event)
+        if before is not None:
+            before(event)
+
+    with listening(both):
+        yield

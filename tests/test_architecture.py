@@ -41,21 +41,23 @@ LAYERS = [
     "stage grading results gradcheck torchfiles order fitting",
     "run foreign",
     "memory importing exporting",
-    "conditions tables lines contrasts evaluating bench compare boards trial",
-    "controls continual ranking cells trackers",
+    "conditions tables lines contrasts evaluating bench compare boards entries trial",
+    "controls continual ranking cells trackers leaderboard charts",
+    "views",
+    "pages",
     "standings",
     "suite",
     "testing preparing",
     "console",
     "commands describing",
     "cli_options",
-    "cli_files cli_apply cli_suite",
+    "cli_files cli_apply cli_suite cli_boards",
     "cli",
     "__main__ __init__",
 ]
 LEVEL = {name: level for level, line in enumerate(LAYERS) for name in line.split()}
 
-CLI = {"cli.py", "cli_options.py", "cli_files.py", "cli_apply.py", "cli_suite.py"}
+CLI = {"cli.py", "cli_options.py", "cli_files.py", "cli_apply.py", "cli_suite.py", "cli_boards.py"}
 COMMAND_LINE = {name.removesuffix(".py") for name in CLI} | {"commands", "describing", "console"}
 
 # What plugins may use besides the names of ``ddbench`` itself: the gradient engine, what trajectory methods
@@ -146,7 +148,7 @@ def test_only_the_command_line_imports_the_command_line(name):
 def test_libraries_stay_where_they_belong(path):
     used = packages(path)
     home = {"pluggy": {"plugins.py", "hookspecs.py"}, "click": CLI, "rich": {"console.py"},
-            "pandas": {"compare.py", "boards.py"}}  # fmt: skip
+            "pandas": {"compare.py"}, "jinja2": {"pages.py"}, "matplotlib": {"charts.py"}}  # fmt: skip
     for library, files in home.items():
         assert library not in used or (path.parent.name == "ddbench" and path.name in files), library
 

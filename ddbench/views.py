@@ -1,0 +1,239 @@
+"""What pages show, as plain data for templates: tables, charts with their numbers, images, the parts of an entry."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from ddbench import charts
+from ddbench.charts import Series
+from ddbench.conditions import Row, is_number
+from ddbench.entries import shown
+from ddbench.tables import cell
+
+View = dict[str, Any]
+FALLING = {"accuracy_mean", "n", "difference", "accuracy"}  # whose best are the largest: sorted so at the first click
+LONG = 28
+RUNS = {
+    "seed": "seed", "status": "status", "accuracy": "accuracy %", "lr": "student lr", "distil_seconds": "distil s",
+    "expert_seconds": "experts s", "selection_seconds": "selection s", "peak_bytes": "peak MB",
+    "image_bytes": "images kB", "label_bytes": "labels kB", "device": "hardware", "torch": "torch", "error": "error",
+    "sha256": "sha256 of the set",
+}  # fmt: skip
+
+
+def table(caption: str, titles: dict[str, str], rows: Sequence[Row], *, sortable: bool = True) -> View:
+    """Rows as a table with a caption; columns in which no row says anything are left out."""
+    kept = {name: title for name, title in titles.items() if any(_said(name, row) for row in rows)}
+    numbers = {name for name in kept if all(is_number(row.get(name)) or not _said(name, row) for row in rows)}
+    head = [
+        {"title": shown(title, 60), "number": name in numbers, "falling": name in FALLING}
+        for name, title in kept.items()
+    ]
+    lead = "title" if "title" in kept else next(iter(kept), "")
+    body = [[_cell(name, row, name in numbers, name == lead) for name in kept] for row in rows]
+    return {"caption": shown(caption, 200), "columns": head, "rows": body, "sortable": sortable and len(rows) > 1}
+
+
+def _said(name: str, row: Row) -> str:
+    return shown(cell(name, row), 300)
+
+
+def _cell(name: str, row: Row, number: bool, lead: bool) -> View:
+    text, value = _said(name, row), row.get(name)
+    css = "number" if number else "long" if len(text) > LONG else ""
+    return {
+        "text": text,
+        "tag": "th" if lead else "td",
+        "sort": value if is_number(value) else text,
+        "css": f"{css} best".strip() if name == "accuracy_mean" and row.get("best") else css,
+        "href": row.get("href") if lead else None,
+    }
+
+
+def picture(png: bytes, layout: View) -> list[View]:
+    """The images of a set, a grid per stage with the names of its columns."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as image:
+        image.load()
+    found, stages = [], layout["stages"]
+    for number, stage in enumerate(stages, start=1):
+        part = image.crop((0, round(stage["top"] * image.height), image.width, round(stage["bottom"] * image.height)))
+        out = io.BytesIO()
+        part.save(out, "PNG")
+        few = f"{stage['shown']} of {stage['of']}" if stage["shown"] < stage["of"] else str(stage["of"])
+        where = f"Stage {number} of {len(stages)}: " if len(stages) > 1 else ""
+        some = f"; {len(layout['classes'])} of {layout['of']} classes" if len(layout["classes"]) < layout["of"] else ""
+        found.append({
+            "caption": f"{where}synthetic images, {few} per class{some}; columns are classes",
+            "classes": [shown(name, 40) for name in layout["classes"]],
+            "uri": "data:image/png;base64," + base64.b64encode(out.getvalue()).decode(),
+            "width": part.width,
+            "height": part.height,
+        })  # fmt: skip
+    return found
+
+
+def parts(title: str, runs: Sequence[View], command: str, png: tuple[bytes, View] | None) -> View:
+    """All there is to say of the runs of one setting: for an entry of a board, and for the report of a run."""
+    drawn, folded = [], []
+    for view in (_losses(title, runs), _checks(title, runs)):
+        if view:
+            drawn.append(view[0])
+            folded.append(view[1])
+    return {
+        "command": "\n".join(shown(line, 4000) for line in command.splitlines()),
+        "many": len(runs) > 1,
+        "images": picture(*png) if png else [],
+        "charts": drawn,
+        "tables": [table("Runs", RUNS, [_run(run) for run in runs]), _students(runs)],
+        "folded": folded,
+        "note": "",
+        "facts": [],
+    }
+
+
+def _run(run: View) -> Row:
+    result = run["result"]
+    own = [e for e in run["evaluations"] if e["network"] == result.get("network")][:1]
+    rates = [str(stage["selected"]["lr"]) for stage in run["stages"] if stage.get("selected")]
+    machine = result.get("machine", {})
+    return result | {
+        "seed": run["seed"],
+        "accuracy": round(100 * fmean(s["accuracy"] for s in own[0]["students"]), 2) if own else None,
+        "lr": ", ".join(rates),
+        "device": machine.get("device"),
+        "torch": machine.get("torch"),
+        "sha256": (run["sha256"] or "")[:16],
+    }
+
+
+def _students(runs: Sequence[View]) -> View:
+    """Every number of every student."""
+    rows, metrics = [], dict[str, str]()
+    for run in runs:
+        for evaluation in run["evaluations"]:
+            for i, student in enumerate(evaluation["students"]):
+                metrics |= {name: name for name in student}
+                rows.append({"network": evaluation["network"], "seed": run["seed"], "student": i, **student})
+    return table("Students, as fractions", {n: n for n in ("network", "seed", "student")} | metrics, rows)
+
+
+def _losses(title: str, runs: Sequence[View]) -> tuple[View, View] | None:
+    series, cells = [], dict[tuple[int, int], Row]()
+    for run in runs:
+        ends, x, y = _offsets(run), list[float](), list[float]()
+        for curve in run["curves"]:
+            for step, loss in zip(curve["step"], curve["loss"], strict=True):
+                x.append(ends[curve["stage"]] + step)
+                y.append(loss)
+                row = cells.setdefault((curve["stage"], step), {"stage": curve["stage"], "iteration": step})
+                row[f"seed {run['seed']}"] = loss
+        series += [Series(f"seed {run['seed']}", x, y)] if x else []
+    if not series:
+        return None
+    titles = {n: n for n in ("stage", "iteration", *(s.name for s in series))}
+    drawn = charts.curves(series, f"Loss of {title}", "The numbers are in the table of losses.", "iteration", "loss")
+    return ({"svg": drawn, "caption": "Loss of the matcher over all stages, thinned"},
+            table("Losses", titles, [cells[key] for key in sorted(cells)]))  # fmt: skip
+
+
+def _offsets(run: View) -> dict[int, int]:
+    """At which iteration, counted over all stages, each stage begins."""
+    found, total = {}, 0
+    for i in range(len(run["curves"]) + len(run["stages"]) + 1):
+        found[i] = total
+        total += run["stages"][i]["steps"] if i < len(run["stages"]) else 0
+    return found
+
+
+def _checks(title: str, runs: Sequence[View]) -> tuple[View, View] | None:
+    """What selection saw: the best accuracy on validation images of each checkpoint."""
+    series, rows = [], list[Row]()
+    for run in runs:
+        ends, x, y = _offsets(run), list[float](), list[float]()
+        for i, stage in enumerate(run["stages"]):
+            for check in stage.get("checks", []):
+                if check["accuracy"] is None:
+                    continue
+                x.append(ends[i] + check["step"])
+                y.append(100 * check["accuracy"])
+                tried = {f"lr {rate}": round(100 * score, 2) for rate, score in check["tried"].items()}
+                chosen = "selected" if check["step"] == stage["selected"]["step"] else ""
+                rows.append({"seed": run["seed"], "stage": i, "iteration": check["step"], "lr": check["lr"],
+                             "accuracy": round(y[-1], 2), "choice": chosen, **tried})  # fmt: skip
+        series += [Series(f"seed {run['seed']}", x, y)] if x else []
+    if not series:
+        return None
+    about = "The numbers are in the table of selection checks."
+    drawn = charts.curves(series, f"Accuracy on validation images of {title}", about, "iteration", "accuracy %")
+    titles = {"seed": "seed", "stage": "stage", "iteration": "iteration", "lr": "best lr", "accuracy": "accuracy %",
+              "choice": "chosen", **{n: f"{n}: %" for row in rows for n in row if n.startswith("lr ")}}  # fmt: skip
+    caption = "Accuracy on the images that select, of the checkpoints compared"
+    return {"svg": drawn, "caption": caption}, table("Selection checks", titles, rows)
+
+
+def figures(rows: Sequence[Row]) -> tuple[list[View], View]:
+    """Accuracy against images per class, bytes and seconds, and the table of all that is drawn."""
+    done = [row for row in rows if row["accuracy_mean"] is not None]
+    by_title: dict[str, list[Row]] = {}
+    for row in sorted(done, key=lambda r: (r["ipc"], r["entry"])):
+        row["seconds"] = (row.get("distil_seconds") or 0) + (row.get("expert_seconds") or 0)
+        by_title.setdefault(row["title"], []).append(row)
+    found = [{"svg": _budgets(by_title), "caption": "Mean over seeds; bars are ± one sample deviation over seeds"}]
+    costs = (("total_bytes", "bytes stored", 1e-3), ("seconds", "seconds of distilling and experts", 1))
+    for name, words, unit in costs:
+        places = [(row[name] * unit, 100 * row["accuracy_mean"]) for row in done if row.get(name)]
+        front = charts.pareto(places)
+        for row in done:
+            on = row.get(name) and (row[name] * unit, 100 * row["accuracy_mean"]) in front
+            row[f"{name}_front"] = "yes" if on else ""
+        series = [_against(title, group, name, unit) for title, group in by_title.items()]
+        axis = "stored kB (images and labels)" if name == "total_bytes" else words
+        about = "Small numbers are images per class. The table of costs has all values."
+        drawn = charts.scatter(series, front, f"Accuracy against {words}", about, axis)
+        found.append({"svg": drawn, "caption": "Small numbers: images per class. Dotted: what nothing beats in both"})
+    shown_ = {"title": "method", "ipc": "ipc", "accuracy_mean": "accuracy %", "n": "seeds", "total_bytes": "total kB",
+              "seconds": "distil and experts s", "total_bytes_front": "Pareto: bytes",
+              "seconds_front": "Pareto: seconds"}  # fmt: skip
+    return found, table("Accuracies and costs, as drawn above", shown_, done)
+
+
+def _budgets(by_title: dict[str, list[Row]]) -> str:
+    series = [
+        Series(title, [r["ipc"] for r in group], [100 * r["accuracy_mean"] for r in group],
+               [None if r["accuracy_std"] is None else 100 * r["accuracy_std"] for r in group])
+        for title, group in by_title.items()
+    ]  # fmt: skip
+    about = "Mean test accuracy and deviation over seeds of each method; the table of costs has all values."
+    return charts.lines(series, "Accuracy against images per class", about, "images per class", "accuracy %", log=True)
+
+
+def _against(title: str, group: Sequence[Row], name: str, unit: float) -> Series:
+    have = [r for r in group if r.get(name)]
+    costs = [r[name] * unit for r in have]
+    return Series(title, costs, [100 * r["accuracy_mean"] for r in have], labels=[str(r["ipc"]) for r in have])
+
+
+def transfers(rows: Sequence[Row], other: dict[str, list[Row]], own: str) -> View | None:
+    """Sets evaluated on networks that they were not made for: a heat map and its table."""
+    held = [row for row in rows if row["entry"] in other]
+    names = sorted({row["network"] for found in other.values() for row in found if row["accuracy_mean"] is not None})
+    if not names:
+        return None
+    cells, body = [], []
+    for row in held:
+        means = {own: row["accuracy_mean"]} | {r["network"]: r["accuracy_mean"] for r in other[row["entry"]]}
+        values = [None if means.get(n) is None else round(100 * means[n], 1) for n in (own, *names)]
+        cells.append(values)
+        about = {"title": row["title"], "ipc": row["ipc"]}
+        body.append(about | dict(zip((own, *names), values, strict=True)))
+    titles = [f"{shown(row['title'], 24)} ipc {row['ipc']}" for row in held]
+    drawn = charts.heat(titles, [shown(n, 24) for n in (own, *names)], cells, "Accuracy on other networks")
+    columns = {"title": "method", "ipc": "ipc"} | {n: f"{shown(n, 60)} %" for n in (own, *names)}
+    caption = "Accuracy in percent, mean over seeds; the first column is the network of the board"
+    return {"figure": {"svg": drawn, "caption": caption}, "table": table("Accuracies on other networks", columns, body)}

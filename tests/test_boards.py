@@ -1,0 +1,311 @@
+"""Boards: what may be entered, what is refused and why, and what an entry holds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from boardkit import SEEDS, board, made, packed, posted
+from PIL import Image
+
+from ddbench import entries
+from ddbench.boards import Board, drafted, submit
+from ddbench.cache import read_json, write_json
+from ddbench.errors import DataError, UsageError
+from ddbench.results import rows
+from ddbench.spec import Request, resolve
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    return made(tmp_path_factory.mktemp("runs"))
+
+
+def entered(root: Path, folders: list[Path], **more) -> list[Path]:
+    rules = more.pop("rules", {})
+    return submit(folders, board(root, folders[0], **rules), replace=more.pop("replace", False), **more)
+
+
+def copied(folders: list[Path], to: Path) -> list[Path]:
+    import shutil
+
+    return [Path(shutil.copytree(folder, to / folder.name)) for folder in folders]
+
+
+# --------------------------------------------------------------------------------- what an entry holds
+
+
+def test_an_entry_holds_every_accuracy_of_every_student(runs, tmp_path):
+    (path,) = entered(tmp_path, runs, author="A", link="https://example.org", note="N")
+    entry = entries.read(path)
+    assert [run["seed"] for run in entry["runs"]] == list(SEEDS)
+    for run, folder in zip(entry["runs"], runs, strict=True):
+        (evaluation,) = (read_json(p) for p in (folder / "evaluations").glob("*.json"))
+        assert run["evaluations"] == [evaluation]
+        assert len(evaluation["students"]) == 2
+    assert (entry["author"], entry["link"], entry["note"], entry["method"]) == (
+        "A",
+        "https://example.org",
+        "N",
+        "random",
+    )
+    assert entry["date"] == max(read_json(folder / "result.json")["finished"] for folder in runs)
+    result = entry["runs"][0]["result"]
+    assert {"distil_seconds", "expert_seconds", "selection_seconds", "peak_bytes", "machine", "label_type",
+            "image_bytes", "label_bytes", "selection"} <= set(result)  # fmt: skip
+    assert entry["runs"][0]["sha256"] == read_json(runs[0] / "result.json")["sha256"]["distilled.safetensors"]
+    assert entries.NAME.fullmatch(path.stem)
+
+
+def test_an_entry_gives_the_rows_that_the_runs_give(runs, tmp_path):
+    (path,) = entered(tmp_path, runs)
+    assert entries.rows(entries.read(path)["runs"]) == [row for folder in runs for row in rows(folder)]
+
+
+def test_an_entry_does_not_say_where_data_lie(runs, tmp_path):
+    folders = copied(runs, tmp_path / "runs")
+    for folder in folders:
+        held = read_json(folder / "spec.json")
+        held["dataset"]["options"]["root"] = "/home/someone/photos"
+        write_json(folder / "spec.json", held)
+        sealed(folder, "spec.json")
+    assert "someone" not in json.dumps([entries.pack(folder) for folder in folders])
+
+
+def sealed(folder: Path, name: str) -> None:
+    """Record the sha256 of a file that a test has changed."""
+    from ddbench.cache import file_digest
+
+    result = read_json(folder / "result.json")
+    result["sha256"][name] = file_digest(folder / name)
+    write_json(folder / "result.json", result)
+
+
+def test_the_images_travel_as_a_small_picture_with_a_part_for_each_stage(tmp_path):
+    folders = made(tmp_path / "runs", scheduler="pdd", ipc=2)
+    (path,) = entered(tmp_path, folders)
+    layout = entries.read(path)["picture"]
+    with Image.open(path.with_suffix(".png")) as image:
+        assert max(image.size) <= entries.WIDEST
+    assert layout["classes"] == ["0", "1", "2"]
+    assert [(s["shown"], s["of"]) for s in layout["stages"]] == [(1, 1), (1, 1)]
+    first, second = layout["stages"]
+    assert 0 == first["top"] < first["bottom"] < second["top"] < second["bottom"] == 1
+    path.with_suffix(".png").write_bytes(b"another")
+    with pytest.raises(DataError, match="not the picture"):
+        entries.read(path)
+
+
+def test_curves_are_thinned_with_both_ends(tmp_path):
+    lines = [{"stage": s, "step": k, "loss": 1 / (k + 1), "lr": 0.1} for s in (0, 1) for k in range(1000)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = entries.curves(tmp_path / "metrics.jsonl")
+    assert [c["stage"] for c in found] == [0, 1]
+    assert all(len(c["step"]) == len(c["loss"]) == entries.POINTS for c in found)
+    assert (found[0]["step"][0], found[0]["step"][-1]) == (0, 999)
+
+
+def test_the_command_of_an_entry_makes_its_specs_again(monkeypatch):
+    monkeypatch.setenv("DDBENCH_THREADS", "1")
+    flags = (("matcher.steps", "7"), ("network.width", "16"), ("protocol.lrs", "0.01,0.1"), ("protocol.steps", "none"),
+             ("dataset.zca", "true"), ("experts.epochs", "3"))  # fmt: skip
+    request = Request("digits", "tesla", "pdd", ipc=10, protocol="pdd-paper", seed=2, device="cpu", flags=flags)
+    specs = [resolve(request.with_seed(seed)).spec for seed in (2, 3)]
+    words = shlex.split(entries.command([s.record() for s in specs], 5))
+    assert words[:2] == ["ddbench", "run"]
+    given, told = dict[str, str](), []
+    for name, value in zip(words[2::2], words[3::2], strict=True):
+        if name == "-o":
+            told.append(tuple(value.split("=", 1)))
+        else:
+            given[name.removeprefix("--")] = value
+    assert (given.pop("repeats"), given.pop("students"), given.pop("seed")) == ("2", "5", "2")
+    again = Request(**given | {"ipc": int(given["ipc"])}, seed=2, device="cpu", flags=tuple(told))
+    assert resolve(again).spec.record() == specs[0].record()
+    assert len(told) == 5  # nothing that recipes or the protocol give anyway
+
+
+def test_seeds_that_do_not_follow_each_other_get_a_command_each(runs):
+    first = read_json(runs[0] / "spec.json")
+    assert entries.command([first, first | {"seed": 7}], 2).count("ddbench run") == 2
+
+
+# --------------------------------------------------------------------------------- what is refused
+
+
+def refused(tmp_path: Path, folders: list[Path], match: str, error=UsageError, **rules) -> None:
+    with pytest.raises(error, match=match):
+        entered(tmp_path / "boards", folders, rules=rules)
+    assert not list((tmp_path / "boards").rglob("entries/*"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "match"),
+    [
+        ({"dataset": {"digest": "0" * 64}}, "with digest .* run on those data with --dataset toy"),
+        ({"dataset": {"options": {"per_class": 30}}}, "prepares the data in another way .*per_class=20 instead of 30"),
+        ({"network": {"options": {"width": 9}}}, "width=8 instead of 9.*-o network.width=9"),
+        ({"network": {"name": "mlp", "options": {}}}, "convnet instead of mlp"),
+        ({"protocol": {"digest": "0" * 64}}, "follows protocol .* run it with --protocol default"),
+        ({"ipc": [10, 50]}, "has 1 images per class; .* takes --ipc 10, 50"),
+        ({"students": 3}, "needs an evaluation by 3 students .* but has 2; .*ddbench eval .* --students 3"),
+        ({"seeds": [0, 1, 2]}, "lacks seed 2"),
+        ({"seeds": [0]}, "has, besides those of the board, seed 1"),
+    ],
+)
+def test_what_breaks_a_rule_is_refused_with_the_way_out(runs, tmp_path, rules, match):
+    refused(tmp_path, runs, match, **rules)
+
+
+def test_two_runs_of_one_seed_are_refused(runs, tmp_path):
+    refused(tmp_path, [*runs, *copied(runs[:1], tmp_path / "more")], "gives two runs of seed 0")
+
+
+def test_a_run_that_is_not_finished_is_refused(runs, tmp_path):
+    first, *rest = copied(runs, tmp_path / "runs")
+    (first / "result.json").unlink()
+    with pytest.raises(UsageError, match=r"is not finished.*ddbench run --resume"):
+        entered(tmp_path / "boards", [*rest, first])
+
+
+def test_a_run_that_failed_is_refused(runs, tmp_path):
+    folders = copied(runs, tmp_path / "runs")
+    result = read_json(folders[0] / "result.json")
+    write_json(folders[0] / "result.json", result | {"status": "failed", "error": "out of memory"})
+    refused(tmp_path, folders, "ended as 'failed' \\(out of memory\\)")
+
+
+@pytest.mark.parametrize("name", ["distilled.safetensors", "spec.json", "preview.png"])
+def test_a_damaged_file_is_refused(runs, tmp_path, name):
+    folders = copied(runs, tmp_path / "runs")
+    raw = bytearray((folders[1] / name).read_bytes())
+    raw[-1] ^= 1
+    (folders[1] / name).write_bytes(raw)
+    refused(tmp_path, folders, f"{name} is damaged", error=DataError)
+
+
+def test_a_selection_on_test_data_is_refused(runs, tmp_path):
+    folders = copied(runs, tmp_path / "runs")
+    for folder in folders:
+        write_json(folder / "result.json", read_json(folder / "result.json") | {"selection": "test"})
+    refused(tmp_path, folders, "selected on test data")
+
+
+def test_nothing_is_written_when_one_of_two_settings_is_refused(runs, tmp_path):
+    other = made(tmp_path / "runs", "random", seeds=(0,), ipc=2)
+    refused(tmp_path, [*runs, *other], "lacks seed 1")
+
+
+def test_an_entry_is_replaced_only_when_asked(runs, tmp_path):
+    (path,) = entered(tmp_path, runs)
+    with pytest.raises(UsageError, match="--replace"):
+        entered(tmp_path, runs, note="again")
+    assert entries.read(path)["note"] == ""
+    assert entered(tmp_path, runs, note="again", replace=True) == [path]
+    assert entries.read(path)["note"] == "again"
+
+
+def test_the_same_submission_gives_the_same_bytes(runs, tmp_path):
+    (one,) = entered(tmp_path / "a", runs)
+    (two,) = entered(tmp_path / "b", runs[::-1])
+    assert one.read_bytes() == two.read_bytes()
+    assert one.with_suffix(".png").read_bytes() == two.with_suffix(".png").read_bytes()
+
+
+def test_a_seed_that_diverged_is_recorded_as_such(runs, tmp_path):
+    first, second = copied(runs, tmp_path / "runs")
+    kept = ("dataset", "selection", "machine", "finished", "sha256", "distil_seconds")
+    result = {n: v for n, v in read_json(second / "result.json").items() if n in kept}
+    result["sha256"] = {n: v for n, v in result["sha256"].items() if n == "spec.json"}
+    write_json(second / "result.json", result | {"status": "diverged", "error": "the loss exploded", "stages": []})
+    for path in (second / "evaluations").glob("*"):
+        path.unlink()
+    (path,) = submit([first, second], board(tmp_path, first), replace=False)
+    assert [run["result"]["status"] for run in entries.read(path)["runs"]] == ["ok", "diverged"]
+
+
+def test_an_evaluation_on_another_network_travels_with_the_entry(runs, tmp_path):
+    folders = copied(runs, tmp_path / "runs")
+    for folder in folders:
+        (path,) = (folder / "evaluations").glob("*.json")
+        held = read_json(path)
+        write_json(folder / "evaluations" / "a.json", held | {"network": "vgg11"})
+        write_json(folder / "evaluations" / "b.json", held | {"protocol_digest": "0" * 64})
+        write_json(folder / "evaluations" / "c.json", held | {"complete": False, "network": "mlp"})
+    (path,) = entered(tmp_path, folders)
+    for run in entries.read(path)["runs"]:
+        assert [e["network"] for e in run["evaluations"]] == ["convnet(width=8)", "vgg11"]
+
+
+# --------------------------------------------------------------------------------- boards
+
+
+def test_an_entry_that_was_edited_against_the_rules_is_found(runs, tmp_path):
+    made_ = board(tmp_path, runs[0])
+    posted(made_, runs[0], "fine", [0.5, 0.6])
+    assert len(made_.entries()) == 1
+    entry = posted(made_, runs[0], "edited", [0.5, 0.6])
+    entry["runs"][0]["evaluations"][0]["students"] = [{"accuracy": "0.99"}, {"accuracy": 0.9}]
+    write_json(made_.folder / "entries" / "edited.json", entry)
+    with pytest.raises(DataError, match=r"edited.json breaks the rules of the board: .*numbers are none"):
+        made_.entries()
+    write_json(made_.folder / "entries" / "edited.json", {"format": 1})
+    with pytest.raises(DataError, match="it lacks method, runs, command"):
+        made_.entries()
+    write_json(made_.folder / "entries" / "edited.json", entry | {"runs": [{}]})
+    with pytest.raises(DataError, match=r"edited.json is damaged \(KeyError"):
+        made_.entries()
+
+
+def test_a_board_without_a_rule_is_refused(runs, tmp_path):
+    path = board(tmp_path, runs[0]).folder / "board.toml"
+    text = path.read_text()
+    for line, match in (("seeds = [0, 1]", "needs 'seeds'"), ("students = 2", "needs 'students'")):
+        path.write_text(text.replace(line, ""))
+        with pytest.raises(DataError, match=match):
+            Board.load(path.parent)
+    for more, match in (("sedes = 1", "unknown; did you mean 'seeds'"), ("mark_seeds = 2", "mark_seeds of at least 5")):
+        path.write_text(f"{more}\n{text}")
+        with pytest.raises(DataError, match=match):
+            Board.load(path.parent)
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"there is no board in .*did you mean 'toys'"):
+        Board.load(tmp_path / "toy")
+
+
+def test_a_board_can_be_founded_on_a_run(runs, tmp_path):
+    (tmp_path / "new").mkdir()
+    text = drafted(runs[0], 'A "title"', (), 2, 2)
+    (tmp_path / "new" / "board.toml").write_text(text)
+    made_ = Board.load(tmp_path / "new")
+    assert (made_.title, made_.ipc, made_.seeds, made_.network_label) == ('A "title"', (1,), (0, 1), "convnet(width=8)")
+    assert len(submit(runs, made_, replace=False)) == 1
+
+
+def test_the_boards_of_this_repository_have_rules_that_can_be_kept():
+    root = Path(__file__).parent.parent / "leaderboards"
+    names = sorted(path.parent.name for path in root.glob("*/board.toml"))
+    assert {"digits", "mnist-mini", "cifar10-jpeg-mini"} <= set(names)
+    for name in names:
+        found = Board.load(root / name)
+        assert found.network_label.startswith("convnet")
+        assert len(found.seeds) >= found.mark_seeds
+
+
+def test_the_digits_board_is_what_its_dataset_and_recipe_give(monkeypatch):
+    """Its rules are written down once; whatever changes them must be a decision."""
+    monkeypatch.setenv("DDBENCH_THREADS", "1")
+    found = Board.load(Path(__file__).parent.parent / "leaderboards" / "digits")
+    for ipc in found.ipc:
+        usual = resolve(Request("digits", "dm", ipc=ipc, device="cpu")).spec
+        assert usual.protocol.digest == found.protocol["digest"]
+        assert usual.network.width == found.network["options"]["width"]
+    assert usual.dataset.load().digest == found.dataset["digest"]
+
+
+def test_a_name_that_is_no_file_name_becomes_one(runs):
+    run = packed(runs[0])
+    odd = run | {"spec": run["spec"] | {"matcher": {"name": "../É vil/" + "x" * 90, "options": {}}}}
+    assert entries.NAME.fullmatch(entries.name_of(odd, "0123456789ab"))

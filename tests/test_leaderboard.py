@@ -1,0 +1,200 @@
+"""Tables of leaderboards: who is first, what is marked, what is stale, and that nothing depends on the day."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from boardkit import HOSTILE, board, made, posted
+from tiny import artefacts
+
+from ddbench import cli_boards, leaderboard, published
+from ddbench.boards import Board, found
+from ddbench.cache import write_json
+from ddbench.errors import DataError, UsageError
+from ddbench.leaderboard import BEGIN, END, build, stale, standings
+
+FIVE = list(range(5))
+LOW = [0.50, 0.51, 0.49, 0.52, 0.53]
+HIGH = [0.60, 0.62, 0.58, 0.63, 0.61]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return made(tmp_path_factory.mktemp("runs"), seeds=(0,))[0]
+
+
+@pytest.fixture
+def five(tmp_path, run) -> Board:
+    return board(tmp_path, run, seeds=FIVE)
+
+
+def ranked(board: Board, ipc: int = 1) -> list[tuple[int | None, str, bool]]:
+    return [(row["rank"], row["title"], row["best"]) for row in standings(board).rows[ipc]]
+
+
+def test_entries_are_ranked_by_their_mean_within_each_ipc(five, run):
+    posted(five, run, "one", LOW)
+    posted(five, run, "two", HIGH, matcher="dm")
+    posted(five, run, "three", LOW, matcher="k-means", ipc=2)
+    assert ranked(five) == [(1, "dm", True), (2, "random", False)]
+    assert ranked(five, 2) == [(1, "k-means", False)]
+
+
+def test_a_first_place_is_marked_only_where_it_differs_from_every_other(five, run):
+    posted(five, run, "one", LOW)
+    posted(five, run, "two", HIGH, matcher="dm")
+    assert standings(five).rows[1][0]["best"]
+    posted(
+        five, run, "three", [s + d for s, d in zip(HIGH, (0.02, -0.02, 0.01, -0.01, 0.001), strict=True)], matcher="dsa"
+    )
+    assert not any(best for _, _, best in ranked(five))
+    assert any("does not differ significantly" in note for note in standings(five).notes)
+
+
+def test_a_first_place_takes_the_boards_number_of_seeds(tmp_path, run):
+    most = board(tmp_path, run, seeds=FIVE, mark_seeds=6)
+    posted(most, run, "one", LOW)
+    posted(most, run, "two", HIGH, matcher="dm")
+    assert not any(best for _, _, best in ranked(most))
+    assert "No first place is marked: 2 entries have fewer than 6 finished seeds." in standings(most).notes
+
+
+def test_equal_means_share_a_rank_and_what_never_finished_has_none(five, run):
+    posted(five, run, "b", HIGH, matcher="dm")
+    posted(five, run, "a", HIGH, matcher="dsa")
+    posted(five, run, "c", LOW)
+    posted(five, run, "d", [None] * 5, matcher="tesla")
+    assert [rank for rank, _, _ in ranked(five)] == [1, 1, 3, None]
+    (last,) = (row for row in standings(five).rows[1] if row["entry"] == "d")
+    assert last["status"] == "5 diverged"
+
+
+def test_diverged_seeds_are_status_and_not_holes(five, run):
+    posted(five, run, "one", [0.5, None, 0.5, 0.6, None])
+    (row,) = standings(five).rows[1]
+    assert (row["n"], row["status"]) == (3, "3 ok, 2 diverged")
+
+
+def test_entries_of_one_method_are_told_apart_by_their_options(five, run):
+    for name, steps in (("one", 10), ("two", 20)):
+        entry = posted(five, run, name, LOW, matcher="dm")
+        for part in entry["runs"]:
+            part["spec"]["matcher"]["options"] = {"steps": steps}
+        write_json(five.folder / "entries" / f"{name}.json", entry)
+    assert {title for _, title, _ in ranked(five)} == {"dm (steps=10)", "dm (steps=20)"}
+
+
+def test_two_entries_of_the_same_settings_are_refused(five, run):
+    posted(five, run, "one", LOW)
+    posted(five, run, "two", HIGH)
+    with pytest.raises(DataError, match="one and two of board 'toys' are of the same settings"):
+        standings(five)
+
+
+def test_published_numbers_stand_apart_and_are_not_ranked(five, run, monkeypatch):
+    value = published.Reported("DM", "none", "Toy", "ConvNetD3", 1, 26.0, 0.8, "Someone (2024) Table 1")
+    monkeypatch.setattr(published, "elsewhere", lambda row: [value] if row["matcher"] == "dm" else [])
+    posted(five, run, "one", HIGH, matcher="dm")
+    text = leaderboard.board_text(standings(five))
+    ranking, _, reported = text.partition("## Reported elsewhere")
+    assert "26.0 ± 0.8" not in ranking
+    assert re.search(r"26\.0 ± 0\.8 .*Someone \(2024\) Table 1 .*another", reported)
+    assert "neither ranked nor tested" in reported
+
+
+def test_the_same_entries_give_the_same_bytes(five, run, tmp_path):
+    posted(five, run, "one", LOW)
+    posted(five, run, "two", HIGH, matcher="dm")
+    assert build([five], tmp_path, [five]) == build([five], tmp_path, [five])
+
+
+def test_build_writes_and_check_names_what_is_stale(five, run, tmp_path):
+    posted(five, run, "one", LOW)
+    (tmp_path / "README.md").write_text(f"# Ours\n\nProse.\n\n{BEGIN}\nold\n{END}\n\nMore prose.\n")
+    wanted = build([five], tmp_path, [five])
+    assert stale(wanted) == [five.folder / "README.md", tmp_path / "README.md"]
+    for path, text in wanted.items():
+        path.write_text(text)
+    assert stale(build([five], tmp_path, [five])) == []
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# Ours\n\nProse.\n")
+    assert text.endswith(f"{END}\n\nMore prose.\n")
+    assert "old" not in text
+    assert "| 1 | 1 | random | 51.0 ± 1.6 |" in text
+    posted(five, run, "one", HIGH)
+    assert len(stale(build([five], tmp_path, [five]))) == 2
+
+
+def test_an_overview_without_its_markers_is_refused(five, tmp_path):
+    (tmp_path / "README.md").write_text(f"{END}\n{BEGIN}\n")
+    with pytest.raises(DataError, match="once each"):
+        build([five], tmp_path, [five])
+
+
+def test_a_board_without_entries_says_so(five):
+    text = leaderboard.board_text(standings(five))
+    assert text.count("No entries yet.") == 2
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_names_stay_text_in_markdown(five, run, kind):
+    text = HOSTILE[kind]
+    posted(five, run, "one", LOW, method=text, author=text, link=text, note=text, command=f"{text}\n{text}", date=text)
+    made = leaderboard.board_text(standings(five))
+    made.encode()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", made)
+    prose = "\n".join(line for line in made.splitlines() if not line.startswith(("    ", "<!--")))
+    assert "<script" not in prose
+    assert "<img" not in prose
+    assert not re.search(r"(?<!\\)\]\(javascript", prose)
+    rows = [line for line in prose.splitlines() if line.startswith("| ")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
+    assert max(map(len, made.splitlines())) < 2500
+
+
+def carry_out(command: click.Command, *words: object) -> int:
+    return command.main([str(word) for word in words], standalone_mode=False)
+
+
+def test_the_commands_build_and_check(five, run, tmp_path, capfd):
+    posted(five, run, "one", LOW)
+    assert carry_out(cli_boards.leaderboard, "build", "--boards", tmp_path) == 0
+    assert carry_out(cli_boards.leaderboard, "build", "--boards", tmp_path, "--check") == 0
+    posted(five, run, "one", HIGH)
+    before = artefacts(tmp_path)
+    capfd.readouterr()
+    assert carry_out(cli_boards.leaderboard, "build", "--boards", tmp_path, "--check") == 1
+    said = " ".join(capfd.readouterr().err.split())
+    assert "toys/README.md is out of date" in said
+    assert "toys/README.md" not in said.replace("toys/README.md", "", 1)
+    assert artefacts(tmp_path) == before
+
+
+def test_the_commands_lead_from_runs_to_pages(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("DDBENCH_THREADS", "1")
+    folders = made(tmp_path / "runs")
+    new = ("new", "mine", folders[0], "--title", "Mine", "--students", 2, "--seeds", 2, "--boards", tmp_path)
+    assert carry_out(cli_boards.leaderboard, *new) == 0
+    with pytest.raises(UsageError, match="a name that is free"):
+        carry_out(cli_boards.leaderboard, *new)
+    assert carry_out(cli_boards.submit, *folders, "mine", "--boards", tmp_path, "--author", "A") == 0
+    with pytest.raises(UsageError, match="there is no board"):
+        carry_out(cli_boards.submit, *folders, "yours", "--boards", tmp_path)
+    with pytest.raises(UsageError, match="submit takes runs and then a board"):
+        carry_out(cli_boards.submit, "mine", "--boards", tmp_path)
+    assert carry_out(cli_boards.leaderboard, "html", "--boards", tmp_path, "--out", tmp_path / "site") == 0
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {"index.html", "mine.html"}
+    assert carry_out(cli_boards.report, folders[0]) == 0
+    assert (folders[0] / "report.html").exists()
+    assert capfd.readouterr().out.splitlines()[-1] == str(folders[0] / "report.html")
+
+
+def test_the_tables_of_this_repository_are_those_of_its_entries():
+    root = Path(__file__).parent.parent / "leaderboards"
+    every = found((), root)
+    assert stale(build(every, root, every)) == [], "run `ddbench leaderboard build`"

@@ -291,7 +291,8 @@ def test_the_boards_of_this_repository_have_rules_that_can_be_kept():
     for name in names:
         found = Board.load(root / name)
         assert found.network_label.startswith("convnet")
-        assert len(found.seeds) >= found.mark_seeds
+        assert found.mark_seeds == 5  # with fewer seeds no first place is ever marked, as on the mini boards
+        assert len(found.seeds) >= (3 if name.endswith("-mini") else 5)
 
 
 def test_the_digits_board_is_what_its_dataset_and_recipe_give(monkeypatch):

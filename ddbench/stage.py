@@ -205,7 +205,10 @@ class Stage:
                 f"of stage {self.index}; try a smaller outer learning rate"
             )
         verdict = self._verdict(candidate)
-        check = {"step": self.ledger.step, "lr": verdict.lr, "accuracy": verdict.accuracy, "tried": verdict.tried}
+        check = {
+            "step": self.ledger.step, "lr": verdict.lr, "accuracy": verdict.accuracy, "tried": verdict.tried,
+            "seconds": self.ledger.seconds,  # of distilling until here
+        }  # fmt: skip
         self.ledger.checks.append(check)
         if self.ledger.best is None or verdict.accuracy is None or verdict.accuracy > self.ledger.best["accuracy"]:
             self.ledger.best = check

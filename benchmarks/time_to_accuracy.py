@@ -49,11 +49,12 @@ def run(name: str, given: argparse.Namespace) -> dict[str, Any]:
         return {"setting": name, "error": done.stderr.strip().splitlines()[-1]}
     row = json.loads(done.stdout)[0]
     notes = json.loads((Path(given.out) / row["run"] / "stage-0" / "result.json").read_text())
-    hit = next((check for check in notes["checks"] if check["accuracy"] >= given.target), None)
+    timed = zip(notes["checks"], notes["check_seconds"], strict=True)
+    hit = next(((check["step"], seconds) for check, seconds in timed if check["accuracy"] >= given.target), None)
     return {
         "setting": name,
-        "seconds to target": None if hit is None else round(hit["seconds"], 1),
-        "iterations to target": None if hit is None else hit["step"],
+        "seconds to target": None if hit is None else round(hit[1], 1),
+        "iterations to target": None if hit is None else hit[0],
         "best on validation": max(check["accuracy"] for check in notes["checks"]),
         "seconds per iteration": notes["seconds"] / notes["steps"] if notes["steps"] else 0.0,
         "seconds of experts": row["expert_seconds"],

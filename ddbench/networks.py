@@ -153,10 +153,39 @@ class Network:
             tensors |= {name: tensors[name].detach().clone() for name in self._names[1]}
         # and batch norm counts its calls in an integer: a copy too, or a call would depend on those before it
         tensors |= {name: constant.clone() for name, constant in self._constants.items()}
-        prefix = "" if method == "forward" else "net."
-        out = functional_call(module, {prefix + name: t for name, t in tensors.items()}, (x,))
+        if torch.compiler.is_compiling() or self._slots is None:
+            prefix = "" if method == "forward" else "net."
+            out = functional_call(module, {prefix + name: t for name, t in tensors.items()}, (x,))
+        else:
+            out = self._put(module, tensors, x)
         buffers = [tensors[name].detach().reshape(-1) for name in self._names[1]]
         return out, torch.cat(buffers) if buffers else vector[:0].detach()
+
+    def _put(self, module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Any:
+        """``functional_call`` without its bookkeeping, which for small images is some hundredths of a training step."""
+        assert self._slots is not None
+        held = [(table, key, table[key]) for table, key in self._slots.values()]
+        try:
+            for name, tensor in tensors.items():
+                table, key = self._slots[name]
+                table[key] = tensor
+            return module(x)
+        finally:
+            for table, key, empty in held:
+                table[key] = empty
+
+    @cached_property
+    def _slots(self) -> dict[str, tuple[dict[str, Any], str]] | None:
+        """Where each tensor of the template lives; None where one stands in two places, or is kept elsewhere too."""
+        named = list(self._template.named_parameters(remove_duplicate=False))
+        if len(named) != len(self._names[0]) or any(isinstance(m, nn.RNNBase) for m in self._template.modules()):
+            return None
+        found = {}
+        for name in (*self._names[0], *self._names[1], *self._constants):
+            path, _, key = name.rpartition(".")
+            owner = self._template.get_submodule(path)
+            found[name] = (owner._parameters if key in owner._parameters else owner._buffers, key)
+        return found
 
     @property
     def identity(self) -> dict[str, Any]:

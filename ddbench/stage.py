@@ -48,6 +48,7 @@ class Ledger:
     first_loss: float | None = None
     best: dict[str, Any] | None = None
     checks: list[dict[str, Any]] = field(default_factory=list)
+    check_seconds: list[float] = field(default_factory=list)  # of distilling until each check
 
 
 @dataclass(eq=False)
@@ -205,10 +206,8 @@ class Stage:
                 f"of stage {self.index}; try a smaller outer learning rate"
             )
         verdict = self._verdict(candidate)
-        check = {
-            "step": self.ledger.step, "lr": verdict.lr, "accuracy": verdict.accuracy, "tried": verdict.tried,
-            "seconds": self.ledger.seconds,  # of distilling until here
-        }  # fmt: skip
+        check = {"step": self.ledger.step, "lr": verdict.lr, "accuracy": verdict.accuracy, "tried": verdict.tried}
+        self.ledger.check_seconds.append(self.ledger.seconds)
         self.ledger.checks.append(check)
         if self.ledger.best is None or verdict.accuracy is None or verdict.accuracy > self.ledger.best["accuracy"]:
             self.ledger.best = check
@@ -248,6 +247,7 @@ class Stage:
             "sha256": file_digest(result),
             "selected": self.ledger.best,
             "checks": self.ledger.checks,
+            "check_seconds": self.ledger.check_seconds,
             "steps": self.ledger.step,
             "seconds": self.ledger.seconds,
             "selection_seconds": self.ledger.selection_seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ WAYS = {
 }
 
 
+@pytest.mark.benchmark(timer=time.perf_counter if DEVICE == "cuda" else time.process_time)
 @pytest.mark.parametrize("way", WAYS)
 def test_expert_epochs(benchmark, way, tmp_path_factory):
     benchmark.group = f"{EXPERTS} experts x {EPOCHS} epoch of {IMAGES} images, ConvNet of width {WIDTH}, {DEVICE}"

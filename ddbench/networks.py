@@ -162,7 +162,7 @@ class Network:
         return out, torch.cat(buffers) if buffers else vector[:0].detach()
 
     def _put(self, module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Any:
-        """``functional_call`` without its bookkeeping, which for small images is some hundredths of a training step."""
+        """``functional_call`` without its bookkeeping, which costs more than a kernel on small images."""
         assert self._slots is not None
         held = [(table, key, table[key]) for table, key in self._slots.values()]
         try:

@@ -50,8 +50,8 @@ class Blocks(nn.Module):
 class HalvingPool(nn.Module):
     """Average pooling 2x2.
 
-    On a CPU torch's own takes a quarter of a narrow ConvNet's training. Two additions of neighbours are four times
-    as fast forwards and half as slow backwards, and every transform of torch.func can take them apart.
+    On a CPU torch's own is slow enough to matter to narrow ConvNets. Two additions of neighbours are faster both ways
+    (benchmarks/pooling.py), and every transform of torch.func can take them apart.
     """
 
     def forward(self, x: Tensor) -> Tensor:

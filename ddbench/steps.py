@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench.augment import Draw
 from ddbench.compiled import Passes
 from ddbench.data import Examples
 from ddbench.networks import Network
@@ -22,6 +21,7 @@ from ddbench.optimisers import SGD, Optimiser, State
 from ddbench.training import soft_cross_entropy
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (parameters, images, targets) -> scalar
+Augment = Callable[[Tensor], Tensor]  # images to images, drawn beforehand: a Draw, say
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Step:
     state: State
     lr: Tensor
     batch: Examples
-    draw: Draw
+    draw: Augment
     g: Tensor | None = None
 
     def back(self, adjoint: Tensor, state_adjoint: State, curvature: bool, passes: Passes | None) -> Swept:

@@ -1,4 +1,4 @@
-"""What all trajectory matchers share: options, segments of experts, the outer descent, labels from experts.
+"""What all trajectory matchers share: options, segments of experts, an iteration, labels from experts.
 
 A trajectory matcher is a :class:`Method` with a way to differentiate the unroll; TESLA and MTT differ in nothing
 else. Under a decoder, n images are stored and n copies are what students see: plans, batches and gradients are of
@@ -8,7 +8,7 @@ the latter, and what moves are the stored ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -16,14 +16,17 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from ddbench.augment import DSA
+from ddbench.cohort import trains_together
+from ddbench.compiled import Engine, Kind
 from ddbench.data import Examples
-from ddbench.errors import DivergedError
+from ddbench.descent import Outer, PixelState, catch_up, caught_up, check_lr, check_outer, descend
 from ddbench.problem import Needs, Problem
 from ddbench.sets import Pool, SyntheticSet, targets
-from ddbench.unroll import Gradient, Loss, Plan, Terminal, matching, student_loss
+from ddbench.stacking import Task, stacked
+from ddbench.training import Recipe
+from ddbench.unroll import Curvature, Gradient, Loss, Plan, Terminal, matching, reverse, student_loss
 from ddbench.view import View, mean_of_copies
 
-LABEL_MOMENTUM = 0.9  # outer momentum of learned label logits
 SHARP = 10.0  # the logit of the true class when learned labels start from hard ones
 
 # (loss, terminal, theta_0, pool, student lr, plan) -> gradients at the end of the unroll
@@ -45,17 +48,23 @@ class Method:
     max_start: Annotated[int, Ge(1), "start epochs are drawn from 0..max_start-1"] = 10
     experts: Annotated[int, Ge(1), "expert trajectories"] = 10
     batch_syn: Annotated[int | None, Ge(1), "synthetic images per student step; none for all"] = None
+    segments: Annotated[int, Ge(1), "segments whose mean gradient an iteration descends"] = 1
+    stacked: Annotated[bool | None, "differentiate segments by one vectorised unroll; none: on CUDA"] = None
+    outer: Annotated[Outer, "what moves the images: SGD, Adam, or SGD on normalised gradients"] = "sgd"
     lr_img: Annotated[float, Gt(0), "outer learning rate of the images"] = 100.0
     lr_lr: Annotated[float, Ge(0), "outer learning rate of the student lr"] = 1e-5
     lr_label: Annotated[float, Ge(0), "outer learning rate of label logits (labels=learned)"] = 2.0
     lr_init: Annotated[float, Gt(0), "initial student lr, beta_0"] = 0.03
-    momentum: Annotated[float, Ge(0), "outer momentum of images and student lr"] = 0.5
+    momentum: Annotated[float, Ge(0), "outer momentum of images (Adam's beta_1) and student lr"] = 0.5
     labels: str = "hard"
     teacher_epochs: Annotated[int | None, Ge(1), "epochs of the experts that label; none: where segments end"] = None
     relabel: Annotated[bool, "teacher labels anew in every iteration, as TESLA's code does"] = False
     clip: Annotated[float | None, Gt(0), "bound of the image gradient, times its running mean"] = 2.0
     pix_init: str = "real"
     augment: Annotated[bool, "DSA in the student's steps"] = True
+
+    def __post_init__(self) -> None:
+        check_outer(self)
 
     def needs(self, problem: Problem) -> Needs:  # noqa: ARG002 - others ask what the problem has
         return needs(self)
@@ -76,33 +85,21 @@ class Method:
         return finish(self, problem, state)
 
 
-@dataclass
-class PixelState:
-    """Learned images ``(n, c, h, w)``, labels ``(n, k)`` and student lr, with their momenta.
+@dataclass(frozen=True)
+class Swept(Method):
+    """A method whose gradient is that of the reverse sweep, :func:`ddbench.unroll.reverse`, at constant memory."""
 
-    ``labels`` are probabilities, or logits when they are learned (only then they have a momentum). An iteration
-    touches the rows of its own batches: ``seen`` ``(n,)`` counts the outer steps that each row has been brought
-    up to, of ``steps`` in all, and :func:`catch_up` makes up for the rest. ``size`` is the running norm of
-    the image gradient that clipping compares with.
-    """
+    curvature: Annotated[Curvature, "TESLA's formula, or the true unrolled gradient"] = "exact"
+    window: Annotated[int | None, Ge(1), "differentiate only the last steps of the student; none for all"] = None
+    engine: Annotated[Kind, "compile student steps: where it pays (auto), never, or always"] = "auto"
 
-    images: Tensor
-    labels: Tensor
-    lr: Tensor  # 0-dim, float64: it moves by tiny relative steps
-    images_momentum: Tensor
-    labels_momentum: Tensor
-    lr_momentum: Tensor
-    seen: Tensor
-    steps: int = 0
-    size: float = 0.0
-
-    @classmethod
-    def start(cls, images: Tensor, labels: Tensor, lr: float, *, learn_labels: bool = False) -> PixelState:
-        """The state before the first step; takes ``images`` and ``labels`` over, which may be gigabytes."""
-        rate = torch.tensor(lr, dtype=torch.float64, device=images.device)
-        moving = torch.zeros_like(labels) if learn_labels else labels[:0].clone()
-        seen = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        return cls(images, labels, rate, torch.zeros_like(images), moving, torch.zeros_like(rate), seen)
+    def differentiate(
+        self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
+    ) -> Gradient:
+        engine = Engine(self.engine, self.steps * self.segments)
+        return reverse(
+            loss, terminal, start, pool, lr, plan, curvature=self.curvature, window=self.window, engine=engine
+        )
 
 
 def needs(method: Method, starts: range | None = None) -> Needs:
@@ -129,7 +126,28 @@ def begin(method: Method, problem: Problem, examples: Examples, logits: Tensor |
     elif method.labels == "learned":
         labels = labels * SHARP if logits is None else logits
     images = torch.randn_like(examples.images) if method.pix_init == "noise" else examples.images
-    return PixelState.start(images, labels, method.lr_init, learn_labels=method.labels == "learned")
+    learned = method.labels == "learned"
+    return PixelState.start(images, labels, method.lr_init, learn_labels=learned, outer=method.outer)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A piece of an expert's trajectory, and what the student does that is to follow it."""
+
+    expert: int
+    epoch: int
+    start: Tensor  # theta*_s
+    target: Tensor  # theta*_{s+M}
+    plan: Plan
+
+    @classmethod
+    def draw(cls, method: Method, problem: Problem, starts: range, images: int) -> Segment:
+        """A segment that begins at one of ``starts``, and a student's plan for frozen and new ``images``."""
+        expert, epoch = int(torch.randint(method.experts, ())), int(torch.randint(starts.start, starts.stop, ()))
+        start, target = problem.experts.segment(expert, epoch, method.span)
+        dsa = problem.dsa if method.augment else DSA()
+        plan = Plan.draw(images, method.syn_steps, method.batch_syn, dsa)
+        return cls(expert, epoch, start, target, plan)
 
 
 def advance(
@@ -141,50 +159,90 @@ def advance(
     starts: range | None = None,
     threshold: float | None = None,
 ) -> tuple[PixelState, dict[str, float | Tensor]]:
-    """One iteration: draw a segment and a student's plan, differentiate, descend.
+    """One iteration: draw segments and a student's plan for each, differentiate, descend the mean gradient.
 
-    Of the new images and labels only the rows in the plan's batches are read, labelled and moved, so that an
-    iteration costs the same however many images there are. ``starts`` are the epochs at which the segment may begin.
-    Above ``threshold`` a loss (one that is not a number, too) moves nothing: neither values nor momenta.
+    Of the new images and labels only the rows in the plans' batches are read, labelled and moved, so that an
+    iteration costs the same however many images there are. ``starts`` are the epochs at which a segment may begin.
+    A segment whose loss is above ``threshold`` (or not a number) is left out of the mean; without any, nothing
+    moves: neither values nor momenta. The metric ``skipped`` is the share of segments left out.
     """
     starts = starts or range(method.max_start)
-    expert, epoch = int(torch.randint(method.experts, ())), int(torch.randint(starts.start, starts.stop, ()))
-    start, target = problem.experts.segment(expert, epoch, method.span)  # theta*_s, theta*_{s+M}
-    frozen = sum(len(s) * s.decoder.copies for s in problem.frozen.sets)
-    dsa = problem.dsa if method.augment else DSA()
-    shown = len(state.images) * problem.decoder.copies
-    plan = Plan.draw(frozen + shown, method.syn_steps, method.batch_syn, dsa)
-    seen, plan = plan.compact(frozen)
+    everything = _frozen(problem) + len(state.images) * problem.decoder.copies
+    drawn = [Segment.draw(method, problem, starts, everything) for _ in range(method.segments)]
+    seen, plans = Plan.compact([segment.plan for segment in drawn], _frozen(problem))
+    segments = [replace(segment, plan=plan) for segment, plan in zip(drawn, plans, strict=True)]
     view = View.of(problem.decoder, seen.to(state.images.device))
     catch_up(method, state, view.rows)
-    images, labels = state.images[view.rows], state.labels[view.rows]
+    images = state.images[view.rows]
+    shown = view.images(images)
+    tasks = [_task(method, problem, state, segment, view, images, shown) for segment in segments]
+    total, count, losses = _mean(method, problem, tasks, differentiate, threshold)
+    if total is not None:
+        descend(method, state, view.rows, view.pull(images, total))
+    if k % 10 == 9:  # not every step: reading a number makes a GPU wait
+        check_lr(float(state.lr), method.lr_init)
+    numbers: dict[str, float | Tensor] = {"loss": losses, "lr": state.lr.clone()}
+    return state, numbers if threshold is None else numbers | {"skipped": 1 - count / method.segments}
+
+
+def _frozen(problem: Problem) -> int:
+    return sum(len(s) * s.decoder.copies for s in problem.frozen.sets)
+
+
+def _task(
+    method: Method, problem: Problem, state: PixelState, segment: Segment, view: View, images: Tensor, shown: Tensor
+) -> Task:
+    """A segment's unroll of the stored ``images`` ``(r, c, h, w)``, which students see as ``shown``."""
+    labels = state.labels[view.rows]
     if method.labels == "learned":
         labels = targets(labels, "logit")
     elif method.labels == "teacher" and method.relabel:
-        teacher = problem.experts.snapshot(expert, epoch + method.span)
+        teacher = problem.experts.snapshot(segment.expert, segment.epoch + method.span)
         decoded = teacher_labels(problem, problem.decoder(images), teacher, _at_once(method))
         labels = mean_of_copies(decoded, problem.decoder)
-    pool = problem.frozen.pool(view.images(images), view.labels(labels))
-    loss = student_loss(problem.network, buffers(problem, expert, epoch))
-    gradient = differentiate(loss, matching(start, target), start, pool, state.lr.to(start.dtype), plan)
-    skipped = threshold is not None and not float(gradient.loss) <= threshold
-    if not skipped:
-        descend(method, state, view.rows, view.pull(images, gradient))
-    if k % 10 == 9:  # not every step: reading a number makes a GPU wait
-        check_lr(float(state.lr), method.lr_init)
-    numbers: dict[str, float | Tensor] = {"loss": gradient.loss, "lr": state.lr.clone()}
-    return state, numbers if threshold is None else numbers | {"skipped": float(skipped)}
+    pool = problem.frozen.pool(shown, view.labels(labels))
+    loss = student_loss(problem.network, buffers(problem, segment.expert, segment.epoch))
+    end = matching(segment.start, segment.target)
+    return Task(loss, end, segment.start, pool, state.lr.to(segment.start.dtype), segment.plan)
+
+
+def _mean(
+    method: Method, problem: Problem, tasks: list[Task], differentiate: Differentiate, threshold: float | None
+) -> tuple[Gradient | None, int, Tensor]:
+    """The mean gradient of those segments whose loss is small enough, how many they are, and the mean loss of all."""
+    if len(tasks) > 1 and threshold is None and not method.relabel and _stacks(method, problem):
+        total = differentiate(*stacked(tasks))
+        return _scaled(total, 1 / len(tasks)), len(tasks), total.loss / len(tasks)
+    total, count, losses = None, 0, []
+    for task in tasks:
+        found = differentiate(*task)
+        losses.append(found.loss)
+        if threshold is None or float(found.loss) <= threshold:
+            total, count = found if total is None else _sum(total, found), count + 1
+    loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+    return total if total is None or count == 1 else _scaled(total, 1 / count), count, loss
+
+
+def _stacks(method: Method, problem: Problem) -> bool:
+    """Asked once: the answer costs a trial with the network."""
+    key = f"stacks {method.stacked}"
+    if key not in problem.workspace:
+        problem.workspace[key] = trains_together(problem.network, Recipe(augment=""), method.stacked)
+    return problem.workspace[key]
+
+
+def _sum(a: Gradient, b: Gradient) -> Gradient:
+    return Gradient(a.loss + b.loss, a.images + b.images, a.labels + b.labels, a.lr + b.lr, b.end)
+
+
+def _scaled(g: Gradient, factor: float) -> Gradient:
+    return Gradient(g.loss * factor, g.images * factor, g.labels * factor, g.lr * factor, g.end)
 
 
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
     """The state as a set, with the labels to store; all rows brought up to date, in copies."""
     learned = method.labels == "learned"
-    images, labels = state.images.clone(), state.labels.clone()
-    late = torch.nonzero(state.seen < state.steps).flatten()
-    missed = (state.steps - state.seen[late]).to(images.dtype)
-    _coast(images, state.images_momentum, late, missed, method.momentum, method.lr_img)
-    if learned:
-        _coast(labels, state.labels_momentum, late, missed, LABEL_MOMENTUM, method.lr_label)
+    images, labels = caught_up(method, state)
     if method.labels == "teacher" and method.relabel:
         labels = ensemble_labels(method, problem, images)
     return SyntheticSet(images, labels, float(state.lr), "logit" if learned else "probability", method.labels)
@@ -231,87 +289,3 @@ def mean_labels(problem: Problem, images: Tensor, experts: int, epoch: int, batc
     for i in range(experts):  # one after the other: at 1000 classes the labels of 50,000 images are 200 MB
         total += teacher_labels(problem, images, problem.experts.snapshot(i, epoch), batch)
     return total / experts
-
-
-def softmax_pullback(logits: Tensor, gradient: Tensor) -> Tensor:
-    """A gradient with respect to softmax(logits), pulled back to the logits; both ``(n, k)``."""
-    p = logits.softmax(1)
-    return p * (gradient - (p * gradient).sum(1, keepdim=True))
-
-
-def catch_up(method: Method, state: PixelState, rows: Tensor) -> None:
-    """Make up, in place, for the steps in which ``rows`` ``(r,)`` had no gradient: lazy momentum.
-
-    In j steps without a gradient, m <- mu m and x <- x - lr m add up to m <- mu^j m and
-    x <- x - lr (mu + ... + mu^j) m. With this before a row is read, row-wise steps equal dense SGD.
-    """
-    # rows that missed nothing go through unchanged: to leave them out, a GPU would have to tell which they are
-    missed = (state.steps - state.seen[rows]).to(state.images.dtype)
-    _coast(state.images, state.images_momentum, rows, missed, method.momentum, method.lr_img)
-    _fade(state.images_momentum, rows, missed, method.momentum)
-    if method.labels == "learned":
-        _coast(state.labels, state.labels_momentum, rows, missed, LABEL_MOMENTUM, method.lr_label)
-        _fade(state.labels_momentum, rows, missed, LABEL_MOMENTUM)
-    state.seen[rows] = state.steps
-
-
-def _coast(values: Tensor, momentum: Tensor, rows: Tensor, missed: Tensor, mu: float, lr: float) -> None:
-    """x <- x - lr (mu + ... + mu^j) m for ``rows`` that missed j steps."""
-    for part, steps in zip(rows.split(1000), missed.split(1000), strict=True):  # blocks: there may be gigabytes
-        moved = steps if mu == 1 else mu * (1 - mu**steps) / (1 - mu)
-        values[part] -= lr * _per_row(moved, values) * momentum[part]
-
-
-def _fade(momentum: Tensor, rows: Tensor, missed: Tensor, mu: float) -> None:
-    """m <- mu^j m."""
-    for part, steps in zip(rows.split(1000), missed.split(1000), strict=True):
-        momentum[part] *= _per_row(mu**steps, momentum)
-
-
-def _per_row(numbers: Tensor, like: Tensor) -> Tensor:
-    return numbers.view(-1, *[1] * (like.ndim - 1))
-
-
-def descend(method: Method, state: PixelState, rows: Tensor, gradient: Gradient) -> None:
-    """One outer step, in place: SGD with momentum on images, student lr and (when learned) label logits.
-
-    ``rows`` ``(r,)`` are those of the state that the gradient's rows belong to; they must be up to date.
-
-    The student lr moves on a logarithmic scale, beta <- beta exp(-lr_lr m / beta), where m is the momentum
-    of dL/dbeta: to first order the published step beta - lr_lr m, but it cannot reach zero. One step changes
-    it by at most a tenth.
-    """
-    images = gradient.images if method.clip is None else _clipped(gradient.images, state, method.clip)
-    held = state.images_momentum[rows].mul_(method.momentum).add_(images)
-    state.images_momentum[rows] = held
-    state.images[rows] = state.images[rows].sub_(held, alpha=method.lr_img)
-    state.lr_momentum.mul_(method.momentum).add_(gradient.lr)
-    exponent = (-method.lr_lr * state.lr_momentum / state.lr).clamp(-0.1, 0.1)
-    state.lr.mul_(exponent.exp())
-    if method.labels == "learned":
-        logits = state.labels[rows]
-        held = state.labels_momentum[rows].mul_(LABEL_MOMENTUM).add_(softmax_pullback(logits, gradient.labels))
-        state.labels_momentum[rows] = held
-        state.labels[rows] = logits.sub_(held, alpha=method.lr_label)
-    state.steps += 1
-    state.seen[rows] = state.steps
-
-
-def _clipped(images: Tensor, state: PixelState, clip: float) -> Tensor:
-    """The gradient with its norm bounded by ``clip`` times the running mean of such norms.
-
-    The exact gradient of a long unroll has rare, huge values; one of them undoes all the descent before.
-    """
-    norm = float(images.norm())
-    bounded = min(norm, clip * state.size) if state.size else norm
-    state.size = 0.9 * state.size + 0.1 * bounded if state.size else bounded
-    return images * (bounded / norm) if norm > 0 else images
-
-
-def check_lr(lr: float, first: float) -> None:
-    """Raise DivergedError when the student lr has died or run away."""
-    if not 1e-4 * first <= lr <= 1e3 * first:
-        raise DivergedError(
-            f"the learned student lr went from {first:g} to {lr:g}; try a smaller matcher.lr_lr, "
-            "a smaller matcher.lr_init, or fewer matcher.syn_steps"
-        )

@@ -22,21 +22,21 @@ the Hessian product that
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench.augment import DSA, NO_DRAW, Draw
+from ddbench.augment import DSA, NO_DRAW
 from ddbench.compiled import EAGER, Engine, Passes
 from ddbench.data import Examples
 from ddbench.networks import Network
 from ddbench.optimisers import SGD, Optimiser, State
 from ddbench.sets import Pool
-from ddbench.steps import Loss, Step, StudentLoss, first_order, linear
+from ddbench.steps import Augment, Loss, Step, StudentLoss, first_order, linear
 
 Curvature = Literal["exact", "zero"]
 Terminal = Callable[[Tensor], Tensor]  # parameters -> scalar
@@ -47,7 +47,7 @@ class Plan:
     """What the student does: for each step, rows of the pool ``(b,)`` and an augmentation to replay."""
 
     batches: tuple[Tensor, ...]
-    draws: tuple[Draw, ...]
+    draws: tuple[Augment, ...]
 
     @classmethod
     def draw(cls, size: int, steps: int, batch: int | None, augment: DSA) -> Plan:
@@ -63,15 +63,19 @@ class Plan:
         batches = tuple(chunks[:steps])
         return cls(batches, tuple(augment.draw(len(rows)) for rows in batches))
 
-    def compact(self, frozen: int = 0) -> tuple[Tensor, Plan]:
-        """Which new rows the plan uses ``(r,)``, ascending and counted from 0, and the plan for a pool of just those.
+    @staticmethod
+    def compact(plans: Sequence[Plan], frozen: int = 0) -> tuple[Tensor, list[Plan]]:
+        """Which new rows the plans use ``(r,)``, ascending and counted from 0, and plans for a pool of just those.
 
         Rows below ``frozen`` stay as they are. With a large set, the gradients of one unroll are those few rows.
         """
-        used = torch.cat(self.batches)
+        used = torch.cat([rows for plan in plans for rows in plan.batches])
         rows = used[used >= frozen].unique()  # ascending
-        renumbered = [torch.where(b < frozen, b, frozen + torch.searchsorted(rows, b)) for b in self.batches]
-        return rows - frozen, Plan(tuple(renumbered), self.draws)
+
+        def renumbered(batch: Tensor) -> Tensor:
+            return torch.where(batch < frozen, batch, frozen + torch.searchsorted(rows, batch))
+
+        return rows - frozen, [replace(plan, batches=tuple(map(renumbered, plan.batches))) for plan in plans]
 
     @classmethod
     def plain(cls, batches: list[Tensor]) -> Plan:

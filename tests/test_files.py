@@ -19,11 +19,11 @@ from torch import Tensor
 from ddbench import Curriculum, Preprocessing, Recipe, SyntheticSet, Teaching
 from ddbench.cache import home
 from ddbench.checkpoint import load_state, save_state
+from ddbench.descent import PixelState
 from ddbench.errors import DataError, UsageError
 from ddbench.evaluating import EvalOptions, evaluated
 from ddbench.files import FORMAT, Distilled
 from ddbench.tensors import load_tensors, save_tensors
-from ddbench.trajectory import PixelState
 
 CPU = torch.device("cpu")
 CLASSES = ("cat", "dog", "öre")

@@ -15,20 +15,10 @@ from ddbench_tesla import Tesla
 from tiny import TRAJECTORY, spec
 
 from ddbench import Curriculum, DivergedError, Problem, SyntheticSet
+from ddbench.descent import PixelState, catch_up, check_lr, descend, softmax_pullback
 from ddbench.run import build_task
 from ddbench.stage import prepared
-from ddbench.trajectory import (
-    PixelState,
-    advance,
-    catch_up,
-    check_lr,
-    descend,
-    ensemble_labels,
-    finish,
-    needs,
-    softmax_pullback,
-    teacher_labels,
-)
+from ddbench.trajectory import advance, ensemble_labels, finish, needs, teacher_labels
 from ddbench.unroll import Gradient
 
 TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()}

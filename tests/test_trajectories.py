@@ -21,11 +21,12 @@ from tiny import TRAJECTORY, spec
 
 from ddbench import Curriculum, DivergedError, Problem, SyntheticSet, UsageError
 from ddbench.decode import Decoder
+from ddbench.descent import PixelState
 from ddbench.gradcheck import compare_gradients
 from ddbench.plugins import registry
 from ddbench.run import build_task
 from ddbench.stage import prepared
-from ddbench.trajectory import PixelState, advance, ensemble_labels, finish, needs
+from ddbench.trajectory import advance, ensemble_labels, finish, needs
 from ddbench.unroll import Gradient, Plan, reverse
 
 TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ddbench import DSA, DivergedError, Examples, Problem, SyntheticSet, UsageError
+from ddbench.compiled import Engine, Kind
 from ddbench.optimisers import SGD, Adam, Optimiser
 from ddbench.optimisers import State as Moments
 from ddbench.unroll import Gradient, Plan, Terminal, reverse, student_loss
@@ -81,6 +82,7 @@ class RatBptt:
     pix_init: Annotated[Literal["noise", "real"], "where the images start; noise has norm 1"] = "noise"
     augment: Annotated[str, "strategy in the student's steps; 'dataset' for the dataset's own, '' for none"] = "dataset"
     augment_real: Annotated[str, "strategy on the real batch; 'dataset' for the dataset's own, '' for none"] = ""
+    engine: Annotated[Kind, "compile student steps: where it pays (auto), never, or always"] = "auto"
 
     def __post_init__(self) -> None:
         if self.window > self.total:
@@ -143,7 +145,8 @@ class RatBptt:
         shown = _strategy(self.augment_real, problem).draw(len(real))(real.images)
         terminal: Terminal = lambda theta: loss(theta, shown, real.labels)  # noqa: E731
         rate = lr.to(start.dtype)
-        return reverse(loss, terminal, start, pool, rate, plan, optimiser=self._rule, window=self.window)
+        engine = Engine(self.engine, self.steps)
+        return reverse(loss, terminal, start, pool, rate, plan, optimiser=self._rule, window=self.window, engine=engine)
 
     @property
     def _rule(self) -> Optimiser:

@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge
-from torch import Tensor
-
-from ddbench import Pool, hookimpl
-from ddbench.compiled import Engine, Kind
-from ddbench.trajectory import Method
-from ddbench.unroll import Gradient, Loss, Plan, Terminal, reverse
+from ddbench import hookimpl
+from ddbench.trajectory import Swept
 
 
 @dataclass(frozen=True)
-class Tesla(Method):
+class Tesla(Swept):
     """Match expert trajectories through T student steps, one step's graph at a time.
 
     | paper | here |
@@ -47,16 +42,6 @@ class Tesla(Method):
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "teacher"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
     curvature: Annotated[Literal["zero", "exact"], "TESLA's formula, or the true unrolled gradient"] = "zero"
-    window: Annotated[int | None, Ge(1), "differentiate only the last steps of the student; none for all"] = None
-    engine: Annotated[Kind, "compile student steps: where it pays (auto), never, or always"] = "auto"
-
-    def differentiate(
-        self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
-    ) -> Gradient:
-        engine = Engine(self.engine, self.steps)
-        return reverse(
-            loss, terminal, start, pool, lr, plan, curvature=self.curvature, window=self.window, engine=engine
-        )
 
 
 @hookimpl

@@ -12,9 +12,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from ddbench import DivergedError, Needs, Pool, Problem, UsageError
-from ddbench.trajectory import Method, PixelState, advance, begin, needs
-from ddbench.unroll import Gradient, Loss, Plan, Terminal, reverse
+from ddbench import DivergedError, Needs, Problem, UsageError
+from ddbench.trajectory import PixelState, Swept, advance, begin, needs
 from ddbench_trajectories.correct import check_budget, correct_images, expert_logits
 from ddbench_trajectories.flat import Alpha, Flat, Rho, flat_needs
 
@@ -22,7 +21,7 @@ PATIENCE = 50  # iterations that may all be skipped before the run gives up
 
 
 @dataclass(frozen=True)
-class Datm(Method):
+class Datm(Swept):
     """Difficulty-aligned trajectory matching: early segments for few images, later ones for many.
 
     | paper | here |
@@ -55,12 +54,12 @@ class Datm(Method):
         int | None, Ge(1), "iterations in which cur_max grows to max_start; none: max_start from the beginning"
     ] = None
     threshold: Annotated[float, Gt(0), "iterations with a larger loss are skipped"] = 1.0
-    curvature: Annotated[Literal["exact", "zero"], "the true unrolled gradient, or TESLA's formula"] = "exact"
     flat: Flat = False
     rho: Rho = 0.01
     alpha: Alpha = 0.3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         first = self.starts(0)
         if not first:
             raise UsageError(
@@ -104,8 +103,3 @@ class Datm(Method):
                 "smaller matcher.lr_init, fewer matcher.syn_steps, or a larger matcher.threshold"
             )
         return moved, numbers
-
-    def differentiate(
-        self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
-    ) -> Gradient:
-        return reverse(loss, terminal, start, pool, lr, plan, curvature=self.curvature)

@@ -12,9 +12,9 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from ddbench import Needs, Pool, Problem, SyntheticSet
-from ddbench.trajectory import Method, PixelState, advance, begin, catch_up, finish, needs
-from ddbench.unroll import Gradient, Loss, Plan, Terminal, reverse
+from ddbench import Needs, Problem, SyntheticSet
+from ddbench.descent import catch_up
+from ddbench.trajectory import PixelState, Swept, advance, begin, finish, needs
 from ddbench_trajectories.flat import Alpha, Flat, Rho, flat_needs
 
 
@@ -27,7 +27,7 @@ class AveragedState:
 
 
 @dataclass(frozen=True)
-class Ftd(Method):
+class Ftd(Swept):
     """Flat trajectory distillation: MTT's objective, with experts whose errors grow little when students stray.
 
     A student that is graded starts from its own weights, not from an expert's, so that the errors of all segments add
@@ -45,7 +45,7 @@ class Ftd(Method):
     last iterate. The released code grades the average with networks that have learned the last iterate before, which
     flatters its numbers; here, students of the average start afresh.
 
-    The gradient is the exact one of MTT's unroll, at constant memory.
+    The gradient is by default the exact one of MTT's unroll, at constant memory.
     """
 
     name = "ftd"
@@ -69,11 +69,6 @@ class Ftd(Method):
         catch_up(self, pixels, torch.arange(len(pixels.images), device=pixels.images.device))
         state.average.mul_(self.decay).add_(pixels.images, alpha=1 - self.decay)
         return AveragedState(pixels, state.average), numbers
-
-    def differentiate(
-        self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
-    ) -> Gradient:
-        return reverse(loss, terminal, start, pool, lr, plan, curvature="exact")
 
     def result(self, problem: Problem, state: AveragedState) -> SyntheticSet:
         averaged = replace(state.pixels, images=state.average)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -51,10 +52,11 @@ class Draw:
         """Apply to images ``(n, c, h, w)``, differentiably."""
         if self.operation == "none":
             return images
-        parameters = self.parameters.to(images.device, images.dtype).expand(len(images), -1)
-        operations = [_OPERATIONS[name] for name in self.operation.split("_")]
-        for operation, own in zip(operations, parameters.split([o.width for o in operations], 1), strict=True):
-            images = operation.apply(images, own)
+        parameters = self.parameters.to(images.device, images.dtype, non_blocking=True)
+        columns = iter(parameters[:, :, None, None, None].expand(len(images), -1, 1, 1, 1).unbind(1))
+        for name in self.operation.split("_"):
+            operation = _OPERATIONS[name]
+            images = operation.apply(images, *islice(columns, operation.width))
         return images
 
 
@@ -109,76 +111,72 @@ def _one_of(names: list[str]) -> str:
 @dataclass(frozen=True)
 class _Operation:
     width: int  # how many parameters, uniform in [0, 1), an image has
-    apply: Callable[[Tensor, Tensor], Tensor]  # (n, c, h, w), (n, width) -> (n, c, h, w)
-
-
-def _column(parameters: Tensor, index: int) -> Tensor:
-    return parameters[:, index].view(-1, 1, 1, 1)
+    apply: Callable[..., Tensor]  # (n, c, h, w), and ``width`` parameters (n, 1, 1, 1) -> (n, c, h, w)
 
 
 def _brightness(x: Tensor, p: Tensor) -> Tensor:
     """Add between -1/2 and 1/2."""
-    return x + (_column(p, 0) - 0.5) * BRIGHTNESS
+    return x + (p - 0.5) * BRIGHTNESS
 
 
 def _saturation(x: Tensor, p: Tensor) -> Tensor:
     """Stretch each pixel's distance from its grey value by a factor from 0 to 2."""
     grey = x.mean(1, keepdim=True)
-    return (x - grey) * (_column(p, 0) * SATURATION) + grey
+    return (x - grey) * (p * SATURATION) + grey
 
 
 def _contrast(x: Tensor, p: Tensor) -> Tensor:
     """Stretch all distances from the image's mean by a factor from 1/2 to 3/2."""
     mean = x.mean((1, 2, 3), keepdim=True)
-    return (x - mean) * (_column(p, 0) + CONTRAST) + mean
+    return (x - mean) * (p + CONTRAST) + mean
 
 
-def _color(x: Tensor, p: Tensor) -> Tensor:
-    return _contrast(_saturation(_brightness(x, p[:, :1]), p[:, 1:2]), p[:, 2:])
+def _color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    return _contrast(_saturation(_brightness(x, brightness), saturation), contrast)
 
 
 def _flip(x: Tensor, p: Tensor) -> Tensor:
-    return torch.where(_column(p, 0) < 0.5, x.flip(3), x)
+    return torch.where(p < 0.5, x.flip(3), x)
 
 
 def _pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The pixels of ``x`` at whole ``rows`` and ``columns``, broadcast to ``(n, h, w)``; zeros outside of it."""
+    """The pixels of ``x`` at whole ``rows`` and ``columns``, broadcast to ``(n, 1, h, w)``; zeros outside of it."""
     n, c, h, w = x.shape
-    inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)  # (n, h, w)
-    source = rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)
-    index = source.flatten(1).unsqueeze(1).expand(n, c, h * w)
-    return x.flatten(2).gather(2, index).view_as(x) * inside.unsqueeze(1)
+    near, beside = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
+    inside = (near == rows) & (beside == columns)  # (n, 1, h, w)
+    index = (near * w + beside).flatten(2).expand(n, c, h * w)
+    return x.flatten(2).gather(2, index).view_as(x) * inside
 
 
-def _crop(x: Tensor, p: Tensor) -> Tensor:
+def _crop(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Shift by whole pixels up to h/8 and w/8, filling with zeros."""
     _, _, h, w = x.shape
     reach_y, reach_x = int(h * CROP_PAD + 0.5), int(w * CROP_PAD + 0.5)
-    down = (p[:, 0] * (2 * reach_y + 1)).floor().long() - reach_y
-    right = (p[:, 1] * (2 * reach_x + 1)).floor().long() - reach_x
-    rows = torch.arange(h, device=x.device).view(1, h, 1) + down.view(-1, 1, 1)
-    columns = torch.arange(w, device=x.device).view(1, 1, w) + right.view(-1, 1, 1)
+    rows = torch.arange(-reach_y, h - reach_y, device=x.device).view(h, 1)
+    columns = torch.arange(-reach_x, w - reach_x, device=x.device)
+    rows = rows + (down * (2 * reach_y + 1)).floor().long()
+    columns = columns + (right * (2 * reach_x + 1)).floor().long()
     return _pixels(x, rows, columns)
 
 
-def _cutout(x: Tensor, p: Tensor) -> Tensor:
+def _cutout(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """A square hole of half the size, centred anywhere."""
     _, _, h, w = x.shape
     size_y, size_x = int(h * CUTOUT + 0.5), int(w * CUTOUT + 0.5)
-    centre_y = (p[:, 0] * (h + 1 - size_y % 2)).floor().view(-1, 1)
-    centre_x = (p[:, 1] * (w + 1 - size_x % 2)).floor().view(-1, 1)
-    y, column = torch.arange(h, device=x.device).view(1, h), torch.arange(w, device=x.device).view(1, w)
-    hole_y = (y >= centre_y - size_y // 2) & (y < centre_y - size_y // 2 + size_y)  # (n, h)
-    hole_x = (column >= centre_x - size_x // 2) & (column < centre_x - size_x // 2 + size_x)
-    return x * ~(hole_y.unsqueeze(2) & hole_x.unsqueeze(1)).unsqueeze(1)
+    # how far each row and column is below and beside the centre, (n, 1, h, 1) and (n, 1, 1, w)
+    y = torch.arange(h, device=x.device).view(h, 1) - (down * (h + 1 - size_y % 2)).floor()
+    column = torch.arange(w, device=x.device) - (right * (w + 1 - size_x % 2)).floor()
+    hole_y = (y >= -(size_y // 2)) & (y < size_y - size_y // 2)
+    hole_x = (column >= -(size_x // 2)) & (column < size_x - size_x // 2)
+    return x * ~(hole_y & hole_x)
 
 
-def _sample(x: Tensor, matrix: Tensor) -> Tensor:
-    """Bilinear samples at matrix @ (x, y, 1), with zeros outside.
+def _sample(x: Tensor, matrix: list[Tensor]) -> Tensor:
+    """Bilinear samples at matrix @ (x, y, 1), with zeros outside; ``matrix`` is given as six rows of ``(n, 1, 1, 1)``.
 
     The grid's corners are the centres of corner pixels, as in MTT and TESLA; in the code of DSA and IDC, their edges.
     """
-    grid = affine_grid(matrix, list(x.shape), align_corners=True)
+    grid = affine_grid(torch.cat(matrix, 1).view(-1, 2, 3), list(x.shape), align_corners=True)
     if x.is_cuda and torch.are_deterministic_algorithms_enabled():
         return _four_taps(x, grid)  # torch refuses to differentiate grid_sample there
     return grid_sample(x, grid, align_corners=True)
@@ -190,28 +188,27 @@ def _four_taps(x: Tensor, grid: Tensor) -> Tensor:
     Slower, but torch can differentiate it twice in every version, and deterministically on CUDA.
     """
     _, _, h, w = x.shape
-    column, row = (grid[..., 0] + 1) * (w - 1) / 2, (grid[..., 1] + 1) * (h - 1) / 2  # (n, h, w)
+    x_at, y_at = grid.unsqueeze(1).unbind(4)  # (n, 1, h, w)
+    column, row = (x_at + 1) * (w - 1) / 2, (y_at + 1) * (h - 1) / 2
     left, top = column.floor(), row.floor()
-    below, beside = (row - top).unsqueeze(1), (column - left).unsqueeze(1)
+    below, beside = row - top, column - left
     left, top = left.long(), top.long()
     upper = _pixels(x, top, left) * (1 - beside) + _pixels(x, top, left + 1) * beside
     lower = _pixels(x, top + 1, left) * (1 - beside) + _pixels(x, top + 1, left + 1) * beside
     return upper * (1 - below) + lower * below
 
 
-def _scale(x: Tensor, p: Tensor) -> Tensor:
+def _scale(x: Tensor, across: Tensor, down: Tensor) -> Tensor:
     """Both axes independently, from 1/1.2 to 1.2."""
-    factor = p * (SCALE - 1 / SCALE) + 1 / SCALE
-    zero = torch.zeros_like(factor[:, 0])
-    rows = [torch.stack([factor[:, 0], zero, zero], 1), torch.stack([zero, factor[:, 1], zero], 1)]
-    return _sample(x, torch.stack(rows, 1))
+    across, down = (p * (SCALE - 1 / SCALE) + 1 / SCALE for p in (across, down))
+    zero = torch.zeros_like(across)
+    return _sample(x, [across, zero, zero, zero, down, zero])
 
 
 def _rotate(x: Tensor, p: Tensor) -> Tensor:
-    angle = (p[:, 0] - 0.5) * 2 * ROTATE * math.pi / 180
-    zero = torch.zeros_like(angle)
-    rows = [torch.stack([angle.cos(), -angle.sin(), zero], 1), torch.stack([angle.sin(), angle.cos(), zero], 1)]
-    return _sample(x, torch.stack(rows, 1))
+    angle = (p - 0.5) * 2 * ROTATE * math.pi / 180
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    return _sample(x, [cos, -sin, zero, sin, cos, zero])
 
 
 _OPERATIONS = {

@@ -51,7 +51,7 @@ def fit_together(
     step = first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
     for epoch in range(first_epoch, int(stop)):
-        plans = [_plan(lessons, len(source), seed / "epoch" / epoch, total - step) for seed in seeds]
+        plans = _plans(lessons, len(source), [seed / "epoch" / epoch for seed in seeds], total - step)
         for batch in zip(*plans, strict=True):
             if recipe.schedule == "step-restart" and step == recipe.half(total):
                 state = _stacked([rule.init(p) for p in parameters])
@@ -98,10 +98,15 @@ def stackable(network: Network, recipe: Recipe) -> bool:
     return True
 
 
-def _plan(lessons: Lessons, count: int, seed: Seed, steps: int) -> list[tuple]:
-    """What one student sees in an epoch: rows, and how they are augmented and mixed, drawn as ``fit`` draws them."""
-    with seed.scope():
-        return [(rows, lessons.draw(len(rows))) for rows in torch.randperm(count).split(lessons.recipe.batch)[:steps]]
+def _plans(lessons: Lessons, count: int, seeds: Sequence[Seed], steps: int) -> list[list[tuple]]:
+    """What each student sees in an epoch: rows, and how they are augmented and mixed, drawn as ``fit`` draws them."""
+    plans = []
+    with seeds[0].scope():
+        for seed in seeds:
+            seed.sow()
+            batches = torch.randperm(count).split(lessons.recipe.batch)[:steps]
+            plans.append([(rows, lessons.draw(len(rows))) for rows in batches])
+    return plans
 
 
 def _gradients(

@@ -34,7 +34,7 @@ class Mix:
         """Mixed images ``(n, c, h, w)`` and label rows ``(n, k)``, differentiably."""
         if self.kind == "none":
             return images, labels
-        partner = self.partner.to(images.device)
+        partner = self.partner.to(images.device, non_blocking=True)
         if self.kind == "mixup":
             mixed, share = self.share * images + (1 - self.share) * images[partner], self.share
         else:

@@ -74,6 +74,18 @@ class Network:
         return [tensors[name].shape for name in (*self._names[0], *self._names[1])]
 
     @cached_property
+    def _pieces(self) -> tuple[list[int], list[tuple[str, torch.Size | None]]]:
+        """The lengths of a vector's pieces; their names, and the shapes of those that are not vectors themselves."""
+        names = (*self._names[0], *self._names[1])
+        shapes = [shape if len(shape) != 1 else None for shape in self._shapes]
+        return [shape.numel() for shape in self._shapes], list(zip(names, shapes, strict=True))
+
+    @cached_property
+    def _mode(self) -> dict[str, bool]:
+        """The mode that the template was last set to, once it was."""
+        return {}
+
+    @cached_property
     def parameters(self) -> int:
         """The number of parameters: the length of the part that is trained and matched."""
         return sum(p.numel() for p in self._template.parameters())
@@ -97,9 +109,9 @@ class Network:
 
     def layers(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of a vector, by the module's own names."""
-        parts = vector.split([s.numel() for s in self._shapes])
-        names = (*self._names[0], *self._names[1])
-        return {n: p.view(s) for n, p, s in zip(names, parts, self._shapes, strict=True)}
+        sizes, named = self._pieces
+        parts = zip(named, vector.split_with_sizes(sizes), strict=True)
+        return {name: part if shape is None else part.view(shape) for (name, shape), part in parts}
 
     def apply(self, vector: Tensor, x: Tensor, *, train: bool = True) -> Tensor:
         """Logits ``(n, k)`` of images ``(n, c, h, w)``; ``train`` matters to batch norm and dropout."""
@@ -107,7 +119,10 @@ class Network:
 
     def apply_with_buffers(self, vector: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits in training mode, and the float buffers after this batch (empty without batch norm)."""
-        return self._call("forward", vector, x, True)
+        logits, tensors = self._call("forward", vector, x, True)
+        if not self._names[1]:
+            return logits, vector.new_empty(0)
+        return logits, torch.cat([tensors[name].detach().reshape(-1) for name in self._names[1]])
 
     def features(self, vector: Tensor, x: Tensor, *, train: bool = True) -> Tensor:
         """The embedding ``(n, f)`` before the classifier; needs a module with a ``features`` method."""
@@ -141,25 +156,27 @@ class Network:
                 f"network {label(self.source)!r} cannot be used for several vectors at once ({reason})"
             ) from error
 
-    def _call(self, method: str, vector: Tensor, x: Tensor, train: bool) -> tuple[Any, Tensor]:
-        if not hasattr(self._template, method):
-            raise UsageError(f"network {self.source.name!r} has no {method}(x) method, which this matcher needs")
+    def _call(self, method: str, vector: Tensor, x: Tensor, train: bool) -> tuple[Any, dict[str, Tensor]]:
+        """What a method of the module returns, and its tensors as they are after the call."""
         module = self._endpoints.get(method)
         if module is None:
+            if not hasattr(self._template, method):
+                raise UsageError(f"network {self.source.name!r} has no {method}(x) method, which this matcher needs")
             module = self._endpoints.setdefault(method, _Endpoint(self._template, method))
-        module.train(train)
+        if self._mode.get("train") is not train:  # to set it, torch walks through all modules
+            self._template.train(train)
+            self._mode["train"] = train
         tensors = self.layers(vector)
         if self._names[1]:  # batch norm writes its buffers in place: give it copies
             tensors |= {name: tensors[name].detach().clone() for name in self._names[1]}
-        # and batch norm counts its calls in an integer: a copy too, or a call would depend on those before it
-        tensors |= {name: constant.clone() for name, constant in self._constants.items()}
+        if self._constants:  # batch norm counts its calls in an integer: a copy too, or a call would depend on others
+            tensors |= {name: constant.clone() for name, constant in self._constants.items()}
         if torch.compiler.is_compiling() or self._slots is None:
             prefix = "" if method == "forward" else "net."
             out = functional_call(module, {prefix + name: t for name, t in tensors.items()}, (x,))
         else:
             out = self._put(module, tensors, x)
-        buffers = [tensors[name].detach().reshape(-1) for name in self._names[1]]
-        return out, torch.cat(buffers) if buffers else vector[:0].detach()
+        return out, tensors
 
     def _put(self, module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Any:
         """``functional_call`` without its bookkeeping, which costs more than a kernel on small images."""

@@ -149,33 +149,33 @@ def fit(
 ) -> Student:
     """Train ``student`` on ``source`` by ``recipe``; ``lr`` overrides the recipe's, ``teacher`` labels when online.
 
-    Batches, augmentations and mixtures of epoch e are functions of ``seed / "epoch" / e`` alone, so that
-    training may stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on
-    from there to the same bits. ``watch`` sees the student after the optimiser steps that it names. ``state`` of the
-    student continues an optimiser; empty starts a fresh one. Progress is reported as ``what``; None reports nothing.
+    Batches, augmentations and mixtures of epoch e are functions of ``seed / "epoch" / e`` alone, so that training may
+    stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on from there to the same
+    bits. ``watch`` sees the student after the optimiser steps that it names. ``state`` of the student continues an
+    optimiser; empty starts a fresh one. Progress is reported as ``what``; None reports nothing.
     """
     source, per_epoch, total = paced(source, recipe)
     rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state, step = student.state or rule.init(parameters), first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
-    for epoch in range(first_epoch, int(stop)):
-        with (seed / "epoch" / epoch).scope():
+    with seed.scope():
+        for epoch in range(first_epoch, int(stop)):
+            (seed / "epoch" / epoch).sow()
             for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = rule.init(parameters)
                 shown = lessons.shown(source[rows], lessons.draw(len(rows)))
                 g, buffers = lessons.gradient(network, parameters, buffers, shown)
                 rate = recipe.rate(step, total, lr or recipe.lr)
-                with torch.no_grad():
-                    parameters, state = rule.update(parameters.detach(), state, g, rate)
+                parameters, state = rule.update(parameters.detach(), state, g, rate)  # no graph: nothing asks for one
                 step += 1
                 if watch is not None and step in watch.steps:
                     watch.see(step, Student(torch.cat([parameters, buffers]), state))
-        if on_epoch is not None:
-            on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))
-        if what is not None:
-            report(what, step, min(total, int(stop) * per_epoch))
+            if on_epoch is not None:
+                on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))
+            if what is not None:
+                report(what, step, min(total, int(stop) * per_epoch))
     return Student(torch.cat([parameters, buffers]), state)
 
 
@@ -215,7 +215,8 @@ class Lessons:
 
         def at(theta: Tensor) -> tuple[Tensor, Tensor]:
             leaf = theta.requires_grad_()
-            logits, after = network.apply_with_buffers(torch.cat([leaf, buffers]), batch.images)
+            vector = torch.cat([leaf, buffers]) if len(buffers) else leaf
+            logits, after = network.apply_with_buffers(vector, batch.images)
             return grad(self.loss(logits, batch.labels), leaf)[0], after
 
         g, after = at(parameters)

@@ -152,6 +152,17 @@ def test_evaluation_mode_does_not_outlast_its_call():
     assert torch.equal(net.apply(vector, images()), training)
 
 
+def test_mode_is_that_of_the_call_whatever_method_was_called_before():
+    net, fresh = network("batch"), network("batch")
+    vector = net.init(Seed(1))
+    for method in ("features", "apply", "activations", "features"):
+        for train in (False, True, False):
+            again, expected = (getattr(n, method)(vector, images(), train=train) for n in (net, fresh))
+            for one, other in zip(again, expected, strict=True):
+                assert torch.equal(one, other)
+        fresh = network("batch")
+
+
 def test_layers_are_views_of_the_vector_by_the_modules_names():
     net = network("batch")
     vector = net.init(Seed(1))

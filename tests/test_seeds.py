@@ -70,6 +70,19 @@ def test_scope_seeds_each_generator_from_the_address():
     assert seen[2] == random.Random(seed.integer).random()
 
 
+def test_sowing_inside_a_scope_gives_the_draws_of_a_scope_of_its_own():
+    with (Seed(5) / "here").scope():
+        expected = draws()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    after = draws()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    with Seed(6).scope():
+        draws()
+        (Seed(5) / "here").sow()
+        assert draws() == expected
+    assert draws() == after
+
+
 def test_different_addresses_give_different_draws_in_all_three_generators():
     with (Seed(5) / 0).scope():
         first = draws()

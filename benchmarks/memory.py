@@ -94,13 +94,18 @@ def _cpu_peak(work: Callable[[], Any]) -> int:
 
 
 def table(device: str, steps: tuple[int, ...]) -> str:
-    """Markdown: a row per method and T, in MB (10^6 bytes)."""
+    """Markdown: a row per method and T, in MB (10^6 bytes); then how many times tesla's peak that of mtt is."""
     lines = ["| method | T | peak (MB) | vectors (MB) | activations (MB) |", "| --- | ---: | ---: | ---: | ---: |"]
+    peaks = {(method, count): measure(method, count, device) for method in METHODS for count in steps}
     for method in METHODS:
         for count in steps:
-            peak = measure(method, count, device)
+            peak = peaks[method, count]
             cells = [f"{value / 1e6:.1f}" for value in (peak.total, peak.vectors, peak.activations)]
             lines.append(f"| {method} | {count} | {' | '.join(cells)} |")
+    lines.append("")
+    for count in steps:
+        times = [f"{peaks['mtt', count].total / peaks[m, count].total:.1f} times that of {m}" for m in METHODS][:-1]
+        lines.append(f"T = {count}: the peak of mtt is {' and '.join(times)}")
     return "\n".join(lines)
 
 

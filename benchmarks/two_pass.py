@@ -2,15 +2,18 @@
 
     python benchmarks/two_pass.py                                  # ConvNet-D3, width 128, 32 images of 3x32x32
     python benchmarks/two_pass.py --width 32 --batch 50 --steps 10
+    python benchmarks/two_pass.py --device cuda --batch 100 --precisions float32 tf32
 
 Two passes over the student's steps, by autograd and nothing else: forwards for theta_T, then once more with each
 step's graph (``create_graph``) for d<v, g_t>/dx (Cui et al., ICML 2023, eq. 5-6). This file does not change when the
-engine does. Times are CPU seconds of the process's one thread, methods taking turns in every round.
+engine does. Times are CPU seconds of the process's one thread, on CUDA seconds until the GPU is done; methods take
+turns in every round.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +27,7 @@ from ddbench import DSA, Examples, Network, Pool, Seed
 from ddbench.compiled import Engine, account
 from ddbench.meter import keep_freed_memory, machine
 from ddbench.plugins import registry
+from ddbench.precision import Precision, switched
 from ddbench.unroll import Gradient, Plan, autograd_unroll, matching, reverse, student_loss
 
 SHAPE, CLASSES = (3, 32, 32), 10
@@ -42,13 +46,13 @@ class Task:
     plan: Plan
 
 
-def task(width: int, batch: int, steps: int, strategy: str = STRATEGY) -> Task:
-    network = Network(registry().get("network", "convnet").cls(width=width), SHAPE, CLASSES)
+def task(width: int, batch: int, steps: int, strategy: str = STRATEGY, device: str = "cpu") -> Task:
+    network = Network(registry().get("network", "convnet").cls(width=width), SHAPE, CLASSES, torch.device(device))
     start, target = (network.init(Seed(0) / end) for end in ("start", "target"))
     with (Seed(0) / "two-pass").scope():
-        pool = Pool(Examples(torch.randn(batch, *SHAPE), torch.randn(batch, CLASSES).softmax(1)))
+        images, labels = torch.randn(batch, *SHAPE).to(device), torch.randn(batch, CLASSES).softmax(1).to(device)
         plan = Plan.draw(batch, steps, None, DSA(strategy))
-    return Task(network, start, target, pool, torch.tensor(0.01), plan)
+    return Task(network, start, target, Pool(Examples(images, labels)), torch.tensor(0.01, device=device), plan)
 
 
 def two_pass(t: Task) -> Gradient:
@@ -67,8 +71,9 @@ def two_pass(t: Task) -> Gradient:
     end = path[-1].requires_grad_()
     loss = (end - t.target).square().sum() / (t.start - t.target).square().sum()
     adjoint = grad(loss, end)[0]
-    by_images, by_labels, by_lr = torch.zeros_like(images), torch.zeros_like(labels), torch.zeros(())
+    by_images, by_labels, by_lr = torch.zeros_like(images), torch.zeros_like(labels), torch.zeros_like(t.lr)
     for theta, rows, draw in zip(path, t.plan.batches, t.plan.draws, strict=False):
+        rows = rows.to(images.device)
         x, y = images[rows].requires_grad_(), labels[rows].requires_grad_()
         g = gradient(theta.detach().requires_grad_(), draw(x), y, graph=True)
         d_x, d_y = grad(g, (x, y), -t.lr * adjoint)
@@ -78,31 +83,50 @@ def two_pass(t: Task) -> Gradient:
     return Gradient(loss.detach(), by_images, by_labels, by_lr, end.detach())
 
 
-def methods(t: Task, kinds: tuple[str, ...]) -> dict[str, Callable[[], Gradient]]:
+def methods(
+    t: Task, kinds: tuple[str, ...], precisions: tuple[Precision, ...] = ("float32",)
+) -> dict[str, Callable[[], Gradient]]:
     """The two-pass form, MTT's autograd, and the engine, by the names that tables use."""
     unroll = (student_loss(t.network), matching(t.start, t.target), t.start, t.pool, t.lr, t.plan)
 
-    def engine(curvature: str, kind: str) -> Callable[[], Gradient]:
-        return lambda: reverse(*unroll, curvature=curvature, engine=Engine(kind))
+    def engine(curvature: str, kind: str, precision: Precision) -> Callable[[], Gradient]:
+        return lambda: reverse(*unroll, curvature=curvature, engine=Engine(kind, precision=precision))
 
-    made = {"two-pass": lambda: two_pass(t), "mtt": lambda: autograd_unroll(*unroll)}
-    for kind in kinds:
-        made |= {f"{curvature} {kind}": engine(curvature, kind) for curvature in ("zero", "exact")}
+    def exact(call: Callable[[], Gradient]) -> Callable[[], Gradient]:
+        """On CUDA, without rounding to TF32, as the engine's steps in float32."""
+
+        def called() -> Gradient:
+            with switched(tf32=False):
+                return call()
+
+        return called
+
+    made = {"two-pass": exact(lambda: two_pass(t)), "mtt": exact(lambda: autograd_unroll(*unroll))}
+    for kind, precision in itertools.product(kinds, precisions):
+        named = "" if precision == "float32" else f" {precision}"
+        made |= {f"{curvature} {kind}{named}": engine(curvature, kind, precision) for curvature in ("zero", "exact")}
     return made
 
 
-def measure(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each method in each round, after one call to warm up (and to compile)."""
+def measure(work: dict[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of each method in each round, after calls to warm up, compile and record."""
     keep_freed_memory()  # as in a run
-    for call in work.values():
+    clock = until_done if device == "cuda" else time.process_time
+    for call in list(work.values()) * (2 if device == "cuda" else 1):
         call()
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, call in work.items():
-            began = time.process_time()
+            began = clock()
             call()
-            times[name].append(time.process_time() - began)
+            times[name].append(clock() - began)
     return times
+
+
+def until_done() -> float:
+    """The time when the GPU has done all that it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def ratios(times: dict[str, list[float]], base: str = "two-pass") -> dict[str, list[float]]:
@@ -124,13 +148,16 @@ def main() -> None:
     for name, value in (("width", 128), ("batch", 32), ("steps", 4), ("rounds", 7)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--kinds", nargs="+", default=("eager", "compiled"))
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "tf32", "bf16"), default=("float32",))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    about = machine("cpu")
+    about = machine(given.device)
     print(f"{about['device']}, {about['system']}, torch {about['torch']}, 1 thread, {given.rounds} rounds")
     print(f"ConvNet width {given.width}, {given.batch} images of 3x32x32 per batch, {given.steps} steps\n")
-    work = methods(task(given.width, given.batch, given.steps), tuple(given.kinds))
-    print(table(measure(work, given.rounds), given.steps))
+    made = task(given.width, given.batch, given.steps, device=given.device)
+    work = methods(made, tuple(given.kinds), tuple(given.precisions))
+    print(table(measure(work, given.rounds, given.device), given.steps))
     for note in account():
         print(note)
 

@@ -21,6 +21,7 @@ from ddbench.errors import DataError, DDBenchError, UsageError
 from ddbench.networks import Network
 from ddbench.progress import report
 from ddbench.records import changed
+from ddbench.shelf import Shelf, a_tenth_of_what_is_free
 from ddbench.starts import Starts
 from ddbench.tensors import RowFile, load_tensors, read_rows, save_tensors
 from ddbench.training import TRAINER_VERSION, Recipe, Student, fit
@@ -70,6 +71,12 @@ class Experts:
     def _rows(self) -> dict[int, dict[int, int]]:
         return {}
 
+    @cached_property
+    def _shelf(self) -> Shelf | None:
+        """Where snapshots stay between steps; on a CPU they are read from the file, which the system keeps."""
+        device = self.starts.network.device
+        return Shelf(self._read, device, a_tenth_of_what_is_free(device)) if device.type == "cuda" else None
+
     def missing(self, count: int, snapshots: Iterable[int]) -> list[int]:
         """Which of the first ``count`` experts lack one of the snapshots."""
         return [i for i in range(count) if not set(snapshots) <= self._kept(i).keys()]
@@ -79,7 +86,14 @@ class Experts:
         wanted = set(snapshots)
         if self.imported:
             self._check_imported(count, max(wanted, default=0))
-            return
+        else:
+            self._train_missing(count, wanted)
+        if self._shelf is not None:
+            network = self.starts.network
+            keys = ((index, epoch) for index in range(count) for epoch in sorted(wanted))
+            self._shelf.expect(keys, network.length * network.dtype.itemsize)
+
+    def _train_missing(self, count: int, wanted: set[int]) -> None:
         if self.recipe.steps is not None:
             raise UsageError("an expert recipe counts epochs, whose ends are the snapshots; leave experts.steps alone")
         if self.recipe.epochs is None and self.recipe.schedule != "constant":
@@ -140,7 +154,13 @@ class Experts:
             raise DDBenchError(
                 f"expert {index} has no snapshot {epoch}; a matcher must name it in needs(), which named {sorted(rows)}"
             )
-        return read_rows(self._path(index), "snapshots", rows[epoch]).to(self.starts.network.device)
+        if self._shelf is not None:
+            return self._shelf[index, epoch]
+        return self._read((index, epoch)).to(self.starts.network.device)
+
+    def _read(self, key: tuple[int, int]) -> Tensor:
+        index, epoch = key
+        return read_rows(self._path(index), "snapshots", self._kept(index)[epoch])
 
     def segment(self, index: int, epoch: int, span: int) -> tuple[Tensor, Tensor]:
         """The parameters of expert ``index`` after ``epoch`` and after ``epoch + span`` epochs."""
@@ -195,6 +215,7 @@ class Experts:
         for index, book in books.items():
             book.finish(spent())
             self._rows.pop(index, None)
+        self.__dict__.pop("_shelf", None)  # trained again for more snapshots, they may differ in their last bits
 
     def _fit(
         self,

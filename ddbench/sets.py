@@ -197,17 +197,24 @@ class Pool:
     def __getitem__(self, index: Tensor) -> Examples:
         """The examples of ``index`` ``(b,)``, in that order."""
         if self.frozen is None:
-            return self.new[index]
-        offset = len(self.frozen)
-        fresh = index >= offset
+            return self.new[self._there(index)]
         images = self.new.images.new_empty((len(index), *self.new.images.shape[1:]))
         labels = self.new.labels.new_empty((len(index), self.new.labels.shape[1]))
-        images[fresh], labels[fresh] = self.new.images[index[fresh] - offset], self.new.labels[index[fresh] - offset]
-        images[~fresh], labels[~fresh] = self.frozen.images[index[~fresh]], self.frozen.labels[index[~fresh]]
+        offset, fresh = len(self.frozen), index >= len(self.frozen)
+        for source, mask, first in ((self.new, fresh, offset), (self.frozen, ~fresh, 0)):
+            places = torch.nonzero(mask).flatten()
+            rows, places = self._there(index[places] - first), self._there(places)
+            images[places], labels[places] = source.images[rows], source.labels[rows]
         return Examples(images, labels)
 
     def scatter(self, into: Tensor, index: Tensor, rows: Tensor) -> None:
         """``into[i] += rows`` for the new rows of ``index``; frozen rows are dropped."""
-        offset = len(self.frozen) if self.frozen else 0
-        fresh = index >= offset
-        into.index_add_(0, (index[fresh] - offset).to(into.device), rows[fresh])
+        if self.frozen is None:
+            into.index_add_(0, self._there(index), rows)
+            return
+        places = torch.nonzero(index >= len(self.frozen)).flatten()
+        into.index_add_(0, self._there(index[places] - len(self.frozen)), rows[self._there(places)])
+
+    def _there(self, index: Tensor) -> Tensor:
+        """Rows where the images are. As plans draw them they come from the CPU, and then nobody waits for a GPU."""
+        return index.to(self.new.images.device, non_blocking=True)

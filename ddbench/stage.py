@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddbench.cache import file_digest, read_json, write_json
 from ddbench.checkpoint import has_nan, load_state, save_state
@@ -33,6 +34,7 @@ from ddbench.starts import Starts
 from ddbench.training import Recipe
 
 OUT_OF_RANGE = 1e4
+UNREAD = 10  # metrics on a GPU are read this many steps at a time: reading one makes it wait
 EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
 
 
@@ -71,6 +73,8 @@ class Stage:
         self.ledger = Ledger()
         self.best: SyntheticSet | None = None
         self.expert_seconds = 0.0
+        self._unread: list[tuple[int, dict[str, Any]]] = []  # steps with their metrics
+        self._shown: dict[str, float] = {}
         self.seed: Seed = self.problem.seed / "stage" / self.index
         self._saved = self._began = time.monotonic()
         self._pause = self.checkpoint_seconds
@@ -167,6 +171,20 @@ class Stage:
         self._began = now
 
     def _note(self, numbers: dict[str, Any], k: int, stream: Any) -> dict[str, float]:
+        """Keep a step's metrics, and what was last read of them; those on a GPU are read several steps at a time."""
+        self._unread.append((k, numbers))
+        on_gpu = any(isinstance(value, Tensor) and value.is_cuda for value in numbers.values())
+        if len(self._unread) == UNREAD or not on_gpu:
+            self._read(stream)
+        return self._shown
+
+    def _read(self, stream: Any) -> None:
+        """Read and write down the metrics that are kept."""
+        unread, self._unread = self._unread, []
+        for k, numbers in unread:
+            self._shown = self._written(numbers, k, stream)
+
+    def _written(self, numbers: dict[str, Any], k: int, stream: Any) -> dict[str, float]:
         """Append a step's metrics; a number that is not finite, or a loss that exploded, ends the run."""
         plain = {name: float(value) for name, value in numbers.items()}
         for name, value in plain.items():
@@ -222,6 +240,7 @@ class Stage:
         return judge(candidate, self.problem.frozen, self.phases, self.judges, self.judged_on, self.protocol)
 
     def _save(self, state: Any, stream: Any) -> None:
+        self._read(stream)
         stream.flush()
         os.fsync(stream.fileno())
         self.ledger.metrics_end = stream.tell()

@@ -40,8 +40,25 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     with atomic_file(path) as temporary:
         try:
             save_file(plain, temporary, metadata=metadata)
+            _in_order(temporary)
         except SafetensorError as error:
             raise DataError(f"cannot write {path} ({error}); free some space and run again") from error
+
+
+def _in_order(path: Path) -> None:
+    """Put the names in a file's header in order, in place: the library writes metadata in another order every time.
+
+    Without this, a run that is made again has the same numbers and another sha256.
+    """
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        metadata = header.pop("__metadata__", None)
+        ordered = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            stream.seek(8)
+            stream.write(text.ljust(size))
 
 
 def load_tensors(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from ddbench.augment import DSA
 from ddbench.cohort import trains_together
-from ddbench.compiled import Engine, Kind
+from ddbench.compiled import Engine, Kind, Probe
 from ddbench.data import Examples
 from ddbench.descent import Outer, PixelState, catch_up, caught_up, check_lr, check_outer, descend
+from ddbench.precision import Precision
 from ddbench.problem import Needs, Problem
 from ddbench.sets import Pool, SyntheticSet, targets
 from ddbench.stacking import Task, stacked
@@ -92,11 +94,30 @@ class Swept(Method):
     curvature: Annotated[Curvature, "TESLA's formula, or the true unrolled gradient"] = "exact"
     window: Annotated[int | None, Ge(1), "differentiate only the last steps of the student; none for all"] = None
     engine: Annotated[Kind, "compile student steps: where it pays (auto), never, or always"] = "auto"
+    precision: Annotated[Precision, "of convolutions in student steps, where it is near enough to float32"] = "float32"
+
+    def step(self, problem: Problem, state: Any, k: int) -> tuple[Any, dict[str, float | Tensor]]:
+        return advance(self, problem, state, k, self.on(problem))
+
+    def on(self, problem: Problem) -> Differentiate:
+        """``differentiate``, which judges a lower precision by the last expert that segments begin at, too."""
+        if self.precision == "float32":
+            return self.differentiate
+        epoch = max(epoch for epoch in self.needs(problem).snapshots if epoch < self.max_start)
+        name = f"{problem.experts.folder.name}/{epoch}"
+        return partial(self.differentiate, probe=Probe(name, lambda: problem.experts.snapshot(0, epoch)))
 
     def differentiate(
-        self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
+        self,
+        loss: Loss,
+        terminal: Terminal,
+        start: Tensor,
+        pool: Pool,
+        lr: Tensor,
+        plan: Plan,
+        probe: Probe | None = None,
     ) -> Gradient:
-        engine = Engine(self.engine, self.steps * self.segments)
+        engine = Engine(self.engine, self.steps * self.segments, self.precision, probe)
         return reverse(
             loss, terminal, start, pool, lr, plan, curvature=self.curvature, window=self.window, engine=engine
         )
@@ -171,7 +192,7 @@ def advance(
     drawn = [Segment.draw(method, problem, starts, everything) for _ in range(method.segments)]
     seen, plans = Plan.compact([segment.plan for segment in drawn], _frozen(problem))
     segments = [replace(segment, plan=plan) for segment, plan in zip(drawn, plans, strict=True)]
-    view = View.of(problem.decoder, seen.to(state.images.device))
+    view = View.of(problem.decoder, seen, state.images.device)
     catch_up(method, state, view.rows)
     images = state.images[view.rows]
     shown = view.images(images)
@@ -210,7 +231,7 @@ def _mean(
     method: Method, problem: Problem, tasks: list[Task], differentiate: Differentiate, threshold: float | None
 ) -> tuple[Gradient | None, int, Tensor]:
     """The mean gradient of those segments whose loss is small enough, how many they are, and the mean loss of all."""
-    if len(tasks) > 1 and threshold is None and not method.relabel and _stacks(method, problem):
+    if threshold is None and at_once(method, problem) > 1:
         total = differentiate(*stacked(tasks))
         return _scaled(total, 1 / len(tasks)), len(tasks), total.loss / len(tasks)
     total, count, losses = None, 0, []
@@ -223,12 +244,15 @@ def _mean(
     return total if total is None or count == 1 else _scaled(total, 1 / count), count, loss
 
 
-def _stacks(method: Method, problem: Problem) -> bool:
-    """Asked once: the answer costs a trial with the network."""
-    key = f"stacks {method.stacked}"
-    if key not in problem.workspace:
+def at_once(method: Method, problem: Problem) -> int:
+    """How many segments one vectorised unroll takes: all of them, or one."""
+    separate = getattr(method, "threshold", None) is not None or method.relabel  # losses, or pools, of their own
+    key = f"stacked {method.stacked}"
+    if method.segments == 1 or separate:
+        return 1
+    if key not in problem.workspace:  # the answer costs a trial with the network
         problem.workspace[key] = trains_together(problem.network, Recipe(augment=""), method.stacked)
-    return problem.workspace[key]
+    return method.segments if problem.workspace[key] else 1
 
 
 def _sum(a: Gradient, b: Gradient) -> Gradient:

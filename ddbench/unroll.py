@@ -35,6 +35,7 @@ from ddbench.compiled import EAGER, Engine, Passes
 from ddbench.data import Examples
 from ddbench.networks import Network
 from ddbench.optimisers import SGD, Optimiser, State
+from ddbench.precision import arithmetic
 from ddbench.sets import Pool
 from ddbench.steps import Augment, Loss, Step, StudentLoss, first_order, linear
 
@@ -138,23 +139,24 @@ def reverse(
     if isinstance(loss, StudentLoss):
         sizes = [len(rows) for rows in plan.batches]
         passes = engine.passes(loss.network, loss.buffers, start, sizes, pool.new.labels.shape[1], curvature == "exact")
-    path, states, kept = _forward(loss, start, pool, lr.detach(), plan, rule, first, passes)
-    end = path[-1].requires_grad_()
-    value = terminal(end)
-    cotangents = (grad(value, end)[0], tuple(torch.zeros_like(s) for s in states[-1]))
-    images, labels = torch.zeros_like(pool.new.images), torch.zeros_like(pool.new.labels)
-    lr_gradient = torch.zeros_like(lr)
-    for t in range(steps - 1, first - 1, -1):
-        path.pop()  # theta_{t+1} is not needed again
-        states.pop()
-        rows = plan.batches[t]
-        step = Step(loss, rule, path[-1].detach(), states[-1], lr.detach(), pool[rows], plan.draws[t], kept.pop())
-        swept = step.back(*cotangents, curvature == "exact" and t > first, passes.get(len(rows)))
-        cotangents = (swept.adjoint, swept.state_adjoint)
-        lr_gradient += swept.lr
-        pool.scatter(images, rows, swept.images)
-        pool.scatter(labels, rows, swept.labels)
-    return Gradient(value.detach(), images, labels, lr_gradient, end.detach())
+    with arithmetic(start.device, "float32"):  # steps of a lower precision say so themselves
+        path, states, kept = _forward(loss, start, pool, lr.detach(), plan, rule, first, passes)
+        end = path[-1].requires_grad_()
+        value = terminal(end)
+        cotangents = (grad(value, end)[0], tuple(torch.zeros_like(s) for s in states[-1]))
+        images, labels = torch.zeros_like(pool.new.images), torch.zeros_like(pool.new.labels)
+        lr_gradient = torch.zeros_like(lr)
+        for t in range(steps - 1, first - 1, -1):
+            path.pop()  # theta_{t+1} is not needed again
+            states.pop()
+            rows = plan.batches[t]
+            step = Step(loss, rule, path[-1].detach(), states[-1], lr.detach(), pool[rows], plan.draws[t], kept.pop())
+            swept = step.back(*cotangents, curvature == "exact" and t > first, passes.get(len(rows)))
+            cotangents = (swept.adjoint, swept.state_adjoint)
+            lr_gradient += swept.lr
+            pool.scatter(images, rows, swept.images)
+            pool.scatter(labels, rows, swept.labels)
+        return Gradient(value.detach(), images, labels, lr_gradient, end.detach())
 
 
 def autograd_unroll(
@@ -178,16 +180,17 @@ def autograd_unroll(
     labels = pool.new.labels.detach().requires_grad_()
     rate = lr.detach().requires_grad_()
     leaves = Pool(Examples(images, labels), pool.frozen)
-    theta = start.detach().requires_grad_()
-    state = rule.init(theta)
-    for rows, draw in zip(plan.batches, plan.draws, strict=True):
-        batch = leaves[rows]
-        at = theta if curvature == "exact" else theta.detach().requires_grad_()
-        g = grad(loss(at, draw(batch.images), batch.labels), at, create_graph=True)[0]
-        theta, state = rule.update(theta, state, g, rate)
-    value = terminal(theta)
-    gradients = grad(value, (images, labels, rate))
-    return Gradient(value.detach(), gradients[0], gradients[1], gradients[2], theta.detach())
+    with arithmetic(start.device, "float32"):
+        theta = start.detach().requires_grad_()
+        state = rule.init(theta)
+        for rows, draw in zip(plan.batches, plan.draws, strict=True):
+            batch = leaves[rows]
+            at = theta if curvature == "exact" else theta.detach().requires_grad_()
+            g = grad(loss(at, draw(batch.images), batch.labels), at, create_graph=True)[0]
+            theta, state = rule.update(theta, state, g, rate)
+        value = terminal(theta)
+        gradients = grad(value, (images, labels, rate))
+        return Gradient(value.detach(), gradients[0], gradients[1], gradients[2], theta.detach())
 
 
 def _forward(

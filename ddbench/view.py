@@ -24,13 +24,12 @@ class View:
     places: Tensor
 
     @classmethod
-    def of(cls, decoder: Decoder, shown: Tensor) -> View:
-        """The view of the decoded images ``shown`` ``(d,)``, ascending; stored image i decodes to i copies, ..."""
+    def of(cls, decoder: Decoder, shown: Tensor, device: torch.device) -> View:
+        """The view of the decoded images ``shown`` ``(d,)``, ascending, on the CPU: there nobody waits for a GPU."""
         copies = decoder.copies
-        if copies == 1:
-            return cls(decoder, shown, shown)
-        rows = (shown // copies).unique()
-        return cls(decoder, rows, torch.searchsorted(rows, shown // copies) * copies + shown % copies)
+        rows = (shown // copies).unique() if copies > 1 else shown
+        places = torch.searchsorted(rows, shown // copies) * copies + shown % copies if copies > 1 else shown
+        return cls(decoder, rows.to(device, non_blocking=True), places.to(device, non_blocking=True))
 
     def images(self, stored: Tensor) -> Tensor:
         """``(r, c, h, w)`` to ``(d, c, h, w)``, differentiably."""

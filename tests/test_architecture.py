@@ -25,14 +25,14 @@ SOURCES = [*CORE.values(), *(path for paths in PLUGINS.values() for path in path
 # A module may import from lower lines only, or from its own. Anything new has to be placed here.
 LAYERS = [
     "errors progress meter",
-    "cache seeds records interrupt workers",
+    "cache seeds records interrupt workers precision shelf",
     "pixels tensors",
     "preprocessing significance published scores",
     "data augment mixing optimisers decode",
     "sets networks checkpoint",
     "training preview pixelspace",
     "cohort",
-    "starts compiled steps unroll",
+    "starts derivatives compiled steps unroll",
     "experts",
     "problem protocols view descent stacking",
     "trajectory hookspecs evaluate reduce",

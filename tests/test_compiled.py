@@ -16,7 +16,7 @@ from tiny import run, spec
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from ddbench import Network, Seed, compiled
+from ddbench import Network, Seed, compiled, derivatives
 from ddbench.compiled import Engine, account, forward_flops, pays
 from ddbench.unroll import reverse
 
@@ -53,7 +53,7 @@ def uncompiled(monkeypatch):
 # -- formulas --------------------------------------------------------------------------------------------------
 
 
-def double(source, curvature: bool):
+def double(source, curvature: bool, precision="float32"):
     """Derivatives along a direction by the formula, and by autograd twice through a plain module."""
     network = Network(source, SHAPE, CLASSES, dtype=torch.float64)
     vector = network.init(Seed(3))
@@ -64,7 +64,9 @@ def double(source, curvature: bool):
         return torch.randn(*size, dtype=torch.float64, generator=generator)
 
     images, labels, u = noise(5, *SHAPE), noise(5, CLASSES).softmax(1), noise(len(theta))
-    seen = compiled._along(compiled._loss(network), curvature)(theta, buffers, images, labels, u)
+    seen = derivatives.along(derivatives.student(network, precision), curvature, precision)(
+        theta, buffers, images, labels, u
+    )
 
     module = source.build(SHAPE, CLASSES).double().train()
     leaves = [t.clone().requires_grad_() for t in (images, labels, theta)]
@@ -85,10 +87,12 @@ def test_derivatives_along_a_direction_are_those_of_autograd_twice(name):
         assert error(found, expected) < 1e-12
 
 
-def test_without_curvature_the_hessian_product_is_left_out():
-    seen, (images, *_) = double(SOURCES["instance"], curvature=False)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])  # by forward mode, and without; float64 is not lowered
+def test_without_curvature_the_hessian_product_is_left_out(precision):
+    seen, (images, labels, _, value) = double(SOURCES["instance"], curvature=False, precision=precision)
     assert seen.curved is None
-    assert error(seen.images, images) < 1e-12
+    for found, expected in zip((seen.images, seen.labels, seen.value), (images, labels, value), strict=True):
+        assert error(found, expected) < 1e-12
 
 
 # -- the sweep -------------------------------------------------------------------------------------------------

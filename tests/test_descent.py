@@ -20,7 +20,7 @@ from ddbench.descent import PixelState, catch_up, caught_up, descend
 from ddbench.run import build_task
 from ddbench.stacking import StackedLoss
 from ddbench.stage import prepared
-from ddbench.trajectory import advance
+from ddbench.trajectory import advance, at_once
 from ddbench.unroll import Gradient
 
 TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()} | {"labels": "hard"}
@@ -227,6 +227,14 @@ def test_one_segment_is_never_stacked(problem):
     with (problem.seed / "step" / 0).scope():
         advance(method, problem, state, 0, lambda *task: (seen.append(task[0]), method.differentiate(*task))[1])
     assert not isinstance(seen[0], StackedLoss)
+
+
+def test_segments_are_stacked_on_a_gpu_or_when_asked_to_be(problem):
+    assert at_once(Tesla(segments=3), problem) == 1, "this is a CPU"
+    assert at_once(Tesla(segments=3, stacked=True), problem) == 3
+    assert at_once(Tesla(segments=3, stacked=True, relabel=True), problem) == 1
+    assert at_once(Datm(segments=3, stacked=True), problem) == 1, "each loss is compared with a threshold"
+    assert at_once(Tesla(stacked=True), problem) == 1
 
 
 def test_segments_above_the_threshold_are_left_out_of_the_mean(problem):

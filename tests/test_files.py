@@ -423,3 +423,15 @@ def test_notes_that_are_not_numbers_of_json_are_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save_state(tmp_path / "c.safetensors", None, {"loss": float("nan")})
     assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
+    """The library orders metadata anew in every process and file."""
+    metadata = {name: f'{name} ä \u0007 \\ / "' for name in "abcdefgh"}
+    for i in range(5):
+        save_tensors(tmp_path / f"{i}.safetensors", {"x": torch.arange(3.0), "a": torch.eye(2)}, metadata)
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(5)}) == 1
+    tensors, read = load_tensors(tmp_path / "0.safetensors")
+    assert read == metadata
+    assert torch.equal(tensors["a"], torch.eye(2))
+    assert torch.equal(tensors["x"], torch.arange(3.0))

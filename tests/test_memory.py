@@ -62,6 +62,7 @@ def test_predicted_memory_grows_in_proportion_to_the_batch():
 def test_memory_of_imagenet_at_fifty_images_per_class_is_known_without_allocating_it():
     """50,000 images of 3x64x64 with momentum and labels: 5.1 GB; one iteration at any length."""
     assert state_bytes(50_000, 3 * 64 * 64, 1000) == 50_000 * (2 * 12_288 + 1000) * 4
+    assert state_bytes(50_000, 3 * 64 * 64, 1000, moments=2) == 50_000 * (3 * 12_288 + 1000) * 4
     net = Network(ConvNet(), (3, 64, 64), 1000)
     peak = unroll_bytes(METHODS["tesla"].differentiate, net, "flip", 100, 5)
     assert 1e9 < peak < 4e9

@@ -96,7 +96,7 @@ class Datm(Swept):
         return begin(self, problem, real, logits)
 
     def step(self, problem: Problem, state: PixelState, k: int) -> tuple[PixelState, dict[str, float | Tensor]]:
-        moved, numbers = advance(self, problem, state, k, self.differentiate, self.starts(k), self.threshold)
+        moved, numbers = advance(self, problem, state, k, self.on(problem), self.starts(k), self.threshold)
         if moved.steps == 0 and k + 1 == min(self.steps, PATIENCE):
             raise DivergedError(
                 f"all {k + 1} losses exceeded matcher.threshold {self.threshold:g}, so that nothing has moved; try a "

@@ -64,7 +64,7 @@ class Ftd(Swept):
         return AveragedState(pixels, pixels.images.clone())
 
     def step(self, problem: Problem, state: AveragedState, k: int) -> tuple[AveragedState, dict[str, float | Tensor]]:
-        pixels, numbers = advance(self, problem, state.pixels, k, self.differentiate)
+        pixels, numbers = advance(self, problem, state.pixels, k, self.on(problem))
         # every row must be where dense descent has it, since momentum moves those outside this step's batches too
         catch_up(self, pixels, torch.arange(len(pixels.images), device=pixels.images.device))
         state.average.mul_(self.decay).add_(pixels.images, alpha=1 - self.decay)

@@ -17,6 +17,7 @@ from ddbench.results import deviation, ordered, rows
 from ddbench.run import Run, Settings, build_task
 from ddbench.sets import Curriculum
 from ddbench.spec import RunSpec, baseline
+from ddbench.trajectory import Method, at_once
 
 
 def references(
@@ -86,12 +87,14 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     needs = spec.matcher.needs(task) if hasattr(spec.matcher, "needs") else Needs()
     vector = task.network.length * 4
     count, image = spec.ipc * task.classes, prod(task.real.shape)
-    memory = {"memory of the set (bytes)": state_bytes(count, image, task.classes)}
+    moments = 2 if getattr(spec.matcher, "outer", None) == "adam" else 1
+    memory = {"memory of the set (bytes)": state_bytes(count, image, task.classes, moments)}
     if hasattr(spec.matcher, "differentiate"):
         shown = count * spec.decoder.copies
         batch = min(getattr(spec.matcher, "batch_syn", None) or shown, shown)
         steps = spec.matcher.syn_steps
         iteration = unroll_bytes(spec.matcher.differentiate, task.network, task.augment, batch, steps)
+        iteration *= at_once(spec.matcher, task) if isinstance(spec.matcher, Method) else 1
         memory |= {"memory of one iteration (bytes)": iteration}
     return {
         "train images": len(task.real),

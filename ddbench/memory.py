@@ -25,9 +25,9 @@ from ddbench.unroll import Plan, matching, student_loss
 PLAYED = 10  # student steps that are played; what more steps add is the same for each
 
 
-def state_bytes(images: int, image: int, classes: int) -> int:
-    """Images with their momentum, and labels, in float32; ``image`` is the number of values of one image."""
-    return 4 * images * (2 * image + classes)
+def state_bytes(images: int, image: int, classes: int, moments: int = 1) -> int:
+    """Images with their momentum (two moments for Adam), and labels, in float32; ``image``: values of one image."""
+    return 4 * images * ((1 + moments) * image + classes)
 
 
 def unroll_bytes(differentiate: Differentiate, network: Network, strategy: str, batch: int, steps: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from two_pass import measure, methods, ratios, task, two_pass
+from two_pass import measure, methods, ratios, task
 
 from ddbench.compiled import account
 
@@ -26,9 +26,10 @@ def faster():
     return {name: statistics.median(values) for name, values in ratios(times).items()}
 
 
-def test_two_passes_and_the_engine_compute_the_same_gradient():
-    t = task(16, 10, 3)
-    seen, expected = methods(t, ("eager",))["zero eager"](), two_pass(t)
+@pytest.mark.parametrize("layers", ["two-pass", "two-pass, our layers"])
+def test_two_passes_and_the_engine_compute_the_same_gradient(layers):
+    made = methods(task(16, 10, 3), ("eager",))
+    seen, expected = made["zero eager"](), made[layers]()
     for name in ("loss", "images", "labels", "lr", "end"):
         assert error(getattr(seen, name), getattr(expected, name)) < 1e-4, name
 

@@ -5,9 +5,10 @@
     python benchmarks/two_pass.py --device cuda --batch 100 --precisions float32 tf32
 
 Two passes over the student's steps, by autograd and nothing else: forwards for theta_T, then once more with each
-step's graph (``create_graph``) for d<v, g_t>/dx (Cui et al., ICML 2023, eq. 5-6). This file does not change when the
-engine does. Times are CPU seconds of the process's one thread, on CUDA seconds until the GPU is done; methods take
-turns in every round.
+step's graph (``create_graph``) for d<v, g_t>/dx (Cui et al., ICML 2023, eq. 5-6), on a ConvNet of torch's own layers as
+published code has it. This file does not change when the engine or the networks do; *two-pass, our layers* is the same
+on ddbench's ConvNet, and tells what the engine alone gains. Times are CPU seconds of the process's one thread, on CUDA
+seconds until the GPU is done; methods take turns in every round.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from ddbench_networks.blocks import HalvingPool
+from ddbench_networks.convnet import ConvNet
+from torch import Tensor, nn
 from torch.autograd import grad
 
 from ddbench import DSA, Examples, Network, Pool, Seed
 from ddbench.compiled import Engine, account
 from ddbench.meter import keep_freed_memory, machine
-from ddbench.plugins import registry
 from ddbench.precision import Precision, switched
 from ddbench.unroll import Gradient, Plan, autograd_unroll, matching, reverse, student_loss
 
@@ -46,8 +48,23 @@ class Task:
     plan: Plan
 
 
+@dataclass(frozen=True)
+class Stock(ConvNet):
+    """The ConvNet with torch's average pooling."""
+
+    name = "stock-convnet"
+
+    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        module = super().build(shape, classes)
+        for part in list(module.modules()):
+            for name, child in part.named_children():
+                if isinstance(child, HalvingPool):
+                    setattr(part, name, nn.AvgPool2d(2))
+        return module
+
+
 def task(width: int, batch: int, steps: int, strategy: str = STRATEGY, device: str = "cpu") -> Task:
-    network = Network(registry().get("network", "convnet").cls(width=width), SHAPE, CLASSES, torch.device(device))
+    network = Network(ConvNet(width=width), SHAPE, CLASSES, torch.device(device))
     start, target = (network.init(Seed(0) / end) for end in ("start", "target"))
     with (Seed(0) / "two-pass").scope():
         images, labels = torch.randn(batch, *SHAPE).to(device), torch.randn(batch, CLASSES).softmax(1).to(device)
@@ -55,11 +72,11 @@ def task(width: int, batch: int, steps: int, strategy: str = STRATEGY, device: s
     return Task(network, start, target, Pool(Examples(images, labels)), torch.tensor(0.01, device=device), plan)
 
 
-def two_pass(t: Task) -> Gradient:
+def two_pass(t: Task, network: Network) -> Gradient:
     """The published gradient: every theta_t independent of earlier images."""
 
     def gradient(theta: Tensor, images: Tensor, labels: Tensor, graph: bool) -> Tensor:
-        loss = -(labels * t.network.apply(theta, images).log_softmax(1)).sum(1).mean()
+        loss = -(labels * network.apply(theta, images).log_softmax(1)).sum(1).mean()
         return grad(loss, theta, create_graph=graph)[0]
 
     images, labels = t.pool.new.images, t.pool.new.labels
@@ -101,7 +118,12 @@ def methods(
 
         return called
 
-    made = {"two-pass": exact(lambda: two_pass(t)), "mtt": exact(lambda: autograd_unroll(*unroll))}
+    stock = Network(Stock(t.network.source.width), SHAPE, CLASSES, t.network.device)
+    made = {
+        "two-pass": exact(lambda: two_pass(t, stock)),
+        "two-pass, our layers": exact(lambda: two_pass(t, t.network)),
+        "mtt": exact(lambda: autograd_unroll(*unroll)),
+    }
     for kind, precision in itertools.product(kinds, precisions):
         named = "" if precision == "float32" else f" {precision}"
         made |= {f"{curvature} {kind}{named}": engine(curvature, kind, precision) for curvature in ("zero", "exact")}

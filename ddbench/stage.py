@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ddbench.cache import file_digest, read_json, write_json
 from ddbench.checkpoint import has_nan, load_state, save_state
@@ -34,7 +33,6 @@ from ddbench.starts import Starts
 from ddbench.training import Recipe
 
 OUT_OF_RANGE = 1e4
-UNREAD = 10  # metrics on a GPU are read this many steps at a time: reading one makes it wait
 EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
 
 
@@ -173,8 +171,7 @@ class Stage:
     def _note(self, numbers: dict[str, Any], k: int, stream: Any) -> dict[str, float]:
         """Keep a step's metrics, and what was last read of them; those on a GPU are read several steps at a time."""
         self._unread.append((k, numbers))
-        on_gpu = any(isinstance(value, Tensor) and value.is_cuda for value in numbers.values())
-        if len(self._unread) == UNREAD or not on_gpu:
+        if len(self._unread) >= steps_unread(self.device):
             self._read(stream)
         return self._shown
 
@@ -310,3 +307,8 @@ def _teachers(problem: Problem, needs: Needs) -> Experts:
 
 def _with_augment(recipe: Recipe, problem: Problem) -> Recipe:
     return replace(recipe, augment=problem.augment) if recipe.augment == "dataset" else recipe
+
+
+def steps_unread(device: torch.device) -> int:
+    """How many steps' metrics are read at a time: to read one makes a GPU wait."""
+    return 1 if device.type == "cpu" else 10

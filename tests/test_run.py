@@ -163,6 +163,18 @@ def test_metrics_have_one_line_per_iteration_of_every_stage(bench):
     assert first["loss"] > 0
 
 
+@pytest.mark.parametrize("scheduler", ["single", "pdd"])
+def test_metrics_that_are_read_several_steps_at_a_time_are_all_written(at_home, tmp_path, monkeypatch, scheduler):
+    """As on a GPU, which to read a number would make wait."""
+    monkeypatch.setattr("ddbench.stage.steps_unread", lambda device: 3)
+    folder = run(tmp_path, spec("tesla", scheduler, IPC))
+    usual = at_home.folders["tesla", scheduler]
+    assert (folder / "metrics.jsonl").read_bytes() == (usual / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr("ddbench.stage.EXPLODED", -1e9)  # any second loss above 1
+    again = run(tmp_path / "again", spec("tesla", scheduler, IPC, **{"matcher.lr_init": 1.0}))
+    assert "at iteration 1 of stage 0" in read_json(again / "result.json")["error"]
+
+
 def test_the_spec_of_a_run_holds_everything_that_decides_it(bench):
     record = read_json(bench.folders["tesla", "pdd"] / "spec.json")
     assert set(record) >= {

@@ -24,42 +24,50 @@ from typing import Any
 
 from ddbench.meter import machine
 
+# What all matchers of trajectories share: small, and at full size (not measured yet).
 TRAJECTORY = "matcher.experts=5 matcher.span=2 matcher.max_start=5 matcher.syn_steps=20 matcher.batch_syn=50 "
-TRAJECTORY += "matcher.steps=40 matcher.lr_init=0.03 matcher.labels=hard"
-SGD, ADAM = f"{TRAJECTORY} matcher.lr_img=200", f"{TRAJECTORY} matcher.outer=adam matcher.lr_img=0.1"
+TRAJECTORY += "matcher.steps=40 matcher.lr_init=0.03 matcher.labels=hard matcher.lr_img=200 matcher.outer=sgd"
+LONG = "matcher.experts=16 matcher.span=2 matcher.max_start=15 matcher.syn_steps=20 matcher.batch_syn=none "
+LONG += "matcher.steps=1000 matcher.lr_init=0.03 matcher.labels=hard matcher.lr_img=200 matcher.outer=sgd"
+ADAM = "matcher.outer=adam matcher.lr_img=0.1"
+# Matcher, and how it differs from what is shared; {half} is half of the iterations.
 SETTINGS = {
-    "tesla zero": ("tesla", SGD),
-    "tesla exact": ("tesla", f"{SGD} matcher.curvature=exact"),
-    "mtt": ("mtt", SGD),
+    "tesla zero": ("tesla", ""),
+    "tesla exact": ("tesla", "matcher.curvature=exact"),
+    "mtt": ("mtt", ""),
     "dm": ("dm", "matcher.steps=300 matcher.batch_real=64 matcher.lr_img=5"),
     "random": ("random", ""),
     "tesla zero, Adam": ("tesla", ADAM),
-    "tesla zero, normalised": ("tesla", f"{TRAJECTORY} matcher.outer=normalised matcher.lr_img=0.1"),
-    "tesla zero, lr_img x 3": ("tesla", f"{TRAJECTORY} matcher.lr_img=600"),
-    "tesla zero, no momentum, lr_img x 2": ("tesla", f"{TRAJECTORY} matcher.lr_img=400 matcher.momentum=0"),
+    "tesla zero, normalised": ("tesla", "matcher.outer=normalised matcher.lr_img=0.1"),
+    "tesla zero, lr_img x 3": ("tesla", "matcher.lr_img=600"),
+    "tesla zero, no momentum, lr_img x 2": ("tesla", "matcher.lr_img=400 matcher.momentum=0"),
     "tesla exact, Adam": ("tesla", f"{ADAM} matcher.curvature=exact"),
-    "tesla zero, Adam, 2 segments": ("tesla", f"{ADAM} matcher.segments=2".replace("steps=40", "steps=20")),
+    "tesla zero, Adam, 2 segments": ("tesla", f"{ADAM} matcher.segments=2 matcher.steps={{half}}"),
     "tesla exact, Adam, window 10": ("tesla", f"{ADAM} matcher.curvature=exact matcher.window=10"),
-    "tesla zero, Adam, T = 10": ("tesla", f"{ADAM} matcher.syn_steps=10".replace("syn_steps=20 ", "")),
+    "tesla zero, Adam, T = 10": ("tesla", f"{ADAM} matcher.syn_steps=10"),
 }
 SMALL = "dataset.limit=5000 dataset.validation=0.4 network.width=16 protocol.steps=150 protocol.lrs=0.01 "
 SMALL += "protocol.judges=2"
 FULL = "network.width=128 protocol.lrs=0.01 protocol.judges=2"
-# What the trajectories of a full-size run are, instead of those above; not measured yet.
-LONG = "matcher.experts=16 matcher.span=2 matcher.max_start=15 matcher.syn_steps=20 matcher.batch_syn=none "
-LONG += "matcher.steps=1000"
+
+
+def flags(name: str, *, full: bool, checks: int) -> list[str]:
+    """The options of a setting, each once."""
+    matcher, own = SETTINGS[name]
+    shared = (LONG if full else TRAJECTORY) if matcher in ("tesla", "mtt") else ""
+    half = 500 if full else 20
+    text = f"{FULL if full else SMALL} protocol.checks={checks} {shared} {own.format(half=half)}"
+    return [f"{key}={value}" for key, value in dict(pair.split("=") for pair in text.split()).items()]
 
 
 def run(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """The row of one setting and seed: when it reached the target, and what it reached at all."""
-    matcher, options = SETTINGS[name]
-    text = f"{FULL if given.full else SMALL} protocol.checks={given.checks} {options}"
-    text += f" {LONG}" if given.full and "syn_steps" in options else ""
-    flags = [f"{key}={value}" for key, value in dict(pair.split("=") for pair in text.split()).items()]
+    matcher, _ = SETTINGS[name]
+    options = flags(name, full=given.full, checks=given.checks)
     command = [sys.executable, "-m", "ddbench", "run", "--dataset", "images", "-o", f"dataset.root={given.data}",
                "--matcher", matcher, "--ipc", "10", "--seed", str(seed), "--students", "1", "--out", given.out,
                "--no-random", "--no-ceiling", "--quiet", "--format", "json",
-               *(word for flag in flags for word in ("-o", flag))]  # fmt: skip
+               *(word for flag in options for word in ("-o", flag))]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     if done.returncode:
         return {"setting": name, "seed": seed, "error": done.stderr.strip().splitlines()[-1]}

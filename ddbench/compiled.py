@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddbench import derivatives
 from ddbench.cache import digest
 from ddbench.derivatives import Passes
+from ddbench.errors import DDBenchError
 from ddbench.networks import Network
 from ddbench.precision import Precision
 from ddbench.progress import report
@@ -81,6 +82,7 @@ class Engine:
     iterations: int = 1
     precision: Precision = "float32"
     probe: Probe | None = None
+    steps: int | None = None  # student steps of a whole stage, if plans differ in length from iteration to iteration
 
     def passes(
         self, network: Network, buffers: Tensor, theta: Tensor, batches: Sequence[int], classes: int, curvature: bool
@@ -90,7 +92,7 @@ class Engine:
             return {}
         found = {}
         for size in sorted(set(batches)):
-            steps = batches.count(size) * self.iterations
+            steps = self.steps or batches.count(size) * self.iterations
             build = self.kind == "compiled" or (self.kind == "auto" and pays(network, size, steps))
             if build or self.precision != "float32" or theta.is_cuda:
                 task = _Task(network, buffers, theta, size, classes, curvature, build, self.precision, self.probe)
@@ -104,13 +106,24 @@ EAGER = Engine()
 
 _made: dict[str, tuple[Passes | None, Built]] = {}
 _used: dict[str, None] = {}  # keys of _made, in order
+_settled: dict[str, dict[str, Any]] = {}  # notes of earlier processes, by the same keys
+
+
+def verdicts() -> dict[str, dict[str, Any]]:
+    """What was to be compiled or lowered since the last account, and how it came out, as JSON, by a key of each."""
+    return {key: _made[key][1].note() for key in _used}
 
 
 def account() -> list[dict[str, Any]]:
-    """What was to be compiled or lowered since the last account, and how it came out, as JSON."""
-    notes = [_made[key][1].note() for key in _used]
+    """The verdicts; a new account begins."""
+    notes = list(verdicts().values())
     _used.clear()
     return notes
+
+
+def settle(notes: dict[str, dict[str, Any]]) -> None:
+    """Hold to earlier verdicts: what a stage began with it ends with, wherever it is resumed."""
+    _settled.update(notes)
 
 
 def pays(network: Network, batch: int, steps: int) -> bool:
@@ -170,14 +183,17 @@ class _Task:
             devices = [self.theta.device] if self.theta.is_cuda else []
             with torch.random.fork_rng(devices), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns about parts of itself
-                _made[key] = self._make()
+                _made[key] = self._make(_settled.get(key))
         return _made[key][0]
 
-    def _make(self) -> tuple[Passes | None, Built]:
+    def _make(self, before: dict[str, Any] | None) -> tuple[Passes | None, Built]:
         began, precision, passes = time.monotonic(), self.asked, None
         errors: dict[str, float] = {}
         reasons = []
-        if precision != "float32":
+        if before and before["precision"] == "float32" and precision != "float32":
+            precision = "float32"
+            reasons.append(before["reason"])
+        elif precision != "float32":
             passes, errors, reason = self._lowered(precision)
             if passes is None:
                 precision, errors = "float32", {}
@@ -185,13 +201,17 @@ class _Task:
         if passes is None and self.theta.is_cuda:
             passes = derivatives.eagerly(self.network, self.curvature, precision)
         compiled = None
-        if self.build:
+        if self.build and before and before["engine"] == "eager":
+            reasons.append(before["reason"])
+        elif self.build:
             compiled, found, reason = self._tried(lambda: self._compiled(precision), precision, "compiled and eager")
             errors = errors if compiled is None and errors else found
             reasons += [reason] if reason else []
         engine = "compiled" if compiled else "eager"
         shape, seconds = (self.size, *self.network.shape), time.monotonic() - began
-        reason = "; ".join(reasons) or None
+        if before and (engine, precision) != (before["engine"], before["precision"]):
+            reasons.append(f"the stage began with {before['engine']} steps in {before['precision']}")
+        reason = "; ".join(dict.fromkeys(reasons)) or None
         return compiled or passes, Built(engine, precision, shape, self.curvature, seconds, errors, reason)
 
     def _lowered(self, precision: Precision) -> tuple[Passes | None, dict[str, float], str | None]:
@@ -210,7 +230,7 @@ class _Task:
         try:
             passes = make()
             errors = self._worst(passes, precision)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, DDBenchError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a compiler does not manage, eager code does
             said = str(error).strip()

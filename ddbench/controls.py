@@ -23,6 +23,7 @@ from ddbench.errors import UsageError
 from ddbench.evaluating import EvalOptions, Opened, Planned, adopted, planned
 from ddbench.files import Distilled
 from ddbench.grading import Evaluation, evaluate
+from ddbench.labelling import mean_labels
 from ddbench.pixelspace import applied
 from ddbench.protocols import altered
 from ddbench.results import deviation
@@ -36,7 +37,6 @@ from ddbench.scores import (
 from ddbench.sets import Curriculum, SyntheticSet, targets
 from ddbench.spec import RunSpec, baseline, from_record
 from ddbench.stage import prepared
-from ddbench.trajectory import mean_labels
 
 CORESETS = ("random", "k-center", "herding")
 PLAIN = {"augment": "", "mixing": "none"}

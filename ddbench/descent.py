@@ -9,7 +9,7 @@ With g the gradient of an iteration, t the number of iterations, and mu = ``mome
 | ``outer`` | a pixel x |
 | --- | --- |
 | ``sgd`` | m <- mu m + g;  x <- x - lr_img m, as MTT and TESLA do |
-| ``normalised`` | the same, with the g of each image divided by its root mean square |
+| ``normalised`` | m <- mu m + (1 - mu) g / rms(g);  x <- x - lr_img m, with the root mean square of each image |
 | ``adam`` | Adam (Kingma & Ba, ICLR 2015) with beta_1 = mu and beta_2 = 0.999 |
 
 In the last two, lr_img is about how far a pixel moves in an iteration, whatever the size of the gradients.
@@ -17,6 +17,7 @@ In the last two, lr_img is about how far a pixel moves in an iteration, whatever
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -31,7 +32,7 @@ BETA2 = 0.999
 # Added to the root of Adam's second moment, and to root mean squares. Pixels' gradients are 1e-4 to 1e-9 here, so that
 # Adam's usual 1e-8 would decide; this one only keeps zeros from being divided by zeros.
 TINY = 1e-16
-REACH = 400  # iterations after which what Adam's first moment still adds is below rounding: 0.9^400 is 5e-19
+NOTHING = 1e-17  # what Adam's first moment still adds may be left out when it is below this share
 
 Outer = Literal["sgd", "adam", "normalised"]
 
@@ -62,8 +63,8 @@ def check_outer(method: Moving) -> None:
             f"with matcher.outer={method.outer} matcher.lr_img is how far a pixel moves in an iteration, in standard "
             f"deviations of real pixels: {method.lr_img:g} is too far; give at most 1, say -o matcher.lr_img=0.03"
         )
-    if method.outer == "adam" and method.momentum >= 1:
-        raise UsageError(f"matcher.outer=adam needs a matcher.momentum below 1, not {method.momentum:g}")
+    if method.outer != "sgd" and method.momentum >= 1:
+        raise UsageError(f"matcher.outer={method.outer} needs a matcher.momentum below 1, not {method.momentum:g}")
 
 
 @dataclass
@@ -86,6 +87,9 @@ class PixelState:
     size: Tensor
     steps: int = 0
     images_square: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.size = torch.as_tensor(self.size, dtype=torch.float64, device=self.images.device)  # once it was a float
 
     @classmethod
     def start(
@@ -169,7 +173,8 @@ def softmax_pullback(logits: Tensor, gradient: Tensor) -> Tensor:
 
 def _move_images(method: Moving, state: PixelState, rows: Tensor, found: Tensor) -> None:
     if method.outer == "normalised":
-        found = found / (found.flatten(1).square().mean(1).sqrt() + TINY).view(-1, 1, 1, 1)
+        size = found.flatten(1).square().mean(1).sqrt() + TINY
+        found = found * ((1 - method.momentum) / size).view(-1, 1, 1, 1)
     elif method.clip is not None:
         found = _clipped(found, state, method.clip)
     held = state.images_momentum[rows].mul_(method.momentum)
@@ -191,7 +196,7 @@ def _coast_images(method: Moving, state: PixelState, images: Tensor, rows: Tenso
     if state.images_square is None:
         _coast(images, state.images_momentum, rows, missed, method.momentum, method.lr_img)
         return
-    for part, steps in zip(rows.split(1000), missed.split(1000), strict=True):
+    for part, steps in zip(rows.split(100), missed.split(100), strict=True):  # blocks: with terms for each iteration
         moved = _per_row(_adam_sum(steps, state.steps, method.momentum), images)
         direction = state.images_momentum[part] / (state.images_square[part].sqrt() + TINY)
         images[part] -= method.lr_img * moved * direction
@@ -204,11 +209,12 @@ def _adam_sum(missed: Tensor, now: int, beta1: float) -> Tensor:
     (beta_1 / sqrt(beta_2))^i sqrt(1 - beta_2^t) / (1 - beta_1^t).
     """
     most = now if missed.is_cuda or not len(missed) else int(missed.max())  # reading a number makes a GPU wait
-    longest = min(most, REACH)
+    ratio = beta1 / BETA2**0.5
+    longest = min(most, math.ceil(math.log(NOTHING) / math.log(ratio))) if 0 < ratio < 1 else most if ratio else 1
     i = torch.arange(1, longest + 1, dtype=torch.float64, device=missed.device)
     j = missed.double().unsqueeze(1)
     t = now - j + i  # (r, longest)
-    terms = (beta1 / BETA2**0.5) ** i * (1 - BETA2**t).sqrt() / (1 - beta1**t)
+    terms = ratio**i * (1 - BETA2**t).sqrt() / (1 - beta1**t)
     return torch.where(i <= j, terms, 0.0).sum(1).to(missed.dtype)
 
 

@@ -23,7 +23,7 @@ from ddbench.progress import report
 from ddbench.records import changed
 from ddbench.shelf import Shelf, a_tenth_of_what_is_free
 from ddbench.starts import Starts
-from ddbench.tensors import RowFile, load_tensors, read_rows, save_tensors
+from ddbench.tensors import RowFile, load_tensors, read_labelled_row, save_tensors
 from ddbench.training import TRAINER_VERSION, Recipe, Student, fit
 
 
@@ -65,7 +65,7 @@ class Experts:
         return trains_together(self.starts.network, self.recipe, self.together)
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"{index:06d}.safetensors"
+        return _path(self.folder, index)
 
     @cached_property
     def _rows(self) -> dict[int, dict[int, int]]:
@@ -75,7 +75,10 @@ class Experts:
     def _shelf(self) -> Shelf | None:
         """Where snapshots stay between steps; on a CPU they are read from the file, which the system keeps."""
         device = self.starts.network.device
-        return Shelf(self._read, device, a_tenth_of_what_is_free(device)) if device.type == "cuda" else None
+        if device.type != "cuda":
+            return None
+        folder = self.folder  # and not self: with a circle, only the collector would free the GPU's memory
+        return Shelf(lambda key: _snapshot(_path(folder, key[0]), key), device, a_tenth_of_what_is_free(device))
 
     def missing(self, count: int, snapshots: Iterable[int]) -> list[int]:
         """Which of the first ``count`` experts lack one of the snapshots."""
@@ -149,18 +152,12 @@ class Experts:
 
     def snapshot(self, index: int, epoch: int) -> Tensor:
         """The vector of expert ``index`` after ``epoch`` epochs, on the network's device."""
-        rows = self._kept(index)
-        if epoch not in rows:
-            raise DDBenchError(
-                f"expert {index} has no snapshot {epoch}; a matcher must name it in needs(), which named {sorted(rows)}"
-            )
         if self._shelf is not None:
             return self._shelf[index, epoch]
         return self._read((index, epoch)).to(self.starts.network.device)
 
     def _read(self, key: tuple[int, int]) -> Tensor:
-        index, epoch = key
-        return read_rows(self._path(index), "snapshots", self._kept(index)[epoch])
+        return _snapshot(self._path(key[0]), key)
 
     def segment(self, index: int, epoch: int, span: int) -> tuple[Tensor, Tensor]:
         """The parameters of expert ``index`` after ``epoch`` and after ``epoch + span`` epochs."""
@@ -294,3 +291,18 @@ class Trajectory:
         self.file.finish()
         write_json(self.file.target.with_suffix(".json"), {"seconds": self.seconds + seconds})
         self.partial.unlink(missing_ok=True)
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.safetensors"
+
+
+def _snapshot(path: Path, key: tuple[int, int]) -> Tensor:
+    """Expert ``key[0]`` after ``key[1]`` epochs. Its row is read with it: others may add snapshots meanwhile."""
+    index, epoch = key
+    found, kept = read_labelled_row(path, "epochs", epoch, "snapshots")
+    if found is None:
+        raise DDBenchError(
+            f"expert {index} has no snapshot {epoch}; a matcher must name it in needs(), which named {kept}"
+        )
+    return found

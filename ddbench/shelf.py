@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-AHEAD = 16  # tensors that wait in page-locked memory: some megabytes
+AHEAD = 256 * 2**20  # bytes that wait in page-locked memory, at most; one tensor may be larger
 
 Key = tuple[int, int]  # an expert and an epoch, say
 
@@ -35,6 +35,7 @@ class Shelf:
         self._waiting: deque[tuple[Key, Future[Tensor]]] = deque()
         self._to_come: deque[Key] = deque()
         self._thread: ThreadPoolExecutor | None = None
+        self._ahead = 1
 
     @property
     def bytes(self) -> int:
@@ -46,6 +47,7 @@ class Shelf:
         keys = [key for key in keys if key not in self._held]
         if self._bytes + size * len(keys) <= self._most:
             self._to_come.extend(keys)
+            self._ahead = max(1, AHEAD // max(size, 1))
             self._go_on()
 
     def __getitem__(self, key: Key) -> Tensor:
@@ -89,8 +91,8 @@ class Shelf:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Keep the thread busy, but no more than ``AHEAD`` tensors ahead."""
-        while self._to_come and len(self._waiting) < AHEAD:
+        """Keep the thread busy, but no further ahead than ``AHEAD``."""
+        while self._to_come and len(self._waiting) < self._ahead:
             key = self._to_come.popleft()
             if key not in self._held:
                 self._thread = self._thread or ThreadPoolExecutor(1, "shelf")

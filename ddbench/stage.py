@@ -18,7 +18,7 @@ import torch
 
 from ddbench.cache import file_digest, read_json, write_json
 from ddbench.checkpoint import has_nan, load_state, save_state
-from ddbench.compiled import account
+from ddbench.compiled import account, settle, verdicts
 from ddbench.data import RealData
 from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.evaluate import Verdict, judge
@@ -49,6 +49,7 @@ class Ledger:
     best: dict[str, Any] | None = None
     checks: list[dict[str, Any]] = field(default_factory=list)
     check_seconds: list[float] = field(default_factory=list)  # of distilling until each check
+    engine: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was compiled or lowered, and what was not
 
 
 @dataclass(eq=False)
@@ -119,6 +120,7 @@ class Stage:
         if self.checkpoint.exists():
             saved, notes = load_state(self.checkpoint, self.device)
             self.ledger, self.best = Ledger(**notes), saved["best"]
+            settle(self.ledger.engine)
             return saved["state"]
         previous = self.folder.parent / f"stage-{self.index - 1}" / "result.json"
         self.ledger.metrics_end = read_json(previous)["metrics_end"] if previous.exists() else 0
@@ -142,7 +144,7 @@ class Stage:
                 if k == steps:
                     return
                 whole = False
-                state, numbers = self._step(state, k)
+                state, numbers = self._step(state, k, stream)
                 whole = True
                 shown = self._note(numbers, k, stream)
                 self.ledger.step = k + 1
@@ -154,11 +156,12 @@ class Stage:
                 self._save(state, stream)
             raise
 
-    def _step(self, state: Any, k: int) -> tuple[Any, dict[str, Any]]:
+    def _step(self, state: Any, k: int, stream: Any) -> tuple[Any, dict[str, Any]]:
         with (self.seed / "step" / k).scope():
             try:
                 return self.matcher.step(self.problem, state, k)
             except DivergedError as error:
+                self._read(stream)  # an earlier step may tell the cause
                 raise DivergedError(f"at iteration {k} of stage {self.index}, {error}") from error
 
     def _tick(self) -> None:
@@ -241,6 +244,7 @@ class Stage:
         stream.flush()
         os.fsync(stream.fileno())
         self.ledger.metrics_end = stream.tell()
+        self.ledger.engine |= verdicts()
         self._tick()
         if has_nan(state):
             raise DivergedError(
@@ -271,7 +275,8 @@ class Stage:
             "peak_bytes": self.ledger.peak,
             "metrics_end": self.ledger.metrics_end,
         }
-        compiled = account()
+        compiled = list((self.ledger.engine | verdicts()).values())
+        account()  # the next stage has its own
         write_json(self.folder / "result.json", notes | ({"engine": compiled} if compiled else {}))
         self.checkpoint.unlink(missing_ok=True)
         return self.best, notes

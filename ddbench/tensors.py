@@ -88,6 +88,22 @@ def read_rows(path: Path, name: str, row: int) -> Tensor:
         raise DataError(f"{path} is damaged ({error}); delete it to have it made again") from error
 
 
+def read_labelled_row(path: Path, labels: str, wanted: int, name: str) -> tuple[Tensor | None, list[int]]:
+    """The row of tensor ``name`` that stands where ``labels`` ``(n,)`` says ``wanted``; and all labels.
+
+    None where there is no such row, or no file. Both come from one opening: another process may replace the file.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            found = stream.get_tensor(labels).tolist()
+            row = stream.get_slice(name)[found.index(wanted)].clone() if wanted in found else None
+            return row, found
+    except FileNotFoundError:
+        return None, []
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it to have it made again") from error
+
+
 _KINDS = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 

@@ -21,6 +21,8 @@ from ddbench.cohort import trains_together
 from ddbench.compiled import Engine, Kind, Probe
 from ddbench.data import Examples
 from ddbench.descent import Outer, PixelState, catch_up, caught_up, check_lr, check_outer, descend
+from ddbench.errors import UsageError
+from ddbench.labelling import mean_labels, teacher_labels
 from ddbench.precision import Precision
 from ddbench.problem import Needs, Problem
 from ddbench.sets import Pool, SyntheticSet, targets
@@ -61,12 +63,19 @@ class Method:
     labels: str = "hard"
     teacher_epochs: Annotated[int | None, Ge(1), "epochs of the experts that label; none: where segments end"] = None
     relabel: Annotated[bool, "teacher labels anew in every iteration, as TESLA's code does"] = False
-    clip: Annotated[float | None, Gt(0), "bound of the image gradient, times its running mean"] = 2.0
+    clip: Annotated[
+        float | None, Gt(0), "bound of the image gradient, times its running mean; not with outer=normalised"
+    ] = 2.0
     pix_init: str = "real"
     augment: Annotated[bool, "DSA in the student's steps"] = True
 
     def __post_init__(self) -> None:
         check_outer(self)
+        apart = _why_apart(self)
+        if self.stacked and self.segments > 1 and apart:
+            raise UsageError(
+                f"segments cannot be stacked with {apart}; leave matcher.stacked alone, or set it to false"
+            )
 
     def needs(self, problem: Problem) -> Needs:  # noqa: ARG002 - others ask what the problem has
         return needs(self)
@@ -100,12 +109,14 @@ class Swept(Method):
         return advance(self, problem, state, k, self.on(problem))
 
     def on(self, problem: Problem) -> Differentiate:
-        """``differentiate``, which judges a lower precision by the last expert that segments begin at, too."""
+        """``differentiate``, which judges a lower precision by the latest snapshot before ``max_start``, too."""
         if self.precision == "float32":
             return self.differentiate
-        epoch = max(epoch for epoch in self.needs(problem).snapshots if epoch < self.max_start)
-        name = f"{problem.experts.folder.name}/{epoch}"
-        return partial(self.differentiate, probe=Probe(name, lambda: problem.experts.snapshot(0, epoch)))
+        kept = problem.workspace
+        if "probe" not in kept:
+            kept["probe"] = max(epoch for epoch in self.needs(problem).snapshots if epoch < self.max_start)
+        name = f"{problem.experts.folder.name}/{kept['probe']}"
+        return partial(self.differentiate, probe=Probe(name, lambda: problem.experts.snapshot(0, kept["probe"])))
 
     def differentiate(
         self,
@@ -233,34 +244,38 @@ def _mean(
     """The mean gradient of those segments whose loss is small enough, how many they are, and the mean loss of all."""
     if threshold is None and at_once(method, problem) > 1:
         total = differentiate(*stacked(tasks))
-        return _scaled(total, 1 / len(tasks)), len(tasks), total.loss / len(tasks)
+        return total.times(1 / len(tasks)), len(tasks), total.loss / len(tasks)
     total, count, losses = None, 0, []
     for task in tasks:
         found = differentiate(*task)
         losses.append(found.loss)
         if threshold is None or float(found.loss) <= threshold:
-            total, count = found if total is None else _sum(total, found), count + 1
+            total, count = found if total is None else total.plus(found), count + 1
     loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-    return total if total is None or count == 1 else _scaled(total, 1 / count), count, loss
+    return total if total is None or count == 1 else total.times(1 / count), count, loss
 
 
 def at_once(method: Method, problem: Problem) -> int:
     """How many segments one vectorised unroll takes: all of them, or one."""
-    separate = getattr(method, "threshold", None) is not None or method.relabel  # losses, or pools, of their own
     key = f"stacked {method.stacked}"
-    if method.segments == 1 or separate:
+    if method.segments == 1 or _why_apart(method):
         return 1
     if key not in problem.workspace:  # the answer costs a trial with the network
         problem.workspace[key] = trains_together(problem.network, Recipe(augment=""), method.stacked)
     return method.segments if problem.workspace[key] else 1
 
 
-def _sum(a: Gradient, b: Gradient) -> Gradient:
-    return Gradient(a.loss + b.loss, a.images + b.images, a.labels + b.labels, a.lr + b.lr, b.end)
-
-
-def _scaled(g: Gradient, factor: float) -> Gradient:
-    return Gradient(g.loss * factor, g.images * factor, g.labels * factor, g.lr * factor, g.end)
+def _why_apart(method: Method) -> str | None:
+    """The option under which segments are differentiated one after the other."""
+    if getattr(method, "threshold", None) is not None:
+        return "matcher.threshold, which each loss is compared with"
+    if method.relabel:
+        return "matcher.relabel, which gives each segment labels of its own"
+    if getattr(method, "precision", "float32") != "float32":
+        return "matcher.precision, which is checked for one student"
+    if getattr(method, "engine", "auto") == "compiled":
+        return "matcher.engine=compiled, which compiles the steps of one student"
+    return None
 
 
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
@@ -277,13 +292,6 @@ def buffers(problem: Problem, expert: int, epoch: int) -> Tensor:
     if problem.network.length == problem.network.parameters:
         return torch.empty(0, device=problem.network.device)  # nothing to read from the file, in every step
     return problem.experts.snapshot(expert, epoch)[problem.network.parameters :]
-
-
-@torch.no_grad()
-def teacher_labels(problem: Problem, images: Tensor, vector: Tensor, batch: int = 256) -> Tensor:
-    """Probabilities ``(n, k)`` that the network ``vector`` gives to images, in evaluation mode, ``batch`` at a time."""
-    parts = [problem.network.apply(vector, part, train=False).softmax(1) for part in images.split(batch)]
-    return torch.cat(parts)
 
 
 def ensemble_labels(method: Method, problem: Problem, images: Tensor) -> Tensor:
@@ -305,11 +313,3 @@ def ensemble_labels(method: Method, problem: Problem, images: Tensor) -> Tensor:
 def _at_once(method: Method) -> int:
     """Images per forward pass: no more than the student's step takes, whose graph is larger."""
     return method.batch_syn or 256
-
-
-def mean_labels(problem: Problem, images: Tensor, experts: int, epoch: int, batch: int = 256) -> Tensor:
-    """The mean over the first ``experts`` of their predictions ``(n, k)`` after ``epoch`` epochs."""
-    total = torch.zeros(len(images), problem.classes, dtype=images.dtype, device=images.device)
-    for i in range(experts):  # one after the other: at 1000 classes the labels of 50,000 images are 200 MB
-        total += teacher_labels(problem, images, problem.experts.snapshot(i, epoch), batch)
-    return total / experts

@@ -98,6 +98,14 @@ class Gradient:
     lr: Tensor
     end: Tensor
 
+    def plus(self, other: Gradient) -> Gradient:
+        """The sum with another of the same rows."""
+        images, labels = self.images + other.images, self.labels + other.labels
+        return Gradient(self.loss + other.loss, images, labels, self.lr + other.lr, other.end)
+
+    def times(self, factor: float) -> Gradient:
+        return Gradient(self.loss * factor, self.images * factor, self.labels * factor, self.lr * factor, self.end)
+
 
 def student_loss(network: Network, buffers: Tensor | None = None) -> StudentLoss:
     """The loss of a student; the one kind of loss that an engine can compile."""

@@ -34,7 +34,7 @@ LAYERS = [
     "cohort",
     "starts derivatives compiled steps unroll",
     "experts",
-    "problem protocols view descent stacking",
+    "problem protocols view descent stacking labelling",
     "trajectory hookspecs evaluate reduce",
     "plugins",
     "spec files",
@@ -62,7 +62,18 @@ COMMAND_LINE = {name.removesuffix(".py") for name in CLI} | {"commands", "descri
 
 # What plugins may use besides the names of ``ddbench`` itself: the gradient engine, what trajectory methods
 # share, and safe bytes on disk. Not the loop, the spec, the registry, or anything that prints.
-PUBLIC_MODULES = {"unroll", "compiled", "trajectory", "descent", "augment", "cache", "decode", "optimisers", "mixing"}
+PUBLIC_MODULES = {
+    "unroll",
+    "compiled",
+    "trajectory",
+    "descent",
+    "labelling",
+    "augment",
+    "cache",
+    "decode",
+    "optimisers",
+    "mixing",
+}
 
 
 def name_of(path: Path) -> str:

@@ -49,7 +49,7 @@ def fed(images: torch.Tensor) -> Gradient:
 # --------------------------------------------------------------------------------- outer optimisers
 
 
-@pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9, 0.9999])
 def test_row_wise_adam_equals_dense_adam(beta1):
     """Against torch.optim.Adam on all rows, in float64: rows without a gradient go on moving there, too."""
     generator = torch.Generator().manual_seed(0)
@@ -87,12 +87,13 @@ def test_adam_does_not_care_how_large_gradients_are():
     assert torch.isfinite(moved[0]).all()
 
 
-def test_a_row_that_waits_for_thousands_of_steps_is_where_dense_adam_has_it():
-    method = Tesla(outer="adam", lr_img=0.1, momentum=0.9, clip=None)
+@pytest.mark.parametrize("beta1", [0.9, 0.99, 0.999])
+def test_a_row_that_waits_for_thousands_of_steps_is_where_dense_adam_has_it(beta1):
+    method = Tesla(outer="adam", lr_img=0.1, momentum=beta1, clip=None)
     state = PixelState.start(torch.zeros(2, 1, 1, 1, dtype=torch.float64), torch.eye(2), 0.01, outer="adam")
     dense = torch.zeros(2, 1, 1, 1, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.Adam([dense], 0.1, (0.9, 0.999), eps=1e-16)
-    for k in range(3000):
+    optimiser = torch.optim.Adam([dense], 0.1, (beta1, 0.999), eps=1e-16)
+    for k in range(2000):
         rows = torch.tensor([0, 1] if k == 10 else [1])
         catch_up(method, state, rows)
         descend(method, state, rows, fed(torch.ones(len(rows), 1, 1, 1, dtype=torch.float64)))
@@ -117,7 +118,7 @@ def test_normalised_gradients_are_sgd_on_images_of_unit_root_mean_square(momentu
         descend(method, state, index, fed(found))
         dense.grad = torch.zeros_like(dense)
         for row, one in zip(rows, found, strict=True):
-            dense.grad[row] = one / one.square().mean().sqrt()
+            dense.grad[row] = (1 - momentum) * one / one.square().mean().sqrt()
         optimiser.step()
     torch.testing.assert_close(caught_up(method, state)[0], dense.detach(), rtol=1e-9, atol=1e-9)
 
@@ -130,9 +131,30 @@ def test_a_step_size_meant_for_sgd_is_refused(method, outer):
     assert method(outer=outer, lr_img=0.05).outer == outer
 
 
-def test_adam_with_all_of_its_momentum_is_refused():
+@pytest.mark.parametrize("outer", ["adam", "normalised"])
+def test_a_mean_that_never_moves_is_refused(outer):
     with pytest.raises(UsageError, match="below 1"):
-        Tesla(outer="adam", lr_img=0.1, momentum=1.0)
+        Tesla(outer=outer, lr_img=0.1, momentum=1.0)
+
+
+@pytest.mark.parametrize("outer", ["adam", "normalised"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_the_step_size_is_how_far_a_pixel_moves(outer, momentum):
+    method = Tesla(outer=outer, lr_img=0.02, momentum=momentum, clip=None)
+    state = PixelState.start(torch.zeros(2, 1, 2, 2, dtype=torch.float64), torch.eye(2), 0.01, outer=outer)
+    for _ in range(200):
+        before = state.images.clone()
+        descend(method, state, torch.arange(2), fed(torch.full((2, 1, 2, 2), 1e-5, dtype=torch.float64)))
+    torch.testing.assert_close(state.images, before - 0.02, rtol=0, atol=1e-6)
+
+
+def test_a_state_whose_running_norm_was_a_float_goes_on():
+    """So earlier versions stored it."""
+    made = PixelState.start(torch.zeros(2, 1, 2, 2), torch.eye(2), 0.01)
+    old = PixelState(**vars(made) | {"size": 0.5})
+    descend(Tesla(lr_img=1.0, momentum=0.0), old, torch.arange(2), fed(torch.full((2, 1, 2, 2), 10.0)))
+    assert float(old.images.norm()) == pytest.approx(1.0)
+    assert float(old.size) == pytest.approx(0.9 * 0.5 + 0.1 * 1.0)
 
 
 @pytest.mark.parametrize("outer", ["adam", "normalised"])
@@ -232,9 +254,23 @@ def test_one_segment_is_never_stacked(problem):
 def test_segments_are_stacked_on_a_gpu_or_when_asked_to_be(problem):
     assert at_once(Tesla(segments=3), problem) == 1, "this is a CPU"
     assert at_once(Tesla(segments=3, stacked=True), problem) == 3
-    assert at_once(Tesla(segments=3, stacked=True, relabel=True), problem) == 1
-    assert at_once(Datm(segments=3, stacked=True), problem) == 1, "each loss is compared with a threshold"
     assert at_once(Tesla(stacked=True), problem) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [(Tesla, {"relabel": True}), (Datm, {}), (Tesla, {"precision": "tf32"}), (Tesla, {"engine": "compiled"})],
+    ids=str,
+)
+def test_what_one_vectorised_unroll_cannot_do_takes_segments_apart(problem, method, options):
+    """And an option that asks for both is refused instead of ignored."""
+    with patch("ddbench.trajectory.trains_together", lambda *_: True):  # as on a GPU
+        apart = replace(problem)
+        assert at_once(method(segments=3, **options), apart) == 1
+        assert at_once(Tesla(segments=3), apart) == 3
+    with pytest.raises(UsageError, match=r"cannot be stacked with matcher\.\w+.*; leave matcher\.stacked alone"):
+        method(segments=3, stacked=True, **options)
+    assert method(segments=1, stacked=True, **options).segments == 1
 
 
 def test_segments_above_the_threshold_are_left_out_of_the_mean(problem):
@@ -259,7 +295,7 @@ def test_segments_above_the_threshold_are_left_out_of_the_mean(problem):
 
 def test_teacher_labels_of_every_iteration_are_those_of_each_segment(problem):
     """Then pools differ, and segments are not stacked."""
-    method = Tesla(**TINY | {"labels": "teacher", "relabel": True, "segments": 3, "stacked": True})
+    method = Tesla(**TINY | {"labels": "teacher", "relabel": True, "segments": 3})
     with (problem.seed / "init").scope():
         state = method.init(problem)
     pools = []

@@ -16,9 +16,10 @@ from tiny import TRAJECTORY, spec
 
 from ddbench import Curriculum, DivergedError, Problem, SyntheticSet
 from ddbench.descent import PixelState, catch_up, check_lr, descend, softmax_pullback
+from ddbench.labelling import teacher_labels
 from ddbench.run import build_task
 from ddbench.stage import prepared
-from ddbench.trajectory import advance, ensemble_labels, finish, needs, teacher_labels
+from ddbench.trajectory import advance, ensemble_labels, finish, needs
 from ddbench.unroll import Gradient
 
 TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()}

@@ -196,8 +196,8 @@ def test_unroll_is_a_new_network_and_a_new_length_every_time(monkeypatch):
     method = RatBptt(**RAT | {"total": 5})
     state = method.init(problem)
 
-    def spy(loss, terminal, start, pool, lr, plan, *, optimiser, window):
-        assert window == 3
+    def spy(loss, terminal, start, pool, lr, plan, *, optimiser, window, engine):
+        assert (window, engine.steps) == (3, method.steps * (3 + method.total) // 2)
         seen.append((len(plan.batches), float(start.sum())))
         return flat_gradient(state)
 

@@ -16,9 +16,12 @@ from test_unroll import FULL, RULES, assert_same, case, error, rule_case, unroll
 from tiny import TRAJECTORY, run, spec
 
 from ddbench import DSA, Examples, Network, Pool, Seed, compiled, derivatives
+from ddbench.checkpoint import load_state
 from ddbench.compiled import ROUNDED, Engine, account
 from ddbench.derivatives import Along, Passes
+from ddbench.errors import InterruptedRun
 from ddbench.precision import arithmetic, autocast, switched
+from ddbench.progress import listening
 from ddbench.run import build_task
 from ddbench.stage import prepared
 from ddbench.unroll import Gradient, Plan, matching, reverse, student_loss
@@ -31,6 +34,7 @@ WHERE = [("cuda", "conv"), ("cuda", "rnn"), ("cuda", "matmul"), ("mkldnn", "matm
 def _nothing_made(monkeypatch):
     monkeypatch.setattr(compiled, "_made", {})
     monkeypatch.setattr(compiled, "_used", {})
+    monkeypatch.setattr(compiled, "_settled", {})
 
 
 @pytest.fixture
@@ -191,6 +195,55 @@ def test_float64_is_not_lowered():
     c = case(3)
     assert torch.equal(c.reverse(engine=Engine(precision="bf16")).images, c.reverse().images)
     assert {note["reason"] for note in account()} == {"bf16 is for networks in float32; float32 is used"}
+
+
+def test_a_verdict_holds_in_later_processes_even_where_another_would_be_reached(monkeypatch):
+    """A stage that is resumed elsewhere goes on with what it began with, and keeps the reason."""
+    work = noise()
+    work(engine=Engine(precision="bf16"))
+    notes = compiled.verdicts()
+    (first,) = account()
+    monkeypatch.setattr(compiled, "_made", {})
+    monkeypatch.setattr(compiled, "ROUNDED", (10.0, 10.0))  # here it would be near enough
+    compiled.settle(json.loads(json.dumps(notes)))
+    assert same_bits(work(engine=Engine(precision="bf16")), work())
+    (later,) = account()
+    assert later["precision"] == "float32"
+    assert later["reason"].startswith(first["reason"])
+
+
+@pytest.mark.usefixtures("anything_goes")
+def test_a_verdict_that_cannot_be_kept_is_not_kept_silently(monkeypatch):
+    work = noise()
+    work(engine=Engine(precision="bf16"))
+    notes = compiled.verdicts()
+    account()
+    monkeypatch.setattr(compiled, "_made", {})
+    monkeypatch.setattr(compiled, "ROUNDED", (1e-3, 1e-3))
+    compiled.settle(notes)
+    work(engine=Engine(precision="bf16"))
+    (later,) = account()
+    assert later["precision"] == "float32"
+    assert later["reason"].endswith("the stage began with eager steps in bf16")
+
+
+def test_a_stage_stores_its_verdicts_with_its_checkpoints(tmp_path):
+    with patch.dict("os.environ", {"DDBENCH_HOME": str(tmp_path / "home")}):
+        made, seen = spec("tesla", **TRAJECTORY | {"matcher.precision": "tf32"}), []
+
+        def stop(event):
+            if event.what.endswith("distilling") and event.done == 2:
+                raise InterruptedRun("now")
+
+        with listening(stop), suppress(InterruptedRun):
+            run(tmp_path, made)
+        (checkpoint,) = tmp_path.glob("*/stage-0/checkpoint.safetensors")
+        _, ledger = load_state(checkpoint, torch.device("cpu"))
+        seen = [note["reason"] for note in ledger["engine"].values()]
+        assert seen == ["tf32 exists on CUDA only; float32 is used"]
+        folder = run(tmp_path, made)
+    (note,) = json.loads((folder / "stage-0" / "result.json").read_text())["engine"]
+    assert note["reason"] == seen[0]
 
 
 @pytest.mark.usefixtures("anything_goes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from ddbench_tesla import Tesla
 from PIL import Image
 from tiny import run, spec
 
@@ -20,7 +22,7 @@ from ddbench import Curriculum, Experts, Preprocessing, RealData, SyntheticSet, 
 from ddbench.bench import references
 from ddbench.cache import file_digest, read_json
 from ddbench.checkpoint import load_state
-from ddbench.errors import DataError, InterruptedRun, UsageError
+from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.evaluate import grade, judge
 from ddbench.evaluating import EvalOptions, evaluated
 from ddbench.files import Distilled
@@ -173,6 +175,23 @@ def test_metrics_that_are_read_several_steps_at_a_time_are_all_written(at_home, 
     monkeypatch.setattr("ddbench.stage.EXPLODED", -1e9)  # any second loss above 1
     again = run(tmp_path / "again", spec("tesla", scheduler, IPC, **{"matcher.lr_init": 1.0}))
     assert "at iteration 1 of stage 0" in read_json(again / "result.json")["error"]
+
+
+def test_when_a_step_fails_the_cause_is_sought_in_the_metrics_that_are_not_read_yet(at_home, tmp_path, monkeypatch):
+    """A loss that is not a number is the cause; that the student lr is none either ten steps later, its consequence."""
+    monkeypatch.setattr("ddbench.stage.steps_unread", lambda device: 10)
+    step = Tesla.step
+
+    def failing(self, problem, state, k):
+        state, numbers = step(self, problem, state, k)
+        if k == 3:
+            raise DivergedError("the consequence")
+        return state, numbers | ({"loss": math.nan} if k == 2 else {})
+
+    monkeypatch.setattr(Tesla, "step", failing)
+    folder = run(tmp_path, spec("tesla", "single", IPC))
+    assert "loss became nan at iteration 2 of stage 0" in read_json(folder / "result.json")["error"]
+    assert [line["step"] for line in losses(folder, 0)] == [0, 1]
 
 
 def test_the_spec_of_a_run_holds_everything_that_decides_it(bench):

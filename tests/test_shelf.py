@@ -13,7 +13,7 @@ from test_starts import cache, experts  # noqa: F401 - a fixture
 from ddbench import Network
 from ddbench import shelf as module
 from ddbench.errors import DataError
-from ddbench.shelf import AHEAD, Shelf
+from ddbench.shelf import Shelf
 
 CPU = torch.device("cpu")
 SIZE = 8 * 4
@@ -87,12 +87,13 @@ def test_what_is_larger_than_the_bound_is_read_each_time():
     assert shelf.bytes == 0
 
 
-def test_all_that_fits_is_read_ahead_by_a_thread_and_only_once():
-    file, keys = File(), [(index, epoch) for index in range(5) for epoch in range(AHEAD)]
+def test_all_that_fits_is_read_ahead_by_a_thread_and_only_once(monkeypatch):
+    monkeypatch.setattr("ddbench.shelf.AHEAD", 4 * SIZE)
+    file, keys = File(), [(index, epoch) for index in range(5) for epoch in range(4)]
     shelf = Shelf(file, CPU, len(keys) * SIZE)
     shelf.expect(keys, SIZE)
     all_read(shelf)
-    assert sum(file.reads.values()) == AHEAD, "memory in which tensors wait is bounded"
+    assert sum(file.reads.values()) == 4, "memory in which tensors wait is bounded"
     while shelf._waiting:
         shelf[0, 0]
         all_read(shelf)

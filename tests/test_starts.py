@@ -355,6 +355,17 @@ def test_recipe_in_steps_reaches_every_snapshot_or_is_refused(cache):
     assert made.missing(1, (0, 1, 3)) == []
 
 
+def test_snapshots_that_somebody_else_adds_do_not_move_those_that_are_read(cache):
+    """Another run of the same experts writes a file with more rows in it, while this one goes on."""
+    mine, others = experts(cache), experts(cache)
+    mine.build(1, (0, 2))
+    before = mine.snapshot(0, 2)
+    others.build(1, (0, 1, 2))
+    assert torch.equal(mine.snapshot(0, 2), before)
+    assert torch.equal(mine.snapshot(0, 1), others.snapshot(0, 1)), "and what was added is there"
+    assert not torch.equal(others.snapshot(0, 1), before)
+
+
 def test_snapshots_that_exist_are_not_made_again(cache):
     made = experts(cache)
     with listening(first := Counting()):

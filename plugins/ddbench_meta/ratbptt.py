@@ -145,7 +145,8 @@ class RatBptt:
         shown = _strategy(self.augment_real, problem).draw(len(real))(real.images)
         terminal: Terminal = lambda theta: loss(theta, shown, real.labels)  # noqa: E731
         rate = lr.to(start.dtype)
-        engine = Engine(self.engine, self.steps)
+        mean = (self.window + self.total) // 2  # lengths are drawn from this range
+        engine = Engine(self.engine, steps=self.steps * mean)
         return reverse(loss, terminal, start, pool, rate, plan, optimiser=self._rule, window=self.window, engine=engine)
 
     @property

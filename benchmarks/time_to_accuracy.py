@@ -6,8 +6,10 @@
 The task is CIFAR-10 at 10 images per class with hard labels throughout, so that no method gains by its labels: 5,000
 images, 2,000 of them for validation, and a ConvNet of width 16; or with ``--full`` all images and width 128. Every
 setting is an ordinary run whose set is judged on validation data ``--checks`` times; a run that is there already is
-read, not made again. Experts are cached and shared, and their seconds stand in a column of their own; judging is in
-neither. Per setting, the median over ``--seeds`` is printed, with what was found for each seed.
+read, not made again. Since other work may run beside them, an iteration's seconds are measured apart: those of its
+gradients on noise, as CPU time of one thread (on CUDA until the GPU is done), settings taking turns, the median of
+``--rounds``. Iterations of ``dm``, which unrolls nothing, are timed in its runs. Seconds to the target are iterations
+times that; experts, which settings share, and judging are in neither.
 """
 
 from __future__ import annotations
@@ -18,11 +20,19 @@ import math
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ddbench.meter import machine
+import torch
+from two_pass import task, until_done
+
+from ddbench.meter import keep_freed_memory, machine
+from ddbench.plugins import registry
+from ddbench.records import make
+from ddbench.unroll import matching, student_loss
 
 # What all matchers of trajectories share: small, and at full size (not measured yet).
 TRAJECTORY = "matcher.experts=5 matcher.span=2 matcher.max_start=5 matcher.syn_steps=20 matcher.batch_syn=50 "
@@ -73,18 +83,47 @@ def run(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
         return {"setting": name, "seed": seed, "error": done.stderr.strip().splitlines()[-1]}
     row = json.loads(done.stdout)[0]
     notes = json.loads((Path(given.out) / row["run"] / "stage-0" / "result.json").read_text())
-    timed = zip(notes["checks"], notes["check_seconds"], strict=True)
-    hit = next(((check["step"], seconds) for check, seconds in timed if check["accuracy"] >= given.target), None)
+    hit = next((check["step"] for check in notes["checks"] if check["accuracy"] >= given.target), None)
     return {
         "setting": name,
         "seed": seed,
-        "seconds to target": None if hit is None else round(hit[1], 1),
-        "iterations to target": None if hit is None else hit[0],
+        "iterations to target": hit,
+        "checks": {check["step"]: check["accuracy"] for check in notes["checks"]},
         "best on validation": max(check["accuracy"] for check in notes["checks"]),
         "seconds per iteration": notes["seconds"] / notes["steps"] if notes["steps"] else 0.0,
         "seconds of experts": row["expert_seconds"],
         "run": row["run"],
     }
+
+
+def costs(names: list[str], given: argparse.Namespace) -> dict[str, float]:
+    """Seconds of an iteration's gradients, for settings that unroll a student."""
+    device = torch.device("cuda" if given.full else "cpu")
+    clock = until_done if given.full else time.process_time
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as in a run
+    work = {name: _iteration(name, given, device) for name in names if SETTINGS[name][0] in ("tesla", "mtt")}
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(given.rounds + 1):  # the first warms up
+        for name, call in work.items():
+            begun = clock()
+            call()
+            times[name].append(clock() - begun)
+    return {name: median(values[1:]) for name, values in times.items()}
+
+
+def _iteration(name: str, given: argparse.Namespace, device: torch.device) -> Callable[[], None]:
+    options = dict(pair.split("=") for pair in flags(name, full=given.full, checks=given.checks))
+    own = {key.removeprefix("matcher."): value for key, value in options.items() if key.startswith("matcher.")}
+    matcher = make(registry().get("matcher", SETTINGS[name][0]).cls, own, "matcher")
+    t = task(int(options["network.width"]), matcher.batch_syn or 100, matcher.syn_steps, device=device.type)
+    given_task = (student_loss(t.network), matching(t.start, t.target), t.start, t.pool, t.lr, t.plan)
+
+    def call() -> None:
+        for _ in range(matcher.segments):
+            matcher.differentiate(*given_task)
+
+    return call
 
 
 def main() -> None:
@@ -94,6 +133,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.34, help="validation accuracy to reach, a fraction")
     parser.add_argument("--checks", type=int, default=5, help="judgements on validation data per run")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--rounds", type=int, default=5, help="iterations of each setting that are timed")
     parser.add_argument("--full", action="store_true", help="all images and width 128")
     parser.add_argument("--out", default="runs")
     parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
@@ -103,35 +143,31 @@ def main() -> None:
         for name in given.only:
             rows.append(run(name, seed, given))
             print(json.dumps(rows[-1]), flush=True)
-    record = {"target": given.target, "machine": machine("cpu"), "rows": rows}
+    took = costs(given.only, given)
+    about = machine("cuda" if given.full else "cpu")
+    record = {"target": given.target, "machine": about, "seconds per iteration": took, "rows": rows}
     (Path(given.out) / "time-to-accuracy.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(table(rows))
+    print(table(rows, took))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: medians over seeds, where a target that was never reached counts as infinitely late."""
-    head = ["setting", "s to target", "by seed", "iterations", "best on validation %", "s per iteration", "experts s"]
+def table(rows: list[dict[str, Any]], took: dict[str, float]) -> str:
+    """Markdown; seconds are those of the median seed, where a target that was never reached is infinitely late."""
+    head = ["setting", "iterations", "s per iteration", "s to target", "best on validation %"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for name in dict.fromkeys(row["setting"] for row in rows):
         mine = [row for row in rows if row["setting"] == name and "error" not in row]
         if not mine:
             lines.append([name, "failed", *[""] * (len(head) - 2)])
             continue
-        hits = [row["seconds to target"] for row in mine]
+        cost = took.get(name) or median(row["seconds per iteration"] for row in mine)
         best = ", ".join(f"{100 * row['best on validation']:.1f}" for row in mine)
         its = [row["iterations to target"] for row in mine]
+        late = median(math.inf if i is None else i for i in its)
         lines.append([
-            name, _seconds(median(math.inf if h is None else h for h in hits)),
-            ", ".join(_seconds(math.inf if h is None else h) for h in hits),
-            ", ".join("never" if i is None else str(i) for i in its), best,
-            f"{median(row['seconds per iteration'] for row in mine):.2f}",
-            _seconds(max(row["seconds of experts"] for row in mine)),
+            name, ", ".join("never" if i is None else str(i) for i in its), f"{cost:.2f}" if cost else "",
+            "never" if math.isinf(late) else f"{late * cost:.0f}", best,
         ])  # fmt: skip
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _seconds(value: float) -> str:
-    return "never" if math.isinf(value) else f"{value:.0f}"
 
 
 if __name__ == "__main__":

@@ -79,15 +79,6 @@ def load_tensors(
         ) from error
 
 
-def read_rows(path: Path, name: str, row: int) -> Tensor:
-    """One row of a two-dimensional tensor: only its bytes are read from the file."""
-    try:
-        with safe_open(path, framework="pt") as stream:
-            return stream.get_slice(name)[row].clone()
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it to have it made again") from error
-
-
 def read_labelled_row(path: Path, labels: str, wanted: int, name: str) -> tuple[Tensor | None, list[int]]:
     """The row of tensor ``name`` that stands where ``labels`` ``(n,)`` says ``wanted``; and all labels.
 

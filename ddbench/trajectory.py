@@ -84,7 +84,11 @@ class Method:
         return begin(self, problem, problem.sample())
 
     def step(self, problem: Problem, state: Any, k: int) -> tuple[Any, dict[str, float | Tensor]]:
-        return advance(self, problem, state, k, self.differentiate)
+        return advance(self, problem, state, k, self.on(problem))
+
+    def on(self, problem: Problem) -> Differentiate:  # noqa: ARG002 - others ask what the problem has
+        """``differentiate`` with what it needs of the problem."""
+        return self.differentiate
 
     def differentiate(
         self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
@@ -104,9 +108,6 @@ class Swept(Method):
     window: Annotated[int | None, Ge(1), "differentiate only the last steps of the student; none for all"] = None
     engine: Annotated[Kind, "compile student steps: where it pays (auto), never, or always"] = "auto"
     precision: Annotated[Precision, "of convolutions in student steps, where it is near enough to float32"] = "float32"
-
-    def step(self, problem: Problem, state: Any, k: int) -> tuple[Any, dict[str, float | Tensor]]:
-        return advance(self, problem, state, k, self.on(problem))
 
     def on(self, problem: Problem) -> Differentiate:
         """``differentiate``, which judges a lower precision by the latest snapshot before ``max_start``, too."""

@@ -30,7 +30,7 @@ from ddbench.cache import (
     write_json,
 )
 from ddbench.errors import BusyError, DataError
-from ddbench.tensors import load_tensors, read_rows, save_tensors
+from ddbench.tensors import load_tensors, read_labelled_row, save_tensors
 
 
 def no_space(*_args, **_kwargs):
@@ -282,8 +282,15 @@ def test_only_the_named_tensors_are_read(tensor_file):
     assert list(load_tensors(tensor_file, only=("rows",))[0]) == ["rows"]
 
 
-def test_one_row_is_that_row(tensor_file):
-    assert torch.equal(read_rows(tensor_file, "rows", 1), torch.tensor([2.0, 3.0], dtype=torch.float64))
+def test_one_row_is_found_by_its_label(tmp_path):
+    path = tmp_path / "rows.safetensors"
+    save_tensors(path, {"labels": torch.tensor([7, 3, 5]), "rows": torch.arange(6.0).view(3, 2).double()})
+    row, labels = read_labelled_row(path, "labels", 3, "rows")
+    assert labels == [7, 3, 5]
+    assert row is not None
+    assert torch.equal(row, torch.tensor([2.0, 3.0], dtype=torch.float64))
+    assert read_labelled_row(path, "labels", 4, "rows") == (None, [7, 3, 5])
+    assert read_labelled_row(tmp_path / "none.safetensors", "labels", 3, "rows") == (None, [])
 
 
 def test_views_of_one_storage_are_saved_apart(tmp_path):
@@ -322,7 +329,7 @@ def test_flipped_header_byte_is_a_data_error_with_the_way_out(tensor_file, byte)
     damaged = bytearray(tensor_file.read_bytes())
     damaged[byte] ^= 0xFF
     tensor_file.write_bytes(damaged)
-    for read in (load_tensors, lambda path: read_rows(path, "rows", 0)):
+    for read in (load_tensors, lambda path: read_labelled_row(path, "vector", 0, "rows")):
         with pytest.raises(DataError, match=r"file\.safetensors is damaged.*delete it"):
             read(tensor_file)
 

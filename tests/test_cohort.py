@@ -32,7 +32,7 @@ from ddbench.plugins import registry
 from ddbench.progress import Event, listening
 from ddbench.records import make
 from ddbench.starts import teach_together
-from ddbench.tensors import RowFile, load_tensors, read_rows
+from ddbench.tensors import RowFile, load_tensors, read_labelled_row
 from ddbench.training import Watch
 
 SHAPE, CLASSES = (3, 16, 16), 4
@@ -286,7 +286,9 @@ def test_a_trajectory_takes_memory_for_one_row_and_is_whole_or_not_there(tmp_pat
     tensors, _ = load_tensors(target)
     assert tensors["epochs"].tolist() == [0, 3, 7]
     assert torch.equal(tensors["snapshots"], torch.stack([rows[e] for e in (0, 3, 7)]))
-    assert torch.equal(read_rows(target, "snapshots", 1), rows[3])
+    row, _ = read_labelled_row(target, "epochs", 3, "snapshots")
+    assert row is not None
+    assert torch.equal(row, rows[3])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

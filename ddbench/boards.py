@@ -248,7 +248,6 @@ def _entry(runs: list[dict[str, Any]], board: Board, about: dict[str, str | None
         "link": about.get("link") or "",
         "note": about.get("note") or "",
         "date": max(run["result"]["finished"] for run in kept),
-        "ddbench": entries.commit(),
         "command": entries.command([run["spec"] for run in runs], board.students),
         "picture": None,
         "runs": kept,

@@ -10,8 +10,6 @@ import io
 import json
 import re
 import shlex
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,13 +209,3 @@ def picture(folder: Path) -> tuple[bytes, dict[str, Any]]:
     image.save(out, "PNG", optimize=True)
     names = list(distilled.classes[:MAX_CLASSES])
     return out.getvalue(), {"classes": names, "of": len(distilled.classes), "stages": stages}
-
-
-def commit() -> str | None:
-    """``git describe`` of the checkout that this ddbench runs from; None where it is installed otherwise."""
-    root, git = Path(__file__).resolve().parent.parent, shutil.which("git")
-    if git is None or not (root / ".git").exists():
-        return None
-    words = [git, "-C", str(root), "describe", "--always", "--tags", "--dirty"]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603  (fixed words, no shell)
-    return said.stdout.strip() or None

@@ -1,11 +1,15 @@
-"""Peak memory of a piece of work."""
+"""What a figure was measured with: peak memory, the machine, and the code."""
 
 from __future__ import annotations
 
 import ctypes
 import resource
+import shutil
+import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -68,7 +72,19 @@ def machine(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "system": f"{platform.system()} {platform.machine()}",
+        "ddbench": code(),
     }
+
+
+@cache
+def code() -> str:
+    """The version of this ddbench and, in a checkout, the commit: ``0.1.0 (131d6126a6)``, with ``-dirty`` for edits."""
+    version, root, git = metadata.version("ddbench"), Path(__file__).resolve().parent.parent, shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return version
+    words = [git, "-C", str(root), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603  (fixed words, no shell)
+    return f"{version} ({said.stdout.strip()})" if said.returncode == 0 else version
 
 
 def _processor() -> str:

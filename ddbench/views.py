@@ -20,8 +20,8 @@ LONG = 28
 RUNS = {
     "seed": "seed", "status": "status", "accuracy": "accuracy %", "lr": "student lr", "distil_seconds": "distil s",
     "expert_seconds": "experts s", "selection_seconds": "selection s", "peak_bytes": "peak MB",
-    "image_bytes": "images kB", "label_bytes": "labels kB", "device": "hardware", "torch": "torch", "error": "error",
-    "sha256": "sha256 of the set",
+    "image_bytes": "images kB", "label_bytes": "labels kB", "device": "hardware", "torch": "torch",
+    "ddbench": "ddbench", "error": "error", "sha256": "sha256 of the set",
 }  # fmt: skip
 
 
@@ -108,6 +108,7 @@ def _run(run: View) -> Row:
         "lr": ", ".join(rates),
         "device": machine.get("device"),
         "torch": machine.get("torch"),
+        "ddbench": machine.get("ddbench"),
         "sha256": (run["sha256"] or "")[:16],
     }
 

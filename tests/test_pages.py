@@ -273,7 +273,7 @@ def test_hostile_entries_stay_text(run, tmp_path, browser, kind):
     entry = posted(toys, run, "one", LOW, method=text, author=text, link=text, note=text, command=text, date=text,
                    ddbench=text, picture=layout | hostile)  # fmt: skip
     for part in entry["runs"]:
-        part["result"]["machine"] = {"device": text, "torch": text}
+        part["result"]["machine"] = {"device": text, "torch": text, "ddbench": text}
         part["spec"]["matcher"]["name"] = text
         part["evaluations"].append(part["evaluations"][0] | {"network": text})
         part["evaluations"][0]["students"][0][text] = 0.5

@@ -24,7 +24,7 @@ NEUTRAL = "#010203"  # drawn in the colour of the page's text
 COLOURS = ("#3b7dd8", "#c96a10", "#2a9458", "#a45ee5", "#e0484d", "#15919a")
 MARKERS = "os^DvP*X<>"
 SIZE = (4.6, 3.1)  # inches: about as wide as a phone, so that nothing shrinks there
-MOST = 12  # series with a name in the legend
+MOST = 18  # series with a name in the legend
 
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "ddbench", "text.parse_math": False, "font.size": 9.0,
@@ -44,6 +44,16 @@ class Series:
     y: Sequence[float]
     error: Sequence[float | None] = ()
     labels: Sequence[str] = field(default=())
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A method's mean, its interval where there is one, and the points it is the mean of."""
+
+    name: str
+    mean: float
+    interval: tuple[float, float] | None
+    points: Sequence[float]
 
 
 def _figure(draw: Callable[[Any], None], title: str, about: str, size: tuple[float, float] = SIZE) -> str:
@@ -72,13 +82,35 @@ def lines(series: Sequence[Series], title: str, about: str, x: str, y: str, *, l
     def draw(axes: Any) -> None:
         for i, one in enumerate(series):
             bars = [e or 0.0 for e in one.error] or None
-            axes.errorbar(one.x, one.y, yerr=bars, capsize=3, **_look(i), **_named(i, one.name))
+            # each a little beside the next, so that no error bar hides another
+            aside = 1.0 + 0.025 * (i - (len(series) - 1) / 2) if log else 1.0
+            places = [value * aside for value in one.x]
+            axes.errorbar(places, one.y, yerr=bars, capsize=2, **_look(i), **_named(i, one.name))
         if log:
             axes.set_xscale("log")
             _ticks(axes, sorted({value for one in series for value in one.x}))
         _finish(axes, x, y, len(series))
 
     return _figure(draw, title, about)
+
+
+def ranked(rows: Sequence[Ranked], title: str, about: str, x: str) -> str:
+    """One row per method: its mean with an interval, and each seed as a small point."""
+
+    def draw(axes: Any) -> None:
+        for i, row in enumerate(rows):
+            axes.plot(row.points, [i] * len(row.points), "|", color=NEUTRAL, markersize=6, markeredgewidth=1.0)
+            low, high = row.interval or (row.mean, row.mean)
+            axes.plot([low, high], [i, i], color=COLOURS[0], linewidth=2.2, solid_capstyle="butt")
+            axes.plot([row.mean], [i], "o", color=COLOURS[0])
+        axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(x)
+        ends = [value for row in rows for value in (row.mean, *row.points)]
+        room = 0.06 * (max(ends) - min(ends)) or 1.0
+        axes.set_xlim(min(ends) - room, min(max(ends) + room, 100.5))  # an interval of two seeds may be far wider
+
+    return _figure(draw, title, about, (SIZE[0] - 1, 0.6 + 0.2 * len(rows)))
 
 
 def curves(series: Sequence[Series], title: str, about: str, x: str, y: str) -> str:
@@ -100,14 +132,14 @@ def scatter(series: Sequence[Series], front: Sequence[tuple[float, float]], titl
         for i, one in enumerate(series):
             axes.plot(one.x, one.y, **(_look(i) | {"linestyle": "none"}), **_named(i, one.name))
             for place in zip(one.x, one.y, one.labels, strict=False):
-                axes.annotate(place[2], place[:2], xytext=(5, 3), textcoords="offset points", fontsize=7.5)
+                axes.annotate(place[2], place[:2], xytext=(0, 6), textcoords="offset points", ha="center")
         if len(front) > 1:
             axes.step(*zip(*front, strict=True), where="post", color=NEUTRAL, linestyle=":", linewidth=1.1,
                       label="Pareto front", zorder=1)  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         axes.xaxis.set_minor_formatter(lambda _value, _: "")
-        axes.margins(x=0.12, y=0.1)
+        axes.margins(x=0.12, y=0.12)
         _finish(axes, x, "accuracy %", len(series) + 1)
 
     return _figure(draw, title, about)
@@ -151,7 +183,11 @@ def _look(i: int) -> dict[str, Any]:
 
 def _named(i: int, name: str) -> dict[str, str]:
     """A label that matplotlib shows whatever it begins with; beyond ``MOST`` the table tells."""
-    return {"label": f"{i + 1}. {name if len(name) <= 34 else name[:33] + '…'}" if i < MOST else "_"}
+    return {"label": f"{i + 1}. {_short(name)}" if i < MOST else "_"}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 34 else name[:33] + "…"
 
 
 def _ticks(axes: Any, values: Sequence[float]) -> None:

@@ -89,7 +89,7 @@ def _lines(board: Board, held: dict[str, dict[str, Any]], *, main: bool) -> list
         words = {field: entries.shown(entry.get(field)) for field in ("method", "author", "link")}
         line.row |= words | {
             "title": entries.shown(f"{words['method']}{line.row['variant']}"), "entry": name, "rank": None,
-            "date": entries.shown(str(entry.get("date") or "")[:10]),
+            "scores": line.scores, "date": entries.shown(str(entry.get("date") or "")[:10]),
         }  # fmt: skip
     return lines
 

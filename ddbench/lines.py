@@ -207,24 +207,28 @@ def _sorted(rows: list[Row]) -> list[Row]:
 def variants(rows: Sequence[Row]) -> list[str]:
     """For each row, what sets it apart from others of its method: `` (curvature=exact)``.
 
-    Options that have a column of their own are left out.
+    An option counts that differs among runs of one method, scheduler and ipc. It is then told of all runs of the method
+    on these data, so that a method has one name at every ipc. Options that have a column of their own are left out.
     """
     seen: dict[str, dict[str, set[str]]] = {}
     for row in rows:
-        kin = seen.setdefault(_kin(row), {})
+        alike = seen.setdefault(_kin(row, "scheduler", "ipc"), {})
         for name, cell in _details(row).items():
-            kin.setdefault(name, set()).add(canonical(cell))
+            alike.setdefault(name, set()).add(canonical(cell))
+    vary: dict[str, dict[str, None]] = {}  # in the order of the options
+    for row in rows:
+        alike = seen[_kin(row, "scheduler", "ipc")]
+        vary.setdefault(_kin(row), {}).update({name: None for name, cells in alike.items() if len(cells) > 1})
     words = []
     for row in rows:
-        vary = [name for name, cells in seen[_kin(row)].items() if len(cells) > 1]
         own = _details(row)
-        apart = [f"{name.removeprefix('matcher.')}={own[name]}" for name in vary if name in own]
+        apart = [f"{name.removeprefix('matcher.')}={own[name]}" for name in vary[_kin(row)] if name in own]
         words.append(f" ({', '.join(apart)})" if apart else "")
     return words
 
 
-def _kin(row: Row) -> str:
-    return canonical([row.get(name) for name in ("dataset", "matcher", "scheduler", "ipc")])
+def _kin(row: Row, *more: str) -> str:
+    return canonical([row.get(name) for name in ("dataset", "matcher", *more)])
 
 
 def _details(row: Row) -> dict[str, Any]:

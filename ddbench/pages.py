@@ -110,7 +110,7 @@ def _board(page: Environment, found: Standings) -> str:
         row["href"] = f"#{row['entry']}"
     rankings = [
         views.table(f"{ipc} per class: ranked by the mean over seeds", SHOWN, found.rows[ipc])
-        | {"heading": f"{ipc} image{'s' if ipc > 1 else ''} per class"}
+        | {"heading": f"{ipc} image{'s' if ipc > 1 else ''} per class", "figure": views.ranked(found.rows[ipc])}
         for ipc in board.ipc
         if ipc in found.rows
     ]
@@ -130,8 +130,7 @@ def _entry(found: Standings, row: Row) -> View:
     png = (entry["file"].with_suffix(".png").read_bytes(), picture) if picture else None
     view = views.parts(f"{row['title']}, ipc {row['ipc']}", entry["runs"], entry["command"], png)
     facts = {"test accuracy": f"{cell('accuracy_mean', row) or 'none'} %", "by": row["author"], "link": row["link"],
-             "date": row["date"], "status": row["status"], "submitted with ddbench": shown(entry.get("ddbench")),
-             "versions": shown(row["versions"])}  # fmt: skip
+             "date": row["date"], "status": row["status"], "versions": shown(row["versions"])}  # fmt: skip
     linked = [(name, text, _safe(text) if name == "link" else None) for name, text in facts.items() if text]
     heading = f"{row['title']}, ipc {row['ipc']}: {cell('accuracy_mean', row) or row['status']}"
     return view | {"id": row["entry"], "heading": heading, "facts": linked, "note": shown(entry.get("note"), 2000)}

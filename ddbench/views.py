@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from ddbench import charts
-from ddbench.charts import Series
+from ddbench.charts import Ranked, Series
 from ddbench.conditions import Row, is_number
 from ddbench.entries import shown
 from ddbench.tables import cell
@@ -17,6 +17,10 @@ from ddbench.tables import cell
 View = dict[str, Any]
 FALLING = {"accuracy_mean", "n", "difference", "accuracy"}  # whose best are the largest: sorted so at the first click
 LONG = 28
+COSTS = {  # what a cost is called, the least that is told apart, and the title of its axis
+    "kilobytes": ("bytes stored", 0.0, "stored kB (images and labels)"),
+    "seconds": ("seconds", 1.0, "seconds of distilling and experts"),
+}
 RUNS = {
     "seed": "seed", "status": "status", "accuracy": "accuracy %", "lr": "student lr", "distil_seconds": "distil s",
     "expert_seconds": "experts s", "selection_seconds": "selection s", "peak_bytes": "peak MB",
@@ -178,30 +182,70 @@ def _checks(title: str, runs: Sequence[View]) -> tuple[View, View] | None:
     return {"svg": drawn, "caption": caption}, table("Selection checks", titles, rows)
 
 
+def ranked(rows: Sequence[Row]) -> View | None:
+    """The ranking of one ipc as a chart: means, intervals, and every seed."""
+    done = [row for row in rows if row["accuracy_mean"] is not None]
+    if len(done) < 2:
+        return None
+    drawn = [
+        Ranked(
+            row["title"],
+            100 * row["accuracy_mean"],
+            None if row["ci_low"] is None else (100 * row["ci_low"], 100 * row["ci_high"]),
+            [100 * score for score in row["scores"].values()],
+        )
+        for row in done
+    ]
+    title = f"Accuracies of {done[0]['ipc']} per class"
+    about = "Means and intervals are in the table above; each seed is in the table of runs of its entry."
+    caption = "Point: mean over seeds. Bar: 95 % confidence interval, cut where it leaves the chart. Strokes: seeds"
+    return {"svg": charts.ranked(drawn, title, about, "accuracy %"), "caption": caption}
+
+
 def figures(rows: Sequence[Row]) -> tuple[list[View], View]:
     """Accuracy against images per class, bytes and seconds, and the table of all that is drawn."""
-    done = [row for row in rows if row["accuracy_mean"] is not None]
-    by_title: dict[str, list[Row]] = {}
-    for row in sorted(done, key=lambda r: (r["ipc"], r["entry"])):
+    done = sorted((row for row in rows if row["accuracy_mean"] is not None), key=lambda r: (r["ipc"], r["entry"]))
+    order = {title: i for i, title in enumerate(dict.fromkeys(row["title"] for row in done))}
+    by_title = {title: [row for row in done if row["title"] == title] for title in order}
+    for row in done:
         row["seconds"] = (row.get("distil_seconds") or 0) + (row.get("expert_seconds") or 0)
-        by_title.setdefault(row["title"], []).append(row)
+        row["kilobytes"] = None if row["total_bytes"] is None else row["total_bytes"] / 1000
     found = [{"svg": _budgets(by_title), "caption": "Mean over seeds; bars are ± one sample deviation over seeds"}]
-    costs = (("total_bytes", "bytes stored", 1e-3), ("seconds", "seconds of distilling and experts", 1))
-    for name, words, unit in costs:
-        places = [(row[name] * unit, 100 * row["accuracy_mean"]) for row in done if row.get(name)]
-        front = charts.pareto(places)
-        for row in done:
-            on = row.get(name) and (row[name] * unit, 100 * row["accuracy_mean"]) in front
-            row[f"{name}_front"] = "yes" if on else ""
-        series = [_against(title, group, name, unit) for title, group in by_title.items()]
-        axis = "stored kB (images and labels)" if name == "total_bytes" else words
-        about = "Small numbers are images per class. The table of costs has all values."
-        drawn = charts.scatter(series, front, f"Accuracy against {words}", about, axis)
-        found.append({"svg": drawn, "caption": "Small numbers: images per class. Dotted: what nothing beats in both"})
+    parts = [("", "kilobytes", done)]
+    each = list(dict.fromkeys(row["ipc"] for row in done))
+    parts += [(f", {ipc} per class", "seconds", [row for row in done if row["ipc"] == ipc]) for ipc in each]
+    for where, name, part in parts:
+        found += _against(part, where, name, by_title)
     shown_ = {"title": "method", "ipc": "ipc", "accuracy_mean": "accuracy %", "n": "seeds", "total_bytes": "total kB",
-              "seconds": "distil and experts s", "total_bytes_front": "Pareto: bytes",
-              "seconds_front": "Pareto: seconds"}  # fmt: skip
+              "seconds": "distil and experts s", "kilobytes_front": "Pareto: bytes",
+              "seconds_front": "Pareto: seconds, within its ipc"}  # fmt: skip
     return found, table("Accuracies and costs, as drawn above", shown_, done)
+
+
+def _against(rows: Sequence[Row], where: str, name: str, by_title: dict[str, list[Row]]) -> list[View]:
+    """Accuracy against a cost; what costs less than the clock is worth, a second, is drawn and judged as a second."""
+    words, least, axis = COSTS[name]
+    points = {
+        row["entry"]: (max(row[name], least), 100 * row["accuracy_mean"]) for row in rows if row[name] is not None
+    }
+    front = charts.pareto(list(points.values()))
+    for row in rows:
+        row[f"{name}_front"] = "yes" if points.get(row["entry"]) in front else ""
+    tops: dict[int, tuple[float, str]] = {}
+    for row in rows:
+        if row["entry"] in points:
+            tops[row["ipc"]] = max(tops.get(row["ipc"], (0.0, "")), (row["accuracy_mean"], row["entry"]))
+    said = {entry: f"ipc {ipc}" for ipc, (_, entry) in tops.items()} if not where else {}
+    series = []
+    for title, group in by_title.items():
+        own = [row["entry"] for row in group if row["entry"] in points and row in rows]
+        x, y = ([points[entry][i] for entry in own] for i in (0, 1))
+        series.append(Series(title, x, y, labels=[said.get(entry, "") for entry in own]))
+    if not points:
+        return []
+    about = "The table of costs has all values."
+    drawn = charts.scatter(series, front, f"Accuracy against {words}{where}", about, axis)
+    return [{"svg": drawn, "caption": f"Accuracy against {words}{where}. Dotted: what nothing beats in both"}]
 
 
 def _budgets(by_title: dict[str, list[Row]]) -> str:
@@ -212,12 +256,6 @@ def _budgets(by_title: dict[str, list[Row]]) -> str:
     ]  # fmt: skip
     about = "Mean test accuracy and deviation over seeds of each method; the table of costs has all values."
     return charts.lines(series, "Accuracy against images per class", about, "images per class", "accuracy %", log=True)
-
-
-def _against(title: str, group: Sequence[Row], name: str, unit: float) -> Series:
-    have = [r for r in group if r.get(name)]
-    costs = [r[name] * unit for r in have]
-    return Series(title, costs, [100 * r["accuracy_mean"] for r in have], labels=[str(r["ipc"]) for r in have])
 
 
 def transfers(rows: Sequence[Row], other: dict[str, list[Row]], own: str) -> View | None:

@@ -261,6 +261,22 @@ def test_options_that_differ_are_named_in_the_line():
     assert tables.cell("matcher", compared(rows_[:5])[0]) == "tesla"
 
 
+def test_a_method_has_one_name_at_every_ipc_and_under_every_scheduler():
+    zero, exact = ({"matcher.curvature": c, "matcher.steps": n} for c, n in (("zero", 1), ("exact", 1)))
+    rows_ = [*runs("tesla", BETTER, options=zero), *runs("tesla", RANDOM, options=exact),
+             *runs("tesla", BETTER, options=zero | {"matcher.steps": 9}, ipc=50),
+             *runs("tesla", BETTER, options=zero, ipc=50, scheduler="pdd"), *runs("dm", BETTER, options=zero),
+             *runs("dm", BETTER, options=exact, ipc=50)]  # fmt: skip
+    assert [(row["ipc"], row["matcher"], row["scheduler"], row["variant"]) for row in compared(rows_)] == [
+        (1, "dm", "single", ""),
+        (1, "tesla", "single", " (curvature=exact)"),
+        (1, "tesla", "single", " (curvature=zero)"),
+        (50, "dm", "single", ""),
+        (50, "tesla", "pdd", " (curvature=zero)"),
+        (50, "tesla", "single", " (curvature=zero)"),
+    ]
+
+
 def test_lines_can_be_averaged_over_other_things():
     rows_ = [row for ipc in (1, 10) for row in runs("tesla", [0.4 + ipc / 100, 0.6 + ipc / 100], ipc=ipc)]
     (row,) = compared(rows_, group_by=("method",))
@@ -384,6 +400,17 @@ def test_soft_labels_are_compared_with_random_images_with_soft_labels():
     assert found["random", "teacher"] == found["random", "hard"] == "(itself)"
     chosen = by_matcher([row for row in rows_ if row["matcher"] != "dm"], baseline="matcher=random,label_type=hard")
     assert chosen["tesla"]["baseline"] == "random (hard labels)"
+
+
+def test_random_images_in_stages_are_a_method_and_random_images_in_one_set_its_baseline():
+    staged = runs("random", [r + 0.02 for r in RANDOM], scheduler="pdd")
+    rows_ = [*runs("random", RANDOM), *staged, *runs("dm", BETTER)]
+    found = {(row["matcher"], row["scheduler"]): row for row in compared(rows_)}
+    assert found["dm", "single"]["baseline"] == found["random", "pdd"]["baseline"] == "random (hard labels)"
+    assert found["random", "pdd"]["difference"] == pytest.approx(0.02)
+    assert found["random", "single"]["baseline"] == "(itself)"
+    chosen = {row["matcher"]: row for row in compared([*staged, *runs("dm", BETTER)])}
+    assert chosen["dm"]["baseline"] == "random pdd (hard labels)"
 
 
 def test_a_baseline_that_is_unclear_or_not_there_is_said():

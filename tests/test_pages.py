@@ -17,7 +17,7 @@ from browser import Visit, chromium
 pytest.importorskip("jinja2", reason="the extra html is not installed")
 pytest.importorskip("matplotlib", reason="the extra html is not installed")
 
-from ddbench import charts, entries, pages
+from ddbench import charts, entries, pages, views
 from ddbench.cache import digest, read_json, write_json
 from ddbench.errors import UsageError
 from ddbench.leaderboard import standings
@@ -87,6 +87,35 @@ def test_every_number_that_is_drawn_is_in_a_table(site):
     tables = re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
     for words in ("51.0 ± 1.6", "60.8 ± 1.9", "Losses", "Selection checks", "Accuracies on other networks"):
         assert words in tables, words
+
+
+def test_each_ranking_is_drawn_with_its_intervals_and_seeds():
+    rows = [
+        {"ipc": 1, "title": name, "accuracy_mean": x, "ci_low": x - 0.05, "ci_high": x + 0.05, "scores": {0: x}}
+        for name, x in (("dm", 0.6), ("random", 0.5))
+    ]
+    gone = {"ipc": 1, "title": "gone", "accuracy_mean": None, "ci_low": None, "ci_high": None, "scores": {}}
+    drawn = views.ranked([*rows, gone])["svg"]
+    assert [name for name in ("dm", "random", "gone") if f"{name}</text>" in drawn] == ["dm", "random"]
+    assert views.ranked([rows[0], gone]) is None, "one method is no ranking"
+
+
+def test_seconds_are_judged_within_an_ipc_and_what_takes_no_time_as_one_second():
+    costs = [("random", 1, 0.002, 0.5), ("again", 1, 0.9, 0.4), ("dm", 1, 9.0, 0.6), ("mtt", 1, 9.5, 0.55),
+             ("slow", 10, 99.0, 0.7)]  # fmt: skip
+    rows = [
+        {"entry": name, "title": name, "ipc": ipc, "distil_seconds": seconds, "expert_seconds": 0.0, "n": 2,
+         "accuracy_mean": mean, "accuracy_std": 0.01, "total_bytes": ipc * 100}
+        for name, ipc, seconds, mean in costs
+    ]  # fmt: skip
+    drawn, _ = views.figures(rows)
+    assert [row["entry"] for row in rows if row["seconds_front"]] == ["random", "dm", "slow"]
+    assert [row["entry"] for row in rows if row["kilobytes_front"]] == ["dm", "slow"]
+    assert [figure["caption"].partition(". ")[0] for figure in drawn[1:]] == [
+        "Accuracy against bytes stored",
+        "Accuracy against seconds, 1 per class",
+        "Accuracy against seconds, 10 per class",
+    ]
 
 
 def test_a_chart_has_a_name_and_neither_styles_nor_scripts():

@@ -1,4 +1,4 @@
-"""Boards: the fixed rules of a leaderboard, ``board.toml``, and the door that runs go through to become entries.
+"""Boards: the fixed rules of a leaderboard, ``board.toml``, and what breaks them.
 
 The same rules are checked when runs are submitted and whenever tables are built from what was submitted.
 """
@@ -8,29 +8,32 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from ddbench import entries
-from ddbench.cache import atomic_write, canonical, file_digest, write_json
+from ddbench.cache import canonical
 from ddbench.conditions import is_number
 from ddbench.contrasts import SEEDS_FOR_BEST
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.plugins import registry
-from ddbench.records import changed, label, make
+from ddbench.protocols import Protocol, altered, named
+from ddbench.records import changed, label, make, options
 from ddbench.results import PLACES
 
 _FIELDS = {
     "title": str, "dataset": dict, "network": dict, "protocol": dict, "ipc": list, "students": int, "seeds": list,
 }  # fmt: skip
+_NAMED = {"dataset": ("name", "digest"), "network": ("name",), "protocol": ("name", "digest")}
+_COSTS = ("distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes", "image_bytes", "label_bytes", "steps")
 
 
 @dataclass(frozen=True)
 class Board:
-    """The rules of one leaderboard. ``dataset`` and ``network`` are names with options, ``protocol`` one with a digest.
+    """The rules of one leaderboard: names of plugins and a protocol with their options, and digests.
 
     ``mark_seeds`` is how many finished seeds every line needs before a first place is marked.
     """
@@ -53,33 +56,70 @@ class Board:
     @cached_property
     def network_label(self) -> str:
         """The network as tables write it: ``convnet(width=32,depth=2)``."""
-        return label(_plugin("network", self.network))
+        return label(plugin("network", self.network))
+
+    @cached_property
+    def rules(self) -> Protocol:
+        """The protocol. Raises DataError where this ddbench gives other rules under that name and those options."""
+        path = self.folder / "board.toml"
+        try:
+            found = altered(named(self.protocol["name"]), self.protocol.get("options", {}))
+        except UsageError as error:
+            raise DataError(f"{path} has a [protocol] that is none: {error}") from error
+        # a dataset's recipe changes options under the protocol's own name; what people change gets another
+        for rules in (found, replace(found, name=self.protocol["name"])):
+            if rules.digest == self.protocol["digest"]:
+                return rules
+        raise DataError(
+            f"{path} records digest {self.protocol['digest'][:12]} for its protocol, but name and options give "
+            f"{found.digest[:12]}; give all options that differ from those of {self.protocol['name']!r}"
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Board:
-        """The board in a folder. Raises DataError for one whose rules are incomplete."""
+        """The board in a folder. Raises UsageError where there is none, DataError for rules that are no rules."""
         path = folder / "board.toml"
         try:
-            held = tomllib.loads(path.read_text())
+            return cls.parse(path.read_text(), folder)
         except FileNotFoundError:
             raise UsageError(f"there is no board in {folder}: it has no board.toml{_boards(folder)}") from None
+
+    @classmethod
+    def parse(cls, text: str, folder: Path) -> Board:
+        """The board that a ``board.toml`` with this text founds in a folder."""
+        path = folder / "board.toml"
+        try:
+            held = tomllib.loads(text)
         except ValueError as error:
             raise DataError(f"{path} is not readable TOML: {error}") from error
-        if not entries.NAME.fullmatch(folder.name):
-            raise DataError(f"a board's folder is named with a-z, 0-9 and ._- (at most 64), not {folder.name!r}")
+        if not entries.NAME.fullmatch(folder.name) or folder.name == "index":
+            raise DataError(
+                f"a board's folder is named with a-z, 0-9 and ._- (at most 64), and not index: {folder.name!r}"
+            )
         for name, kind in _FIELDS.items():
             if not isinstance(held.get(name), kind):
                 raise DataError(f"{path} needs {name!r} as a TOML {kind.__name__}; the boards beside it are examples")
         if unknown := sorted(set(held) - set(_FIELDS) - {"mark_seeds", "about"}):
             raise DataError(f"{path} has a rule {unknown[0]!r} that is unknown{did_you_mean(unknown[0], _FIELDS)}")
-        for group, name in (("dataset", "name"), ("dataset", "digest"), ("network", "name"), ("protocol", "name"),
-                            ("protocol", "digest")):  # fmt: skip
-            if not isinstance(held[group].get(name), str):
-                raise DataError(f"{path} needs a {name!r} in [{group}]; see the boards beside it")
+        for group, names in _NAMED.items():
+            options = held[group].get("options", {})
+            if lacking := [name for name in names if not isinstance(held[group].get(name), str)]:
+                raise DataError(f"{path} needs a {lacking[0]!r} in [{group}]; see the boards beside it")
+            if not isinstance(options, dict) or set(held[group]) - {*names, "options"}:
+                raise DataError(f"{path} has more in [{group}] than {', '.join(names)} and a table of options")
         rules: dict[str, Any] = held | {"ipc": tuple(held["ipc"]), "seeds": tuple(held["seeds"])}
         board = cls(folder, **rules)
-        if board.mark_seeds < SEEDS_FOR_BEST or len(set(board.seeds)) != len(board.seeds):
-            raise DataError(f"{path} needs seeds that differ, and mark_seeds of at least {SEEDS_FOR_BEST}")
+        counts = {
+            "ipc": board.ipc,
+            "seeds": board.seeds,
+            "students": (board.students,),
+            "mark_seeds": (board.mark_seeds,),
+        }
+        for name, values in counts.items():
+            least = {"seeds": 0, "mark_seeds": SEEDS_FOR_BEST}.get(name, 1)
+            if not values or any(type(v) is not int or v < least for v in values) or len(set(values)) < len(values):
+                raise DataError(f"{path} needs {name} as numbers from {least}, none of them twice, not {values}")
+        _ = board.rules
         return board
 
     def paths(self) -> list[Path]:
@@ -126,7 +166,7 @@ class Board:
         if apart := _apart("network", self.network, spec["network"]):
             raise UsageError(
                 f"{name} has another network than board {self.name!r} ({apart}); run it with --network "
-                f"{self.network['name']}{_flags('network', self.network)}"
+                f"{self.network['name']}{_flags('network', {'options': options(plugin('network', self.network))})}"
             )
 
     def _check_rules(self, run: dict[str, Any]) -> None:
@@ -137,12 +177,17 @@ class Board:
         if spec["protocol_digest"] != self.protocol["digest"]:
             raise UsageError(
                 f"{name} follows protocol {spec['protocol']['name']!r} ({spec['protocol_digest'][:8]}), but board "
-                f"{self.name!r} is of {self.protocol['name']!r} ({self.protocol['digest'][:8]}): run it with "
+                f"{self.name!r} is of {self.rules.name!r} ({self.protocol['digest'][:8]}): run it with "
                 f"--protocol {self.protocol['name']}{_flags('protocol', self.protocol)} and no other -o protocol.*"
             )
-        if "test" in (run["result"].get("selection"), *(e.get("selection") for e in self._counted(run))):
+        found = {run["result"].get("selection"), *(e.get("selection") for e in self._counted(run))} - {None}
+        if found - {"validation", "last"}:
+            how = "on test data, which no board ranks" if "test" in found else "in a way that nobody recorded"
+            raise UsageError(f"{name} selected {how}; run it here, under the protocol of the board")
+        if spec.get("experts", {}).get("imported"):
             raise UsageError(
-                f"{name} selected on test data, which no board ranks; run it under a protocol that does not"
+                f"{name} used experts that were imported: what they cost and saw is not known here, and nobody could "
+                "make the run again; train experts by leaving out -o experts.imported"
             )
 
     def _check_seeds(self, runs: Sequence[dict[str, Any]]) -> None:
@@ -161,7 +206,7 @@ class Board:
                 )
 
     def graded(self, run: dict[str, Any]) -> list[dict[str, Any]]:
-        """The evaluations that count: that on the board's network first, then the largest on each other network."""
+        """The evaluations that count, all by the board's students: on its network first, then one on each other."""
         counted = self._counted(run)
         own = [e for e in counted if e["network"] == self.network_label]
         exact = [e for e in own if len(e["students"]) == self.students]
@@ -173,9 +218,8 @@ class Board:
             )
         others: dict[str, dict[str, Any]] = {}
         for e in counted:
-            before = others.get(e["network"])
-            if e["network"] != self.network_label and (not before or len(e["students"]) > len(before["students"])):
-                others[e["network"]] = e
+            if e["network"] != self.network_label and len(e["students"]) == self.students:
+                others.setdefault(e["network"], e)
         return [*exact[:1], *(others[name] for name in sorted(others))]
 
     def _counted(self, run: dict[str, Any]) -> list[dict[str, Any]]:
@@ -188,88 +232,18 @@ class Board:
         ]
 
 
-def drafted(folder: Path, title: str, ipc: Sequence[int], students: int, seeds: int) -> str:
-    """The text of a ``board.toml`` whose data, network and protocol are those of a finished run."""
-    run = entries.pack(folder)
-    spec = run["spec"]
-    given = {kind: changed(_plugin(kind, spec[kind])) for kind in ("dataset", "network")}
-    lines = [
-        "# The rules of this board. docs/leaderboards.md says what each of them is for.",
-        f"title = {json.dumps(title)}",
-        f"ipc = {json.dumps(list(ipc or [spec['ipc']]))}",
-        f"students = {students}",
-        f"seeds = {list(range(seeds))}",
-        f"mark_seeds = {SEEDS_FOR_BEST}  # finished seeds that every line needs before a first place is marked",
-    ]
-    for kind, about in (
-        ("dataset", {"name": spec["dataset"]["name"], "digest": run["result"]["dataset"]["digest"]}),
-        ("network", {"name": spec["network"]["name"]}),
-        ("protocol", {"name": spec["protocol"]["name"], "digest": spec["protocol_digest"]}),
-    ):
-        lines += ["", f"[{kind}]", *(f"{name} = {json.dumps(value)}" for name, value in about.items())]
-        pairs = ", ".join(f"{n} = {json.dumps(v)}" for n, v in given.get(kind, {}).items() if v is not None)
-        lines += [f"options = {{ {pairs} }}"] * (kind in given)
-    return "\n".join(lines) + "\n"
-
-
-def submit(folders: Sequence[Path], board: Board, *, replace: bool, **about: str | None) -> list[Path]:
-    """Check run folders against a board and write them as entries, one per setting; all of them or none."""
-    groups: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for folder in dict.fromkeys(path.resolve() for path in folders):
-        run = entries.pack(folder)
-        groups.setdefault(entries.rows([run])[0]["setting"], []).append((folder, run))
-    ready = []
-    for setting, found in groups.items():
-        found.sort(key=lambda pair: pair[1]["seed"])
-        runs = [run for _, run in found]
-        board.check(runs)
-        entry = _entry(runs, board, about)
-        path = board.folder / "entries" / f"{entries.name_of(runs[0], setting)}.json"
-        if path.exists() and not replace:
-            raise UsageError(f"{path} holds an entry of these settings already; replace it with --replace")
-        ready.append((path, entry, _picture(found)))
-    for path, entry, (png, layout) in ready:
-        if png:
-            atomic_write(path.with_suffix(".png"), png)
-            entry["picture"] = layout | {"sha256": file_digest(path.with_suffix(".png"))}
-        else:
-            path.with_suffix(".png").unlink(missing_ok=True)
-        write_json(path, entry)
-    return [path for path, _, _ in ready]
-
-
-def _entry(runs: list[dict[str, Any]], board: Board, about: dict[str, str | None]) -> dict[str, Any]:
-    kept: list[dict[str, Any]] = [run | {"evaluations": board.graded(run)} for run in runs]
-    done = [run for run in kept if run["result"]["status"] == "ok"]
-    return {
-        "format": entries.FORMAT,
-        "method": about.get("method") or entries.method((done or kept)[0]),
-        "author": about.get("author") or "",
-        "link": about.get("link") or "",
-        "note": about.get("note") or "",
-        "date": max(run["result"]["finished"] for run in kept),
-        "command": entries.command([run["spec"] for run in runs], board.students),
-        "picture": None,
-        "runs": kept,
-    }
-
-
-def _picture(found: Sequence[tuple[Path, dict[str, Any]]]) -> tuple[bytes, dict[str, Any]]:
-    """The picture of the first seed that finished, and where its stages are in it; nothing where none finished."""
-    for folder, run in found:
-        if run["result"]["status"] == "ok":
-            return entries.picture(folder)
-    return b"", {}
-
-
 def _check_numbers(run: dict[str, Any], graded: Sequence[dict[str, Any]]) -> None:
-    """Refuse what cannot be numbers of students."""
+    """Refuse what cannot be numbers of students, or costs."""
     for student in (student for evaluation in graded for student in evaluation["students"]):
         if not all(is_number(v) and isfinite(v) for v in student.values()) or not 0 <= student["accuracy"] <= 1:
             raise UsageError(f"{run['run']} has a student whose numbers are none: {student}; evaluate it again")
+    for name in _COSTS:
+        value = run["result"].get(name)
+        if value is not None and not (is_number(value) and isfinite(value) and value >= 0):
+            raise UsageError(f"{run['run']} has {value!r} for {name}, which is no cost; run it again")
 
 
-def _plugin(kind: str, described: dict[str, Any]) -> Any:
+def plugin(kind: str, described: dict[str, Any]) -> Any:
     """The dataset or network that a table of a board.toml or a spec describes."""
     given = described.get("options", {})
     plain = {name: value for name, value in given.items() if name not in PLACES}
@@ -286,7 +260,7 @@ def _apart(kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """What differs in all but the place of the data; options that neither names have their defaults."""
     if ours["name"] != theirs["name"]:
         return f"{theirs['name']} instead of {ours['name']}"
-    board, run = (changed(_plugin(kind, described)) for described in (ours, theirs))
+    board, run = (changed(plugin(kind, described)) for described in (ours, theirs))
     names = [name for name in sorted({*board, *run}) if board.get(name) != run.get(name)]
     return ", ".join(f"{n}={run.get(n, 'default')} instead of {board.get(n, 'default')}" for n in names)
 
@@ -304,4 +278,6 @@ def _boards(folder: Path) -> str:
 def found(names: Sequence[str], root: Path) -> list[Board]:
     """The boards named, or all of a folder."""
     there = sorted(path.parent.name for path in root.glob("*/board.toml"))
+    if not there:
+        raise UsageError(f"there are no boards in {root}; --boards names the folder that holds their folders")
     return [Board.load(root / name) for name in (names or there)]

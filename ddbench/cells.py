@@ -189,7 +189,7 @@ def _requests(
         hits = [i for i, rule in enumerate(excludes) if _fits(rule, entries)]
         used.update(hits)
         if not hits:
-            yield _name(entries, matrix.get("label")), _request(entries, shared)
+            yield _name(entries, str(matrix.get("label", ""))), _request(entries, shared)
 
 
 def _example(axis: str) -> str:
@@ -280,7 +280,7 @@ def _fits(rule: dict[str, set[Any]], entries: dict[str, Entry]) -> bool:
     return all({entries[axis].name, entries[axis].label} & wanted for axis, wanted in rule.items())
 
 
-def _name(entries: dict[str, Entry], label: str | None) -> str:
+def _name(entries: dict[str, Entry], label: str) -> str:
     """What people read: every axis but those that stand at what is usual."""
     shown = [entries[axis].label for axis in ("dataset", "matcher", "scheduler")]
     shown += [entries[axis].label for axis in ("network", "protocol") if entries[axis].label != USUAL[axis]]

@@ -27,8 +27,8 @@ def submit(words: tuple[str, ...], root: Path, out: Path, replace: bool, **about
     """Enter runs, one for each seed, in a leaderboard. Nothing is written unless they keep to its rules."""
     from ddbench import commands, console
     from ddbench.boards import Board
-    from ddbench.boards import submit as work
     from ddbench.results import find_run
+    from ddbench.submitting import submit as work
 
     *runs, board = words
     if not runs:
@@ -57,17 +57,19 @@ def leaderboard() -> None:
 def new(board: str, run: str, root: Path, out: Path, **rules: Any) -> int:
     """Found a board with the data, network and protocol of a finished run."""
     from ddbench import console
-    from ddbench.boards import Board, drafted
+    from ddbench.boards import Board
     from ddbench.cache import atomic_write
-    from ddbench.entries import NAME
     from ddbench.results import find_run
+    from ddbench.submitting import drafted
 
     path = root / board / "board.toml"
-    if path.exists() or not NAME.fullmatch(board):
-        raise UsageError(f"a new board needs a name that is free, of a-z, 0-9 and ._- (at most 64), not {board!r}")
-    atomic_write(path, drafted(find_run(run, out), **rules).encode())
+    if path.exists():
+        raise UsageError(f"{path} is there already; give the new board another name")
+    text = drafted(find_run(run, out), **rules)
+    made = Board.parse(text, path.parent)  # before anything is written
+    atomic_write(path, text.encode())
     console.data(str(path))
-    console.say(f"its network is {Board.load(path.parent).network_label}; change the rules before the first entry")
+    console.say(f"its network is {made.network_label}; change the rules before the first entry")
     return 0
 
 

@@ -38,13 +38,15 @@ def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, devic
     """Carry out the cells of a suite; the same command goes on with it."""
     from ddbench import commands, console, trackers
     from ddbench.cells import read
-    from ddbench.suite import Orders, Work, prepare
+    from ddbench.suite import Orders, Work, existing, prepare
 
     commands.warn_broken()
     asked, as_json, quiet = read(file, jobs=jobs, device=device), given.pop("as_json"), given.pop("quiet")
     trackers.checked(asked.trackers)
     if dry_run:
-        return _show_plan(asked, out, jobs, as_json)
+        existing(asked, out, on_existing)
+        again = {"on_existing": on_existing, "retry": given["retry_failed"], "limit": given["limit"]}
+        return _show_plan(asked, out, jobs, as_json, again)
     orders = Orders(out, jobs, **given)
     prepare(asked, out, on_existing)
     with console.Watch(quiet) as watch:
@@ -78,11 +80,11 @@ def _again(words: list[str]) -> list[str]:
     return kept
 
 
-def _show_plan(asked: Suite, out: Path, jobs: int, as_json: bool) -> int:
+def _show_plan(asked: Suite, out: Path, jobs: int, as_json: bool, again: dict[str, Any]) -> int:
     from ddbench import console
     from ddbench.standings import plan, totals
 
-    lines = plan(asked, out, console.say)
+    lines = plan(asked, out, console.say, **again)
     total = totals(lines, jobs)
     if as_json:
         console.data_json({"suite": asked.key, "title": asked.title, "cells": lines, "total": total})
@@ -90,15 +92,19 @@ def _show_plan(asked: Suite, out: Path, jobs: int, as_json: bool) -> int:
     titles = ["cell", "status", "expected s", "experts MB", "set MB", "memory MB"]
     names = ("expert_bytes", "set_bytes", "memory_bytes")
     body = [
-        [line["cell"], line["status"], _seconds(line), *(f"{line[n] / 1e6:.1f}" if n in line else "" for n in names)]
+        [line["cell"], _status(line), _seconds(line), *(f"{line[n] / 1e6:.1f}" if n in line else "" for n in names)]
         for line in lines
     ]
     console.table(f"{asked.title} (suite {asked.key}) in {out}", titles, body, _caption(total, jobs))
     return 0
 
 
+def _status(line: dict[str, Any]) -> str:
+    return f"{line['status']}, again" if line["due"] and line["status"] != "to do" else line["status"]
+
+
 def _seconds(line: dict[str, Any]) -> str:
-    if line["status"] == "ok":
+    if not line["due"]:
         return ""
     return "unknown" if line["expected_seconds"] is None else f"{line['expected_seconds']:.0f}"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench import published, tables
 from ddbench.conditions import Condition, Row, order, parse, select, value
-from ddbench.contrasts import ITSELF, legend, test
+from ddbench.contrasts import ITSELF, SEEDS_FOR_BEST, legend, test
 from ddbench.errors import UsageError
 from ddbench.lines import aggregate, per_run
 from ddbench.results import rows as rows_of
@@ -60,7 +60,7 @@ def table(rows: Sequence[Row], ask: Ask) -> list[tables.Table]:
         lines = aggregate(rows, ask.group_by or None)
         if not ask.allow_mixed:
             refuse_mixed([row for line in lines for row in line.rows])
-        captions = [*test(lines, ask.baseline), *captions]
+        captions = [*test(lines, ask.baseline, SEEDS_FOR_BEST), *captions]
         found = [line.row for line in lines]
         captions = [*legend(lines), *captions]
         shown = tables.LINES | {name: name for line in lines[:1] for name in line.by if name not in tables.LINES}

@@ -23,8 +23,11 @@ SEEDS_FOR_BEST = 5
 ITSELF = "(itself)"
 
 
-def test(lines: Sequence[Line], baseline: str | None) -> list[str]:
-    """Fill in differences, p values and the best of each group; returns what a reader has to know about them."""
+def test(lines: Sequence[Line], baseline: str | None, seeds: int) -> list[str]:
+    """Fill in differences, p values and the best of each group; returns what a reader has to know about them.
+
+    ``seeds`` is how many every line of a group needs before one is called the best.
+    """
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(line.group, []).append(line)
@@ -37,7 +40,7 @@ def test(lines: Sequence[Line], baseline: str | None) -> list[str]:
     _correct(found)
     reasons: dict[str, list[str]] = {}
     for group in groups.values():
-        if reason := _mark_best(group):
+        if reason := _mark_best(group, max(seeds, SEEDS_FOR_BEST)):
             reasons.setdefault(reason, []).append(_place(group[0].row))
     several = len(groups) > 1
     for reason, places in reasons.items():
@@ -145,7 +148,7 @@ def between(one: Line, other: Line) -> Test:
     return found if found.p is not None else replace(found, name="none")
 
 
-def _mark_best(group: list[Line]) -> str:
+def _mark_best(group: list[Line], seeds: int) -> str:
     """Mark the line whose difference to every other is significant; else say why there is none.
 
     The best is only known after looking, so that all pairs of the group are corrected for, not just its own.
@@ -153,18 +156,22 @@ def _mark_best(group: list[Line]) -> str:
     lines = [line for line in group if line.scores]
     if len(lines) < 2:
         return ""
-    if few := [line for line in lines if len(line.scores) < SEEDS_FOR_BEST]:
+    if few := [line for line in lines if len(line.scores) < seeds]:
         who = few[0].name if len(few) == 1 else f"each of {len(few)} lines"
         least = min(len(line.scores) for line in few)
-        return f"that takes {SEEDS_FOR_BEST} finished seeds of every line, and {who} has fewer (the least {least})"
+        return f"that takes {seeds} finished seeds of every line, and {who} has fewer (the least {least})"
     if odd := [line for line in lines if not line.testable]:
         return f"the seeds of {odd[0].name} are not the same in all that it averages over"
     best = max(lines, key=lambda line: line.row["accuracy_mean"])
-    pairs = [(one, other, between(one, other).p) for one, other in combinations(lines, 2)]
-    tested = [(one, other, p) for one, other, p in pairs if p is not None]
-    corrected = zip(tested, holm([p for _, _, p in tested]), strict=True)
+    pairs = [(one, other, between(one, other)) for one, other in combinations(lines, 2)]
+    raw = {i: found.p for i, (_, _, found) in enumerate(pairs) if found.p is not None}
+    corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
+    # a difference counts only in the direction of the means: where seeds are missing, that over the shared ones may be
+    # the other way round
     beaten = {
-        id(line) for (one, other, _), p in corrected if p < LEVEL for line in (one, other) if best in (one, other)
+        id(other if gain > 0 else one)
+        for i, (one, other, found) in enumerate(pairs)
+        if corrected.get(i, 1.0) < LEVEL and (gain := found.difference) and best is (one if gain > 0 else other)
     }
     level = [line.name for line in lines if line is not best and id(line) not in beaten]
     if level:

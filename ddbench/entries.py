@@ -18,6 +18,7 @@ from typing import Any
 from ddbench.cache import file_digest, read_json
 from ddbench.conditions import Row
 from ddbench.errors import DataError, UsageError
+from ddbench.plugins import registry
 from ddbench.results import PLACES
 from ddbench.results import rows as rows_of
 from ddbench.spec import GROUPS, PLUGGED, Request, resolve
@@ -28,6 +29,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of boards and entries: they b
 WIDEST = 960  # pixels of a picture: it travels with the repository
 POINTS = 40  # of a curve, per stage: enough to see its shape
 _BROKEN = re.compile(r"[\ud800-\udfff\ufffe\uffff]")  # what is in no XML and in no UTF-8
+_WORDS = ("author", "link", "note", "date")
 _RESULT = ("status", "error", "dataset", "selection", "label_type", "network", "parameters", "steps", "images",
            "image_bytes", "label_bytes", "distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes",
            "machine", "finished", "train_images")  # fmt: skip
@@ -43,18 +45,25 @@ def shown(value: Any, most: int = 120) -> str:
 def pack(folder: Path) -> dict[str, Any]:
     """What an entry keeps of a run. Raises UsageError for one that is not finished, DataError for a damaged one."""
     result, spec = verified(folder), read_json(folder / "spec.json")
-    places = {name: value for name, value in spec["dataset"]["options"].items() if name not in PLACES}
+    told = {name: value for name, value in spec["dataset"]["options"].items() if not _private(name, value)}
     evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
     return {
         "run": folder.name,
         "seed": spec["seed"],
-        "spec": spec | {"dataset": spec["dataset"] | {"options": places}},
+        "spec": spec | {"dataset": spec["dataset"] | {"options": told}},
         "result": {name: result[name] for name in _RESULT if name in result},
         "stages": [{name: stage[name] for name in _STAGE if name in stage} for stage in result.get("stages", [])],
         "sha256": result["sha256"].get("distilled.safetensors"),
         "evaluations": [e for e in evaluations if e["complete"] and e["students"]],
         "curves": curves(folder / "metrics.jsonl"),
     }
+
+
+def _private(name: str, value: Any) -> bool:
+    """Whether an option says where data lie on this machine; a name on the Hub says which data they are."""
+    if name not in PLACES or value == "":
+        return False
+    return name != "path" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(value)) or Path(value).exists()
 
 
 def verified(folder: Path) -> dict[str, Any]:
@@ -141,6 +150,14 @@ def read(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} has format {entry['format']!r}; this ddbench reads {FORMAT}: update it, or submit again"
         )
+    entry: dict[str, Any] = dict.fromkeys(_WORDS, "") | {n: v for n, v in entry.items() if v is not None}
+    if odd := [n for n in (*_WORDS, "method", "command") if not isinstance(entry[n], str)]:
+        raise DataError(f"{path} is damaged: {odd[0]!r} is no text; submit the runs again")
+    if odd := [line for line in entry["command"].splitlines() if not is_command(line)]:
+        raise DataError(
+            f"{path} has a command that is not a call of ddbench ({shown(odd[0])}), which nobody should be given to "
+            "run; submit the runs again"
+        )
     if not NAME.fullmatch(path.stem):
         raise DataError(f"an entry is named with a-z, 0-9 and ._- (at most 64), not {path.name!r}; rename it")
     picture = path.with_suffix(".png")
@@ -149,25 +166,47 @@ def read(path: Path) -> dict[str, Any]:
     return entry | {"name": path.stem, "file": path}
 
 
-def command(specs: Sequence[dict[str, Any]], students: int) -> str:
-    """The ``ddbench run`` that makes these specs: every option that differs from what recipes and protocols give.
+def command(specs: Sequence[dict[str, Any]], students: int, networks: Sequence[str] = ()) -> str:
+    """The commands that make these specs: every option that differs from what recipes and protocols give.
 
-    Where data lie is left to the reader. Seeds that are not consecutive get a line each.
+    ``DATA`` is where the reader has the data, ``RUN`` each of the runs: they were evaluated on ``networks`` as well.
+    Seeds that are not consecutive get a line each. Threads and device are part of a run's key and of its bits.
     """
     spec, seeds = specs[0], sorted(s["seed"] for s in specs)
     protocol = spec["protocol"]["name"].partition("-custom-")[0]
     names = {kind: spec[kind]["name"] for kind in PLUGGED}
     usual = resolve(Request(**names, ipc=spec["ipc"], protocol=protocol, device="cpu")).spec.record()
-    words = ["ddbench", "run"]
-    for name, value in (names | {"ipc": spec["ipc"], "protocol": protocol}).items():
+    place = getattr(registry().get("dataset", names["dataset"]).cls, "argument", None)
+    if place in PLACES and (where := spec["dataset"]["options"].get(place, "DATA")):
+        names["dataset"] += f":{where}"
+    words = [f"DDBENCH_THREADS={spec['threads']}", "ddbench", "run"]
+    for name, value in (names | {"ipc": spec["ipc"], "protocol": protocol, "device": spec["device"]}).items():
         default = getattr(Request, name)
         words += [f"--{name}", str(value)] if value != default or name in ("dataset", "matcher", "ipc") else []
     lines = [seeds] if seeds == list(range(seeds[0], seeds[0] + len(seeds))) else [[seed] for seed in seeds]
     flags = [word for group in GROUPS for word in _differing(group, spec[group], usual[group])]
-    return "\n".join(
-        shlex.join([*words, "--seed", str(part[0]), "--repeats", str(len(part)), "--students", str(students), *flags])
+    made = [
+        [*words, "--seed", str(part[0]), "--repeats", str(len(part)), "--students", str(students), *flags]
         for part in lines
-    )
+    ]
+    return "\n".join(map(shlex.join, [*made, *(_again(network, students) for network in networks)]))
+
+
+def _again(network: str, students: int) -> list[str]:
+    """The command that evaluates a run on another network, by its label: ``convnet(width=64)``."""
+    name, _, options = network.partition("(")
+    flags = [word for option in options.rstrip(")").split(",") if option for word in ("-o", f"network.{option}")]
+    return ["ddbench", "eval", "RUN", "--network", name, "--students", str(students), *flags]
+
+
+def is_command(line: str) -> bool:
+    """Whether a line does nothing but call ``ddbench run`` or ``ddbench eval``: people paste it into a shell."""
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return False
+    threads = bool(words) and re.fullmatch(r"DDBENCH_THREADS=[1-9]\d*", words[0]) is not None
+    return shlex.join(words) == line and words[threads : threads + 2] in (["ddbench", "run"], ["ddbench", "eval"])
 
 
 def _differing(group: str, own: dict[str, Any], usual: dict[str, Any]) -> list[str]:

@@ -26,8 +26,8 @@ SHOWN = {
     "rank": "#", "title": "method", "label_type": "labels", "accuracy_mean": "accuracy %", "n": "seeds",
     "ci_low": "95 % CI", "difference": "difference", "baseline": "to", "p_holm": "p (Holm)",
     "total_bytes": "total kB", "distil_seconds": "distil s", "expert_seconds": "experts s",
-    "selection_seconds": "selection s", "peak_bytes": "peak MB", "status": "status", "author": "by",
-    "date": "date", "entry": "entry", "note": "note",
+    "selection_seconds": "selection s", "peak_bytes": "peak MB", "hardware": "hardware", "status": "status",
+    "author": "by", "date": "date", "entry": "entry", "note": "note",
 }  # fmt: skip
 CAUTION = "They follow their papers' own protocols, and are neither ranked nor tested with the entries above."
 
@@ -51,10 +51,14 @@ def standings(board: Board) -> Standings:
     """Rank what a board holds. Entries become the lines that ``ddbench compare`` makes, tests included."""
     held = {entry["name"]: entry for entry in board.entries()}
     own, other = _lines(board, held, main=True), _lines(board, held, main=False)
-    notes = test(own, None)
-    if short := [line for line in own if len(line.scores) < board.mark_seeds]:
-        notes += _unmark(own, board, len(short))
+    notes = test(own, None, board.mark_seeds)
     notes = [*legend(own), *notes] if own else []
+    machines = sorted({str(row["device"]) for line in own for row in line.rows if row.get("device")})
+    if len(machines) > 1:
+        notes.append(
+            f"Seconds and memory are of several machines ({', '.join(map(entries.shown, machines))}): compare them "
+            "within one. Peak memory is what torch allocated on CUDA, and all resident memory on a CPU."
+        )
     rows: dict[int, list[Row]] = {}
     for line in own:
         rows.setdefault(line.row["ipc"], []).append(line.row)
@@ -86,22 +90,29 @@ def _lines(board: Board, held: dict[str, dict[str, Any]], *, main: bool) -> list
                 "are not two entries; delete all but one, or submit again with --replace"
             )
         entry = held[name]
-        words = {field: entries.shown(entry.get(field)) for field in ("method", "author", "link")}
-        line.row |= words | {
-            "title": entries.shown(f"{words['method']}{line.row['variant']}"), "entry": name, "rank": None,
-            "scores": line.scores, "date": entries.shown(str(entry.get("date") or "")[:10]),
+        machines = sorted({str(row["device"]) for row in line.rows if row.get("device")})
+        line.row |= {field: entries.shown(entry[field]) for field in ("method", "author", "link")} | {
+            "entry": name, "rank": None, "scores": line.scores, "date": entries.shown(entry["date"][:10]),
+            "hardware": entries.shown(", ".join(machines)),
         }  # fmt: skip
+    _titles([line.row for line in lines])
     return lines
 
 
-def _unmark(lines: Sequence[Line], board: Board, short: int) -> list[str]:
-    """Withdraw marks that the board's own rule does not allow: it may ask for more seeds than the test does."""
-    marked = [line for line in lines if line.row["best"]]
-    for line in marked:
-        line.row["best"] = False
-    return [f"No first place is marked: {short} entries have fewer than {board.mark_seeds} finished seeds."] * bool(
-        marked
-    )
+def _titles(rows: Sequence[Row]) -> None:
+    """What each entry is called: the submitter's word and the options that vary, and what else keeps methods apart."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        row["title"] = entries.shown(f"{row['method']}{row['variant']}")
+        groups.setdefault(row["title"], []).append(row)
+    for same in groups.values():
+        for words in (
+            lambda row: row["author"],
+            lambda row: f"{row['matcher']} {row['scheduler']}, {row['label_type']} labels",
+        ):
+            if len({words(row) for row in same}) > 1:
+                for row in same:
+                    row["title"] = entries.shown(f"{row['title']} [{words(row)}]")
 
 
 def _rank(rows: list[Row]) -> None:
@@ -124,17 +135,23 @@ def _reported(rows: Sequence[Row]) -> list[Row]:
 
 def rules(board: Board) -> list[tuple[str, str]]:
     """The rules of a board, for people."""
-    given = ", ".join(f"{name}={value}" for name, value in board.dataset.get("options", {}).items())
+    often = f"where every line has {board.mark_seeds} finished seeds and the difference to each of them is significant"
+    if board.mark_seeds > len(board.seeds):
+        often = f"never: that takes {board.mark_seeds} seeds"
     return [
-        ("dataset", f"{board.dataset['name']}{f' ({given})' if given else ''}, digest {board.dataset['digest'][:12]}"),
+        ("dataset", _described(board.dataset)),
         ("network", board.network_label),
-        ("protocol", f"{board.protocol['name']}, digest {board.protocol['digest'][:12]}"),
+        ("protocol", _described(board.protocol)),
         ("images per class", ", ".join(map(str, board.ipc))),
         ("students per seed", str(board.students)),
         ("seeds", ", ".join(map(str, board.seeds))),
-        ("a first place is marked", f"where every line has {board.mark_seeds} finished seeds and the difference "
-                                    "to each of them is significant"),
-    ]  # fmt: skip
+        ("a first place is marked", often),
+    ]
+
+
+def _described(rule: dict[str, Any]) -> str:
+    options = ", ".join(f"{name}={entries.text(value)}" for name, value in rule.get("options", {}).items())
+    return f"{rule['name']}{f' ({options})' if options else ''}, digest {rule['digest'][:12]}"
 
 
 def board_text(found: Standings) -> str:

@@ -107,7 +107,7 @@ def _cell(row: Row) -> list[Any]:
 
 
 def _line(rows: list[Row]) -> Line:
-    counted, notes = _one_per_run(rows), list[str]()
+    counted, notes = one_per_run(rows), list[str]()
     done = [row for row in counted if _finished(row)]
     cells: dict[str, dict[Any, list[float]]] = {}
     for row in done:
@@ -126,7 +126,7 @@ def _line(rows: list[Row]) -> Line:
     return line
 
 
-def _one_per_run(rows: list[Row]) -> list[Row]:
+def one_per_run(rows: list[Row]) -> list[Row]:
     """A run that was evaluated twice under the same rules is still one replicate.
 
     Its evaluation counts that used the run's own seed and most students: a rule that no result can influence.

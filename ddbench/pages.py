@@ -41,7 +41,7 @@ def site(every: Sequence[Standings]) -> dict[str, str]:
     rows = [
         first_place(found, ipc)
         | {
-            "title": shown(found.board.title), "href": f"{found.board.name}.html", "best": False,
+            "title": shown(found.board.title), "href": f"{found.board.name}.html",
             "dataset": found.board.dataset["name"], "network": found.board.network_label,
         }
         for found in every
@@ -64,7 +64,8 @@ def report(folder: Path) -> str:
     done = run["result"]["status"] == "ok"
     sizes = [len(e["students"]) for e in run["evaluations"]]
     command = entries.command([run["spec"]], max(sizes, default=5))
-    view = views.parts(folder.name, [run], command, entries.picture(folder) if done else None)
+    seen = done and (folder / "preview.png").exists()
+    view = views.parts(folder.name, [run], command, entries.picture(folder) if seen else None)
     view["facts"] = _facts_of_run(run)
     if run["evaluations"]:
         graded = views.table("Test accuracy, mean ± deviation over students", EVALUATIONS, per_run(entries.rows([run])))

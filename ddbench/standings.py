@@ -82,19 +82,36 @@ def expected(cells: Iterable[Cell], out: Path) -> dict[str, float]:
     attempts: dict[str, float] = defaultdict(float)
     took: dict[str, list[float]] = defaultdict(list)
     for record in records(out):
+        if record.get("status") == "removed":
+            attempts.pop(record["key"], None)
+            continue
         attempts[record["key"]] += record.get("seconds", 0.0)
         if record.get("status") == "ok":
             took[record.get("like", "")].append(attempts.pop(record["key"]))
     return {cell.key: sum(took[cell.like]) / len(took[cell.like]) for cell in cells if took.get(cell.like)}
 
 
-def plan(suite: Suite, out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Every cell with its standing, and what those to do will take. Trains nothing, and starts nothing."""
+def due(cells: Iterable[Cell], stands: dict[str, tuple[str, str]], *, retry: bool, limit: int | None) -> list[Cell]:
+    """The cells to run now, in order: what is to do, with ``retry`` also what ended badly; at most ``limit``."""
+    again = BAD if retry else ()
+    return [cell for cell in cells if stands[cell.key][0] in ("", *again)][:limit]
+
+
+def plan(
+    suite: Suite, out: Path, say: Callable[[str], None], *, on_existing: str, retry: bool, limit: int | None
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every cell with its standing, and what those that are due will take. Trains nothing, and starts nothing."""
     stands, times = standings(suite, out), expected(suite.cells, out)
+    if on_existing == "rerun":
+        again = {cell.key: ("", "") for cell in suite.cells if finished(out / cell.spec.folder)}
+        now = due(suite.cells, stands | again, retry=retry, limit=limit)
+    else:
+        now = due(suite.cells, stands, retry=retry, limit=limit)
+    keys = {cell.key for cell in now}
     datasets: dict[str, Any] = {}
     costs: dict[str, dict[str, Any]] = {}
-    for cell in suite.cells:
-        if stands[cell.key][0] == "ok" or cell.like in costs:
+    for cell in now:
+        if cell.like in costs:
             continue
         source = json.dumps(cell.spec.record()["dataset"], sort_keys=True)
         if source not in datasets:
@@ -103,8 +120,9 @@ def plan(suite: Suite, out: Path, say: Callable[[str], None]) -> list[dict[str, 
     return [
         {
             "cell": cell.name, "key": cell.key, "run": cell.spec.folder, "status": stands[cell.key][0] or "to do",
-            "error": stands[cell.key][1] or None, "expected_seconds": times.get(cell.key),
-            "experts": cell.experts, **({} if stands[cell.key][0] == "ok" else costs[cell.like]),
+            "error": stands[cell.key][1] or None, "due": cell.key in keys,
+            "expected_seconds": times.get(cell.key), "experts": cell.experts,
+            **(costs[cell.like] if cell.key in keys else {}),
         }
         for cell in suite.cells
     ]  # fmt: skip
@@ -137,18 +155,18 @@ def _cost(cell: Cell, dataset: Any, say: Callable[[str], None]) -> dict[str, Any
 
 def totals(lines: list[dict[str, Any]], jobs: int) -> dict[str, Any]:
     """What a plan takes in all: experts that cells share count once, and so does the memory of ``jobs`` cells."""
-    due = [line for line in lines if line["status"] == "to do"]
-    times = [line["expected_seconds"] for line in due]
+    now = [line for line in lines if line["due"]]
+    times = [line["expected_seconds"] for line in now]
     shared: dict[Any, int] = {}
-    for line in due:
+    for line in now:
         shared[line["experts"]] = max(shared.get(line["experts"], 0), line.get("expert_bytes", 0))
-    largest = sorted((line.get("memory_bytes", 0) for line in due), reverse=True)
+    largest = sorted((line.get("memory_bytes", 0) for line in now), reverse=True)
     return {
         "cells": len(lines),
-        "to_do": len(due),
+        "to_do": len(now),
         "seconds": None if None in times else sum(times) / jobs,
         "known_seconds": sum(time for time in times if time is not None) / jobs,
         "unknown": sum(time is None for time in times),
-        "disk_bytes": sum(shared.values()) + sum(line.get("set_bytes", 0) for line in due),
+        "disk_bytes": sum(shared.values()) + sum(line.get("set_bytes", 0) for line in now),
         "memory_bytes": sum(largest[:jobs]),
     }

@@ -21,7 +21,7 @@ from ddbench.cells import Cell, Suite
 from ddbench.errors import BusyError, InterruptedRun, UsageError
 from ddbench.interrupt import Interrupts
 from ddbench.run import finished
-from ddbench.standings import BAD, append, standing, standings
+from ddbench.standings import BAD, append, due, standing, standings
 from ddbench.workers import Worker, death
 
 _POLL_SECONDS = 0.1
@@ -50,17 +50,38 @@ class Scene:
     counts: dict[str, int]
 
 
-def prepare(suite: Suite, out: Path, on_existing: str) -> None:
-    """Refuse or remove finished runs, if that is asked for. Removing comes first, so that going on removes nothing."""
+def existing(suite: Suite, out: Path, on_existing: str) -> list[Cell]:
+    """The cells whose runs are finished, however they ended. Raises UsageError where there may be none."""
     done = [cell for cell in suite.cells if finished(out / cell.spec.folder)]
     if done and on_existing == "fail":
         raise UsageError(
             f"{len(done)} of {len(suite.cells)} cells exist in {out} (the first is {done[0].spec.folder}); "
             "leave --on-existing at skip, or give another --out"
         )
+    return done
+
+
+def prepare(suite: Suite, out: Path, on_existing: str) -> None:
+    """Refuse or remove finished runs, if that is asked for. Removing comes first, so that going on removes nothing."""
+    done = existing(suite, out, on_existing)
     if on_existing == "rerun":
         for cell in done:
             _remove(out / cell.spec.folder)
+            # else the record of how it ended last would stand for it
+            append(_base(suite, out).with_suffix(".jsonl"), _line(cell, suite) | {"status": "removed"})
+
+
+def _base(suite: Suite, out: Path) -> Path:
+    """Where a suite's records, logs and lock are, without their endings."""
+    return out / "suites" / suite.key
+
+
+def _line(cell: Cell, suite: Suite) -> dict[str, Any]:
+    """What every record of a cell says."""
+    return {
+        "suite": suite.key, "key": cell.key, "like": cell.like, "cell": cell.name, "run": cell.spec.folder,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+    }  # fmt: skip
 
 
 def _remove(folder: Path) -> None:
@@ -107,7 +128,7 @@ class Work:
     made: list[dict[str, Any]] = field(default_factory=list)  # the records of this time
 
     def __post_init__(self) -> None:
-        self._base = self.orders.out / "suites" / self.suite.key
+        self._base = _base(self.suite, self.orders.out)
         self._working: dict[str, tuple[Cell, Worker]] = {}
         self._trained: set[str | None] = {None}  # experts that some cell has made
         self._asked: dict[str, float] = {}  # when a busy cell was last looked at
@@ -136,9 +157,7 @@ class Work:
 
     def _queue(self) -> list[Cell]:
         """The cells to run now, in order."""
-        again = BAD if self.orders.retry_failed else ()
-        queue = [cell for cell in self.suite.cells if self.status[cell.key][0] in ("", *again)]
-        queue = queue[: self.orders.limit]
+        queue = due(self.suite.cells, self.status, retry=self.orders.retry_failed, limit=self.orders.limit)
         for cell in queue:
             if self.status[cell.key][0] == "diverged":  # its result is final, and its checkpoint leads there again
                 _remove(self.orders.out / cell.spec.folder)
@@ -212,10 +231,8 @@ class Work:
     def _record(self, cell: Cell, worker: Worker, status: str, reason: str) -> None:
         self.status[cell.key] = ("" if status == "interrupted" else status, reason)
         self._note_experts(cell)
-        record = {
-            "suite": self.suite.key, "key": cell.key, "like": cell.like, "cell": cell.name, "run": cell.spec.folder,
+        record = _line(cell, self.suite) | {
             "status": status, "seconds": round(worker.seconds, 3), "error": reason or None, "jobs": self.orders.jobs,
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         }  # fmt: skip
         append(self._base.with_suffix(".jsonl"), record)
         self.made.append(record)

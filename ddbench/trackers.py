@@ -139,7 +139,7 @@ def opened(names: Sequence[str], run: Run, say: Callable[[str], None]) -> Iterat
     config = dict(_flat(run.spec.record()))
     for post in posts:
         post("start", run.spec.folder, config)
-    status, readings = "failed", _Readings()
+    status, readings = "failed", _Readings("test" if run.spec.protocol.selects == "test" else "validation")
     summary: Numbers = {}
 
     def listen(event: Event) -> None:
@@ -180,7 +180,8 @@ class _Post:
 class _Readings:
     """Numbers as trackers take them: named by their stage, at the iteration that they belong to."""
 
-    def __init__(self) -> None:
+    def __init__(self, split: str) -> None:
+        self._split = split  # that selection looks at
         self.stage, self.step, self._best = "stage 0", 0, 0.0
 
     def of(self, event: Event) -> Numbers:
@@ -191,7 +192,7 @@ class _Readings:
             return {f"{self.stage}/{name}": value for name, value in plain.items()}
         if event.what == "selection" and "accuracy" in plain:
             self._best = max(self._best if event.done > 1 else 0.0, plain["accuracy"])
-            return {f"{self.stage}/validation accuracy": self._best} if event.done == event.total else {}
+            return {f"{self.stage}/{self._split} accuracy": self._best} if event.done == event.total else {}
         return {}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
-from ddbench import charts
+from ddbench import charts, entries
 from ddbench.charts import Ranked, Series
 from ddbench.conditions import Row, is_number
 from ddbench.entries import shown
+from ddbench.lines import one_per_run
 from ddbench.tables import cell
 
 View = dict[str, Any]
@@ -103,18 +103,24 @@ def parts(title: str, runs: Sequence[View], command: str, png: tuple[bytes, View
 
 def _run(run: View) -> Row:
     result = run["result"]
-    own = [e for e in run["evaluations"] if e["network"] == result.get("network")][:1]
+    (own,) = one_per_run([row for row in entries.rows([run]) if _own(row, run["spec"], result)]) or [None]
     rates = [str(stage["selected"]["lr"]) for stage in run["stages"] if stage.get("selected")]
     machine = result.get("machine", {})
     return result | {
         "seed": run["seed"],
-        "accuracy": round(100 * fmean(s["accuracy"] for s in own[0]["students"]), 2) if own else None,
+        "accuracy": round(100 * own["accuracy_mean"], 2) if own and own["accuracy_mean"] is not None else None,
+        **({name: own[name] for name in ("status", "error") if own.get(name)} if own else {}),
         "lr": ", ".join(rates),
         "device": machine.get("device"),
         "torch": machine.get("torch"),
         "ddbench": machine.get("ddbench"),
         "sha256": (run["sha256"] or "")[:16],
     }
+
+
+def _own(row: Row, spec: View, result: View) -> bool:
+    """Whether a row is an evaluation of a run on its own network and under its own rules."""
+    return (row["network"], row["protocol_digest"]) == (result.get("network"), spec["protocol_digest"])
 
 
 def _students(runs: Sequence[View]) -> View:
@@ -175,10 +181,12 @@ def _checks(title: str, runs: Sequence[View]) -> tuple[View, View] | None:
     if not series:
         return None
     about = "The numbers are in the table of selection checks."
-    drawn = charts.curves(series, f"Accuracy on validation images of {title}", about, "iteration", "accuracy %")
+    split = "test" if any(run["result"].get("selection") == "test" for run in runs) else "validation"
+    drawn = charts.curves(series, f"Accuracy on {split} images of {title}", about, "iteration", "accuracy %")
     titles = {"seed": "seed", "stage": "stage", "iteration": "iteration", "lr": "best lr", "accuracy": "accuracy %",
               "choice": "chosen", **{n: f"{n}: %" for row in rows for n in row if n.startswith("lr ")}}  # fmt: skip
-    caption = "Accuracy on the images that select, of the checkpoints compared"
+    caption = f"Accuracy of the checkpoints compared, on the {split} images that select"
+    caption += " (†: so the test accuracy of this run is not an independent one)" if split == "test" else ""
     return {"svg": drawn, "caption": caption}, table("Selection checks", titles, rows)
 
 
@@ -208,17 +216,21 @@ def figures(rows: Sequence[Row]) -> tuple[list[View], View]:
     order = {title: i for i, title in enumerate(dict.fromkeys(row["title"] for row in done))}
     by_title = {title: [row for row in done if row["title"] == title] for title in order}
     for row in done:
-        row["seconds"] = (row.get("distil_seconds") or 0) + (row.get("expert_seconds") or 0)
+        known = [s for s in (row.get("distil_seconds"), row.get("expert_seconds")) if s is not None]
+        row["seconds"] = sum(known) if len(known) == 2 else None
         row["kilobytes"] = None if row["total_bytes"] is None else row["total_bytes"] / 1000
     found = [{"svg": _budgets(by_title), "caption": "Mean over seeds; bars are ± one sample deviation over seeds"}]
     parts = [("", "kilobytes", done)]
-    each = list(dict.fromkeys(row["ipc"] for row in done))
-    parts += [(f", {ipc} per class", "seconds", [row for row in done if row["ipc"] == ipc]) for ipc in each]
+    machines = {row.get("hardware") for row in done}
+    for ipc, machine in dict.fromkeys((row["ipc"], row.get("hardware")) for row in done):
+        where = f", {ipc} per class" + (f", on {machine or 'an unnamed machine'}" if len(machines) > 1 else "")
+        part = [row for row in done if (row["ipc"], row.get("hardware")) == (ipc, machine)]
+        parts.append((where, "seconds", part))
     for where, name, part in parts:
         found += _against(part, where, name, by_title)
     shown_ = {"title": "method", "ipc": "ipc", "accuracy_mean": "accuracy %", "n": "seeds", "total_bytes": "total kB",
-              "seconds": "distil and experts s", "kilobytes_front": "Pareto: bytes",
-              "seconds_front": "Pareto: seconds, within its ipc"}  # fmt: skip
+              "seconds": "distil and experts s", "hardware": "hardware", "kilobytes_front": "Pareto: bytes",
+              "seconds_front": "Pareto: seconds, within ipc and hardware"}  # fmt: skip
     return found, table("Accuracies and costs, as drawn above", shown_, done)
 
 
@@ -260,13 +272,18 @@ def _budgets(by_title: dict[str, list[Row]]) -> str:
 
 def transfers(rows: Sequence[Row], other: dict[str, list[Row]], own: str) -> View | None:
     """Sets evaluated on networks that they were not made for: a heat map and its table."""
-    held = [row for row in rows if row["entry"] in other]
-    names = sorted({row["network"] for found in other.values() for row in found if row["accuracy_mean"] is not None})
+    # a mean over some of the seeds is no neighbour of one over all: who submits could choose them
+    whole = {
+        row["entry"]: [r for r in other.get(row["entry"], []) if row["seeds"] and r["seeds"] == row["seeds"]]
+        for row in rows
+    }
+    held = [row for row in rows if whole[row["entry"]]]
+    names = sorted({row["network"] for found in whole.values() for row in found})
     if not names:
         return None
     cells, body = [], []
     for row in held:
-        means = {own: row["accuracy_mean"]} | {r["network"]: r["accuracy_mean"] for r in other[row["entry"]]}
+        means = {own: row["accuracy_mean"]} | {r["network"]: r["accuracy_mean"] for r in whole[row["entry"]]}
         values = [None if means.get(n) is None else round(100 * means[n], 1) for n in (own, *names)]
         cells.append(values)
         about = {"title": row["title"], "ipc": row["ipc"]}
@@ -274,5 +291,5 @@ def transfers(rows: Sequence[Row], other: dict[str, list[Row]], own: str) -> Vie
     titles = [f"{shown(row['title'], 24)} ipc {row['ipc']}" for row in held]
     drawn = charts.heat(titles, [shown(n, 24) for n in (own, *names)], cells, "Accuracy on other networks")
     columns = {"title": "method", "ipc": "ipc"} | {n: f"{shown(n, 60)} %" for n in (own, *names)}
-    caption = "Accuracy in percent, mean over seeds; the first column is the network of the board"
+    caption = "Accuracy in percent, mean over all seeds of the entry; the first column is the network of the board"
     return {"figure": {"svg": drawn, "caption": caption}, "table": table("Accuracies on other networks", columns, body)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tiny import run, spec
 from ddbench import entries
 from ddbench.boards import Board
 from ddbench.cache import read_json, write_json
+from ddbench.protocols import altered, named
+from ddbench.records import options
 
 SEEDS = (0, 1)
 HOSTILE = {
@@ -29,6 +32,11 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def hostile_command(text: str) -> str:
+    """A call of ddbench with a word from elsewhere."""
+    return shlex.join(["ddbench", "run", "--dataset", " ".join(text.split())])
+
+
 def made(out: Path, matcher: str = "random", seeds: tuple[int, ...] = SEEDS, **more: Any) -> list[Path]:
     """Run folders of one setting."""
     return [run(out, spec(matcher, seed=seed, **more), students=2) for seed in seeds]
@@ -40,7 +48,10 @@ def board(root: Path, folder: Path, name: str = "toys", **rules: Any) -> Board:
     values = {"title": "Toys", "ipc": [1, 2], "students": 2, "seeds": list(SEEDS)} | rules
     data = {"name": "toy", "digest": result["dataset"]["digest"], "options": {"per_class": 20}}
     network = {"name": "convnet", "options": {"width": 8}}
-    protocol = {"name": "default", "digest": held["protocol_digest"]}
+    usual = options(named("default"))
+    given = {n: v for n, v in held["protocol"].items() if n != "name" and v != usual[n]}
+    given |= rules.get("protocol", {}).pop("options", {})
+    protocol = {"name": "default", "digest": altered(named("default"), given).digest, "options": given}
     tables = {"dataset": data, "network": network, "protocol": protocol}
     tables = {group: table | rules.get(group, {}) for group, table in tables.items()}
     lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
@@ -54,6 +65,8 @@ def board(root: Path, folder: Path, name: str = "toys", **rules: Any) -> Board:
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + " }"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"'{value}'" if isinstance(value, str) else str(value)
 
 
@@ -81,6 +94,6 @@ def posted(
             made["result"] = {n: made["result"][n] for n in kept} | {"status": "diverged", "error": "the loss exploded"}
         runs.append(made)
     entry = {"format": 1, "method": matcher, "author": "", "link": "", "note": "", "date": "2026-01-02T03:04:05",
-             "ddbench": None, "command": "ddbench run", "picture": None, "runs": runs, **about}  # fmt: skip
+             "command": "ddbench run", "picture": None, "runs": runs, **about}  # fmt: skip
     write_json(board.folder / "entries" / f"{name}.json", entry)
     return entry

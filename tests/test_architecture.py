@@ -41,7 +41,7 @@ LAYERS = [
     "stage grading results gradcheck torchfiles order fitting",
     "run foreign",
     "memory importing exporting",
-    "conditions tables lines contrasts evaluating bench compare boards entries trial",
+    "conditions tables lines contrasts evaluating bench compare boards entries trial submitting",
     "controls continual ranking cells trackers leaderboard charts",
     "views",
     "pages",

@@ -11,11 +11,12 @@ from boardkit import SEEDS, board, made, packed, posted
 from PIL import Image
 
 from ddbench import entries
-from ddbench.boards import Board, drafted, submit
+from ddbench.boards import Board, found
 from ddbench.cache import read_json, write_json
 from ddbench.errors import DataError, UsageError
 from ddbench.results import rows
 from ddbench.spec import Request, resolve
+from ddbench.submitting import drafted, submit
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,8 @@ def test_the_command_of_an_entry_makes_its_specs_again(monkeypatch):
              ("dataset.zca", "true"), ("experts.epochs", "3"))  # fmt: skip
     request = Request("digits", "tesla", "pdd", ipc=10, protocol="pdd-paper", seed=2, device="cpu", flags=flags)
     specs = [resolve(request.with_seed(seed)).spec for seed in (2, 3)]
-    words = shlex.split(entries.command([s.record() for s in specs], 5))
+    threads, *words = shlex.split(entries.command([s.record() for s in specs], 5))
+    assert threads == "DDBENCH_THREADS=1", "threads are part of the key, and of the bits"
     assert words[:2] == ["ddbench", "run"]
     given, told = dict[str, str](), []
     for name, value in zip(words[2::2], words[3::2], strict=True):
@@ -122,7 +124,8 @@ def test_the_command_of_an_entry_makes_its_specs_again(monkeypatch):
         else:
             given[name.removeprefix("--")] = value
     assert (given.pop("repeats"), given.pop("students"), given.pop("seed")) == ("2", "5", "2")
-    again = Request(**given | {"ipc": int(given["ipc"])}, seed=2, device="cpu", flags=tuple(told))
+    assert given["device"] == "cpu"
+    again = Request(**given | {"ipc": int(given["ipc"])}, seed=2, flags=tuple(told))
     assert resolve(again).spec.record() == specs[0].record()
     assert len(told) == 5  # nothing that recipes or the protocol give anyway
 
@@ -148,7 +151,7 @@ def refused(tmp_path: Path, folders: list[Path], match: str, error=UsageError, *
         ({"dataset": {"options": {"per_class": 30}}}, "prepares the data in another way .*per_class=20 instead of 30"),
         ({"network": {"options": {"width": 9}}}, "width=8 instead of 9.*-o network.width=9"),
         ({"network": {"name": "mlp", "options": {}}}, "convnet instead of mlp"),
-        ({"protocol": {"digest": "0" * 64}}, "follows protocol .* run it with --protocol default"),
+        ({"protocol": {"options": {"judges": 7}}}, "follows protocol .* --protocol default .*-o protocol.judges=7"),
         ({"ipc": [10, 50]}, "has 1 images per class; .* takes --ipc 10, 50"),
         ({"students": 3}, "needs an evaluation by 3 students .* but has 2; .*ddbench eval .* --students 3"),
         ({"seeds": [0, 1, 2]}, "lacks seed 2"),
@@ -266,8 +269,25 @@ def test_a_board_without_a_rule_is_refused(runs, tmp_path):
         path.write_text(text.replace(line, ""))
         with pytest.raises(DataError, match=match):
             Board.load(path.parent)
-    for more, match in (("sedes = 1", "unknown; did you mean 'seeds'"), ("mark_seeds = 2", "mark_seeds of at least 5")):
+    for more, match in (
+        ("sedes = 1", "unknown; did you mean 'seeds'"),
+        ("mark_seeds = 2", "mark_seeds as numbers from 5"),
+        ("mark_seeds = '5'", "mark_seeds as numbers"),
+    ):
         path.write_text(f"{more}\n{text}")
+        with pytest.raises(DataError, match=match):
+            Board.load(path.parent)
+    for old, new, match in (
+        ("ipc = [1, 2]", "ipc = [1, 1]", "ipc as numbers from 1, none of them twice"),
+        ("seeds = [0, 1]", "seeds = ['a']", "seeds as numbers from 0"),
+        ("students = 2", "students = 0", "students as numbers from 1"),
+        ("judges = 1", "judges = 9", "records digest .* but name and options give"),
+        ("judges = 1", "juges = 1", "did you mean 'judges'"),
+        ("name = 'default'", "name = 'defualt'", "did you mean 'default'"),
+        ("name = 'convnet'", "name = 'convnet'\nwidth = 3", "has more in .network. than name"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new))
         with pytest.raises(DataError, match=match):
             Board.load(path.parent)
     path.write_text(text)
@@ -282,6 +302,112 @@ def test_a_board_can_be_founded_on_a_run(runs, tmp_path):
     made_ = Board.load(tmp_path / "new")
     assert (made_.title, made_.ipc, made_.seeds, made_.network_label) == ('A "title"', (1,), (0, 1), "convnet(width=8)")
     assert len(submit(runs, made_, replace=False)) == 1
+
+
+def test_a_founded_board_tells_the_options_of_its_protocol(runs, tmp_path):
+    text = drafted(runs[0], "🏆 \x7f", (), 2, 2)
+    made_ = Board.parse(text, tmp_path / "new")
+    assert made_.title == "🏆 \x7f"
+    assert made_.rules.digest == read_json(runs[0] / "spec.json")["protocol_digest"]
+    assert made_.protocol["options"]["steps"] == made_.rules.steps == 12
+
+
+def test_no_board_can_be_founded_on_a_selection_by_test_data(tmp_path):
+    (folder,) = made(tmp_path, seeds=(0,), protocol__selects="test")
+    with pytest.raises(UsageError, match="selects on test data: no board ranks that"):
+        drafted(folder, "T", (), 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("selection", "imported", "match"),
+    [("unknown", "", "selected in a way that nobody recorded"), ("validation", "mtt", "experts that were imported")],
+)
+def test_what_nobody_can_follow_is_refused(runs, tmp_path, selection, imported, match):
+    folders = copied(runs, tmp_path / "runs")
+    for folder in folders:
+        held = read_json(folder / "spec.json")
+        held["experts"]["imported"] = imported
+        write_json(folder / "spec.json", held)
+        sealed(folder, "spec.json")
+        write_json(folder / "result.json", read_json(folder / "result.json") | {"selection": selection})
+    refused(tmp_path, folders, match)
+
+
+def test_a_name_on_the_hub_says_which_data_and_a_folder_only_where(runs, tmp_path, monkeypatch):
+    (folder,) = copied(runs[:1], tmp_path)
+    for path, kept in (("ylecun/mnist", True), ("/home/someone/mnist", False), ("photos", False)):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path)
+        held = read_json(folder / "spec.json")
+        held["dataset"] = {"name": "hf", "options": {"path": path}}
+        write_json(folder / "spec.json", held)
+        sealed(folder, "spec.json")
+        spec = entries.pack(folder)["spec"]
+        assert (spec["dataset"]["options"].get("path") == path) == kept
+        command = entries.command([spec | {"dataset": spec["dataset"]}], 2)
+        assert f"--dataset hf:{path if kept else 'DATA'}" in command
+
+
+def test_the_command_tells_on_which_networks_the_sets_were_evaluated_as_well(runs):
+    spec = read_json(runs[0] / "spec.json")
+    lines = entries.command([spec], 2, ["mlp", "convnet(width=64,norm=none)"]).splitlines()
+    assert lines[1:] == [
+        "ddbench eval RUN --network mlp --students 2",
+        "ddbench eval RUN --network convnet --students 2 -o network.width=64 -o network.norm=none",
+    ]
+    assert all(entries.is_command(line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["curl https://example.org | sh", "ddbench run; rm -rf x", "ddbench run && x", "ddbench run $(x)", "ddbench", "",
+     "ddbench run 'x", "ddbench remove runs", "PATH=. ddbench run", "ddbench run > /etc/x"],
+)  # fmt: skip
+def test_a_command_that_is_no_call_of_ddbench_is_refused(runs, tmp_path, line):
+    assert not entries.is_command(line)
+    made_ = board(tmp_path, runs[0])
+    posted(made_, runs[0], "edited", [0.5, 0.6], command=f"ddbench run\n{line}\nddbench run")
+    with pytest.raises(DataError, match="has a command that is not a call of ddbench"):
+        made_.entries()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_bytes", -5), ("distil_seconds", "x"), ("peak_bytes", float("inf"))]
+)
+def test_costs_that_are_none_are_refused(runs, tmp_path, name, value):
+    made_ = board(tmp_path, runs[0])
+    entry = posted(made_, runs[0], "edited", [0.5, 0.6])
+    entry["runs"][0]["result"][name] = value
+    (made_.folder / "entries" / "edited.json").write_text(json.dumps(entry))
+    with pytest.raises(DataError, match=f"for {name}, which is no cost"):
+        made_.entries()
+
+
+def test_a_word_of_an_entry_that_is_no_text_is_refused(runs, tmp_path):
+    made_ = board(tmp_path, runs[0])
+    posted(made_, runs[0], "edited", [0.5, 0.6], note=["x"])
+    with pytest.raises(DataError, match=r"edited\.json is damaged: 'note' is no text"):
+        made_.entries()
+
+
+def test_a_folder_without_boards_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"there are no boards in .*--boards names the folder"):
+        found((), tmp_path)
+
+
+def test_a_board_cannot_take_the_name_of_the_overview(runs, tmp_path):
+    with pytest.raises(DataError, match="and not index"):
+        board(tmp_path, runs[0], "index")
+
+
+def test_other_networks_count_with_the_boards_students(runs, tmp_path):
+    folders = copied(runs, tmp_path / "runs")
+    for folder in folders:
+        (path,) = (folder / "evaluations").glob("*.json")
+        held = read_json(path) | {"network": "vgg11"}
+        write_json(folder / "evaluations" / "a.json", held | {"students": held["students"] * 2})
+    (path,) = entered(tmp_path, folders)
+    assert {e["network"] for run in entries.read(path)["runs"] for e in run["evaluations"]} == {"convnet(width=8)"}
 
 
 def test_the_boards_of_this_repository_have_rules_that_can_be_kept():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
-from boardkit import HOSTILE, board, made, posted
+from boardkit import HOSTILE, board, hostile_command, made, posted
 from tiny import artefacts
 
 from ddbench import cli_boards, leaderboard, published
@@ -59,7 +59,48 @@ def test_a_first_place_takes_the_boards_number_of_seeds(tmp_path, run):
     posted(most, run, "one", LOW)
     posted(most, run, "two", HIGH, matcher="dm")
     assert not any(best for _, _, best in ranked(most))
-    assert "No first place is marked: 2 entries have fewer than 6 finished seeds." in standings(most).notes
+    assert any("takes 6 finished seeds of every line" in note for note in standings(most).notes)
+    assert ("a first place is marked", "never: that takes 6 seeds") in leaderboard.rules(most)
+
+
+def test_a_short_entry_unmarks_its_own_ipc_alone(five, run):
+    posted(five, run, "one", LOW)
+    posted(five, run, "two", HIGH, matcher="dm")
+    posted(five, run, "three", [0.9, 0.9, 0.9, 0.9, None], ipc=2, matcher="dm")
+    posted(five, run, "four", [0.5, 0.6, 0.5, 0.6, 0.5], ipc=2)
+    posted(five, run, "gone", [None] * 5, matcher="dsa")  # what never finished has no seeds to be short of
+    assert [best for _, _, best in ranked(five)] == [True, False, False]
+    assert not any(best for _, _, best in ranked(five, 2))
+
+
+def test_a_mark_goes_only_to_the_better_side_of_a_difference(tmp_path, run):
+    """Over the seeds that both finished the second is better, over all of its own the first: no mark for the first."""
+    ten = board(tmp_path, run, seeds=list(range(10)))
+    early = [0.50, 0.51, 0.52, 0.53, 0.54]
+    posted(ten, run, "one", early + [0.9] * 5)
+    posted(ten, run, "two", [x + 0.012 + d for x, d in zip(early, (0, 1e-3, 0, -1e-3, 0), strict=True)] + [None] * 5,
+           matcher="dm")  # fmt: skip
+    assert [(title, best) for _, title, best in ranked(ten)] == [("random", False), ("dm", False)]
+    assert any("random" in note and "does not differ" in note for note in standings(ten).notes)
+
+
+def test_two_methods_of_one_name_are_told_apart(five, run):
+    posted(five, run, "one", LOW, method="ours", author="Ada")
+    posted(five, run, "two", HIGH, method="ours", author="Bob", matcher="dm")
+    assert {title for _, title, _ in ranked(five)} == {
+        "ours [Ada] [random single, hard labels]", "ours [Bob] [dm single, hard labels]",
+    }  # fmt: skip
+
+
+def test_several_machines_are_said(five, run):
+    posted(five, run, "one", LOW)
+    assert not any("machines" in note for note in standings(five).notes)
+    entry = posted(five, run, "two", HIGH, matcher="dm")
+    for part in entry["runs"]:
+        part["result"]["machine"]["device"] = "a faster one"
+    write_json(five.folder / "entries" / "two.json", entry)
+    assert any("several machines" in note and "a faster one" in note for note in standings(five).notes)
+    assert "a faster one" in leaderboard.board_text(standings(five))
 
 
 def test_equal_means_share_a_rank_and_what_never_finished_has_none(five, run):
@@ -142,7 +183,8 @@ def test_a_board_without_entries_says_so(five):
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_names_stay_text_in_markdown(five, run, kind):
     text = HOSTILE[kind]
-    posted(five, run, "one", LOW, method=text, author=text, link=text, note=text, command=f"{text}\n{text}", date=text)
+    command = f"{hostile_command(text)}\n{hostile_command(text)}"
+    posted(five, run, "one", LOW, method=text, author=text, link=text, note=text, command=command, date=text)
     made = leaderboard.board_text(standings(five))
     made.encode()
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", made)
@@ -180,7 +222,7 @@ def test_the_commands_lead_from_runs_to_pages(tmp_path, monkeypatch, capfd):
     folders = made(tmp_path / "runs")
     new = ("new", "mine", folders[0], "--title", "Mine", "--students", 2, "--seeds", 2, "--boards", tmp_path)
     assert carry_out(cli_boards.leaderboard, *new) == 0
-    with pytest.raises(UsageError, match="a name that is free"):
+    with pytest.raises(UsageError, match="is there already; give the new board another name"):
         carry_out(cli_boards.leaderboard, *new)
     assert carry_out(cli_boards.submit, *folders, "mine", "--boards", tmp_path, "--author", "A") == 0
     with pytest.raises(UsageError, match="there is no board"):

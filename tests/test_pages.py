@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boardkit import HOSTILE, board, made, packed, posted
+from boardkit import HOSTILE, board, hostile_command, made, packed, posted
 from browser import Visit, chromium
 
 pytest.importorskip("jinja2", reason="the extra html is not installed")
@@ -116,6 +116,55 @@ def test_seconds_are_judged_within_an_ipc_and_what_takes_no_time_as_one_second()
         "Accuracy against seconds, 1 per class",
         "Accuracy against seconds, 10 per class",
     ]
+
+
+def test_a_cost_that_nobody_knows_is_not_drawn_as_none():
+    row = {"entry": "a", "title": "a", "ipc": 1, "distil_seconds": 3.0, "expert_seconds": None, "n": 1,
+           "accuracy_mean": 0.5, "accuracy_std": None, "total_bytes": 100}  # fmt: skip
+    drawn, _ = views.figures([row])
+    assert [figure["caption"].partition(".")[0] for figure in drawn[1:]] == ["Accuracy against bytes stored"]
+    assert row["seconds_front"] == ""
+
+
+def test_seconds_of_different_machines_are_not_drawn_together():
+    rows = [
+        {"entry": name, "title": name, "ipc": 1, "distil_seconds": s, "expert_seconds": 0.0, "n": 1,
+         "accuracy_mean": mean, "accuracy_std": None, "total_bytes": 100, "hardware": machine}
+        for name, s, machine, mean in (("a", 3.0, "GPU", 0.6), ("b", 30.0, "CPU", 0.5))
+    ]  # fmt: skip
+    drawn, _ = views.figures(rows)
+    assert [row["seconds_front"] for row in rows] == ["yes", "yes"]
+    assert sum("1 per class, on " in figure["caption"] for figure in drawn) == 2
+
+
+def test_another_network_is_shown_where_all_seeds_were_tested_on_it():
+    row = {"entry": "a", "title": "a", "ipc": 1, "accuracy_mean": 0.5, "seeds": [0, 1]}
+    whole, part = ({"network": n, "accuracy_mean": 0.4, "seeds": s} for n, s in (("mlp", [0, 1]), ("vgg11", [1])))
+    shown = views.transfers([row], {"a": [whole, part]}, "convnet")["table"]
+    assert [column["title"] for column in shown["columns"]] == ["method", "ipc", "convnet %", "mlp %"]
+    assert views.transfers([row], {"a": [part]}, "convnet") is None
+
+
+def test_the_report_tells_the_numbers_that_count(run):
+    """An evaluation under other rules, by other seeds or by fewer students is not the accuracy of a run."""
+    own = packed(run)
+    first = own["evaluations"][0]
+    wrong = first | {"students": [{"accuracy": 0.99, "ece": 0.0}], "n": 1}
+    odd = [wrong | {"protocol_digest": "0" * 12}, wrong | {"seed": 7}, wrong, wrong | {"network": "mlp"}]
+    expected = pytest.approx(100 * sum(s["accuracy"] for s in first["students"]) / len(first["students"]), abs=0.01)
+    for evaluations in ([first, *odd], [*odd, first]):
+        assert views._run(own | {"evaluations": evaluations})["accuracy"] == expected
+    lost = first | {"students": [*first["students"], {"accuracy": 0.1, "ece": 0.0, "diverged": 1.0}]}
+    assert views._run(own | {"evaluations": [lost]})["status"] == "diverged"
+
+
+def test_checks_on_test_images_are_called_so(run):
+    own = packed(run)
+    for selection in ("validation", "test"):
+        part = own | {"result": own["result"] | {"selection": selection}}
+        figure, _ = views._checks("dm", [part])
+        assert f"on {selection} images" in figure["svg"]
+        assert ("†" in figure["caption"]) == (selection == "test")
 
 
 def test_a_chart_has_a_name_and_neither_styles_nor_scripts():
@@ -236,6 +285,18 @@ def test_the_filter_hides_rows_and_says_how_many_are_left(site, browser):
     assert visit.quiet()
 
 
+def test_a_link_to_an_entry_opens_it(site, browser):
+    visit = Visit(browser, site / "toys.html")
+    entry = "document.getElementById('dm').open"
+    assert visit.look(entry) is False
+    visit.page.locator("a[href='#dm']").first.click()
+    visit.page.wait_for_function(entry)
+    visit.page.goto("about:blank")
+    visit.page.goto(f"{(site / 'toys.html').as_uri()}#dm")
+    visit.page.wait_for_function(entry)
+    assert visit.quiet()
+
+
 def test_pages_link_to_each_other_without_a_network(site, browser):
     visit = Visit(browser, site / "index.html")
     visit.page.get_by_role("link", name="Toys & <textures>").first.click()
@@ -299,8 +360,8 @@ def test_hostile_entries_stay_text(run, tmp_path, browser, kind):
     (toys.folder / "entries").mkdir()
     (toys.folder / "entries" / "one.png").write_bytes(png)
     hostile = {"sha256": digest(png), "classes": [text] * 3}
-    entry = posted(toys, run, "one", LOW, method=text, author=text, link=text, note=text, command=text, date=text,
-                   ddbench=text, picture=layout | hostile)  # fmt: skip
+    entry = posted(toys, run, "one", LOW, method=text, author=text, link=text, note=text, date=text,
+                   command=hostile_command(text), picture=layout | hostile)  # fmt: skip
     for part in entry["runs"]:
         part["result"]["machine"] = {"device": text, "torch": text, "ddbench": text}
         part["spec"]["matcher"]["name"] = text

@@ -464,7 +464,26 @@ def test_existing_cells_are_refused_or_run_again_when_asked_for(suite, tmp_path)
     made = sets(tmp_path / "runs")
     assert suite(path, "--on-existing", "rerun").code == 0
     assert sets(tmp_path / "runs") == made
-    assert len(records(tmp_path / "runs")) == 2
+    assert [record["status"] for record in records(tmp_path / "runs")] == ["ok", "removed", "ok"]
+
+
+def test_cells_that_ended_badly_are_run_again_too(suite, tmp_path):
+    """A record of how a cell ended must not stand for a run that was removed."""
+    path = write(tmp_path / "s.toml", {"matcher": [trouble("nan"), trouble("raise")]})
+    ended = {"trouble nan": "diverged", "trouble raise": "failed"}
+    assert suite(path).code == 1
+    assert statuses(tmp_path / "runs") == ended
+    for again in ((), ("--retry-failed",), ("--on-existing", "rerun")):
+        plan = suite(path, *again, "--dry-run", "--json").json
+        assert plan["total"]["to_do"] == (2 if again else 0)
+        before = len(records(tmp_path / "runs"))
+        assert suite(path, *again).code == 1
+        made = [record["status"] for record in records(tmp_path / "runs")[before:]]
+        assert sorted(set(made) - {"removed"}) == (["diverged", "failed"] if again else [])
+        assert statuses(tmp_path / "runs") == ended
+    assert suite(path, "--retry-failed", "--limit", 1, "--dry-run", "--json").json["total"]["to_do"] == 1
+    assert "failed, again" in suite(path, "--retry-failed", "--dry-run").out
+    assert suite(path, "--on-existing", "fail", "--dry-run").code == 2
 
 
 def test_a_dry_run_shows_every_cell_and_starts_nothing(suite, tmp_path):

@@ -82,6 +82,13 @@ def test_tensorboard_gets_every_steps_numbers_the_selection_and_the_result(tmp_p
     assert ("text", "status", "ok") in calls
 
 
+def test_a_selection_on_test_images_is_not_logged_as_validation(tmp_path, tensorboard, calls):
+    carry_out(work(tmp_path / "runs", protocol__selects="test"), "tensorboard")
+    names = {c[1] for c in calls if c[0] == "scalar"}
+    assert "stage 0/test accuracy" in names
+    assert "stage 0/validation accuracy" not in names
+
+
 def test_a_folder_may_be_given_and_each_run_has_its_own_in_it(tmp_path, tensorboard, calls):
     run = work(tmp_path / "runs", "random")
     carry_out(run, f"tensorboard={tmp_path / 'board'}")

@@ -28,4 +28,13 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("th button");
   if (button) sort(button);
 });
+function unfold() { // a link to an entry leads to what it says, not to its folded heading
+  const entry = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (entry?.tagName === "DETAILS" && !entry.open) {
+    entry.open = true;
+    entry.scrollIntoView();
+  }
+}
+addEventListener("hashchange", unfold);
+unfold();
 document.getElementById("filter")?.addEventListener("input", (event) => filter(event.target));

@@ -219,6 +219,12 @@ for command in (import_, export, apply, suite, submit, leaderboard, report):
     cli.add_command(command)
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has a class for CUDA and only words for the CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def main() -> None:
     """Run the command line: one sentence for every expected error, and the documented exit codes."""
     # By default OpenMP threads spin for long while they wait, which makes small networks several times slower on
@@ -243,5 +249,18 @@ def main() -> None:
 
         where = f" ({error.filename})" if error.filename else ""
         console.fail(f"{error.strerror or error}{where}; mend that and run the same command again")
+        code = 3
+    except (MemoryError, RuntimeError) as error:
+        from ddbench import console
+
+        if not _out_of_memory(error):
+            raise
+        what = str(error).strip().partition("\n")[0] or "no more memory"
+        console.fail(
+            f"{what}: what is finished is kept, and the same command goes on; `ddbench run --dry-run` predicts memory. "
+            "Less is needed with a smaller -o matcher.batch_syn or matcher.batch_real, with -o matcher.stacked=false "
+            "where segments are stacked, with --apart where an evaluation trains students together, or with a narrower "
+            "network"
+        )
         code = 3
     sys.exit(code if isinstance(code, int) else 0)

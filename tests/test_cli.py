@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pictures
 import pytest
+import torch
 from tiny import THREAD, artefacts, command_in, ddbench, options, words
 
 from ddbench.cache import lock, read_json
@@ -866,6 +867,36 @@ def test_a_disk_that_is_full_is_one_sentence(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "No space left on device (runs/metrics.jsonl)" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+     RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")],
+    ids=["python", "cuda", "cpu"],
+)  # fmt: skip
+def test_memory_that_is_short_is_one_sentence_with_advice(monkeypatch, capsys, error):
+    def short(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ddbench.commands.run", short)
+    monkeypatch.setattr("sys.argv", ["ddbench", "run", "--dataset", "toy", "-q"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 3
+    said = capsys.readouterr().err
+    assert "a smaller -o matcher.batch_syn" in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+def test_another_error_of_torch_keeps_its_traceback(monkeypatch):
+    def wrong(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("ddbench.commands.run", wrong)
+    monkeypatch.setattr("sys.argv", ["ddbench", "run", "--dataset", "toy", "-q"])
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        main()
 
 
 def test_a_network_that_cannot_take_the_images_is_refused_before_a_folder_is_made(tmp_path):

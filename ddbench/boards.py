@@ -16,7 +16,7 @@ from typing import Any
 
 from ddbench import entries
 from ddbench.cache import canonical
-from ddbench.conditions import is_number
+from ddbench.conditions import Row, is_number
 from ddbench.contrasts import SEEDS_FOR_BEST
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.plugins import registry
@@ -141,6 +141,14 @@ class Board:
                 ) from error
             found.append(entry)
         return found
+
+    def rows(self) -> list[Row]:
+        """What ``ddbench compare`` reads of the entries, as if their runs lay here."""
+        return entries.rows([
+            run | {"run": f"{entry['name']}.seed{run['seed']}", "evaluations": self.graded(run)}
+            for entry in self.entries()
+            for run in entry["runs"]
+        ])  # fmt: skip
 
     def check(self, runs: Sequence[dict[str, Any]]) -> None:
         """Refuse packed runs that do not keep to the rules, with the reason and the way out."""

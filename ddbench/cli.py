@@ -111,6 +111,8 @@ def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, c
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="[RUNS]...")
 @OUT
+@click.option("--board", "boards", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER",
+              help="The entries of a leaderboard as well, such as leaderboards/digits.")  # fmt: skip
 @click.option(
     "--where", multiple=True, metavar="CONDITIONS", help="Rows to keep: 'matcher=tesla,ipc>=10'; = != < <= > >= ~."
 )
@@ -128,13 +130,19 @@ def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, c
 )
 @click.option("--format", "form", default="table", type=FORMATS, show_default=True)
 @JSON
-def compare(runs: tuple[str, ...], out: Path, form: str, as_json: bool, **given: Any) -> int:
+def compare(
+    runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: str, as_json: bool, **given: Any
+) -> int:  # fmt: skip
     """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
     from ddbench import commands
     from ddbench.results import find_run, rows, run_folders
 
-    folders = [find_run(name, out) for name in runs] if runs else run_folders(out)
+    folders = [find_run(name, out) for name in runs] if runs or boards else run_folders(out)
     table = [] if given["reported_only"] else [row for folder in folders for row in rows(folder)]
+    if boards:
+        from ddbench.boards import Board
+
+        table += [row for folder in boards for row in Board.load(folder.absolute()).rows()]
     return commands.compare(table, "json" if as_json else form, **given)
 
 

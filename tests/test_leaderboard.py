@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 from boardkit import HOSTILE, board, hostile_command, made, posted
-from tiny import artefacts
+from tiny import artefacts, ddbench
 
 from ddbench import cli_boards, leaderboard, published
 from ddbench.boards import Board, found
@@ -234,6 +234,20 @@ def test_the_commands_lead_from_runs_to_pages(tmp_path, monkeypatch, capfd):
     assert carry_out(cli_boards.report, folders[0]) == 0
     assert (folders[0] / "report.html").exists()
     assert capfd.readouterr().out.splitlines()[-1] == str(folders[0] / "report.html")
+
+
+def test_own_runs_are_compared_with_the_entries_of_a_board(five, run, tmp_path):
+    posted(five, run, "one", LOW)
+    posted(five, run, "two", HIGH, matcher="dm")
+    words = ["--board", five.folder, "--format", "json"]
+    answer = ddbench("compare", *words, home=tmp_path / "home")
+    assert [(row["matcher"], row["n"], row["difference"]) for row in answer.json] == [
+        ("dm", 5, pytest.approx(0.098, abs=1e-3)), ("random", 5, None),
+    ]  # fmt: skip
+    own = ddbench("compare", run, *words, "--per-run", home=tmp_path / "home")
+    assert len(own.json) == 11
+    assert {row["run"] for row in own.json} >= {run.name, "one.seed0", "two.seed4"}
+    assert ddbench("compare", "--board", tmp_path / "nowhere", home=tmp_path / "home").code == 2
 
 
 def test_the_tables_of_this_repository_are_those_of_its_entries():

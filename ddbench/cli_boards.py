@@ -15,7 +15,7 @@ BOARDS = click.option("--boards", "root", default="leaderboards", type=click.Pat
 
 
 @click.command()
-@click.argument("words", nargs=-1, required=True, metavar="RUN... BOARD")
+@click.argument("words", nargs=-1, required=True, metavar="RUN|SUITE.toml... BOARD")
 @click.option("--method", help="What to call the method; by default its plugin's name.")
 @click.option("--author", help="Who submits it.")
 @click.option("--link", help="Where more is to be read: a paper, a repository.")
@@ -24,7 +24,10 @@ BOARDS = click.option("--boards", "root", default="leaderboards", type=click.Pat
 @BOARDS
 @OUT
 def submit(words: tuple[str, ...], root: Path, out: Path, replace: bool, **about: str | None) -> int:
-    """Enter runs, one for each seed, in a leaderboard. Nothing is written unless they keep to its rules."""
+    """Enter runs, one for each seed, in a leaderboard. Nothing is written unless they keep to its rules.
+
+    A suite stands for the runs of all its cells.
+    """
     from ddbench import commands, console
     from ddbench.boards import Board
     from ddbench.results import find_run
@@ -34,10 +37,28 @@ def submit(words: tuple[str, ...], root: Path, out: Path, replace: bool, **about
     if not runs:
         raise UsageError("submit takes runs and then a board: ddbench submit runs/digits-dm-* digits")
     commands.warn_broken()
-    for path in work([find_run(name, out) for name in runs], Board.load(root / board), replace=replace, **about):
+    folders = [folder for name in runs for folder in _of_suite(name, out) or [find_run(name, out)]]
+    for path in work(folders, Board.load(root / board), replace=replace, **about):
         console.data(str(path))
     console.say("the tables are out of date now; `ddbench leaderboard build` makes them anew")
     return 0
+
+
+def _of_suite(name: str, out: Path) -> list[Path]:
+    """The runs of a suite's cells, if this is one."""
+    if not name.endswith(".toml"):
+        return []
+    from ddbench.cells import read
+    from ddbench.run import finished
+
+    folders = [out / cell.spec.folder for cell in read(Path(name)).cells]
+    if missing := [folder for folder in folders if finished(folder) is None]:
+        raise UsageError(
+            f"{len(missing)} of {len(folders)} cells of {name} have no finished run in {out} (the first is "
+            f"{missing[0].name}): `ddbench suite run {name} --out {out}` makes them; where they were made on another "
+            "device or with other threads, name the run folders instead"
+        )
+    return folders
 
 
 @click.group()

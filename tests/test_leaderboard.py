@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 from boardkit import HOSTILE, board, hostile_command, made, posted
-from tiny import artefacts, ddbench
+from tiny import artefacts, ddbench, options
 
 from ddbench import cli_boards, leaderboard, published
 from ddbench.boards import Board, found
@@ -234,6 +234,25 @@ def test_the_commands_lead_from_runs_to_pages(tmp_path, monkeypatch, capfd):
     assert carry_out(cli_boards.report, folders[0]) == 0
     assert (folders[0] / "report.html").exists()
     assert capfd.readouterr().out.splitlines()[-1] == str(folders[0] / "report.html")
+
+
+def test_a_suite_stands_for_the_runs_of_its_cells(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDBENCH_THREADS", "1")
+    folders = made(tmp_path / "runs")
+    toys = board(tmp_path / "boards", folders[0])
+    path = tmp_path / "s.toml"
+    rules = "\n".join(f'"{name}" = {value!r}' for name, value in options("random").items())
+    axes = 'dataset = "toy"\nmatcher = "random"\nipc = 1'
+    path.write_text(f'title = "s"\nseeds = [0, 1]\nstudents = 2\n[options]\n{rules}\n[[matrix]]\n{axes}\n')
+    words = ("submit", path, "toys", "--boards", tmp_path / "boards", "--out", tmp_path / "runs")
+    answer = ddbench(*words, home=tmp_path / "home")
+    assert answer.code == 0, answer.err
+    assert [[run["seed"] for run in entry["runs"]] for entry in toys.entries()] == [[0, 1]]
+    (folders[1] / "result.json").unlink()
+    answer = ddbench(*words, "--replace", home=tmp_path / "home")
+    assert answer.code == 2
+    assert "1 of 2 cells of" in answer.err
+    assert "ddbench suite run" in answer.err
 
 
 def test_own_runs_are_compared_with_the_entries_of_a_board(five, run, tmp_path):

@@ -104,7 +104,7 @@ def parts(title: str, runs: Sequence[View], command: str, png: tuple[bytes, View
 def _run(run: View) -> Row:
     result = run["result"]
     (own,) = one_per_run([row for row in entries.rows([run]) if _own(row, run["spec"], result)]) or [None]
-    rates = [str(stage["selected"]["lr"]) for stage in run["stages"] if stage.get("selected")]
+    rates = [f"{stage['selected']['lr']:.4g}" for stage in run["stages"] if stage.get("selected")]
     machine = result.get("machine", {})
     return result | {
         "seed": run["seed"],

@@ -23,6 +23,7 @@ from ddbench.results import PLACES
 from ddbench.results import rows as rows_of
 from ddbench.spec import GROUPS, PLUGGED, Request, resolve
 from ddbench.tables import clean
+from ddbench.tensors import content_digest
 
 FORMAT = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of boards and entries: they become file names and addresses
@@ -45,6 +46,7 @@ def shown(value: Any, most: int = 120) -> str:
 def pack(folder: Path) -> dict[str, Any]:
     """What an entry keeps of a run. Raises UsageError for one that is not finished, DataError for a damaged one."""
     result, spec = verified(folder), read_json(folder / "spec.json")
+    distilled = folder / "distilled.safetensors"
     told = {name: value for name, value in spec["dataset"]["options"].items() if not _private(name, value)}
     evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
     return {
@@ -53,7 +55,7 @@ def pack(folder: Path) -> dict[str, Any]:
         "spec": spec | {"dataset": spec["dataset"] | {"options": told}},
         "result": {name: result[name] for name in _RESULT if name in result},
         "stages": [{name: stage[name] for name in _STAGE if name in stage} for stage in result.get("stages", [])],
-        "sha256": result["sha256"].get("distilled.safetensors"),
+        "tensors": content_digest(distilled) if distilled.name in result["sha256"] else None,
         "evaluations": [e for e in evaluations if e["complete"] and e["students"]],
         "curves": curves(folder / "metrics.jsonl"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -77,6 +78,21 @@ def load_tensors(
         raise DataError(
             f"{path} is damaged or not a safetensors file ({error}); delete it to have it made again"
         ) from error
+
+
+def content_digest(path: Path) -> str:
+    """sha256 over names, types, shapes and bytes of the tensors in a file, whatever its metadata say.
+
+    Equal sets have equal digests, though versions, machines or words beside them differ.
+    """
+    found = hashlib.sha256()
+    tensors, _ = load_tensors(path)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if tensor.numel():
+            found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()
 
 
 def read_labelled_row(path: Path, labels: str, wanted: int, name: str) -> tuple[Tensor | None, list[int]]:

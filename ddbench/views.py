@@ -25,7 +25,7 @@ RUNS = {
     "seed": "seed", "status": "status", "accuracy": "accuracy %", "lr": "student lr", "distil_seconds": "distil s",
     "expert_seconds": "experts s", "selection_seconds": "selection s", "peak_bytes": "peak MB",
     "image_bytes": "images kB", "label_bytes": "labels kB", "device": "hardware", "torch": "torch",
-    "ddbench": "ddbench", "error": "error", "sha256": "sha256 of the set",
+    "ddbench": "ddbench", "error": "error", "tensors": "sha256 of the tensors",
 }  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def _run(run: View) -> Row:
         "device": machine.get("device"),
         "torch": machine.get("torch"),
         "ddbench": machine.get("ddbench"),
-        "sha256": (run["sha256"] or "")[:16],
+        "tensors": (run["tensors"] or "")[:16],
     }
 
 

@@ -17,6 +17,7 @@ from ddbench.errors import DataError, UsageError
 from ddbench.results import rows
 from ddbench.spec import Request, resolve
 from ddbench.submitting import drafted, submit
+from ddbench.tensors import content_digest
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_an_entry_holds_every_accuracy_of_every_student(runs, tmp_path):
     result = entry["runs"][0]["result"]
     assert {"distil_seconds", "expert_seconds", "selection_seconds", "peak_bytes", "machine", "label_type",
             "image_bytes", "label_bytes", "selection"} <= set(result)  # fmt: skip
-    assert entry["runs"][0]["sha256"] == read_json(runs[0] / "result.json")["sha256"]["distilled.safetensors"]
+    assert entry["runs"][0]["tensors"] == content_digest(runs[0] / "distilled.safetensors")
     assert entries.NAME.fullmatch(path.stem)
 
 

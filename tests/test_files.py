@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from ddbench_networks import ConvNet
@@ -23,7 +25,7 @@ from ddbench.descent import PixelState
 from ddbench.errors import DataError, UsageError
 from ddbench.evaluating import EvalOptions, evaluated
 from ddbench.files import FORMAT, Distilled
-from ddbench.tensors import load_tensors, save_tensors
+from ddbench.tensors import content_digest, load_tensors, save_tensors
 
 CPU = torch.device("cpu")
 CLASSES = ("cat", "dog", "öre")
@@ -435,3 +437,27 @@ def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
     assert read == metadata
     assert torch.equal(tensors["a"], torch.eye(2))
     assert torch.equal(tensors["x"], torch.arange(3.0))
+
+
+def test_the_digest_of_a_file_is_that_of_its_tensors_alone(tmp_path):
+    held = {
+        "b.images": torch.arange(12.0).view(3, 4).t(),  # not contiguous
+        "a.labels": torch.tensor([1, 2]),
+        "c.half": torch.ones(2, dtype=torch.bfloat16),
+        "d.scalar": torch.tensor(True),
+        "e.none": torch.zeros(0, 3),
+    }
+    save_tensors(tmp_path / "one", held, {"version": "1"})
+    save_tensors(tmp_path / "two", dict(reversed(held.items())), {"version": "2", "more": "words"})
+    expected = hashlib.sha256()
+    for name, dtype, shape, raw in (
+        ("a.labels", "torch.int64", [2], np.array([1, 2]).tobytes()),
+        ("b.images", "torch.float32", [4, 3], np.arange(12, dtype="f4").reshape(3, 4).T.tobytes("C")),
+        ("c.half", "torch.bfloat16", [2], b"\x80\x3f\x80\x3f"),
+        ("d.scalar", "torch.bool", [], b"\x01"),
+        ("e.none", "torch.float32", [0, 3], b""),
+    ):
+        expected.update(f"{name} {dtype} {shape}\n".encode() + raw)
+    assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two") == expected.hexdigest()
+    save_tensors(tmp_path / "other", held | {"a.labels": torch.tensor([2, 1])})
+    assert content_digest(tmp_path / "other") != expected.hexdigest()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddbench import entries, published
+from ddbench import entries, pairs, published
 from ddbench.boards import Board
 from ddbench.conditions import Row
 from ddbench.contrasts import legend, test
@@ -42,6 +42,7 @@ class Standings:
     transfer: dict[str, list[Row]]
     notes: list[str]
     reported: list[Row]
+    pairs: list[Row]
 
     def flat(self) -> list[Row]:
         return [row for ipc in sorted(self.rows) for row in self.rows[ipc]]
@@ -67,7 +68,7 @@ def standings(board: Board) -> Standings:
     transfer: dict[str, list[Row]] = {}
     for line in other:
         transfer.setdefault(line.row["entry"], []).append(line.row)
-    return Standings(board, held, rows, transfer, notes, _reported([line.row for line in own]))
+    return Standings(board, held, rows, transfer, notes, _reported([line.row for line in own]), pairs.table(own))
 
 
 def _lines(board: Board, held: dict[str, dict[str, Any]], *, main: bool) -> list[Line]:
@@ -166,6 +167,8 @@ def board_text(found: Standings) -> str:
     parts += [_typeset(note) for note in found.notes]
     if found.notes:
         parts.append("All tables of this page count as one table in the correction of p.")
+    if found.pairs:
+        parts += ["## Differences in one thing", pairs.ABOUT, render(Table(found.pairs, pairs.SHOWN), "md").strip()]
     if found.reported:
         parts += ["## Reported elsewhere", CAUTION, render(Table(found.reported, REPORTED), "md").strip()]
     if found.entries:

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddbench import entries, views
+from ddbench import entries, pairs, views
 from ddbench.cache import atomic_write, read_json
 from ddbench.conditions import Row
 from ddbench.entries import shown
@@ -120,6 +120,8 @@ def _board(page: Environment, found: Standings) -> str:
         page, "board.html", title=shown(board.title), about=shown(board.about, 2000), rules=rules(board),
         rankings=rankings, notes=[*found.notes, *(["All tables count as one in the correction of p."] if rows else [])],
         charts=drawn if rows else [], costs=costs, transfer=views.transfers(rows, found.transfer, board.network_label),
+        pairs=views.table("Pairs of entries", pairs.SHOWN, found.pairs) if found.pairs else None,
+        about_pairs=pairs.ABOUT,
         reported=views.table("Published accuracies", REPORTED, found.reported) if found.reported else None,
         caution=CAUTION, entries=[_entry(found, row) for row in rows],
     )  # fmt: skip

@@ -41,7 +41,7 @@ LAYERS = [
     "stage grading results gradcheck torchfiles order fitting",
     "run foreign",
     "memory importing exporting",
-    "conditions tables lines contrasts evaluating bench compare boards entries trial submitting",
+    "conditions tables lines contrasts evaluating bench compare boards entries trial submitting pairs",
     "controls continual ranking cells trackers leaderboard charts",
     "views",
     "pages",

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 from boardkit import HOSTILE, board, hostile_command, made, posted
+from scipy.stats import ttest_1samp
 from tiny import artefacts, ddbench, options
 
 from ddbench import cli_boards, leaderboard, published
@@ -253,6 +254,44 @@ def test_a_suite_stands_for_the_runs_of_its_cells(tmp_path, monkeypatch):
     assert answer.code == 2
     assert "1 of 2 cells of" in answer.err
     assert "ddbench suite run" in answer.err
+
+
+def test_entries_that_differ_in_one_thing_are_paired(five, run):
+    """A scheduler, labels or an option: each pair once, the plainer entry as what it is compared with."""
+    shift = {"zero": 0.0, "exact": 0.02, "staged": -0.03, "soft": 0.1, "both": 0.3, "other": 0.35}
+    for name, apart in shift.items():
+        scores = [x + apart + 0.001 * i for i, x in enumerate(LOW)] if apart else LOW
+        entry = posted(five, run, name, scores, matcher="dm" if name == "other" else "tesla")
+        for part in entry["runs"]:
+            spec = part["spec"]
+            spec["matcher"]["options"] = {"curvature": "exact" if name in ("exact", "both") else "zero", "steps": 40}
+            if name in ("staged", "both"):
+                spec["scheduler"] = {"name": "pdd", "options": {"stages": 2}}
+                spec["matcher"]["options"]["steps"] = 20
+            if name == "soft":
+                part["result"]["label_type"] = "teacher"
+                spec["matcher"]["options"]["labels"] = "teacher"
+        words = {"staged": "tesla pdd", "both": "tesla pdd", "soft": "tesla (teacher labels)"}
+        entry["method"] = words.get(name, entry["method"])
+        write_json(five.folder / "entries" / f"{name}.json", entry)
+    found = {(row["title"], row["base"]): row for row in standings(five).pairs}
+    assert {pair for pair in found if "pdd" not in pair[0]} == {
+        ("tesla (curvature=exact)", "tesla (curvature=zero)"),
+        ("tesla (teacher labels) (curvature=zero)", "tesla (curvature=zero)"),
+    }
+    assert {pair for pair in found if "pdd" in pair[0]} == {
+        ("tesla pdd (curvature=zero)", "tesla (curvature=zero)"),
+        ("tesla pdd (curvature=exact)", "tesla (curvature=exact)"),
+        ("tesla pdd (curvature=exact)", "tesla pdd (curvature=zero)"),
+    }
+    staged = found["tesla pdd (curvature=zero)", "tesla (curvature=zero)"]
+    assert staged["difference"] == pytest.approx(-0.03 + 0.002)
+    assert staged["apart"] == "steps=20 instead of 40"
+    assert staged["base_accuracy"] == "51.0 ± 1.6"
+    raw = sorted(float(ttest_1samp([apart + 0.001 * i for i in range(5)], 0).pvalue) for apart in (0.02, -0.03, 0.1))
+    known = sorted(row["p_holm"] for row in found.values() if row["p_holm"] is not None)  # of two, seeds do not vary
+    assert known == pytest.approx([3 * raw[0], 2 * raw[1], raw[2]], rel=1e-6)
+    assert "## Differences in one thing" in leaderboard.board_text(standings(five))
 
 
 def test_own_runs_are_compared_with_the_entries_of_a_board(five, run, tmp_path):

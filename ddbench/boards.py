@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from math import isfinite
 from pathlib import Path
@@ -35,7 +35,8 @@ _COSTS = ("distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes",
 class Board:
     """The rules of one leaderboard: names of plugins and a protocol with their options, and digests.
 
-    ``mark_seeds`` is how many finished seeds every line needs before a first place is marked.
+    ``mark_seeds`` is how many finished seeds every line needs before a first place is marked; ``fewer_seeds`` maps an
+    ipc, as text, to its seeds where these are not ``seeds``.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Board:
     seeds: tuple[int, ...]
     mark_seeds: int = SEEDS_FOR_BEST
     about: str = ""
+    fewer_seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -99,7 +101,7 @@ class Board:
         for name, kind in _FIELDS.items():
             if not isinstance(held.get(name), kind):
                 raise DataError(f"{path} needs {name!r} as a TOML {kind.__name__}; the boards beside it are examples")
-        if unknown := sorted(set(held) - set(_FIELDS) - {"mark_seeds", "about"}):
+        if unknown := sorted(set(held) - set(_FIELDS) - {"mark_seeds", "about", "fewer_seeds"}):
             raise DataError(f"{path} has a rule {unknown[0]!r} that is unknown{did_you_mean(unknown[0], _FIELDS)}")
         for group, names in _NAMED.items():
             options = held[group].get("options", {})
@@ -109,18 +111,30 @@ class Board:
                 raise DataError(f"{path} has more in [{group}] than {', '.join(names)} and a table of options")
         rules: dict[str, Any] = held | {"ipc": tuple(held["ipc"]), "seeds": tuple(held["seeds"])}
         board = cls(folder, **rules)
-        counts = {
-            "ipc": board.ipc,
-            "seeds": board.seeds,
-            "students": (board.students,),
-            "mark_seeds": (board.mark_seeds,),
-        }
-        for name, values in counts.items():
-            least = {"seeds": 0, "mark_seeds": SEEDS_FOR_BEST}.get(name, 1)
-            if not values or any(type(v) is not int or v < least for v in values) or len(set(values)) < len(values):
-                raise DataError(f"{path} needs {name} as numbers from {least}, none of them twice, not {values}")
+        board._check_counts(path)
         _ = board.rules
         return board
+
+    def _check_counts(self, path: Path) -> None:
+        """Refuse what is no list of numbers; TOML has types, and no bounds."""
+        fewer = self.fewer_seeds
+        if not isinstance(fewer, dict) or not {*fewer} <= {*map(str, self.ipc)}:
+            raise DataError(f"{path} needs fewer_seeds as a table from an ipc of the board to its seeds")
+        counts = {
+            **{f"fewer_seeds of ipc {ipc}": tuple(seeds) for ipc, seeds in fewer.items()},
+            "ipc": self.ipc,
+            "seeds": self.seeds,
+            "students": (self.students,),
+            "mark_seeds": (self.mark_seeds,),
+        }
+        for name, values in counts.items():
+            least = {"mark_seeds": SEEDS_FOR_BEST}.get(name, 0 if "seeds" in name else 1)
+            if not values or any(type(v) is not int or v < least for v in values) or len(set(values)) < len(values):
+                raise DataError(f"{path} needs {name} as numbers from {least}, none of them twice, not {values}")
+
+    def seeds_at(self, ipc: int) -> tuple[int, ...]:
+        """The seeds of every entry with so many images per class."""
+        return tuple(self.fewer_seeds.get(str(ipc), self.seeds))
 
     def paths(self) -> list[Path]:
         """The files of all entries, by name."""
@@ -199,18 +213,18 @@ class Board:
             )
 
     def _check_seeds(self, runs: Sequence[dict[str, Any]]) -> None:
-        have = [run["seed"] for run in runs]
+        have, due = [run["seed"] for run in runs], self.seeds_at(runs[0]["spec"]["ipc"])
         for wrong, seeds in (
             ("gives two runs of", {s for s in have if have.count(s) > 1}),
-            ("lacks", set(self.seeds) - set(have)),
-            ("has, besides those of the board,", set(have) - set(self.seeds)),
+            ("lacks", set(due) - set(have)),
+            ("has, besides those of the board,", set(have) - set(due)),
         ):
             if seeds:
                 few = ", ".join(map(str, sorted(seeds)))
                 raise UsageError(
                     f"the submission of {runs[0]['run']} {wrong} seed {few}; board {self.name!r} takes one run of each "
-                    f"seed of {', '.join(map(str, self.seeds))}: `ddbench run ... --seed {self.seeds[0]} "
-                    f"--repeats {len(self.seeds)}` makes them"
+                    f"seed of {', '.join(map(str, due))}: `ddbench run ... --seed {due[0]} --repeats {len(due)}` "
+                    "makes them"
                 )
 
     def graded(self, run: dict[str, Any]) -> list[dict[str, Any]]:

@@ -137,17 +137,23 @@ def _reported(rows: Sequence[Row]) -> list[Row]:
 def rules(board: Board) -> list[tuple[str, str]]:
     """The rules of a board, for people."""
     often = f"where every line has {board.mark_seeds} finished seeds and the difference to each of them is significant"
-    if board.mark_seeds > len(board.seeds):
-        often = f"never: that takes {board.mark_seeds} seeds"
+    if few := [ipc for ipc in board.ipc if len(board.seeds_at(ipc)) < board.mark_seeds]:
+        never = f"never: that takes {board.mark_seeds} seeds"
+        often = never if len(few) == len(board.ipc) else f"{often}; with {_listed(few)} per class {never}"
+    fewer = [f"with {ipc} per class {_listed(seeds)}" for ipc, seeds in board.fewer_seeds.items()]
     return [
         ("dataset", _described(board.dataset)),
         ("network", board.network_label),
         ("protocol", _described(board.protocol)),
         ("images per class", ", ".join(map(str, board.ipc))),
         ("students per seed", str(board.students)),
-        ("seeds", ", ".join(map(str, board.seeds))),
+        ("seeds", "; ".join([_listed(board.seeds), *fewer])),
         ("a first place is marked", often),
     ]
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _described(rule: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from boardkit import SEEDS, board, made, packed, posted
 from PIL import Image
 
-from ddbench import entries
+from ddbench import entries, leaderboard
 from ddbench.boards import Board, found
 from ddbench.cache import read_json, write_json
 from ddbench.errors import DataError, UsageError
@@ -161,6 +161,20 @@ def refused(tmp_path: Path, folders: list[Path], match: str, error=UsageError, *
 )
 def test_what_breaks_a_rule_is_refused_with_the_way_out(runs, tmp_path, rules, match):
     refused(tmp_path, runs, match, **rules)
+
+
+def test_an_ipc_may_have_fewer_seeds(runs, tmp_path):
+    rules = {"fewer_seeds": {"1": [0]}, "seeds": [0, 1, 2, 3, 4]}
+    refused(tmp_path, runs, r"has, besides those of the board, seed 1; .* seed of 0: .*--seed 0 --repeats 1", **rules)
+    made_ = board(tmp_path / "boards", runs[0], **rules)
+    assert len(submit(runs[:1], made_, replace=False)) == 1
+    assert [made_.seeds_at(ipc) for ipc in made_.ipc] == [(0,), (0, 1, 2, 3, 4)]
+    told = dict(leaderboard.rules(made_))
+    assert told["seeds"] == "0, 1, 2, 3, 4; with 1 per class 0"
+    assert told["a first place is marked"].endswith("; with 1 per class never: that takes 5 seeds")
+    for odd in ({"7": [0]}, {"1": [0, 0]}, {"1": []}):
+        with pytest.raises(DataError, match="fewer_seeds"):
+            board(tmp_path / "odd", runs[0], fewer_seeds=odd)
 
 
 def test_two_runs_of_one_seed_are_refused(runs, tmp_path):

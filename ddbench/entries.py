@@ -21,7 +21,7 @@ from ddbench.errors import DataError, UsageError
 from ddbench.plugins import registry
 from ddbench.results import PLACES
 from ddbench.results import rows as rows_of
-from ddbench.spec import GROUPS, PLUGGED, Request, resolve
+from ddbench.spec import GROUPS, PLUGGED, Request, from_record, resolve
 from ddbench.tables import clean
 from ddbench.tensors import content_digest
 
@@ -45,7 +45,7 @@ def shown(value: Any, most: int = 120) -> str:
 
 def pack(folder: Path) -> dict[str, Any]:
     """What an entry keeps of a run. Raises UsageError for one that is not finished, DataError for a damaged one."""
-    result, spec = verified(folder), read_json(folder / "spec.json")
+    result, spec = verified(folder), _current(read_json(folder / "spec.json"), folder)
     distilled = folder / "distilled.safetensors"
     told = {name: value for name, value in spec["dataset"]["options"].items() if not _private(name, value)}
     evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
@@ -59,6 +59,19 @@ def pack(folder: Path) -> dict[str, Any]:
         "evaluations": [e for e in evaluations if e["complete"] and e["students"]],
         "curves": curves(folder / "metrics.jsonl"),
     }
+
+
+def _current(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's spec with the options that its version did not have yet, at their defaults: its key says so.
+
+    Seeds that were made by two versions are then still of one setting.
+    """
+    try:
+        made = from_record(spec)
+    except (UsageError, DataError, KeyError):  # of a plugin that is not here, or of a set from elsewhere
+        return spec
+    same = folder.resolve().name.endswith(made.key)
+    return spec | made.record() | {"versions": spec["versions"]} if same else spec
 
 
 def _private(name: str, value: Any) -> bool:

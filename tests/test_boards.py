@@ -66,6 +66,21 @@ def test_an_entry_gives_the_rows_that_the_runs_give(runs, tmp_path):
     assert entries.rows(entries.read(path)["runs"]) == [row for folder in runs for row in rows(folder)]
 
 
+def test_seeds_of_an_earlier_version_without_an_option_are_of_the_same_setting(runs, tmp_path):
+    folders = copied(runs, tmp_path / "runs")
+    held = read_json(folders[0] / "spec.json")
+    del held["experts"]["alpha"], held["network"]["options"]["pooling"]
+    write_json(folders[0] / "spec.json", held)
+    sealed(folders[0], "spec.json")
+    (path,) = entered(tmp_path, folders)
+    first, second = (run["spec"] for run in entries.read(path)["runs"])
+    assert first | {"seed": 1} == second
+    held["ipc"] = 7  # no longer what its key says: left as it is
+    write_json(folders[0] / "spec.json", held)
+    sealed(folders[0], "spec.json")
+    assert "alpha" not in entries.pack(folders[0])["spec"]["experts"]
+
+
 def test_an_entry_does_not_say_where_data_lie(runs, tmp_path):
     folders = copied(runs, tmp_path / "runs")
     for folder in folders:

@@ -54,8 +54,7 @@ def standings(board: Board) -> Standings:
     own, other = _lines(board, held, main=True), _lines(board, held, main=False)
     notes = test(own, None, board.mark_seeds)
     notes = [*legend(own), *notes] if own else []
-    machines = sorted({str(row["device"]) for line in own for row in line.rows if row.get("device")})
-    if len(machines) > 1:
+    if len(machines := _machines(own)) > 1:
         notes.append(
             f"Seconds and memory are of several machines ({', '.join(map(entries.shown, machines))}): compare them "
             "within one. Peak memory is what torch allocated on CUDA, and all resident memory on a CPU."
@@ -91,13 +90,16 @@ def _lines(board: Board, held: dict[str, dict[str, Any]], *, main: bool) -> list
                 "are not two entries; delete all but one, or submit again with --replace"
             )
         entry = held[name]
-        machines = sorted({str(row["device"]) for row in line.rows if row.get("device")})
         line.row |= {field: entries.shown(entry[field]) for field in ("method", "author", "link")} | {
-            "entry": name, "rank": None, "scores": line.scores, "date": entries.shown(entry["date"][:10]),
-            "hardware": entries.shown(", ".join(machines)),
+            "entry": name, "rank": None, "date": entries.shown(entry["date"][:10]),
+            "hardware": entries.shown(", ".join(_machines([line]))),
         }  # fmt: skip
     _titles([line.row for line in lines])
     return lines
+
+
+def _machines(lines: Sequence[Line]) -> list[str]:
+    return sorted({str(row["device"]) for line in lines for row in line.rows if row.get("device")})
 
 
 def _titles(rows: Sequence[Row]) -> None:

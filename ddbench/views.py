@@ -200,7 +200,7 @@ def ranked(rows: Sequence[Row]) -> View | None:
             row["title"],
             100 * row["accuracy_mean"],
             None if row["ci_low"] is None else (100 * row["ci_low"], 100 * row["ci_high"]),
-            [100 * score for score in row["scores"].values()],
+            [100 * score for score in row["accuracies"]],
         )
         for row in done
     ]

@@ -91,10 +91,10 @@ def test_every_number_that_is_drawn_is_in_a_table(site):
 
 def test_each_ranking_is_drawn_with_its_intervals_and_seeds():
     rows = [
-        {"ipc": 1, "title": name, "accuracy_mean": x, "ci_low": x - 0.05, "ci_high": x + 0.05, "scores": {0: x}}
+        {"ipc": 1, "title": name, "accuracy_mean": x, "ci_low": x - 0.05, "ci_high": x + 0.05, "accuracies": [x]}
         for name, x in (("dm", 0.6), ("random", 0.5))
     ]
-    gone = {"ipc": 1, "title": "gone", "accuracy_mean": None, "ci_low": None, "ci_high": None, "scores": {}}
+    gone = {"ipc": 1, "title": "gone", "accuracy_mean": None, "ci_low": None, "ci_high": None, "accuracies": []}
     drawn = views.ranked([*rows, gone])["svg"]
     assert [name for name in ("dm", "random", "gone") if f"{name}</text>" in drawn] == ["dm", "random"]
     assert views.ranked([rows[0], gone]) is None, "one method is no ranking"

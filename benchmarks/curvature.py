@@ -15,12 +15,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from validation import cell, request, table, validation_accuracies
 
-from ddbench.meter import machine
-from ddbench.run import build_task
-from ddbench.seeds import Seed
-from ddbench.spec import resolve
-from ddbench.stage import prepared
-from ddbench.unroll import Plan, matching, reverse, student_loss
+from ddbench.base.machine import machine
+from ddbench.base.seeds import Seed
+from ddbench.run.run import build_task
+from ddbench.run.spec import resolve
+from ddbench.run.stage import prepared
+from ddbench.trajectory.unroll import Plan, matching, reverse, student_loss
 
 SEGMENTS = 10
 

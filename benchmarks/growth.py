@@ -24,10 +24,10 @@ from memory import STRATEGY, _cpu_peak, _cuda_peak
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddbench import DSA, Examples, Network, Pool, Seed
-from ddbench.memory import state_bytes, unroll_bytes
-from ddbench.meter import keep_freed_memory, machine
+from ddbench.base.machine import keep_freed_memory, machine
 from ddbench.plugins import registry
-from ddbench.unroll import Plan, matching, student_loss
+from ddbench.trajectory.memory import state_bytes, unroll_bytes
+from ddbench.trajectory.unroll import Plan, matching, student_loss
 
 AXES: dict[str, tuple[int, ...]] = {
     "steps": (5, 10, 20, 50), "batch": (10, 25, 50, 100), "ipc": (1, 10, 50), "classes": (10, 100, 1000),

@@ -10,8 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from validation import cell, request, table, validation_accuracies
 
-from ddbench.meter import machine
-from ddbench.spec import resolve
+from ddbench.base.machine import machine
+from ddbench.run.spec import resolve
 
 KINDS = {
     "hard": {"matcher__labels": "hard"},

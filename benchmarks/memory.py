@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from ddbench import DSA, Examples, Network, Pool, Seed
-from ddbench.meter import machine
+from ddbench.base.machine import machine
 from ddbench.plugins import registry
-from ddbench.unroll import Gradient, Plan, matching, student_loss
+from ddbench.trajectory.unroll import Gradient, Plan, matching, student_loss
 
 IMAGES, CLASSES, SHAPE, WIDTH = 50, 10, (3, 32, 32), 32
 STEPS = (5, 10, 20, 50)

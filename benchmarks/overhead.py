@@ -39,9 +39,9 @@ from pathlib import Path
 
 import torch
 
-from ddbench.meter import keep_freed_memory
-from ddbench.run import Run, Settings
-from ddbench.spec import Request, resolve
+from ddbench.base.machine import keep_freed_memory
+from ddbench.run.run import Run, Settings
+from ddbench.run.spec import Request, resolve
 
 INSIDE, OUTSIDE = ("arithmetic", "set-up"), ("autograd", "binding", "Python", "other")
 # These work for their callers: the C library, the system's kernel, torch's allocator, the run time of OpenMP.

@@ -16,7 +16,7 @@ from ddbench_networks.blocks import HalvingPool
 from torch import nn
 
 from ddbench import Network, Seed, soft_cross_entropy
-from ddbench.meter import keep_freed_memory, machine
+from ddbench.base.machine import keep_freed_memory, machine
 
 ROUNDS, TASKS = 15, ((16, 256), (32, 50), (128, 10))  # width, images of 3x32x32
 

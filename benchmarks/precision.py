@@ -3,8 +3,8 @@
     python benchmarks/precision.py --device cuda                  # ConvNet-D3 of width 128, 50 images of 3x32x32
     python benchmarks/precision.py --width 32 --images 16         # on a CPU, where TF32's rounding is imitated
 
-Errors are those by which the engine decides (:mod:`ddbench.compiled`): relative, of g (``gradient``), of the median
-image's d<u, g>/dx (``images``) and d<u, g>/dy (``labels``), of <u, g> (``value``) and H u (``curved``); for a fresh
+Errors are those by which the engine decides (:mod:`ddbench.trajectory.engine`): relative, of g (``gradient``), of the
+median image's d<u, g>/dx (``images``) and d<u, g>/dy (``labels``), of <u, g> (``value``), H u (``curved``); for a fresh
 student and for one that has taken ``--trained`` steps. Times are medians over ``--rounds`` of a step forwards (g) and
 of its second-order pass, methods taking turns. Channels-last: images go in that way, and every convolution's weights.
 """
@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from two_pass import CLASSES, SHAPE, measure
 
 from ddbench import Network, Seed
-from ddbench.compiled import _error
-from ddbench.derivatives import Passes, eagerly
-from ddbench.meter import machine
+from ddbench.base.machine import machine
 from ddbench.plugins import registry
+from ddbench.train.compile import relative_error
+from ddbench.trajectory.derivatives import Passes, eagerly
 
 NAMES = ("gradient", "images", "labels", "value", "curved")
 PRODUCTS = {"convolution", "convolution_backward", "mm", "addmm", "bmm"}
@@ -118,7 +118,7 @@ def errors(task: Given) -> dict[str, list[float]]:
     scales = {"value": task.direction.norm() * expected[0].norm()}
 
     def off(passes: Passes) -> list[float]:
-        return [_error(f, e, scales.get(n)) for n, f, e in zip(NAMES, task.all(passes), expected, strict=True)]
+        return [relative_error(f, e, scales.get(n)) for n, f, e in zip(NAMES, task.all(passes), expected, strict=True)]
 
     return {name: off(passes) for name, passes in made.items()}
 

@@ -33,13 +33,13 @@ import torch
 from memory import _cpu_peak, _cuda_peak
 
 from ddbench import Dataset, Pixels, Preprocessing, Problem, Recipe, Seed, Starts, Teaching
-from ddbench.cache import Cache
-from ddbench.data import RealData
-from ddbench.memory import state_bytes, unroll_bytes
-from ddbench.meter import anonymous_bytes, machine
-from ddbench.networks import Network
+from ddbench.base.cache import Cache
+from ddbench.base.machine import anonymous_bytes, machine
+from ddbench.data.dataset import RealData
 from ddbench.plugins import registry
-from ddbench.training import Student, fit
+from ddbench.train.fit import Student, fit
+from ddbench.train.network import Network
+from ddbench.trajectory.memory import state_bytes, unroll_bytes
 
 CLASSES, PER_CLASS, SHAPE, TEST = 1000, 200, (3, 64, 64), 2000
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
@@ -212,7 +212,9 @@ def tesla(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def unlabelled(init: Any, problem: Problem) -> Any:
     """``init`` without labelling all images beforehand: with ``relabel`` these labels are never read."""
-    with patch("ddbench.trajectory.ensemble_labels", lambda method, problem, images: torch.zeros(len(images), CLASSES)):
+    with patch(
+        "ddbench.trajectory.method.ensemble_labels", lambda method, problem, images: torch.zeros(len(images), CLASSES)
+    ):
         return init(problem)
 
 

@@ -7,7 +7,7 @@ import statistics
 import pytest
 from two_pass import measure, methods, ratios, task
 
-from ddbench.compiled import account
+from ddbench.train.compile import account
 
 WIDTH, BATCH, STEPS, ROUNDS = 32, 50, 4, 7
 

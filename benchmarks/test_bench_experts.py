@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from ddbench import DSA, Experts, Network, Preprocessing, RealData, Recipe, Seed, Starts, Teaching
-from ddbench.cache import Cache
+from ddbench.base.cache import Cache
 from ddbench.plugins import registry
 
 DEVICE = os.environ.get("DDBENCH_DEVICE", "cpu")

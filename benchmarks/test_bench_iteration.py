@@ -8,7 +8,7 @@ import pytest
 import torch
 from memory import METHODS, iteration
 
-from ddbench.unroll import Gradient
+from ddbench.trajectory.unroll import Gradient
 
 DEVICE = os.environ.get("DDBENCH_DEVICE", "cpu")
 

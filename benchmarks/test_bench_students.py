@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ddbench import Examples, Network, Recipe, Seed, Student, fit
-from ddbench.cohort import fit_together
+from ddbench.base.options import make
 from ddbench.plugins import registry
-from ddbench.records import make
+from ddbench.train.fit_together import fit_together
 
 STUDENTS, STEPS, CLASSES = 5, 20, 10
 DEVICE = os.environ.get("DDBENCH_DEVICE", "cpu")

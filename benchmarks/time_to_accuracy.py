@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from two_pass import task, until_done
 
-from ddbench.meter import keep_freed_memory, machine
+from ddbench.base.machine import keep_freed_memory, machine
+from ddbench.base.options import make
 from ddbench.plugins import registry
-from ddbench.records import make
-from ddbench.unroll import matching, student_loss
+from ddbench.trajectory.unroll import matching, student_loss
 
 # What all matchers of trajectories share: small, and at full size (not measured yet).
 TRAJECTORY = "matcher.experts=5 matcher.span=2 matcher.max_start=5 matcher.syn_steps=20 matcher.batch_syn=50 "

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from ddbench import DSA, Examples, Network, Pool, Seed
-from ddbench.compiled import Engine, account
-from ddbench.meter import keep_freed_memory, machine
-from ddbench.precision import Precision, switched
-from ddbench.unroll import Gradient, Plan, autograd_unroll, matching, reverse, student_loss
+from ddbench.base.machine import keep_freed_memory, machine
+from ddbench.train.compile import account
+from ddbench.train.precision import Precision, switched
+from ddbench.trajectory.engine import Engine
+from ddbench.trajectory.unroll import Gradient, Plan, autograd_unroll, matching, reverse, student_loss
 
 SHAPE, CLASSES = (3, 32, 32), 10
 STRATEGY = "color_crop_cutout_flip_scale_rotate"

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ddbench.errors import DivergedError
-from ddbench.run import Run, Settings
-from ddbench.spec import Request, resolve
+from ddbench.run.run import Run, Settings
+from ddbench.run.spec import Request, resolve
 
 
 def validation_accuracies(request: Request, seeds: Iterable[int]) -> list[float]:

@@ -1,7 +1,7 @@
 """ddbench: a plugin-based benchmark suite for dataset distillation.
 
-Everything a plugin needs can be imported from here; names are loaded on first use, so that
-``ddbench --help`` starts without torch.
+Everything a plugin needs can be imported from here; names are loaded on first use, so that ``ddbench --help`` starts
+without torch. What a method may want besides stands in :data:`PUBLIC_MODULES`. Any other module may change at any time.
 """
 
 from __future__ import annotations
@@ -9,64 +9,83 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ddbench.base.moved import install
+
 if TYPE_CHECKING:
-    from ddbench.augment import DSA
-    from ddbench.data import Dataset, Examples, RealData, stratified
+    from ddbench.base.progress import report
+    from ddbench.base.seeds import Seed
+    from ddbench.data.augment import DSA
+    from ddbench.data.dataset import Dataset, Examples, RealData, stratified
+    from ddbench.data.pixels import Pixels, Store
+    from ddbench.data.preprocessing import Preprocessing
     from ddbench.errors import DataError, DDBenchError, DivergedError, UsageError, did_you_mean
-    from ddbench.evaluate import Examinee
-    from ddbench.experts import Experts
-    from ddbench.hookspecs import hookimpl
-    from ddbench.networks import Network
-    from ddbench.pixels import Pixels, Store
-    from ddbench.preprocessing import Preprocessing
-    from ddbench.problem import Needs, Problem
-    from ddbench.progress import report
-    from ddbench.seeds import Seed
-    from ddbench.sets import Curriculum, Pool, SyntheticSet, Teacher, share
-    from ddbench.starts import Starts, Teaching, teach
-    from ddbench.training import Recipe, Student, fit, predict, soft_cross_entropy, squared_error
+    from ddbench.hookspecs import Examinee, hookimpl
+    from ddbench.problem.experts import Experts
+    from ddbench.problem.problem import Needs, Problem
+    from ddbench.problem.starts import Starts, Teaching, teach
+    from ddbench.problem.synthetic import Curriculum, Pool, SyntheticSet, Teacher, share
+    from ddbench.train.fit import Recipe, Student, fit, predict, soft_cross_entropy, squared_error
+    from ddbench.train.network import Network
 
 API_VERSION = 1
 
 _HOME = {
-    "DSA": "augment",
-    "Curriculum": "sets",
+    "DSA": "data.augment",
+    "Curriculum": "problem.synthetic",
     "DDBenchError": "errors",
     "DataError": "errors",
-    "Dataset": "data",
+    "Dataset": "data.dataset",
     "DivergedError": "errors",
-    "Examinee": "evaluate",
-    "Examples": "data",
-    "Experts": "experts",
-    "Needs": "problem",
-    "Network": "networks",
-    "Pool": "sets",
-    "Pixels": "pixels",
-    "Preprocessing": "preprocessing",
-    "Problem": "problem",
-    "RealData": "data",
-    "Recipe": "training",
-    "Seed": "seeds",
-    "Starts": "starts",
-    "Store": "pixels",
-    "Student": "training",
-    "SyntheticSet": "sets",
-    "Teacher": "sets",
-    "Teaching": "starts",
+    "Examinee": "hookspecs",
+    "Examples": "data.dataset",
+    "Experts": "problem.experts",
+    "Needs": "problem.problem",
+    "Network": "train.network",
+    "Pool": "problem.synthetic",
+    "Pixels": "data.pixels",
+    "Preprocessing": "data.preprocessing",
+    "Problem": "problem.problem",
+    "RealData": "data.dataset",
+    "Recipe": "train.fit",
+    "Seed": "base.seeds",
+    "Starts": "problem.starts",
+    "Store": "data.pixels",
+    "Student": "train.fit",
+    "SyntheticSet": "problem.synthetic",
+    "Teacher": "problem.synthetic",
+    "Teaching": "problem.starts",
     "UsageError": "errors",
     "did_you_mean": "errors",
-    "fit": "training",
+    "fit": "train.fit",
     "hookimpl": "hookspecs",
-    "predict": "training",
-    "report": "progress",
-    "share": "sets",
-    "soft_cross_entropy": "training",
-    "squared_error": "training",
-    "stratified": "data",
-    "teach": "starts",
+    "predict": "train.fit",
+    "report": "base.progress",
+    "share": "problem.synthetic",
+    "soft_cross_entropy": "train.fit",
+    "squared_error": "train.fit",
+    "stratified": "data.dataset",
+    "teach": "problem.starts",
 }
 
-__all__ = ["API_VERSION", *sorted(_HOME)]
+# Modules for plugins, besides the names above. Both are stable within a version; what moves stays importable by its old
+# name for one version more, with a DeprecationWarning. In "young" ones, signatures may change with a version.
+PUBLIC_MODULES = {
+    "ddbench.base.cache": "stable",  # atomic files, locks, content addresses
+    "ddbench.data.augment": "stable",  # DSA and DiffAug, drawn apart from being applied
+    "ddbench.data.mixing": "stable",  # CutMix and MixUp
+    "ddbench.problem.decode": "stable",  # what students see of stored images
+    "ddbench.problem.labels": "stable",  # what experts say of images
+    "ddbench.problem.stages": "young",  # what schedulers in stages share
+    "ddbench.testing": "stable",  # the kit for authors of plugins
+    "ddbench.train.compile": "young",  # when code is compiled
+    "ddbench.train.optimisers": "stable",  # optimisers as pure functions
+    "ddbench.trajectory.descent": "young",  # how images, labels and student lr move
+    "ddbench.trajectory.engine": "young",  # compiled and lower-precision student steps
+    "ddbench.trajectory.method": "young",  # the skeleton of a trajectory matcher
+    "ddbench.trajectory.unroll": "stable",  # the gradient of a student's training
+}
+
+__all__ = ["API_VERSION", "PUBLIC_MODULES", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
@@ -77,3 +96,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
+
+
+install()

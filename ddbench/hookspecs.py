@@ -25,18 +25,22 @@ of a TOML file of hyperparameters per dataset and ipc, see docs/writing-a-plugin
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pluggy
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from ddbench.train.source import NetworkSource as NetworkSource  # a trainer knows it, too
 
-    from ddbench.data import Dataset as LoadedDataset
-    from ddbench.evaluate import Examinee
-    from ddbench.problem import Needs, Problem
-    from ddbench.sets import Curriculum, SyntheticSet
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddbench.data.dataset import Dataset as LoadedDataset
+    from ddbench.data.dataset import RealData
+    from ddbench.problem.problem import Needs, Problem
+    from ddbench.problem.synthetic import Curriculum, SyntheticSet
+    from ddbench.train.network import Network
 
 hookspec = pluggy.HookspecMarker("ddbench")
 hookimpl = pluggy.HookimplMarker("ddbench")
@@ -128,18 +132,21 @@ class DatasetSource(Protocol):
     def missing(self) -> str | None: ...
 
 
-class NetworkSource(Protocol):
-    """A frozen dataclass that builds a module for images of ``shape`` (c, h, w).
+@dataclass(frozen=True, eq=False)
+class Examinee:
+    """A trained student as metrics see it: its vector ``(p,)``, the test data, its ``logits`` ``(n, k)`` on them.
 
-    The module needs ``forward``; with ``features(x)``, the embedding (n, f) before the classifier, matchers
-    of distributions can use it, and with ``activations(x)``, a tuple of the maps (n, ...) after each block,
-    matchers of maps. Building must not depend on anything but the arguments and torch's generator; raise
-    ``ddbench.UsageError`` for images of a size or a number of channels that the network cannot take.
+    ``test`` passes through the set's own preprocessing. ``trail`` holds the vectors after the optimiser steps, of
+    ``steps`` in all, that the metric's ``marks`` asked for, ascending.
     """
 
-    name: str
-
-    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module: ...
+    network: Network
+    vector: Tensor
+    test: RealData
+    logits: Tensor
+    targets: Tensor
+    trail: tuple[tuple[int, Tensor], ...] = ()
+    steps: int = 0
 
 
 class Metric(Protocol):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from ddbench.base.cache import Cache
+
 settings.register_profile("ddbench", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("ddbench")
 torch.set_num_threads(1)
@@ -19,6 +21,12 @@ def _own_folders(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's caches and data."""
     monkeypatch.setenv("DDBENCH_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("DDBENCH_DATA", raising=False)
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    """A cache folder that starts empty."""
+    return Cache(tmp_path / "cache")
 
 
 def _peak_bytes(work: Callable[[], object]) -> int:

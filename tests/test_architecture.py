@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import tomllib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,71 +15,49 @@ import pytest
 
 import ddbench
 from ddbench import hookspecs
+from ddbench.base.moved import MODULES
 from ddbench.plugins import _METHODS, KINDS
 
 ROOT = Path(__file__).parent.parent
-CORE = {path.stem: path for path in sorted((ROOT / "ddbench").glob("*.py"))}
+CORE = sorted((ROOT / "ddbench").rglob("*.py"))
 PLUGINS = {
     folder.name: sorted(folder.rglob("*.py")) for folder in sorted((ROOT / "plugins").iterdir()) if folder.is_dir()
 }
-SOURCES = [*CORE.values(), *(path for paths in PLUGINS.values() for path in paths)]
+SOURCES = [*CORE, *(path for paths in PLUGINS.values() for path in paths)]
 
-# A module may import from lower lines only, or from its own. Anything new has to be placed here.
-LAYERS = [
-    "errors progress meter",
-    "cache seeds records interrupt workers precision shelf",
-    "pixels tensors",
-    "preprocessing significance published scores",
-    "data augment mixing optimisers decode",
-    "sets networks checkpoint",
-    "training preview pixelspace",
-    "cohort",
-    "starts derivatives compiled steps unroll",
-    "experts",
-    "problem protocols view descent stacking labelling",
-    "trajectory hookspecs evaluate reduce",
-    "plugins",
-    "spec files",
-    "stage grading results gradcheck torchfiles order fitting",
-    "run foreign",
-    "memory importing exporting",
-    "conditions tables lines contrasts evaluating bench compare boards entries trial submitting pairs",
-    "controls continual ranking cells trackers leaderboard charts",
-    "views",
-    "pages",
-    "standings",
-    "suite",
-    "testing preparing",
-    "console",
-    "commands describing",
-    "cli_options",
-    "cli_files cli_apply cli_suite cli_boards",
-    "cli",
-    "__main__ __init__",
-]
-LEVEL = {name: level for level, line in enumerate(LAYERS) for name in line.split()}
-
-CLI = {"cli.py", "cli_options.py", "cli_files.py", "cli_apply.py", "cli_suite.py", "cli_boards.py"}
-COMMAND_LINE = {name.removesuffix(".py") for name in CLI} | {"commands", "describing", "console"}
-
-# What plugins may use besides the names of ``ddbench`` itself: the gradient engine, what trajectory methods
-# share, and safe bytes on disk. Not the loop, the spec, the registry, or anything that prints.
-PUBLIC_MODULES = {
-    "unroll",
-    "compiled",
-    "trajectory",
-    "descent",
-    "labelling",
-    "augment",
-    "cache",
-    "decode",
-    "optimisers",
-    "mixing",
-}
+# The rooms, from the ground up: each may import those before it. Those on one line know nothing of each other.
+ORDER = """
+errors
+base
+data
+train
+problem
+trajectory hookspecs
+plugins
+grade
+run
+files
+results
+suite boards
+apply
+testing
+cli
+__init__ __main__
+"""
+LEVEL = {room: level for level, line in enumerate(ORDER.split("\n")) for room in line.split()}
+# The engine is for plugins, for their authors' kit, and for `check-grad`: the harness asks matchers instead.
+TRAJECTORY = {"trajectory", "testing", "cli"}
+# Until the forecast asks the matcher.
+YET = {("run/references.py", "ddbench.trajectory.memory"), ("run/references.py", "ddbench.trajectory.method")}
 
 
 def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+    return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path: Path) -> str:
+    inside = path.relative_to(ROOT / "ddbench").parts
+    return inside[0] if len(inside) > 1 else path.stem
 
 
 def imports(path: Path, *, typing: bool = True) -> Iterator[tuple[str, str | None]]:
@@ -101,35 +81,50 @@ def packages(path: Path) -> set[str]:
     return {module.partition(".")[0] for module, _ in imports(path)}
 
 
-def core_modules(path: Path, *, typing: bool = True) -> set[str]:
-    """Modules of ddbench that a file imports, by either spelling."""
+def modules(path: Path, *, typing: bool = True) -> set[str]:
+    """Modules and packages of ddbench that a file imports, by either spelling; not names of ``ddbench`` itself."""
     found = set()
     for module, name in imports(path, typing=typing):
-        if module == "ddbench" and name in CORE:
-            found.add(name)
+        if module == "ddbench" and name not in ddbench.__all__:
+            found.add(f"ddbench.{name}")
         elif module.startswith("ddbench."):
-            found.add(module.split(".")[1])
+            inner = ROOT / module.replace(".", "/") / f"{name}.py"
+            found.add(f"{module}.{name}" if inner.exists() else module)
     return found
 
 
 def test_there_is_something_to_check():
-    assert len(CORE) > 20
+    assert len(CORE) > 60
     assert len(PLUGINS) >= 5
     assert all(PLUGINS.values())
 
 
-def test_every_module_has_its_place_in_the_layers():
-    assert set(CORE) <= set(LEVEL), "a new module: decide in LAYERS what may import it"
+def test_every_room_has_its_place_and_says_what_it_is_for():
+    assert {room_of(path) for path in CORE} <= set(LEVEL), "a new room: decide in ORDER what may import it"
+    for room in {path.parent for path in CORE} - {ROOT / "ddbench"}:
+        said = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+        assert re.search(r"May\s+import", said), room
+        assert re.search(r"Start\s+with", said), room
 
 
-@pytest.mark.parametrize("name", [n for n in CORE if n != "__init__"])
-def test_modules_import_only_what_lies_below_them(name):
-    for other in core_modules(CORE[name], typing=False):
-        assert LEVEL[other] <= LEVEL[name], f"{name} imports {other}, which lies above it"
+def test_rooms_import_only_what_lies_below_them():
+    wrong = []
+    for path in CORE:
+        room = room_of(path)
+        for module in modules(path, typing=False):
+            other = module.split(".")[1]
+            upward = LEVEL[other] > LEVEL[room] or (LEVEL[other] == LEVEL[room] and other != room)
+            engine = other == "trajectory" and room not in TRAJECTORY
+            if (upward or engine) and (path.relative_to(ROOT / "ddbench").as_posix(), module) not in YET:
+                wrong.append(f"{name_of(path)} imports {module}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_modules_do_not_import_each_other_in_a_circle():
-    graph = {name: core_modules(path, typing=False) - {name} for name, path in CORE.items() if name != "__init__"}
+    def dotted(path: Path) -> str:
+        return name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    graph = {dotted(path): modules(path, typing=False) - {dotted(path)} for path in CORE if path.name != "__init__.py"}
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -143,74 +138,72 @@ def test_modules_do_not_import_each_other_in_a_circle():
         visit(name, ())
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_the_core_knows_no_method(name):
-    text = CORE[name].read_text()
-    assert not {p for p in packages(CORE[name]) if p.startswith("ddbench_")}
-    assert not re.search("|".join(PLUGINS), text), "the core names a plugin"
+def test_the_core_knows_no_plugin():
+    for path in CORE:
+        assert not {p for p in packages(path) if p.startswith("ddbench_")}, name_of(path)
+        assert not re.search("|".join(PLUGINS), path.read_text()), f"{name_of(path)} names a plugin"
 
 
-@pytest.mark.parametrize("name", sorted(set(CORE) - COMMAND_LINE - {"__main__"}))
-def test_only_the_command_line_imports_the_command_line(name):
-    assert not core_modules(CORE[name]) & COMMAND_LINE
+def test_libraries_stay_where_they_belong():
+    homes = {
+        "pluggy": {"ddbench/plugins.py", "ddbench/hookspecs.py"},
+        "click": {name_of(path) for path in CORE if room_of(path) == "cli"},
+        "rich": {"ddbench/cli/console.py"},
+        "pandas": {name_of(path) for path in CORE if room_of(path) == "results"},
+        "jinja2": {"ddbench/boards/site.py"},
+        "matplotlib": {"ddbench/boards/charts.py"},
+    }
+    for path in SOURCES:
+        for library in packages(path) & homes.keys():
+            assert name_of(path) in homes[library], f"{name_of(path)} imports {library}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_libraries_stay_where_they_belong(path):
-    used = packages(path)
-    home = {"pluggy": {"plugins.py", "hookspecs.py"}, "click": CLI, "rich": {"console.py"},
-            "pandas": {"compare.py"}, "jinja2": {"pages.py"}, "matplotlib": {"charts.py"}}  # fmt: skip
-    for library, files in home.items():
-        assert library not in used or (path.parent.name == "ddbench" and path.name in files), library
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_only_the_console_prints(path):
-    if path == CORE["console"]:
-        return
+def calls(path: Path) -> Iterator[tuple[str, int]]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in {"print", "click.echo", "pprint"}, f"line {node.lineno}"
-            assert not re.fullmatch(r"sys\.(stdout|stderr)\.\w+", called), f"line {node.lineno}"
+            yield ast.unparse(node.func), node.lineno
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_nothing_is_unpickled(path):
-    text = path.read_text()
-    assert not packages(path) & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-    for call in re.findall(r"torch\.load\([^)]*\)", text):
-        assert "weights_only=True" in call
-    assert "allow_pickle=True" not in text
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in {"eval", "exec", "compile", "__import__", "os.system"}
+def test_only_the_console_prints():
+    for path in SOURCES:
+        if name_of(path) != "ddbench/cli/console.py":
+            for called, line in calls(path):
+                printed = called in {"print", "click.echo", "pprint"} or re.fullmatch(r"sys\.std(out|err)\.\w+", called)
+                assert not printed, f"{name_of(path)} line {line}"
+
+
+def test_nothing_is_unpickled():
+    for path in SOURCES:
+        text = path.read_text()
+        assert not packages(path) & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, name_of(path)
+        for call in re.findall(r"torch\.load\([^)]*\)", text):
+            assert "weights_only=True" in call, name_of(path)
+        assert "allow_pickle=True" not in text, name_of(path)
+        for called, line in calls(path):
+            assert called not in {"eval", "exec", "compile", "__import__", "os.system"}, f"{name_of(path)} line {line}"
 
 
 # --------------------------------------------------------------------------------- plugins
 
 
-@pytest.mark.parametrize("plugin", PLUGINS)
-def test_a_plugin_never_imports_another_plugin(plugin):
-    for path in PLUGINS[plugin]:
-        others = {p for p in packages(path) if p.startswith("ddbench_")} - {plugin}
-        assert not others, f"{name_of(path)} imports {others}"
+def test_a_plugin_never_imports_another_plugin():
+    for plugin, paths in PLUGINS.items():
+        for path in paths:
+            others = {p for p in packages(path) if p.startswith("ddbench_")} - {plugin}
+            assert not others, f"{name_of(path)} imports {others}"
 
 
-@pytest.mark.parametrize("plugin", PLUGINS)
-def test_built_in_plugins_use_only_public_names(plugin):
-    for path in PLUGINS[plugin]:
+def test_built_in_plugins_use_only_public_names():
+    for path in (path for paths in PLUGINS.values() for path in paths):
+        for module in modules(path):
+            assert module in ddbench.PUBLIC_MODULES, f"{name_of(path)} imports {module}"
         for module, name in imports(path):
-            if module == "ddbench":
-                assert name in ddbench.__all__ or name in PUBLIC_MODULES, f"{name_of(path)} uses ddbench.{name}"
-            elif module.startswith("ddbench."):
-                assert module.split(".")[1] in PUBLIC_MODULES, f"{name_of(path)} imports {module}"
-                assert not (name or "").startswith("_"), f"{name_of(path)} imports {module}.{name}"
+            private = module.startswith("ddbench.") and (name or "").startswith("_")
+            assert not private, f"{name_of(path)} imports {module}.{name}"
 
 
-@pytest.mark.parametrize("plugin", PLUGINS)
-def test_plugins_touch_no_private_attribute_of_what_they_are_given(plugin):
-    for path in PLUGINS[plugin]:
+def test_plugins_touch_no_private_attribute_of_what_they_are_given():
+    for path in (path for paths in PLUGINS.values() for path in paths):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
                 owner = ast.unparse(node.value)
@@ -234,6 +227,33 @@ def test_the_public_names_are_those_that_a_plugin_needs():
         ddbench.nonsense
 
 
+def test_public_modules_can_be_imported():
+    for name in ddbench.PUBLIC_MODULES:
+        assert importlib.import_module(name).__doc__
+
+
+@pytest.mark.parametrize("old", [*MODULES, "ddbench.trajectory"])
+def test_modules_that_plugins_knew_stay_importable_with_a_warning(old):
+    asked = {"ddbench.augment": "DSA", "ddbench.cache": "atomic_write", "ddbench.compiled": "Engine",
+             "ddbench.decode": "Decoder", "ddbench.descent": "catch_up", "ddbench.labelling": "mean_labels",
+             "ddbench.mixing": "Mixing", "ddbench.optimisers": "Adam", "ddbench.unroll": "reverse",
+             "ddbench.trajectory": "Swept"}[old]  # fmt: skip
+    importlib.sys.modules.pop(old, None) if old in MODULES else None
+    with pytest.warns(DeprecationWarning, match=f"{old}.* is now ddbench\\.") as warned:
+        found = getattr(importlib.import_module(old), asked)
+    assert found is getattr(importlib.import_module(MODULES.get(old, "ddbench.trajectory.method")), asked)
+    assert len(warned) == 1
+
+
+def test_an_old_name_does_not_hide_a_mistake():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(AttributeError, match="no_such_thing"):
+            importlib.import_module("ddbench.unroll").no_such_thing
+        with pytest.raises(ModuleNotFoundError, match="nothing"):
+            importlib.import_module("ddbench.nothing")
+
+
 # --------------------------------------------------------------------------------- hooks
 
 
@@ -254,7 +274,7 @@ PROTOCOLS = {"matcher": "Matcher", "scheduler": "Scheduler", "dataset": "Dataset
 def test_what_each_kind_must_bring_is_documented_in_the_same_file(kind):
     protocol = getattr(hookspecs, PROTOCOLS[kind])
     assert len(inspect.getdoc(protocol) or "") > 60
-    assert "name" in protocol.__annotations__
+    assert "name" in {*protocol.__annotations__, *vars(protocol)}
     for method in _METHODS[kind]:
         assert method in vars(protocol), f"{protocol.__name__} does not declare {method}"
 
@@ -276,23 +296,29 @@ def test_the_example_in_the_extension_api_is_a_plugin_that_registers():
 # --------------------------------------------------------------------------------- size
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_files_fit_a_sitting_and_functions_a_glance(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 320
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= 45, f"{node.name} has {length} lines"
+def test_files_fit_a_sitting_and_functions_a_glance():
+    long = []
+    for path in SOURCES:
+        text = path.read_text()
+        if len(text.splitlines()) > 350:
+            long.append(f"{name_of(path)} has {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > 45:
+                    long.append(f"{name_of(path)}: {node.name} has {length} lines")
+    assert not long, "\n".join(long)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_every_file_and_every_public_class_says_what_it_is(path):
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree), "the module has no docstring"
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"class {node.name} has no docstring"
+def test_every_file_and_every_public_class_says_what_it_is():
+    silent = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        if not ast.get_docstring(tree):
+            silent.append(name_of(path))
+        public = [n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+        silent += [f"{name_of(path)}: class {node.name}" for node in public if not ast.get_docstring(node)]
+    assert not silent, "\n".join(silent)
 
 
 def test_state_lives_in_no_module():

@@ -10,9 +10,9 @@ import click
 import pytest
 
 from ddbench import hookspecs
-from ddbench.cli import cli
+from ddbench.cli.main import cli
 from ddbench.plugins import registry
-from ddbench.spec import GROUPS, PLUGGED, Request, resolve
+from ddbench.run.spec import GROUPS, PLUGGED, Request, resolve
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/*.md")])

@@ -13,9 +13,9 @@ from unittest.mock import patch
 import pytest
 from tiny import run, spec
 
-from ddbench.files import Distilled
+from ddbench.grade.distilled import Distilled
 from ddbench.plugins import registry
-from ddbench.results import rows
+from ddbench.run.record import rows
 
 GOLDEN = Path(__file__).with_name("golden.json")
 SHORT = {"matcher__steps": 4}

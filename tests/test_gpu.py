@@ -8,8 +8,8 @@ import pytest
 import tiny
 import torch
 
-from ddbench.cache import read_json
-from ddbench.results import rows
+from ddbench.base.cache import read_json
+from ddbench.run.record import rows
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from ddbench import Examples, Needs, Problem, SyntheticSet, Teacher, UsageError
-from ddbench.labelling import mean_labels
+from ddbench.problem.labels import mean_labels
 
 
 @dataclass(frozen=True)

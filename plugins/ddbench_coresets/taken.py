@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddbench import Problem
-from ddbench.decode import Decoder
+from ddbench.problem.decode import Decoder
 
 # of preprocessed pixels: ten times what the order of sums in ZCA does, and half of one grey level in a cell of 8x8
 SAME = 1e-4

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from ddbench import DataError, cache, report
+from ddbench import DataError, report
+from ddbench.base import cache
 from ddbench_datasets.places import Place, oversize, unreadable_method
 
 # An archive of photos is about as large as the photos, and one of blank bitmaps a hundred times smaller.

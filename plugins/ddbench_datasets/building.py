@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddbench import DataError, DDBenchError, cache, report
+from ddbench import DataError, DDBenchError, report
+from ddbench.base import cache
 from ddbench_datasets.places import Broken, Coloured, OddSize, fetch, shown
 from ddbench_datasets.sources import Files
 

@@ -16,7 +16,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ddbench import DataError, Dataset, Pixels, UsageError, cache, did_you_mean
+from ddbench import DataError, Dataset, Pixels, UsageError, did_you_mean
+from ddbench.base import cache
 from ddbench_datasets.common import FLIP, NO_FLIP, Choices, Chosen, build, choose
 from ddbench_datasets.given import Given, decoded
 from ddbench_datasets.layout import natural

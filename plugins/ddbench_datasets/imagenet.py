@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from annotated_types import Ge, Le, MultipleOf
 
-from ddbench import DataError, Dataset, Preprocessing, UsageError, cache
+from ddbench import DataError, Dataset, Preprocessing, UsageError
+from ddbench.base import cache
 from ddbench_datasets import truth
 from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import FLIP, Choices, build

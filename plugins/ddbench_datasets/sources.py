@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from ddbench import DataError, UsageError, cache
+from ddbench import DataError, UsageError
+from ddbench.base import cache
 from ddbench_datasets.archives import Tar, Zip, explained, is_tar
 from ddbench_datasets.places import Place, shown
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddbench import DataError, Store, cache
+from ddbench import DataError, Store
+from ddbench.base import cache
 from ddbench_datasets.building import Plan, build
 
 Made = tuple[np.ndarray, dict[str, Any]]

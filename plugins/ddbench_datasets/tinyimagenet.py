@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from ddbench import DataError, Dataset, Preprocessing, UsageError, cache
+from ddbench import DataError, Dataset, Preprocessing, UsageError
+from ddbench.base import cache
 from ddbench_datasets import sources
 from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import FLIP, Choices, build

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol, TypeVar
 
-from ddbench import DataError, DDBenchError, cache
+from ddbench import DataError, DDBenchError
+from ddbench.base import cache
 
 T = TypeVar("T")
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}

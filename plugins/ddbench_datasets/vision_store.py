@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ddbench import DataError, Pixels, Store, cache, report
+from ddbench import DataError, Pixels, Store, report
+from ddbench.base import cache
 from ddbench_datasets import store
 from ddbench_datasets.common import Whole
 from ddbench_datasets.given import Given, decoded

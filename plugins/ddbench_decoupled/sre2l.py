@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from ddbench import Needs, Problem, Seed, SyntheticSet, Teacher, soft_cross_entropy
-from ddbench.optimisers import Adam
-from ddbench.optimisers import State as Moments
+from ddbench.train.optimisers import Adam
+from ddbench.train.optimisers import State as Moments
 from ddbench_decoupled.teachers import batch_normed, teacher_labels, teacher_needs, teacher_of
 
 OUTER = Adam(0.5, 0.9)

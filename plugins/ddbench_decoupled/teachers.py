@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddbench import Needs, Problem, Recipe, Teacher, UsageError
-from ddbench.augment import COMPOSED
+from ddbench.data.augment import COMPOSED
 
 AUGMENT = ("flip", "crop")  # what networks on CIFAR are usually trained with, in SRe2L's code too
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ddbench import DSA, Problem
-from ddbench.augment import COMPOSED
+from ddbench.data.augment import COMPOSED
 
 
 def pixel_unit(problem: Problem) -> Tensor | float:

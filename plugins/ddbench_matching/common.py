@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ddbench import DSA, Network, Problem, SyntheticSet
-from ddbench.optimisers import SGD
-from ddbench.optimisers import State as Moments
+from ddbench.train.optimisers import SGD
+from ddbench.train.optimisers import State as Moments
 
 EPS = 1e-6  # in the denominator of cosines, as in the released code of DC
 Metric = Literal["ours", "mse", "cos"]

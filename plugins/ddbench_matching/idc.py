@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ddbench import Needs, Network, Problem, Recipe, Seed, Student, SyntheticSet, UsageError, fit, soft_cross_entropy
-from ddbench.optimisers import SGD
-from ddbench.optimisers import State as Moments
+from ddbench.train.optimisers import SGD
+from ddbench.train.optimisers import State as Moments
 from ddbench_matching.box import clamped, matching_augmentation, pixel_unit
 from ddbench_matching.common import fresh, per_class, real_images, rows_of, shown_images, siamese
 

@@ -17,8 +17,8 @@ from torch.autograd import grad
 from torch.nn.functional import normalize
 
 from ddbench import Needs, Problem, SyntheticSet, soft_cross_entropy
-from ddbench.optimisers import Adam
-from ddbench.optimisers import State as Moments
+from ddbench.train.optimisers import Adam
+from ddbench.train.optimisers import State as Moments
 from ddbench_matching.box import clamped, matching_augmentation, pixel_unit
 from ddbench_matching.common import real_images, rows_of, shown_images, siamese
 

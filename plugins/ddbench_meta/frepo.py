@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ddbench import DivergedError, Problem, SyntheticSet
-from ddbench.optimisers import Adam, Lamb
-from ddbench.optimisers import State as Moments
+from ddbench.train.optimisers import Adam, Lamb
+from ddbench.train.optimisers import State as Moments
 
 ONLINE = Adam()
 OUTER = Lamb()

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ddbench import DSA, DivergedError, Examples, Problem, SyntheticSet, UsageError
-from ddbench.compiled import Engine, Kind
-from ddbench.optimisers import SGD, Adam, Optimiser
-from ddbench.optimisers import State as Moments
-from ddbench.unroll import Gradient, Plan, Terminal, reverse, student_loss
+from ddbench.train.compile import Kind
+from ddbench.train.optimisers import SGD, Adam, Optimiser
+from ddbench.train.optimisers import State as Moments
+from ddbench.trajectory.engine import Engine
+from ddbench.trajectory.unroll import Gradient, Plan, Terminal, reverse, student_loss
 
 OUTER = Adam()
 
@@ -52,8 +53,8 @@ class RatBptt:
     | alpha, eta | ``lr_init``, the student's lr; ``lr_img``, that of Adam on the images |
 
     The gradient is exact within the window and takes its first parameters (and Adam's moments there) as constants:
-    :func:`ddbench.unroll.reverse`, in the memory of one student step. The released code keeps the graphs of the whole
-    window, and draws N once per pass over the real data; here, as in the paper, once per iteration.
+    :func:`~ddbench.trajectory.unroll.reverse`, in the memory of one student step. The released code keeps the
+    graphs of the whole window, and draws N once per pass over the real data; here, as in the paper, once per iteration.
 
     The image gradient's norm is bounded by ``clip`` times its running mean. The released code puts the raw norm into
     that mean before it compares, so that a norm 1000 times too large lifts its own bound a hundredfold; here the mean

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from ddbench import Curriculum, Problem, Starts
+from ddbench import Curriculum, Problem
+from ddbench.problem.stages import Staged, growing, taught
 from ddbench_pdd.easy import Keep, without_easy
-from ddbench_pdd.staged import Staged, growing
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,3 @@ class Progressive(Staged):
 
     def phases(self, n: int) -> tuple[tuple[int, ...], ...]:
         return growing(n)
-
-
-def taught(starts: Starts, done: Curriculum, *, chain: bool) -> Starts:
-    """Start networks that have learned what is done: the same initialisations in every stage, or others each time."""
-    seed = starts.seed if chain or not len(done) else starts.seed / "fresh" / len(done)
-    return replace(starts, taught=done, seed=seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ddbench import hookimpl
-from ddbench.trajectory import Swept
+from ddbench.trajectory.method import Swept
 
 
 @dataclass(frozen=True)

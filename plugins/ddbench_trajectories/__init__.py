@@ -1,4 +1,4 @@
-"""Descendants of trajectory matching: datm, ftd."""
+"""Trajectory matching besides tesla: mtt, and its descendants datm and ftd."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from ddbench import hookimpl
 from ddbench_trajectories.datm import Datm
 from ddbench_trajectories.ftd import Ftd
+from ddbench_trajectories.mtt import Mtt
 
 
 @hookimpl
 def register_matchers(register) -> None:
     recipes = Path(__file__).with_name("recipes.toml")
+    register(Mtt, recipes=recipes)
     register(Datm, recipes=recipes)
     register(Ftd, recipes=recipes)

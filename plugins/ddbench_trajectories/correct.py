@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddbench import Examples, Problem, UsageError
-from ddbench.decode import Decoder
+from ddbench.problem.decode import Decoder
 
 AT_ONCE = 256  # images per forward pass
 TOGETHER = 4096  # images whose logits are held for one reading of every expert

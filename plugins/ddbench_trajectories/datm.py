@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from ddbench import DivergedError, Needs, Problem, UsageError
-from ddbench.trajectory import PixelState, Swept, advance, begin, needs
+from ddbench.trajectory.method import PixelState, Swept, advance, begin, needs
 from ddbench_trajectories.correct import check_budget, correct_images, expert_logits
 from ddbench_trajectories.flat import Alpha, Flat, Rho, flat_needs
 

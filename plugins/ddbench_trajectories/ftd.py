@@ -13,8 +13,8 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ddbench import Needs, Problem, SyntheticSet
-from ddbench.descent import catch_up
-from ddbench.trajectory import PixelState, Swept, advance, begin, finish, needs
+from ddbench.trajectory.descent import catch_up
+from ddbench.trajectory.method import PixelState, Swept, advance, begin, finish, needs
 from ddbench_trajectories.flat import Alpha, Flat, Rho, flat_needs
 
 

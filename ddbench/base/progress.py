@@ -1,0 +1,89 @@
+"""Where long work says how far it is, and is asked whether to stop.
+
+Training code calls :func:`report` at points where stopping is safe. Whoever runs it (the console, a
+test) installs a listener with :func:`listening`; with none, reports go nowhere.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from ddbench.errors import InterruptedRun
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of progress: ``done`` of ``total`` units of ``what``, with numbers worth showing."""
+
+    what: str
+    done: int
+    total: int
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+_listener: ContextVar[Listener | None] = ContextVar("ddbench_listener", default=None)
+
+
+def report(what: str, done: int, total: int, **numbers: Any) -> None:
+    """Tell the listener; it may raise to stop the work here."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(Event(what, done, total, numbers))
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Send reports made inside the block to ``listener``."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextmanager
+def listening_too(listener: Listener) -> Iterator[None]:
+    """Send reports made inside the block to ``listener``, and then to whoever listens already: it may stop the work."""
+    before = _listener.get()
+
+    def both(event: Event) -> None:
+        listener(event)
+        if before is not None:
+            before(event)
+
+    with listening(both):
+        yield
+
+
+class Interrupts:
+    """Inside the block the first signal asks work to stop; a second one stops it at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def check(self) -> None:
+        """Raise InterruptedRun if a signal arrived; called where stopping is safe."""
+        if self.requested:
+            raise InterruptedRun("interrupted; everything finished so far is kept")

@@ -1,0 +1,186 @@
+"""Named tensors in safetensors files: written atomically, read only as far as needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddbench.base.cache import atomic_file
+from ddbench.errors import DataError
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do, whatever it is called; or is called so, whatever it holds."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(10)
+    return path.suffix == ".safetensors" or (len(head) == 10 and head[6:8] == b"\0\0" and head[8:10] == b'{"')
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors (any device) to ``path`` atomically, without a copy of those that can be written as they are."""
+    plain: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage()
+        if storage.nbytes() != whole.numel() * whole.element_size() or storage.data_ptr() in taken:
+            whole = whole.clone()  # the format knows no views and no shared memory
+        taken.add(whole.untyped_storage().data_ptr())
+        plain[name] = whole
+    with atomic_file(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata=metadata)
+            _in_order(temporary)
+        except SafetensorError as error:
+            raise DataError(f"cannot write {path} ({error}); free some space and run again") from error
+
+
+def _in_order(path: Path) -> None:
+    """Put the names in a file's header in order, in place: the library writes metadata in another order every time.
+
+    Without this, a run that is made again has the same numbers and another sha256.
+    """
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        metadata = header.pop("__metadata__", None)
+        ordered = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            stream.seek(8)
+            stream.write(text.ljust(size))
+
+
+def load_tensors(
+    path: Path, *, only: Iterable[str] | None = None, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata; ``only`` names those wanted. Raises DataError for a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            names = list(only) if only is not None else list(stream.keys())
+            # clone: fresh, aligned memory that outlives the file, so that kernels see what they saw before
+            tensors = {name: stream.get_tensor(name).clone().to(device) for name in names}
+            return tensors, stream.metadata() or {}
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is damaged or not a safetensors file ({error}); delete it to have it made again"
+        ) from error
+
+
+def content_digest(path: Path) -> str:
+    """sha256 over names, types, shapes and bytes of the tensors in a file, whatever its metadata say.
+
+    Equal sets have equal digests, though versions, machines or words beside them differ.
+    """
+    found = hashlib.sha256()
+    tensors, _ = load_tensors(path)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if tensor.numel():
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def read_labelled_row(path: Path, labels: str, wanted: int, name: str) -> tuple[Tensor | None, list[int]]:
+    """The row of tensor ``name`` that stands where ``labels`` ``(n,)`` says ``wanted``; and all labels.
+
+    None where there is no such row, or no file. Both come from one opening: another process may replace the file.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            found = stream.get_tensor(labels).tolist()
+            row = stream.get_slice(name)[found.index(wanted)].clone() if wanted in found else None
+            return row, found
+    except FileNotFoundError:
+        return None, []
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it to have it made again") from error
+
+
+_KINDS = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A safetensors file with ``snapshots`` ``(n, p)`` and their ``epochs`` ``(n,)``, written row by row.
+
+    Memory holds one row. The file lies beside its target until :meth:`finish` renames it, so that the target is
+    whole or not there; an interrupted writer opens the same file again and goes on.
+    """
+
+    target: Path
+    epochs: tuple[int, ...]
+    width: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def path(self) -> Path:
+        """Where rows are written before the file is complete."""
+        return self.target.with_suffix(".rows")
+
+    @property
+    def _header(self) -> bytes:
+        n, row = len(self.epochs), self.width * self.dtype.itemsize
+        tensors = {
+            "epochs": {"dtype": "I64", "shape": [n], "data_offsets": [0, 8 * n]},
+            "snapshots": {
+                "dtype": _KINDS[self.dtype], "shape": [n, self.width], "data_offsets": [8 * n, 8 * n + n * row],
+            },
+        }  # fmt: skip
+        text = json.dumps(tensors, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format wants tensors aligned
+        epochs = torch.tensor(self.epochs, dtype=torch.int64).numpy().tobytes()
+        return len(text).to_bytes(8, "little") + text + epochs
+
+    @property
+    def size(self) -> int:
+        """Bytes of the complete file."""
+        return len(self._header) + len(self.epochs) * self.width * self.dtype.itemsize
+
+    def create(self) -> None:
+        """Begin afresh; rows that are not written yet read as zeros."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("wb") as stream:
+            stream.write(self._header)
+            stream.truncate(self.size)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a file of exactly this layout lies there to go on with."""
+        if not self.path.exists() or self.path.stat().st_size != self.size:
+            return False
+        header = self._header
+        with self.path.open("rb") as stream:
+            return stream.read(len(header)) == header
+
+    def write(self, epoch: int, vector: Tensor) -> None:
+        """Put the row of ``epoch`` where it belongs, and on the disk."""
+        row = vector.detach().to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
+        with self.path.open("r+b") as stream:
+            stream.seek(len(self._header) + self.epochs.index(epoch) * self.width * self.dtype.itemsize)
+            stream.write(row.data)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def finish(self) -> None:
+        """The file under its own name."""
+        self.path.replace(self.target)
+        folder = os.open(self.target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

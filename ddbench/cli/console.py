@@ -1,0 +1,231 @@
+"""The only module that prints: data to stdout, progress and errors to stderr; and the frame around long work."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ddbench.base.progress import Event, Interrupts, listening
+from ddbench.errors import InterruptedRun
+from ddbench.results.tables import UNSAFE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from ddbench.results.tables import Table as Rows
+
+_PLAIN_SECONDS = 10.0
+
+
+@cache
+def _console(*, stderr: bool = False) -> Console:
+    """rich takes longer to load than the rest of ``ddbench --help``: it comes with the first line."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def clean(value: Any) -> str:
+    """Text that is safe to show."""
+    return UNSAFE.sub("?", str(value))
+
+
+def say(text: str) -> None:
+    """A line of progress or advice, on stderr."""
+    from rich.markup import escape
+
+    _console(stderr=True).print(escape(clean(text)))
+
+
+def fail(text: str) -> None:
+    """An error, on stderr, as one line."""
+    from rich.markup import escape
+
+    _console(stderr=True).print(f"[bold red]error:[/] {escape(clean(' '.join(text.split())))}")
+
+
+def data(text: str) -> None:
+    """Output that a program may read, as it is, on stdout."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def data_json(value: Any) -> None:
+    data(json.dumps(value, indent=2, allow_nan=False, default=str))
+
+
+def table(title: str, columns: Sequence[str], body: Iterable[Sequence[Any]], caption: str | None = None) -> None:
+    """A table on stdout; as wide as its content when stdout is not a terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(title=escape(clean(title)) or None, title_justify="left", caption=caption and escape(clean(caption)))
+    shown.caption_justify = "left"
+    for name in columns:
+        shown.add_column(escape(clean(name)), overflow="fold")
+    for line in body:
+        shown.add_row(*(escape(clean("" if cell is None else cell)) for cell in line))
+    out = _console()
+    target = out if out.is_terminal else Console(highlight=False, width=250)
+    target.print(shown)
+
+
+class Display:
+    """Shows progress events: bars on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._tasks: dict[str, TaskID] = {}
+        self._first: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, float] = {}
+        self._bars: Progress | None = None
+
+    def __enter__(self) -> Display:
+        if _console(stderr=True).is_terminal and not self.quiet:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bars = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}", markup=False), TextColumn("left"), TimeRemainingColumn(),
+                console=_console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if self.quiet:
+            return
+        if self._bars is not None:
+            self._bar(self._bars, event)
+        else:
+            self._line(event)
+
+    def _bar(self, bars: Progress, event: Event) -> None:
+        from rich.markup import escape
+
+        if event.what not in self._tasks:
+            self._tasks[event.what] = bars.add_task(escape(event.what), total=event.total, numbers="")
+        task = self._tasks[event.what]
+        bars.update(task, completed=event.done, total=event.total, numbers=_numbers(event), visible=True)
+        if event.done >= event.total:
+            bars.update(task, visible=False)
+            bars.reset(task, visible=False)
+
+    def _line(self, event: Event) -> None:
+        """Short pieces of work (a lesson, an expert) show only when they last."""
+        now = time.monotonic()
+        first, first_done = self._first.setdefault(event.what, (now, event.done))
+        said = self._last.setdefault(event.what, now)
+        whole = event.what in {"stages", "evaluation", "experts"} and event.done
+        if now - said > _PLAIN_SECONDS or whole:
+            self._last[event.what] = now
+            left = (event.total - event.done) * (now - first) / max(1, event.done - first_done)
+            eta = f"{left:.0f} s left" if event.done < event.total and event.done > first_done else ""
+            say("  ".join(part for part in (f"{event.what} {event.done}/{event.total}", _numbers(event), eta) if part))
+        if event.done >= event.total:
+            self._last.pop(event.what, None)
+            self._first.pop(event.what, None)
+
+
+def _numbers(event: Event) -> str:
+    shown = {n: clean(v) if isinstance(v, str) else f"{float(v):.4g}" for n, v in event.numbers.items()}
+    return "  ".join(f"{name} {value}" for name, value in shown.items())
+
+
+class Watch:
+    """Shows cells at work: a table that renews itself on a terminal, nothing elsewhere (there each end is a line)."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        from rich.live import Live
+
+        err = _console(stderr=True)
+        self._live = None if quiet or not err.is_terminal else Live(console=err, transient=True, auto_refresh=False)
+        self._shown = 0.0
+
+    def __enter__(self) -> Watch:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, title: str, body: Iterable[tuple[str, float, str]]) -> None:
+        """Show (what, seconds, how far it is) of each piece of work, twice a second at most."""
+        if self._live is None or time.monotonic() - self._shown < 0.5:
+            return
+        self._shown = time.monotonic()
+        from rich.markup import escape
+        from rich.table import Table
+
+        shown = Table(title=escape(clean(title)), title_justify="left", expand=True)
+        shown.add_column("at work", ratio=2, no_wrap=True)
+        shown.add_column("s", justify="right")
+        shown.add_column("", ratio=3, no_wrap=True)
+        for what, seconds, words in body:
+            shown.add_row(escape(clean(what)), f"{seconds:.0f}", escape(clean(words)))
+        self._live.update(shown, refresh=True)
+
+
+@contextmanager
+def working(quiet: bool) -> Iterator[None]:
+    """Show progress, and turn SIGINT and SIGTERM into a clean stop with the command that goes on."""
+    from ddbench.base.machine import keep_freed_memory
+    from ddbench.base.process import follow_parent
+
+    with Interrupts() as interrupts, Display(quiet) as display:
+
+        def listener(event: Event) -> None:
+            display(event)
+            interrupts.check()
+
+        try:
+            keep_freed_memory()
+            follow_parent()
+            with listening(listener):
+                yield
+        except InterruptedRun as error:
+            again = shlex.join(["ddbench", *sys.argv[1:]])
+            raise InterruptedRun(f"{error}; to go on: {again}") from None
+
+
+def warn_broken() -> None:
+    """Name each plugin that could not be loaded, once."""
+    from ddbench.plugins import registry
+
+    for broken in registry().broken:
+        say(f"warning: {broken}")
+
+
+def show(rows: Rows, form: str) -> None:
+    """A table of results on stdout, in the format asked for."""
+    from ddbench.results.tables import render
+
+    if form != "table":
+        data(render(rows, form))
+    elif not rows.rows:
+        say("no runs to show; `ddbench run` makes one")
+    else:
+        table(rows.title, *rows.text(), "\n".join(rows.notes()))
+
+
+def show_rows(rows: list[dict[str, Any]], form: str, title: str) -> None:
+    """Rows of single runs on stdout, in the format asked for."""
+    from ddbench.results.aggregate import per_run
+    from ddbench.results.tables import PER_RUN, Table
+
+    show(Table(per_run(rows), PER_RUN, title=title), form)

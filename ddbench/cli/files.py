@@ -1,0 +1,146 @@
+"""``ddbench eval``, ``import`` and ``export``: distilled sets, ddbench's own and those of other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddbench.cli import console
+from ddbench.cli.options import DEVICE, FORMATS, JSON, OPTIONS, OUT, QUIET
+from ddbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from ddbench.files.target import EvalOptions
+
+_PATHS = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+_LABELS = click.Choice(["auto", "hard", "probability", "logit", "real"])
+_FORMS = click.Choice(["pt", "npz", "folder", "datasets"])
+
+
+@click.command("eval")
+@click.argument("target", metavar="RUN|FILE|FOLDER")
+@click.option("--students", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--seed", type=int, help="Seed of the students; by default the run's.")
+@click.option("--dataset", help="Dataset plugin with the test data, if not the file's own.")
+@click.option("--network", metavar="NAMES", help="Evaluate on another network, or on several: convnet,resnet18,vit.")
+@click.option("--protocol", help="Train students by another protocol.")
+@click.option("--metrics", metavar="NAMES", help="Metrics to compute, such as accuracy,corruptions; or all.")
+@click.option("--pixels", default="auto", show_default=True, help="Pixel space of a foreign set: unit, zca, ...")
+@click.option("--labels", default="auto", show_default=True, help="Meaning of a foreign set's soft labels.")
+@click.option("--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which of a res_*.pt file.")
+@click.option("--controls", is_flag=True, help="Also images of coresets, hard and soft labels, without augmentation.")
+@click.option("--transfer", is_flag=True, help="Test on another dataset of the same classes.")
+@click.option("--together/--apart", default=None, help="Train students by one vectorised step (default: on CUDA).")
+@DEVICE
+@OPTIONS
+@OUT
+@click.option("--format", "form", default="table", type=FORMATS)
+@JSON
+@QUIET
+def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, controls: bool, **given: Any) -> int:
+    """Evaluate a run, a distilled.safetensors, or a set in another tool's format."""
+    from ddbench.files.target import EvalOptions, evaluated
+
+    console.warn_broken()
+    asked, form = EvalOptions(flags=options, **given), "json" if as_json else form
+    if controls:
+        _show_controls(target, out, asked, form)
+        return 0
+    with console.working(asked.quiet):
+        rows = evaluated(target, out, asked, console.say)
+    console.show_rows(rows, form, f"evaluation of {target}")
+    return 0
+
+
+def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> None:
+    """The control matrix of a set and the scores that follow from it, on stdout."""
+    from ddbench.apply.controls import FORMULAS, SOURCE, control_matrix
+    from ddbench.files.target import opened
+    from ddbench.results.tables import Table
+    from ddbench.run.run import Settings
+
+    if len(options.per_network()) > 1:
+        raise UsageError("--controls takes one network; give the others in commands of their own")
+    with console.working(options.quiet):
+        source = opened(target, out, options)
+        for note in source.notes:
+            console.say(note)
+        found = control_matrix(source, options, Settings(out))
+    if form == "json":
+        console.data_json(found.record())
+        return
+    shown = {
+        "images": "images", "labels": "labels", "augmentation": "augmentation", "accuracy_mean": "accuracy %",
+        "n": "n", "student_lr": "student lr", "label_bytes": "labels kB", "selection": "selected on",
+    }  # fmt: skip
+    scores = [{"score": n, "value": v, "formula": FORMULAS.get(n, "accuracy")} for n, v in found.scores.items()]
+    console.show(Table(found.rows, shown, title=f"controls of {target}: mean ± std over n students"), form)
+    if form != "csv":  # one table per file
+        console.show(Table(scores, {n: n for n in scores[0]}, (SOURCE,), "scores, in fractions"), form)
+
+
+@click.command("import")
+@_PATHS
+@click.option("--dataset", required=True, help="Dataset plugin that the set was distilled from; images:PATH, hf:PATH.")
+@click.option("--network", default="convnet", show_default=True, help="Network that students are, or experts were.")
+@click.option("--protocol", default="default", show_default=True, help="Rules that students will learn by.")
+@click.option("--pixels", default="auto", show_default=True, metavar="SPACE",
+              help="Pixel space: unit, dataset, zca, cifar10, cifar100, or means/stds: M1,M2,M3/S1,S2,S3.")  # fmt: skip
+@click.option("--labels", default="auto", type=_LABELS, show_default=True, help="What soft labels mean.")
+@click.option("--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which one of a res_*.pt.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; by default NAME.safetensors here.")
+@click.option("--experts", is_flag=True, help="Import MTT's replay_buffer_*.pt as expert trajectories.")
+@OPTIONS
+@QUIET
+def import_(paths: tuple[Path, ...], out: Path | None, experts: bool, options: tuple, quiet: bool, **given: Any) -> int:
+    """Make a file that describes itself of a set in another tool's format, or experts of replay buffers."""
+    from ddbench.files.importer import imported, imported_experts
+    from ddbench.run.spec import Request
+
+    console.warn_broken()
+    request = Request(
+        dataset=given["dataset"], matcher="random", network=given["network"], protocol=given["protocol"], flags=options
+    )
+    if experts:
+        with console.working(quiet):
+            name = imported_experts(paths, request)
+        console.say(f"use these experts with -o experts.imported={name}")
+        console.data(name)
+        return 0
+    if len(paths) > 1:
+        raise UsageError(f"{len(paths)} paths given, but one set is imported at a time; several are for --experts")
+    path = next(iter(paths))
+    target = out or Path(f"{path.stem if path.is_file() else path.resolve().name}.safetensors")
+    if target.exists():
+        raise UsageError(f"{target} exists already, and nothing is overwritten; give another --out")
+    with console.working(quiet):
+        distilled, notes = imported(path, request, **{n: given[n] for n in ("pixels", "labels", "experiment")})
+    distilled.save(target)
+    for note in notes:
+        console.say(note)
+    console.data(str(target))
+    return 0
+
+
+@click.command()
+@click.argument("target", metavar="RUN|FILE", type=click.Path(path_type=Path))
+@click.option("--format", "form", required=True, type=_FORMS, help="MTT's .pt files, npz, pictures, or parquet.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder (or .npz file) to write.")
+@click.option("--runs", default="runs", show_default=True, type=click.Path(path_type=Path),
+              help="Folder that holds run folders, where RUN is a name.")  # fmt: skip
+def export(target: Path, form: str, out: Path, runs: Path) -> int:
+    """Write a distilled set in a format that other tools read."""
+    from ddbench.files.exporter import export as write
+    from ddbench.grade.distilled import Distilled
+    from ddbench.run.folder import find_run
+
+    console.warn_broken()
+    file = target if target.is_file() else find_run(str(target), runs) / "distilled.safetensors"
+    if not file.exists():
+        raise UsageError(f"{file.parent} holds no distilled set yet; finish it with `ddbench run --resume {target}`")
+    for note in write(Distilled.load(file), form, out):
+        console.say(note)
+    console.data(str(out))
+    return 0

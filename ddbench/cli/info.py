@@ -1,0 +1,324 @@
+"""``list``, ``info``, ``plugins``, ``prepare`` and ``check-grad``: what there is, whether it is here, and right."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import click
+
+from ddbench.cli import console
+from ddbench.cli.options import JSON, OPTIONS, OUT, QUIET
+from ddbench.errors import DDBenchError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from ddbench.data.dataset import Dataset
+    from ddbench.plugins import Plugin
+
+SHOWN_CLASSES = 12
+
+
+@click.command("list")
+@click.argument(
+    "what", default="matchers", type=click.Choice(["matchers", "schedulers", "datasets", "networks", "metrics", "runs"])
+)
+@OUT
+@JSON
+def list_(what: str, out: Path, as_json: bool) -> int:
+    """List plugins of a kind, or the runs in --out."""
+    _show_list(what, out, as_json)
+    return 0
+
+
+@click.command()
+@click.argument("dataset")
+@OPTIONS
+@JSON
+@QUIET
+def prepare(dataset: str, options: tuple, as_json: bool, quiet: bool) -> int:
+    """Download, decode and measure a dataset ahead of a run."""
+    console.warn_broken()
+    _prepare(dataset, options, quiet=quiet, as_json=as_json)
+    return 0
+
+
+@click.command()
+@click.argument("name")
+@OPTIONS
+@JSON
+def info(name: str, options: tuple, as_json: bool) -> int:
+    """Describe a plugin: options, recipes with their sources; of a dataset also sizes, statistics, licence."""
+    _show_info(name, options, as_json)
+    return 0
+
+
+@click.command()
+@JSON
+def plugins(as_json: bool) -> int:
+    """List all plugins with their packages, and those that could not be loaded."""
+    return _show_plugins(as_json)
+
+
+@click.command("check-grad")
+@click.option("--matcher", default="tesla", show_default=True)
+@click.option("--steps", default=15, show_default=True, type=click.IntRange(1), help="Student steps.")
+@click.option("--lr", default=0.01, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Student lr.")
+@click.option("--seed", default=0, show_default=True, type=int)
+@OPTIONS
+@JSON
+def check_grad(as_json: bool, **given: Any) -> int:
+    """Compare a matcher's gradient with the autograd unroll on a small network, in float64."""
+    _show_gradient_check(as_json=as_json, **given)
+    return 0
+
+
+def _show_list(what: str, out: Path, as_json: bool) -> None:
+    """Plugins of a kind with their first line, or runs with their status."""
+    from ddbench.plugins import registry
+    from ddbench.run.folder import run_folders
+    from ddbench.run.record import rows
+
+    if what == "runs":
+        found = [row for folder in run_folders(out) for row in rows(folder)]
+        columns = ("run", "status", "dataset", "matcher", "scheduler", "ipc", "seed", "n")
+        body = [[row[c] for c in columns] for row in found]
+    else:
+        kind = what.removesuffix("s")
+        columns = ("name", "summary", "package")
+        chosen = [registry().get(kind, name) for name in registry().names(kind)]
+        body = [[p.name, _summary(p.cls), f"{p.package} {p.version}"] for p in chosen]
+    if as_json:
+        console.data_json([dict(zip(columns, line, strict=True)) for line in body])
+    elif body:
+        console.table(what, columns, body)
+    else:
+        console.say(f"no {what} here")
+
+
+def _summary(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").split("\n")[0]
+
+
+def _find(name: str) -> list[Plugin]:
+    """All plugins called ``name``, of whatever kind; or an error with the nearest name."""
+    from ddbench.plugins import KINDS, registry
+
+    found = [p for (_, n), p in registry().plugins.items() if n == name]
+    if not found:
+        names = sorted({n for _, n in registry().plugins})
+        raise UsageError(f"nothing is called {name!r}{did_you_mean(name, names)} (there are: {', '.join(names)})")
+    return sorted(found, key=lambda p: KINDS.index(p.kind))
+
+
+def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> None:
+    """The docstring, options and recipes of every plugin with this name; of a dataset, what its data are."""
+    found = _find(name.partition(":")[0])
+    if flags and not any(plugin.kind == "dataset" for plugin in found):
+        raise UsageError(f"{name!r} is no dataset; only what a dataset holds depends on options")
+    data = {p.name: _described(name, flags, get=False) for p in found if p.kind == "dataset"}
+    if as_json:
+        console.data_json([_about(p) | ({"data": data[p.name]} if p.kind == "dataset" else {}) for p in found])
+        return
+    for plugin in found:
+        about = _about(plugin)
+        console.data(f"{plugin.kind} {plugin.name} ({plugin.package} {plugin.version})\n\n{about['doc']}\n")
+        columns = ("option", "type", "default", "what")
+        console.table("options", columns, [[o[c] for c in columns] for o in about["options"]])
+        if about["recipes"]:
+            body = [[r["match"], r["options"], r["verified"], r["source"]] for r in about["recipes"]]
+            console.table("recipes", ("for", "options", "verified by ddbench", "source"), body)
+        if plugin.kind == "dataset":
+            known = data[plugin.name]
+            if shown := known["about"] | (known["measured"] or {}):
+                console.table(f"dataset {plugin.name}", ("", ""), _body(shown))
+            if known["missing"]:
+                console.say(
+                    f"no data here: {known['missing']}; `ddbench prepare {name}` makes it ready, or says what it lacks"
+                )
+
+
+def _about(plugin: Plugin) -> dict[str, Any]:
+    hints = get_type_hints(plugin.cls, include_extras=True)
+    given = [_option(plugin.kind, f, hints[f.name]) for f in dataclasses.fields(plugin.cls)]
+    recipes = [
+        {"match": _words(r.match), "options": _words(_flat(r.options)), "verified": r.verified, "source": r.source}
+        for r in plugin.recipes
+    ]
+    return {
+        "kind": plugin.kind, "name": plugin.name, "package": plugin.package, "version": plugin.version,
+        "doc": inspect.getdoc(plugin.cls) or "", "options": given, "recipes": recipes,
+    }  # fmt: skip
+
+
+def _option(kind: str, f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    notes = getattr(hint, "__metadata__", ())
+    base = getattr(hint, "__origin__", hint) if notes else hint
+    bounds = [repr(n).lower() for n in notes if not isinstance(n, str)]
+    named = base.__name__ if isinstance(base, type) else str(base).replace("typing.", "")
+    default = None if f.default is dataclasses.MISSING else f.default
+    return {
+        "option": f"{kind}.{f.name}",
+        "type": " ".join([named, *bounds]),
+        "default": default if isinstance(default, (bool, int, float, str, type(None))) else str(default),
+        "what": next((n for n in notes if isinstance(n, str)), ""),
+    }
+
+
+def _flat(options: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {f"{group}.{name}": value for group, given in options.items() for name, value in given.items()}
+
+
+def _words(values: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items()) or "anything"
+
+
+def _show_plugins(as_json: bool) -> int:
+    """All plugins and their packages; exit code 3 if one could not be loaded."""
+    from ddbench.plugins import registry
+
+    loaded = registry()
+    body = [[p.kind, p.name, p.package, p.version] for p in loaded.plugins.values()]
+    broken = [dataclasses.asdict(b) for b in loaded.broken]
+    if as_json:
+        columns = ("kind", "name", "package", "version")
+        console.data_json({"plugins": [dict(zip(columns, line, strict=True)) for line in body], "broken": broken})
+    else:
+        console.table("plugins", ("kind", "name", "package", "version"), sorted(body))
+        for b in loaded.broken:
+            console.fail(str(b))
+    return 3 if broken else 0
+
+
+def _show_gradient_check(
+    *, matcher: str, steps: int, lr: float, seed: int, options: tuple[tuple[str, str], ...], as_json: bool
+) -> None:
+    """Relative error, cosine and ratio of norms of a matcher's gradient against the autograd unroll."""
+    from ddbench.base.options import make
+    from ddbench.plugins import registry
+    from ddbench.run.spec import split_flags
+    from ddbench.trajectory.check import compare_gradients
+
+    given = split_flags(options)
+    if set(given) - {"matcher"}:
+        raise UsageError("check-grad takes options of the matcher only, such as -o matcher.curvature=exact")
+    method = make(registry().get("matcher", matcher).cls, given.get("matcher", {}), "matcher")
+    if not hasattr(method, "differentiate"):
+        raise UsageError(f"matcher {matcher!r} does not differentiate an unroll: there is nothing to check")
+    small = make(registry().get("network", "convnet").cls, {"width": 8, "depth": 2}, "network")
+    found = compare_gradients(method.differentiate, small, steps=steps, lr=lr, seed=seed)
+    if as_json:
+        console.data_json({"matcher": matcher, "steps": steps, "lr": lr, "seed": seed, "gradients": found})
+        return
+    columns = ("gradient", "relative error", "cosine", "norm ratio")
+    body = [
+        [f["gradient"], f"{f['relative_error']:.3g}", f"{f['cosine']:.6f}", f"{f['norm_ratio']:.4f}"] for f in found
+    ]
+    title = f"{matcher} against the autograd unroll: {steps} steps at lr {lr:g}, float64"
+    console.table(title, columns, body)
+
+
+def _prepare(name: str, flags: tuple[tuple[str, str], ...], *, quiet: bool, as_json: bool) -> None:
+    """Download, decode and measure a dataset, so that a run can begin at once; then show what it is."""
+    with console.working(quiet):
+        found = _described(name, flags, get=True)
+    if as_json:
+        console.data_json(found)
+    else:
+        body = _body(found["about"] | found["measured"])
+        console.table(f"dataset {name} is ready", ("", ""), body)
+
+
+def _described(name: str, flags: tuple[tuple[str, str], ...], *, get: bool) -> dict[str, Any]:
+    """All that is known of a dataset: ``about``, and what was measured if the data are here or ``get`` is set."""
+    from ddbench.base.options import options
+
+    plugin = _source(name, flags)
+    lacking = None if get else _missing(plugin)
+    known: dict[str, Any] = {
+        "options": options(plugin),
+        "about": _licence(plugin),
+        "missing": lacking,
+        "measured": None,
+    }
+    if lacking is None:
+        try:
+            known["measured"] = _measured(plugin.load())
+        except DDBenchError as error:
+            if get:
+                raise
+            known["missing"] = str(error)
+    return known
+
+
+def _source(name: str, flags: tuple[tuple[str, str], ...]) -> Any:
+    """The dataset source ``name`` with the options given as ``dataset.NAME=VALUE``."""
+    from ddbench.base.options import make
+    from ddbench.plugins import registry
+    from ddbench.run.spec import split_dataset, split_flags
+
+    name, main = split_dataset(name)
+    given = split_flags((*main, *flags))
+    if wrong := set(given) - {"dataset"}:
+        raise UsageError(f"only options of the dataset can be given here, not of {', '.join(sorted(wrong))}")
+    return make(registry().get("dataset", name).cls, given.get("dataset", {}), "dataset")
+
+
+def _missing(plugin: Any) -> str | None:
+    """What ``load`` would have to get first; None when the data are at hand, as far as the plugin tells."""
+    if not hasattr(plugin, "missing"):
+        return f"dataset {plugin.name!r} does not tell whether its data are here; `ddbench prepare` loads them"
+    try:
+        return plugin.missing()
+    except DDBenchError as error:
+        return str(error)
+
+
+def _licence(plugin: Any) -> dict[str, str]:
+    """What holds without the data: licence, homepage, published sizes."""
+    return dict(getattr(plugin, "about", {}))
+
+
+def _measured(data: Dataset) -> dict[str, Any]:
+    """Sizes, classes, statistics and digest of loaded data, as JSON."""
+    import torch
+
+    counts = torch.bincount(data.train.targets, minlength=len(data.classes))
+    preprocessing = data.train.preprocessing
+    statistics: dict[str, Any] = {"preprocessing": preprocessing.kind}
+    if preprocessing.std is not None:
+        statistics |= {name: [round(v, 4) for v in t.tolist()] for name, t in preprocessing.tensors().items()}
+    return {
+        "name": data.name,
+        "train images": len(data.train),
+        "validation images": len(data.validation),
+        "test images": len(data.test),
+        "classes": list(data.classes),
+        "train images per class": [int(counts.min()), int(counts.max())],
+        "shape (channels, height, width)": list(data.train.shape),
+        **statistics,
+        "augmentation": data.augment,
+        "digest": data.digest,
+        **data.facts,
+    }
+
+
+def _body(record: dict[str, Any]) -> list[list[str]]:
+    """What is known as the lines of a two-column table."""
+    return [[name, _fact(name, value)] for name, value in record.items()]
+
+
+def _fact(name: str, value: Any) -> str:
+    if name == "classes":
+        names = ", ".join(value[:SHOWN_CLASSES]) + (", ..." if len(value) > SHOWN_CLASSES else "")
+        return f"{len(value)}: {names}"
+    if name == "train images per class":
+        return f"{value[0]:,}" if value[0] == value[1] else f"{value[0]:,} to {value[1]:,}"
+    if name.startswith("shape"):
+        return " x ".join(str(n) for n in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {inner}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(str(v) for v in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

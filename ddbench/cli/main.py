@@ -1,0 +1,75 @@
+"""The command line: its commands, and what their errors become. torch loads when a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from ddbench.cli import console
+from ddbench.cli.apply import apply
+from ddbench.cli.boards import leaderboard, report, submit
+from ddbench.cli.files import evaluate, export, import_
+from ddbench.cli.info import check_grad, info, list_, plugins, prepare
+from ddbench.cli.results import compare
+from ddbench.cli.run import experts, run
+from ddbench.cli.suite import suite
+from ddbench.errors import DDBenchError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ddbench")
+def cli() -> None:
+    """Benchmark dataset distillation: distil, evaluate fairly, compare.
+
+    Start with:  ddbench run --matcher tesla --scheduler pdd --ipc 10
+    """
+
+
+for command in (
+    run, evaluate, compare, experts, list_, prepare, info, plugins, check_grad, import_, export, apply, suite, submit,
+    leaderboard, report,
+):  # fmt: skip
+    cli.add_command(command)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has a class for CUDA and only words for the CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def main() -> None:
+    """Run the command line: one sentence for every expected error, and the documented exit codes."""
+    # By default OpenMP threads spin for long while they wait, which makes small networks several times slower on
+    # a busy machine; spinning briefly costs nothing on an idle one.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = 130
+    except (KeyboardInterrupt, BrokenPipeError):
+        code = 130
+    except DDBenchError as error:
+        console.fail(str(error))
+        code = error.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written: nothing finished is lost
+        where = f" ({error.filename})" if error.filename else ""
+        console.fail(f"{error.strerror or error}{where}; mend that and run the same command again")
+        code = 3
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        what = str(error).strip().partition("\n")[0] or "no more memory"
+        console.fail(
+            f"{what}: what is finished is kept, and the same command goes on; `ddbench run --dry-run` predicts memory. "
+            "Less is needed with a smaller -o matcher.batch_syn or matcher.batch_real, with -o matcher.stacked=false "
+            "where segments are stacked, with --apart where an evaluation trains students together, or with a narrower "
+            "network"
+        )
+        code = 3
+    sys.exit(code if isinstance(code, int) else 0)

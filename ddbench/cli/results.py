@@ -1,0 +1,69 @@
+"""``ddbench compare``: runs beside each other, beside boards, beside what is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddbench.cli import console
+from ddbench.cli.options import FORMATS, JSON, OUT
+
+
+@click.command()
+@click.argument("runs", nargs=-1, metavar="[RUNS]...")
+@OUT
+@click.option("--board", "boards", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER",
+              help="The entries of a leaderboard as well, such as leaderboards/digits.")  # fmt: skip
+@click.option(
+    "--where", multiple=True, metavar="CONDITIONS", help="Rows to keep: 'matcher=tesla,ipc>=10'; = != < <= > >= ~."
+)
+@click.option("--per-run", is_flag=True, help="Every evaluation as its own row, instead of means over seeds.")
+@click.option("--group-by", metavar="COLUMNS", default="", help="Average over all but these columns.")
+@click.option("--baseline", metavar="CONDITIONS", help="What differences are to, such as 'random' (the default).")
+@click.option("--allow-mixed", is_flag=True, help="Show different protocols together; nothing is tested across them.")
+@click.option("--reported", is_flag=False, flag_value="same", type=click.Choice(["same", "all"]),
+              help="Published accuracies beside; 'all' lists those of other settings too.")  # fmt: skip
+@click.option("--reported-only", is_flag=True, help="The published accuracies themselves.")
+@click.option("--sort", metavar="COLUMNS", help="Such as dataset,-accuracy; minus is falling.")
+@click.option("--columns", metavar="COLUMNS", default="", help="Columns to show.")
+@click.option(
+    "--fail-if", multiple=True, metavar="CONDITIONS", help="Exit with 1 if a row shown is so: 'accuracy<0.5'."
+)
+@click.option("--format", "form", default="table", type=FORMATS, show_default=True)
+@JSON
+def compare(
+    runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: str, as_json: bool, **given: Any
+) -> int:  # fmt: skip
+    """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
+    from ddbench.run.folder import find_run, run_folders
+    from ddbench.run.record import rows
+
+    folders = [find_run(name, out) for name in runs] if runs or boards else run_folders(out)
+    table = [] if given["reported_only"] else [row for folder in folders for row in rows(folder)]
+    if boards:
+        from ddbench.boards.board import Board
+
+        table += [row for folder in boards for row in Board.load(folder.absolute()).rows()]
+    return _show_comparison(table, "json" if as_json else form, **given)
+
+
+def _show_comparison(
+    rows: list[dict[str, Any]], form: str, *, group_by: str, columns: str, reported_only: bool,
+    fail_if: tuple[str, ...], **given: Any,
+) -> int:  # fmt: skip
+    """Show a comparison; 1 if an expression of ``--fail-if`` holds for a row of it."""
+    from ddbench.results.compare import Ask, table, tripped
+    from ddbench.results.compare import reported_only as published
+    from ddbench.results.where import divided
+
+    ask = Ask(group_by=tuple(divided(group_by)), columns=tuple(divided(columns)), **given)
+    found = [published(ask)] if reported_only else table(rows, ask)
+    failed = tripped(found[0].rows, fail_if)
+    # for programs, what is published in other settings is in the rows themselves
+    for shown in found if form in ("table", "md", "latex", "html") else found[:1]:
+        console.show(shown, form)
+    for text in failed:
+        console.say(f"--fail-if {text}")
+    return 1 if failed else 0

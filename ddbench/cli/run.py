@@ -1,0 +1,179 @@
+"""``ddbench run`` and ``ddbench experts``. Heavy modules are imported when a command needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddbench.cli import console
+from ddbench.cli.options import FORMATS, JSON, OUT, QUIET, request_options
+from ddbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from ddbench.run.run import Settings
+    from ddbench.run.spec import Request, RunSpec
+
+
+@click.command()
+@request_options
+@click.option(
+    "--repeats", default=1, show_default=True, type=click.IntRange(1), help="Runs, with seeds SEED, SEED+1, ..."
+)
+@click.option("--students", default=5, show_default=True, type=click.IntRange(1), help="Students that grade each set.")
+@OUT
+@click.option("--random/--no-random", "with_random", default=True, help="Random images at the same ipc beside the run.")
+@click.option("--ceiling/--no-ceiling", "with_ceiling", default=True, help="The whole training set above it (cached).")
+@click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run takes; do nothing.")
+@click.option("--resume", metavar="RUN", help="Go on with an existing run, by its folder or name.")
+@click.option("--tracker", "trackers", multiple=True, metavar="NAME[=PLACE]", help="tensorboard, wandb or mlflow.")
+@click.option("--checkpoint-seconds", default=20.0, type=click.FloatRange(0), help="Seconds between checkpoints.")
+@click.option("--format", "form", default="table", type=FORMATS)
+@JSON
+@QUIET
+@click.pass_context
+def run(ctx: click.Context, **given: Any) -> int:
+    """Distil a dataset, evaluate the result on its test set, and leave a complete run behind."""
+    from ddbench.run.run import Settings
+    from ddbench.run.spec import Request, resolve
+
+    names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
+    request = Request(**{name: given[name] for name in names}, flags=given["options"])
+    out, form = given["out"], "json" if given["as_json"] else given["form"]
+    console.warn_broken()
+    if given["dry_run"]:
+        plan = _dry_run(request)
+        console.data_json(plan) if form == "json" else _show_dry_run(plan)
+        return 0
+    if given["resume"]:
+        explicit = {n: given[n] for n in names if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE}
+        spec, out = _resumed(given["resume"], out, explicit, given["options"])
+        specs = [spec]
+    else:
+        seeds = range(request.seed, request.seed + given["repeats"])
+        specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
+    settings = Settings(out, given["students"], given["checkpoint_seconds"])
+    rows = carry_out(
+        specs, settings, with_random=given["with_random"], with_ceiling=given["with_ceiling"], quiet=given["quiet"],
+        trackers=given["trackers"],
+    )  # fmt: skip
+    console.show_rows(rows, form, "test accuracy, mean ± std over n students")
+    return 0 if all(row["status"] == "ok" for row in rows) else 1
+
+
+@click.command()
+@request_options
+@QUIET
+def experts(quiet: bool, options: tuple, **given: Any) -> int:
+    """Train the expert trajectories of a run's first stage ahead of it."""
+    from ddbench.run.spec import Request
+
+    console.warn_broken()
+    _build(Request(**given, flags=options), quiet)
+    return 0
+
+
+def carry_out(
+    specs: list[RunSpec], settings: Settings, *, with_random: bool, with_ceiling: bool, quiet: bool,
+    trackers: tuple[str, ...] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Carry out runs on one dataset, with random images beside each and the whole training set above."""
+    import torch
+
+    from ddbench.run import trackers as tracking
+    from ddbench.run.record import rows
+    from ddbench.run.references import references
+    from ddbench.run.run import Run, build_task
+
+    tracking.checked(trackers)
+    table: list[dict[str, Any]] = []
+    with console.working(quiet):
+        torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
+        dataset = specs[0].dataset.load()
+        if skipped := dataset.facts.get("skipped"):
+            console.say(f"warning: left out {skipped}")
+        _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
+        for spec in specs:
+            work = Run(spec, dataset, settings)
+            console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
+            with tracking.opened(trackers, work, console.say):
+                result = work.execute()
+            table += rows(work.folder)
+            if result["status"] == "diverged":
+                console.fail(f"the run diverged: {result['error']} (its last good state is kept in {work.folder})")
+                continue
+            beside = references(spec, dataset, settings, with_random=with_random, with_ceiling=with_ceiling)
+            table += [row for row in beside if row not in table]
+    return table
+
+
+def _dry_run(request: Request) -> dict[str, Any]:
+    """Every resolved value with its origin, and what the run will take."""
+    from ddbench.run.references import forecast
+    from ddbench.run.spec import resolve
+
+    resolved = resolve(request)
+    dataset = resolved.spec.dataset.load()
+    values = {name: {"value": value, "from": origin} for name, (value, origin) in resolved.origins.items()}
+    return {
+        "key": resolved.spec.key,
+        "folder": resolved.spec.folder,
+        "device": resolved.spec.device,
+        "threads": resolved.spec.threads,
+        "options": values,
+        "forecast": forecast(resolved.spec, dataset),
+    }
+
+
+def _show_dry_run(plan: dict[str, Any]) -> None:
+    """The plan as two tables."""
+    body = [[name, str(entry["value"]), entry["from"]] for name, entry in plan["options"].items()]
+    about = f"run {plan['folder']} on {plan['device']}, {plan['threads']} threads"
+    console.table(about, ["option", "value", "from"], body)
+    numbers = [[name, f"{value:,}" if isinstance(value, int) else value] for name, value in plan["forecast"].items()]
+    console.table("what it takes", ["", ""], numbers)
+
+
+def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> tuple[RunSpec, Path]:
+    """The spec of an existing run and the folder it is in; flags that would change it are refused."""
+    from ddbench.base.cache import read_json
+    from ddbench.run.folder import find_run
+    from ddbench.run.spec import altered, differences, from_record
+
+    folder = find_run(name, out).resolve()
+    written = read_json(folder / "spec.json")
+    spec = from_record(written)  # with the plugins installed now
+    if edited := differences(written, spec.record()):
+        raise UsageError(f"{folder} cannot be resumed: its spec.json and this ddbench differ ({'; '.join(edited)})")
+    if spec.folder != folder.name:
+        raise UsageError(f"{folder} cannot be resumed: its spec.json was changed, it is now that of {spec.folder}")
+    changed = differences(spec.record(), altered(spec.record(), changes, flags))
+    if changed:
+        raise UsageError(
+            f"run {folder.name} has another spec ({'; '.join(changed)}); resume it without the change, "
+            "or start a new run with it"
+        )
+    return spec, folder.parent
+
+
+def _build(request: Request, quiet: bool) -> None:
+    """Train what the first stage of a run needs, and say where it is."""
+    from ddbench.problem.problem import Needs
+    from ddbench.problem.synthetic import Curriculum
+    from ddbench.run.run import build_task
+    from ddbench.run.spec import resolve
+    from ddbench.run.stage import prepared
+
+    spec = resolve(request).spec
+    with console.working(quiet):
+        dataset = spec.dataset.load()
+        problem = spec.scheduler.next(build_task(spec, dataset), Curriculum())
+        needs = spec.matcher.needs(problem) if hasattr(spec.matcher, "needs") else Needs()
+        if not needs.experts and not needs.teachers:
+            console.say(f"matcher {spec.matcher.name!r} with these options needs no experts")
+            return
+        ready = prepared(problem, needs)
+    for count, what, made in ((needs.experts, "experts", ready.experts), (needs.teachers, "teachers", ready.teachers)):
+        if count and made is not None:
+            console.data(f"{count} {what}, {made.seconds(count):.1f} s of training, in {made.folder}")

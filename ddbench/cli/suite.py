@@ -1,0 +1,141 @@
+"""``ddbench suite``: a grid of runs, from a file. Parsing only."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddbench.cli import console
+from ddbench.cli.options import DEVICE, JSON, OUT, QUIET
+
+if TYPE_CHECKING:
+    from ddbench.suite.grid import Suite
+    from ddbench.suite.runner import Orders, Scene, Work
+
+
+@click.group()
+def suite() -> None:
+    """Carry out grids of runs: datasets x matchers x schedulers x ipc x networks x seeds."""
+
+
+@suite.command("run")
+@click.argument("file", metavar="SUITE.toml", type=click.Path(path_type=Path))
+@click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Cells at the same time.")
+@OUT
+@click.option("--on-existing", default="skip", show_default=True, type=click.Choice(["skip", "rerun", "fail"]),
+              help="What to do about cells that are finished; rerun deletes their runs first.")  # fmt: skip
+@click.option("--retry-failed", is_flag=True, help="Run cells again that failed, diverged or were killed.")
+@click.option("--dry-run", is_flag=True, help="Show every cell, what is done and what the rest takes; start nothing.")
+@click.option("--limit", type=click.IntRange(1), help="Run this many cells at most.")
+@click.option("-x", "--stop-first", is_flag=True, help="Stop at the first cell that fails.")
+@DEVICE
+@JSON
+@QUIET
+def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, device: str, **given: Any) -> int:
+    """Carry out the cells of a suite; the same command goes on with it."""
+    from ddbench.run import trackers
+    from ddbench.suite.grid import read
+    from ddbench.suite.runner import Orders, Work, existing, prepare
+
+    console.warn_broken()
+    asked, as_json, quiet = read(file, jobs=jobs, device=device), given.pop("as_json"), given.pop("quiet")
+    trackers.checked(asked.trackers)
+    if dry_run:
+        existing(asked, out, on_existing)
+        again = {"on_existing": on_existing, "retry": given["retry_failed"], "limit": given["limit"]}
+        return _show_plan(asked, out, jobs, as_json, again)
+    orders = Orders(out, jobs, **given)
+    prepare(asked, out, on_existing)
+    with console.Watch(quiet) as watch:
+
+        def show(scene: Scene) -> None:
+            watch(f"{scene.title}: {', '.join(f'{n} {what}' for what, n in scene.counts.items())}", scene.working)
+
+        work = Work(asked, orders, (lambda _: None) if quiet else console.say, show)
+        _carry_out(work)
+    return _finish(work, orders, as_json)
+
+
+def _carry_out(work: Work) -> None:
+    from ddbench.errors import InterruptedRun
+
+    try:
+        work.carry_out()
+    except (InterruptedRun, KeyboardInterrupt) as end:
+        said = str(end) or work.summary("killed")
+        raise InterruptedRun(f"{said}; to go on: {shlex.join(['ddbench', *_again(sys.argv[1:])])}") from None
+
+
+def _again(words: list[str]) -> list[str]:
+    """The command that goes on: without ``--on-existing``, which would remove what was made since."""
+    kept, skip = [], False
+    for word in words:
+        if skip or word.startswith("--on-existing"):
+            skip = word == "--on-existing"
+        else:
+            kept.append(word)
+    return kept
+
+
+def _show_plan(asked: Suite, out: Path, jobs: int, as_json: bool, again: dict[str, Any]) -> int:
+    from ddbench.suite.status import plan, totals
+
+    lines = plan(asked, out, console.say, **again)
+    total = totals(lines, jobs)
+    if as_json:
+        console.data_json({"suite": asked.key, "title": asked.title, "cells": lines, "total": total})
+        return 0
+    titles = ["cell", "status", "expected s", "experts MB", "set MB", "memory MB"]
+    names = ("expert_bytes", "set_bytes", "memory_bytes")
+    body = [
+        [line["cell"], _status(line), _seconds(line), *(f"{line[n] / 1e6:.1f}" if n in line else "" for n in names)]
+        for line in lines
+    ]
+    console.table(f"{asked.title} (suite {asked.key}) in {out}", titles, body, _caption(total, jobs))
+    return 0
+
+
+def _status(line: dict[str, Any]) -> str:
+    return f"{line['status']}, again" if line["due"] and line["status"] != "to do" else line["status"]
+
+
+def _seconds(line: dict[str, Any]) -> str:
+    if not line["due"]:
+        return ""
+    return "unknown" if line["expected_seconds"] is None else f"{line['expected_seconds']:.0f}"
+
+
+def _caption(total: dict[str, Any], jobs: int) -> str:
+    lasts = f"{total['known_seconds']:.0f} s with -j {jobs}"
+    if total["unknown"] == total["to_do"]:
+        lasts = "how long is unknown before cells like them have run"
+    elif total["unknown"]:
+        lasts += f", and {total['unknown']} cells of unknown length"
+    return (
+        f"{total['to_do']} of {total['cells']} cells to do: {lasts}; {total['disk_bytes'] / 1e6:.1f} MB on disk, "
+        f"where experts that cells share count once; {total['memory_bytes'] / 1e6:.1f} MB of memory for sets and "
+        "iterations"
+    )
+
+
+def _finish(work: Work, orders: Orders, as_json: bool) -> int:
+    """The summary, what failed and why, and the command that compares; 1 if a cell failed."""
+    from ddbench.suite.status import BAD
+
+    now = {record["key"] for record in work.made}
+    bad = [cell for cell in work.suite.cells if work.status[cell.key][0] in BAD]
+    for cell in bad:
+        status, reason = work.status[cell.key]
+        if cell.key not in now:  # the others were said when they ended
+            console.say(f"{status} earlier: {cell.name}: {' '.join(reason.split())}")
+    console.say(work.summary())
+    if any(cell.key not in now for cell in bad):
+        console.say("--retry-failed runs again what failed")
+    console.say(f"compare with: {shlex.join(['ddbench', 'compare', '--out', str(orders.out)])}")
+    if as_json:
+        console.data_json({"suite": work.suite.key, "cells": work.made})
+    return 1 if bad else 0

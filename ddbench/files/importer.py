@@ -1,0 +1,290 @@
+"""``ddbench import``: a foreign set becomes a file that describes itself; MTT's expert trajectories become experts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddbench.base.cache import Cache, atomic_write, canonical, digest, file_digest, home
+from ddbench.base.tensors import save_tensors
+from ddbench.data.dataset import Dataset, RealData
+from ddbench.data.preprocessing import LARGEST_ZCA, Preprocessing
+from ddbench.errors import DataError, UsageError
+from ddbench.files import pixelspace, safe_load
+from ddbench.files.formats import Foreign, read
+from ddbench.files.safe_load import natural
+from ddbench.grade.distilled import Distilled
+from ddbench.grade.protocol import Protocol
+from ddbench.problem.experts import layout
+from ddbench.problem.starts import Teaching
+from ddbench.problem.synthetic import Curriculum, SyntheticSet
+from ddbench.run.run import with_augment
+from ddbench.run.spec import Request, resolve
+from ddbench.train.network import Network
+
+_WNID = re.compile(r"n\d{8}")
+LABELS = ("auto", "hard", "probability", "logit", "real")
+
+
+def adopt(
+    path: Path,
+    dataset: Dataset,
+    whitened: Callable[[], Preprocessing] | None,
+    network_source: Any,
+    protocol: Protocol,
+    *,
+    pixels: str = "auto",
+    labels: str = "auto",
+    experiment: int = 0,
+) -> tuple[Distilled, list[str]]:
+    """A foreign set on ``dataset``, with notes: what was found, and what was assumed.
+
+    Images in [0, 1] become input of the dataset's own preprocessing; any other space keeps its pixels to the bit, and
+    test data will pass through the same step as they did. ``whitened`` gives the dataset's ZCA where it is needed.
+    """
+    found = _ordered(read(path, experiment=experiment, classes=len(dataset.classes), labels=labels), dataset)
+    _check_shape(path, found, dataset)
+    _check_classes(path, found, dataset)
+    space, step, sets, said = _placed(found, dataset, whitened, pixels)
+    curriculum = Curriculum(sets, found.phases)
+    about = {
+        "dataset": {"name": dataset.name, "digest": dataset.digest},
+        "selection": "unknown",
+        "spec": None,
+        "matcher": {"name": "imported"},
+        "source": {
+            "path": path.name, "format": found.format, "files": found.files, "labels": sets[0].label_kind,
+            "pixels": space, "pixels_evidence": said[0],
+        },
+    }  # fmt: skip
+    teaching = _teaching(curriculum, dataset, protocol)
+    made = Distilled(curriculum, step, dataset.classes, dataset.train.shape, network_source, teaching, about)
+    return made, [*found.notes, *said]
+
+
+def _teaching(curriculum: Curriculum, dataset: Dataset, protocol: Protocol) -> Teaching:
+    images = sum(len(s) for s in curriculum.sets)
+    return with_augment(protocol.evaluation(images, len(curriculum.phases)), dataset.augment)
+
+
+def imported(
+    path: Path, request: Request, *, pixels: str = "auto", labels: str = "auto", experiment: int = 0
+) -> tuple[Distilled, list[str]]:
+    """:func:`adopt` for the dataset, network and protocol that ``request`` names.
+
+    The record of these stands where a run's spec would, with a matcher called ``imported``, so that evaluating the
+    file needs no flags.
+    """
+    if labels not in LABELS:
+        raise UsageError(f"--labels {labels!r} is none of {', '.join(LABELS)}")
+    spec = resolve(request).spec
+    torch.set_num_threads(spec.threads)  # statistics of the data depend on it in their last bits
+    dataset = spec.dataset.load()
+    fits = hasattr(spec.dataset, "zca") and math.prod(dataset.train.shape) <= LARGEST_ZCA
+    made, notes = adopt(
+        path, dataset, (lambda: _whitening(spec.dataset)) if fits else None, spec.network, spec.protocol,
+        pixels=pixels, labels=labels, experiment=experiment,
+    )  # fmt: skip
+    ipc = max(1, sum(len(s) for s in made.curriculum.sets) // len(dataset.classes))
+    spec = resolve(replace(request, ipc=ipc)).spec  # recipes may depend on how many images there are
+    record = spec.record() | {
+        "matcher": {"name": "imported", "options": {}},
+        "scheduler": {"name": "imported" if len(made.curriculum.phases) > 1 else "single", "options": {}},
+    }
+    record["versions"] = {n: v for n, v in record["versions"].items() if n.split()[0] in ("dataset", "network")}
+    teaching = _teaching(made.curriculum, dataset, spec.protocol)
+    return replace(made, network=spec.network, teaching=teaching, about=made.about | {"spec": record}), notes
+
+
+def _whitening(source: Any) -> Preprocessing:
+    return replace(source, zca=True).load().train.preprocessing
+
+
+def imported_experts(paths: Sequence[Path], request: Request) -> str:
+    """:func:`import_experts` for the dataset's images and the network that ``request`` names."""
+    spec = resolve(request).spec
+    dataset = spec.dataset.load()
+    network = Network(spec.network, dataset.train.shape, len(dataset.classes), torch.device("cpu"))
+    return import_experts(paths, network, Cache(home()))
+
+
+def _ordered(found: Foreign, dataset: Dataset) -> Foreign:
+    """With labels in the dataset's order, where folder names tell another one."""
+    k = found.sets[0].labels.shape[1]
+    if k != len(dataset.classes) or (found.classes is not None and len(found.classes) != k):
+        count = len(found.classes or ()) or k
+        raise DataError(
+            f"the set has {count} classes, but dataset {dataset.name!r} has {len(dataset.classes)}; give the dataset "
+            "that it was distilled from, or the same classes with -o dataset.classes=A,B,..."
+        )
+    if found.classes is None:
+        return found
+    wanted = {_folded(name): i for i, name in enumerate(dataset.classes)}
+    if all(_WNID.fullmatch(name) for name in found.classes) and not any(n in wanted for n in found.classes):
+        if "wnids" not in dataset.facts:
+            said = "Folders are called by wnids, which were taken in their order to be the dataset's classes."
+            return replace(found, notes=(*found.notes, said))
+        wanted = {wnid: i for i, wnid in enumerate(dataset.facts["wnids"])}
+    strange = [name for name in found.classes if _folded(name) not in wanted]
+    if strange:
+        raise DataError(
+            f"folders are called {', '.join(strange[:4])}, but dataset {dataset.name!r} has no such classes (it has "
+            f"{', '.join(dataset.classes[:6])}, ...); rename the folders, or number them 0 to {k - 1}"
+        )
+    order = [found.classes.index(name) for name in sorted(found.classes, key=lambda n: wanted[_folded(n)])]
+    if order == list(range(k)):
+        return found
+    sets = tuple(replace(s, labels=s.labels[:, order]) for s in found.sets)
+    return replace(found, sets=sets, notes=(*found.notes, f"Labels were put into the class order of {dataset.name!r}."))
+
+
+def _check_classes(path: Path, found: Foreign, dataset: Dataset) -> None:
+    """Refuse hard labels that leave classes out: students would never learn them."""
+    if any(s.label_type != "hard" for s in found.sets):
+        return
+    counts = torch.cat([s.labels for s in found.sets]).sum(0)
+    if lost := [name for name, count in zip(dataset.classes, counts.tolist(), strict=True) if not count]:
+        raise DataError(
+            f"{path} has no image of {len(lost)} of the {len(counts)} classes of dataset {dataset.name!r} "
+            f"({', '.join(lost[:6])}); choose the classes that it has with -o dataset.classes=A,B,..."
+        )
+
+
+def _folded(name: str) -> str:
+    """Names as folders may spell them: case and separators do not count."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def _check_shape(path: Path, found: Foreign, dataset: Dataset) -> None:
+    shape = tuple(found.sets[0].images.shape[1:])
+    if shape[0] != dataset.train.shape[0]:
+        raise DataError(
+            f"{path} has images with {shape[0]} channels, but dataset {dataset.name!r} has {dataset.train.shape[0]}; "
+            "give the dataset that it was distilled from"
+        )
+    if shape != dataset.train.shape:
+        raise DataError(
+            f"{path} has images of {shape} (c, h, w), but dataset {dataset.name!r} has {dataset.train.shape}; give the "
+            f"dataset that it was distilled from, or, if it can be, load it at that size (-o dataset.size={shape[1]})"
+        )
+
+
+def _placed(
+    found: Foreign, dataset: Dataset, whitened: Callable[[], Preprocessing] | None, pixels: str
+) -> tuple[str, Preprocessing, tuple[SyntheticSet, ...], list[str]]:
+    """The space, the preprocessing that belongs to it, the sets in it, and what to tell: the evidence first."""
+    real, images = dataset.train, torch.cat([pixelspace.sample(s.images) for s in found.sets])
+    chosen = "unit" if found.unit and pixels == "auto" else pixels
+    known = {} if chosen == "auto" else {chosen: pixelspace.stated(chosen, real, whitened)}
+    tried = pixelspace.candidates(images, real, whitened if chosen == "auto" else None) | known
+    if found.step is not None and pixels == "auto":
+        chosen, tried = "file", tried | {"file": found.step}
+    verdict = pixelspace.detect(images, tried, pixelspace.looked_at(real))
+    settled = chosen == "auto" and not verdict.clear
+    if settled:
+        chosen = _settled(verdict, real)
+    space = verdict.space if chosen == "auto" else chosen
+    how = "stated" if pixels != "auto" else "8-bit pictures" if found.unit else "found"
+    how = "its arrays say so" if space == "file" else "as the dataset was asked for" if settled else how
+    notes = [f"Pixels are in {space!r} space ({how}): {verdict.evidence}."]
+    if doubt := verdict.doubt(space):
+        notes.append(doubt + ".")
+    step = tried[space]
+    if space not in ("dataset", "unit", "zca") and pixelspace.same(step, tried["dataset"]):
+        notes.append(
+            f"The dataset's own mean and std are too near those of {space!r} to tell apart, or to matter much."
+        )
+    elif space == "dataset":
+        notes += [
+            f"The field's constants {name!r} fit as well, since they cannot be told apart; it hardly matters, and "
+            f"--pixels {name} uses them (MTT, TESLA and PDD take 'cifar10' for CIFAR-100 too)."
+            for name in ("cifar10", "mnist") if _alike(name, step)
+        ]  # fmt: skip
+    if space != "unit":
+        return space, step, found.sets, notes
+    own = real.preprocessing
+    notes.append(f"Images in [0, 1] were put through the preprocessing of {dataset.name!r} ({own.kind}).")
+    return space, own, tuple(replace(s, images=pixelspace.applied(s.images, own)) for s in found.sets), notes
+
+
+def _settled(verdict: pixelspace.Verdict, real: RealData) -> str:
+    """Where the numbers do not decide: the space of a dataset that was asked for whitened; else the user must say."""
+    if real.preprocessing.kind == "zca":
+        return "zca"
+    raise UsageError(
+        f"the numbers do not decide which space the pixels are in ({verdict.evidence}); a wrong guess costs tens of "
+        f"points, so state it: --pixels {'|'.join(verdict.scores)}, or means and standard deviations"
+    )
+
+
+def _alike(name: str, step: Preprocessing) -> bool:
+    mean, std = pixelspace.CONSTANTS[name]
+    constants = Preprocessing(torch.tensor(mean), torch.tensor(std))
+    return len(mean) == len(step.mean) and constants.digest != step.digest and pixelspace.same(constants, step)
+
+
+def import_experts(paths: Sequence[Path], network: Network, cache: Cache) -> str:
+    """Store the trajectories of MTT's ``replay_buffer_*.pt`` as experts; returns their id for ``experts.imported``.
+
+    A file is a list of trajectories, each a list over epochs 0..E of the parameters in the module's order. The id
+    is a digest of the files and the network's layout, so the same import gives the same id. The note of which
+    network they fit is written last: an interrupted import is made again.
+    """
+    files = natural({f for p in paths for f in (p.glob("replay_buffer*.pt") if p.is_dir() else [p])})
+    if not files:
+        raise DataError(f"no replay_buffer_*.pt in {', '.join(map(str, paths))}; name the files")
+    if network.length != network.parameters:
+        raise UsageError(
+            "replay buffers hold no batch statistics, which this network has; use one without, such as "
+            "-o network.norm=instance"
+        )
+    for file in files:
+        safe_load.recognise(file)
+    identity: dict[str, Any] = {"imported": [file_digest(f) for f in files], "layout": layout(network)}
+    folder = cache.root / "experts" / digest(identity)[:20]
+    if (folder / "identity.json").exists():
+        return folder.name
+    lengths: list[int] = []
+    for file in files:
+        for trajectory in _trajectories(file, safe_load.load(file)):
+            where = f"{file} trajectory {len(lengths)}"
+            rows = torch.stack([_vector(f"{where}, epoch {e}", p, network) for e, p in enumerate(trajectory)])
+            tensors = {"epochs": torch.arange(len(rows)), "snapshots": rows}
+            save_tensors(folder / f"{len(lengths):06d}.safetensors", tensors)
+            lengths.append(len(rows) - 1)
+    notes = identity | {"experts": len(lengths), "epochs": min(lengths), "files": [f.name for f in files]}
+    atomic_write(folder / "identity.json", canonical(notes).encode())
+    return folder.name
+
+
+def _trajectories(file: Path, content: Any) -> list[Any]:
+    if not isinstance(content, list) or not content or not all(isinstance(t, list) and t for t in content):
+        raise DataError(
+            f"{file} holds no expert trajectories: a list of them, each a list over epochs of lists of parameters, is "
+            "what MTT's buffer.py writes; import sets without --experts"
+        )
+    return content
+
+
+def _vector(where: str, parts: Any, network: Network) -> Tensor:
+    """One snapshot as a flat vector, its shapes checked one by one."""
+    fitting = layout(network)
+    way = "build the network that they were trained with (such as -o network.width=128 -o network.depth=3)"
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(p, Tensor) for p in parts):
+        raise DataError(f"{where} is no list of parameters; this is no replay buffer of MTT")
+    for (name, shape), part in zip(fitting, parts, strict=False):
+        if list(part.shape) != shape:
+            raise DataError(f"{where} has {tuple(part.shape)} where the network's {name} has {tuple(shape)}; {way}")
+    if len(parts) != len(fitting):
+        raise DataError(f"{where} has {len(parts)} parameter tensors, but the network has {len(fitting)}; {way}")
+    vector = torch.cat([p.reshape(-1).float() for p in parts])
+    if not torch.isfinite(vector).all():
+        raise DataError(f"{where} is not finite, so this expert diverged; leave its file out")
+    return vector

@@ -1,0 +1,210 @@
+"""Evaluations on test data, as files: each student is stored when it is done, none is trained twice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddbench.base.cache import Cache, digest, home, read_json, write_json
+from ddbench.base.options import changed, label
+from ddbench.base.seeds import Seed
+from ddbench.data.dataset import Dataset
+from ddbench.errors import DataError
+from ddbench.grade.distilled import Distilled
+from ddbench.grade.protocol import Protocol
+from ddbench.grade.selection import tuned
+from ddbench.grade.student import accuracy, measured_students
+from ddbench.plugins import registry
+from ddbench.problem.starts import Starts
+from ddbench.problem.synthetic import Curriculum
+from ddbench.train.fit import TRAINER_VERSION, Student, fit
+from ddbench.train.fit_together import trains_together
+from ddbench.train.network import Network
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A set, the data to test on, the rules, and how many students.
+
+    ``tune`` selects the student lr anew from the protocol's grid: for a set that was selected under other rules, for
+    another network, or by others. ``metrics`` are the names of those wanted, with their objects; ``together`` asks for
+    students that train by one vectorised step, or forbids it.
+    """
+
+    distilled: Distilled
+    dataset: Dataset
+    protocol: Protocol
+    students: int
+    device: str
+    tune: bool = False
+    metrics: dict[str, Any] | None = None
+    together: bool | None = None
+    transfer: bool = False  # to data that the set was not distilled from
+
+
+def default_metrics() -> dict[str, Any]:
+    """All metrics that are not costly, with their default options, by name."""
+    found = {name: registry().get("metric", name).cls for name in registry().names("metric")}
+    return {name: cls() for name, cls in found.items() if not getattr(cls, "costly", False)}
+
+
+def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict[str, Any]:
+    """Train and test the students; returns the evaluation's record, stored as ``folder/<key>.json``.
+
+    The real test data pass through the set's own preprocessing. Students are trained as the file says,
+    by the protocol that the set was selected under. A metric that the record lacks is added to it: its students are
+    trained again, to the same bits.
+    """
+    plan.distilled.check_dataset(plan.dataset, transfer=plan.transfer)
+    torch.set_num_threads(threads)
+    distilled = plan.distilled.on(plan.device)
+    network = distilled.build_network(plan.device)
+    together = trains_together(network, distilled.teaching.recipe, plan.together)
+    path = folder / f"{digest(_identity(plan, network, seed, threads, together))[:12]}.json"
+    record = read_json(path) if path.exists() else _fresh(plan, distilled, network, seed, path.stem)
+    metrics = default_metrics() if plan.metrics is None else plan.metrics
+    due = {label(m): name for name, m in metrics.items()}
+    lacking = [
+        i
+        for i in range(plan.students)
+        if i >= len(record["students"]) or any(record["metrics"].get(words, 0) <= i for words in due)
+    ]
+    if record["complete"] and not lacking:
+        return record
+    lessons = _tuned(plan, distilled, network, record, Seed(seed) / "evaluation")
+    record["lrs"] = [s.lr or distilled.teaching.recipe.lr for s in lessons.sets]
+    record["together"] = together
+    test = replace(plan.dataset.test, preprocessing=distilled.preprocessing)
+    graded = measured_students(
+        lessons, network, distilled.teaching, test, metrics, Seed(seed) / "evaluation", lacking,
+        protocol=plan.protocol, together=together,
+    )  # fmt: skip
+    for i, numbers in zip(lacking, graded, strict=True):
+        _note(record, i, numbers, due, path)
+        write_json(path, record)
+    record["complete"] = True
+    write_json(path, record)
+    return record
+
+
+def _identity(plan: Evaluation, network: Network, seed: int, threads: int, together: bool) -> dict[str, Any]:
+    """What the students depend on, as JSON."""
+    distilled = plan.distilled
+    identity = {
+        "sets": [s.digest for s in distilled.curriculum.sets],
+        "phases": distilled.curriculum.phases,
+        "test": plan.dataset.test.digest,
+        "preprocessing": distilled.preprocessing.digest,
+        "trainer": TRAINER_VERSION,
+        "network": network.identity,
+        "protocol": changed(plan.protocol),
+        "training": [changed(distilled.teaching.recipe), distilled.teaching.steps, distilled.teaching.phases],
+        "students": plan.students,
+        "seed": seed,
+        "threads": threads,
+    }
+    if plan.tune:
+        identity["tuned"] = plan.dataset.validation.digest
+    return identity | ({"together": True} if together else {})
+
+
+def _tuned(plan: Evaluation, distilled: Distilled, network: Network, record: dict[str, Any], seed: Seed) -> Curriculum:
+    """The curriculum with the student lr that its record holds, or that selection finds now and notes there."""
+    curriculum, protocol = distilled.curriculum, plan.protocol
+    if not plan.tune or protocol.selects == "last":
+        return curriculum
+    if "tried" not in record:
+        part = plan.dataset.test if protocol.selects == "test" else plan.dataset.validation
+        data = replace(part, preprocessing=distilled.preprocessing)
+        students = Starts(network, seed / "tuning", distilled.teaching, Cache(home()))
+        record["student_lr"], record["tried"] = tuned(curriculum, students, data, protocol)
+    chosen = record["student_lr"]
+    return curriculum if chosen in ("own", None) else curriculum.at(float(chosen))
+
+
+def _note(record: dict[str, Any], i: int, numbers: dict[str, float], due: dict[str, str], path: Path) -> None:
+    """Add a student's numbers to the record, and to each metric how many students have it."""
+    if i < len(record["students"]):
+        before = record["students"][i]["accuracy"]
+        if numbers["accuracy"] != before:
+            raise DataError(
+                f"student {i} now has accuracy {numbers['accuracy']}, but {path} records {before}: torch or the "
+                "machine changed since; delete that file to evaluate afresh"
+            )
+        record["students"][i] |= numbers
+    else:
+        record["students"].append(numbers)
+    for words, name in due.items():
+        others = [w for w in record["metrics"] if w != words and w.partition("(")[0] == name]
+        for other in others:  # the same metric with other options: its numbers are being replaced
+            del record["metrics"][other]
+        record["metrics"][words] = i + 1
+
+
+def _fresh(plan: Evaluation, distilled: Distilled, network: Network, seed: int, key: str) -> dict[str, Any]:
+    sets, online = distilled.curriculum.sets, distilled.teaching.recipe.online
+    teacher = max(s.teacher_bytes for s in sets)  # one teacher serves all stages
+    return {
+        "complete": False,
+        "key": key,
+        "split": "test",
+        "students": [],
+        "metrics": {},
+        "n": plan.students,
+        "seed": seed,
+        "protocol": plan.protocol.name,
+        "protocol_digest": plan.protocol.digest,
+        "selection": _selection(plan),
+        "network": label(distilled.network),
+        "parameters": network.parameters,
+        "steps": distilled.teaching.total(distilled.curriculum),
+        "label_bytes": teacher if online else sum(s.label_bytes for s in sets),
+        "dataset": plan.dataset.name,
+        "dataset_digest": plan.dataset.digest,
+    }
+
+
+def _selection(plan: Evaluation) -> str:
+    """On which data anything about the number was selected: on test data, if the set or the student was."""
+    own, rules = plan.distilled.about["selection"], plan.protocol
+    if own == "test" or (rules.selects == "test" and (plan.tune or rules.looks)):
+        return "test"
+    return own
+
+
+def ceiling(
+    dataset: Dataset, source: Any, protocol: Protocol, augment: str, students: int, device: str, threads: int
+) -> dict[str, Any]:
+    """The test accuracy of students trained on the whole training set, cached by what decides it.
+
+    They take the protocol's passes over the data, and no fewer optimiser steps than students of a synthetic
+    set. The student lr is selected on validation from the protocol's grid, as for synthetic sets.
+    """
+    train, test = dataset.train.to(device), dataset.test.to(device)
+    network = Network(source, train.shape, train.classes, torch.device(device))
+    epochs = max(protocol.ceiling_epochs, math.ceil((protocol.steps or 0) / math.ceil(len(train) / protocol.batch)))
+    recipe = replace(protocol.recipe(epochs), augment=augment, online=False)  # real labels need no teacher
+    identity = {
+        "dataset": dataset.digest, "network": network.identity, "recipe": changed(recipe), "lrs": protocol.lrs,
+        "students": students, "threads": threads, "trainer": TRAINER_VERSION,
+    }  # fmt: skip
+    path = Cache(home()).folder("ceilings", identity) / "ceiling.json"
+    if path.exists():
+        return read_json(path)
+    torch.set_num_threads(threads)
+
+    def train_one(seed: Seed, lr: float) -> torch.Tensor:
+        student = Student(network.init(seed / "init"))
+        return fit(network, student, train, recipe, seed, lr=lr, what="ceiling").vector
+
+    validation, grid = dataset.validation.to(device), protocol.lrs or (protocol.lr,)
+    scores = {lr: accuracy(network, train_one(Seed(0) / "ceiling" / "judge", lr), validation) for lr in grid}
+    lr = max(grid, key=lambda rate: (scores[rate], -rate))
+    graded = [accuracy(network, train_one(Seed(0) / "ceiling" / i, lr), test) for i in range(students)]
+    record = {"accuracies": graded, "lr": lr, "images": len(train), "epochs": epochs}
+    write_json(path, record)
+    return record

@@ -1,0 +1,125 @@
+"""Students: trained on a curriculum, looked at on the way, and measured once on the test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from ddbench.base.progress import report
+from ddbench.base.seeds import Seed
+from ddbench.data.dataset import RealData
+from ddbench.grade.protocol import Protocol
+from ddbench.hookspecs import Examinee
+from ddbench.problem.starts import Teaching, teach, teach_together
+from ddbench.problem.synthetic import Curriculum
+from ddbench.train.fit import Student, Watch, predict
+from ddbench.train.fit_together import MOST
+from ddbench.train.network import Network
+
+
+def accuracy(network: Network, vector: Tensor, data: RealData) -> float:
+    """The share of ``data`` that a student gets right."""
+    return share_right(*predict(network, vector, data))
+
+
+def share_right(logits: Tensor, targets: Tensor) -> float:
+    """The share of rows whose largest logit ``(n, k)`` is that of the target ``(n,)``."""
+    return float((logits.argmax(1) == targets).double().mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Pupil:
+    """A student to be taught: what it learns, its randomness, and the optimiser steps after which it is kept."""
+
+    student: Student
+    curriculum: Curriculum
+    seed: Seed
+    marks: frozenset[int] = frozenset()
+    trail: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    @property
+    def watch(self) -> Watch | None:
+        def see(step: int, student: Student) -> None:
+            self.trail.append((step, student.vector.detach().clone()))
+
+        return Watch(self.marks, see) if self.marks else None
+
+
+def taught(
+    network: Network, pupils: Sequence[Pupil], teaching: Teaching, first: int = 0, *, together: bool
+) -> Iterator[Student]:
+    """Each pupil after all phases from ``first`` on, in order; ``together``, in groups of at most ``MOST``."""
+    if not together:
+        for p in pupils:
+            yield teach(network, p.student, p.curriculum, teaching, p.seed, first, p.watch)
+        return
+    for i in range(0, len(pupils), MOST):
+        group = pupils[i : i + MOST]
+        yield from teach_together(
+            network, [p.student for p in group], [p.curriculum for p in group], teaching, [p.seed for p in group],
+            first, [p.watch for p in group],
+        )  # fmt: skip
+
+
+def look_steps(curriculum: Curriculum, teaching: Teaching, protocol: Protocol) -> frozenset[int]:
+    """The optimiser steps after which a protocol with ``looks`` looks at a student: in the last phase, and its end."""
+    if protocol.looks is None:
+        return frozenset()
+    last = len(curriculum.phases) - 1
+    total, own = teaching.total(curriculum), teaching.steps_of(last, curriculum)
+    every = protocol.looks * own // (teaching.lesson(last).epochs or 1)
+    begin = max(every, math.ceil(protocol.looks_after * own))
+    return frozenset({*(total - own + step for step in range(begin, own + 1, every)), total})
+
+
+def measured_students(
+    curriculum: Curriculum,
+    network: Network,
+    teaching: Teaching,
+    test: RealData,
+    metrics: dict[str, Any],
+    seed: Seed,
+    students: Sequence[int],
+    *,
+    protocol: Protocol | None = None,
+    together: bool = False,
+) -> Iterator[dict[str, float]]:
+    """Train fresh students on a curriculum and measure each once on the test set.
+
+    Yields a dictionary of numbers for each student whose index is in ``students``. Student i is initialised from
+    ``seed / i``: no two share an initialisation, and none was seen in distillation. Where the ``protocol`` looks at
+    students on the way, the best look is what counts.
+    """
+    total, looks = teaching.total(curriculum), look_steps(curriculum, teaching, protocol or Protocol())
+    asked = frozenset(step for m in metrics.values() for step in _marks(m, total))
+    pupils = [Pupil(Student(network.init(seed / i / "init")), curriculum, seed / i, looks | asked) for i in students]
+    for pupil, after in zip(pupils, taught(network, pupils, teaching, together=together), strict=True):
+        seen = [vector for step, vector in pupil.trail if step in looks] or [after.vector]
+        found = max(((*predict(network, v, test), v) for v in seen), key=lambda one: share_right(one[0], one[1]))
+        trail = tuple((step, vector) for step, vector in pupil.trail if step in asked)
+        yield measured(Examinee(network, found[2], test, found[0], found[1], trail, total), metrics)
+        pupil.trail.clear()
+        report("evaluation", pupils.index(pupil) + 1, len(pupils))
+
+
+def _marks(metric: Any, steps: int) -> set[int]:
+    return {step for step in metric.marks(steps) if 0 < step <= steps} if hasattr(metric, "marks") else set()
+
+
+def measured(student: Examinee, metrics: dict[str, Any]) -> dict[str, float]:
+    """What the metrics say of a student; accuracy always. A number that is not finite counts as not known."""
+    numbers = {"accuracy": share_right(student.logits, student.targets)}
+    if not student.logits.isfinite().all():
+        return numbers | {"diverged": 1.0}  # what it answers is chance, and no other metric has a value
+    for name, metric in metrics.items():
+        if hasattr(metric, "examine"):
+            marks = _marks(metric, student.steps)
+            own = replace(student, trail=tuple(mark for mark in student.trail if mark[0] in marks))
+            numbers |= {f"{name}.{key}": float(value) for key, value in metric.examine(own).items()}
+        else:
+            numbers[name] = float(metric(student.logits, student.targets))
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}

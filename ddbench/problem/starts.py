@@ -1,0 +1,196 @@
+"""Where students start, and the expert trajectories that begin there.
+
+The one idea of ddbench: the student that the evaluator grades after stage j is the network that stage
+j + 1 starts from. :func:`teach` is that one function; the evaluator and :class:`Starts` both call it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddbench.base.cache import Cache, lock
+from ddbench.base.options import changed
+from ddbench.base.seeds import Seed
+from ddbench.base.tensors import load_tensors, save_tensors
+from ddbench.errors import DataError, UsageError
+from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
+from ddbench.train.fit import TRAINER_VERSION, Labeller, Recipe, Student, Watch, fit
+from ddbench.train.fit_together import fit_together
+from ddbench.train.network import Network
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a student learns a curriculum.
+
+    With ``steps`` N and ``phases`` P, every phase takes N/P optimiser steps (as even as possible), so
+    that every scheduler spends the same N; without, every phase takes the recipe's own epochs.
+    """
+
+    recipe: Recipe
+    steps: int | None = None
+    phases: int = 1
+
+    def lesson(self, phase: int) -> Recipe:
+        if self.steps is None:
+            return self.recipe
+        return replace(self.recipe, steps=share(self.steps, self.phases, phase), epochs=None)
+
+    def steps_of(self, phase: int, curriculum: Curriculum) -> int:
+        """The optimiser steps of a phase."""
+        recipe = self.lesson(phase)
+        shown = sum(len(curriculum.sets[i]) * curriculum.sets[i].decoder.copies for i in curriculum.phases[phase])
+        return recipe.steps or (recipe.epochs or 1) * math.ceil(shown / recipe.batch)
+
+    def total(self, curriculum: Curriculum) -> int:
+        """The optimiser steps of all phases."""
+        return sum(self.steps_of(phase, curriculum) for phase in range(len(curriculum.phases)))
+
+
+def learn_phase(
+    network: Network,
+    student: Student,
+    curriculum: Curriculum,
+    phase: int,
+    teaching: Teaching,
+    seed: Seed,
+    watch: Watch | None = None,
+) -> Student:
+    """One phase of :func:`teach`: learning rate and (unless carried) momentum start afresh."""
+    recipe, teacher = _lesson(network, curriculum, phase, teaching)
+    begin = student if recipe.carry else Student(student.vector)
+    return fit(
+        network, begin, curriculum.phase(phase), recipe, seed / "phase" / phase, lr=curriculum.lr(phase),
+        teacher=teacher, watch=watch, what="teaching a student",
+    )  # fmt: skip
+
+
+def _lesson(network: Network, curriculum: Curriculum, phase: int, teaching: Teaching) -> tuple[Recipe, Labeller | None]:
+    """The recipe of a phase, with the loss that its labels ask for, and what labels its batches, if anything does."""
+    recipe, newest = teaching.lesson(phase), curriculum.sets[max(curriculum.phases[phase])]
+    if newest.label_kind == "real":
+        recipe = replace(recipe, loss="mse")
+    return recipe, _labeller(newest, network.classes) if recipe.online else None
+
+
+def _labeller(taught: SyntheticSet, classes: int) -> Labeller:
+    """What labels the batches of a phase under a protocol with online labels: the teacher of its newest set."""
+    if taught.teacher is None:
+        raise UsageError(
+            "the protocol has a teacher label every batch, but this set brings no teacher; evaluate it under "
+            "--protocol default, or distil with a matcher that has one (rded, sre2l)"
+        )
+    return partial(taught.teacher.logits, classes=classes)
+
+
+def teach(
+    network: Network,
+    student: Student,
+    curriculum: Curriculum,
+    teaching: Teaching,
+    seed: Seed,
+    first: int = 0,
+    watch: Watch | None = None,
+) -> Student:
+    """Train a student through the phases of a curriculum, from phase ``first`` on; ``watch`` counts all their steps."""
+    done = 0
+    for phase in range(first, len(curriculum.phases)):
+        seen = watch.after(done) if watch else None
+        student = learn_phase(network, student, curriculum, phase, teaching, seed, seen)
+        done += teaching.steps_of(phase, curriculum) if watch else 0
+    return student
+
+
+def teach_together(
+    network: Network,
+    students: Sequence[Student],
+    curricula: Sequence[Curriculum],
+    teaching: Teaching,
+    seeds: Sequence[Seed],
+    first: int = 0,
+    watches: Sequence[Watch | None] = (),
+) -> list[Student]:
+    """:func:`teach` for several students at once; their curricula may differ in the learning rates of sets only."""
+    done, students = 0, list(students)
+    for phase in range(first, len(curricula[0].phases)):
+        recipe, teacher = _lesson(network, curricula[0], phase, teaching)
+        students = fit_together(
+            network,
+            [s if recipe.carry else Student(s.vector) for s in students],
+            curricula[0].phase(phase),
+            recipe,
+            [seed / "phase" / phase for seed in seeds],
+            lrs=[c.lr(phase) for c in curricula],
+            teacher=teacher,
+            watches=[watch.after(done) if watch else None for watch in watches],
+            what="teaching students",
+        )
+        done += teaching.steps_of(phase, curricula[0])
+    return students
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """The distribution of start networks: initialisation i, taught the earlier sets.
+
+    Untaught, ``starts[i]`` is a fresh initialisation for any i, and nothing is stored. Taught, there
+    are ``count`` networks (i counts modulo ``count``), and each lesson is cached by its prefix, so that
+    teaching P stages costs P lessons.
+    """
+
+    network: Network
+    seed: Seed
+    teaching: Teaching
+    cache: Cache
+    threads: int = 1
+    taught: Curriculum = field(default_factory=Curriculum)
+    count: int = 10
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The flat vector of start network ``index``."""
+        return self.student(index).vector
+
+    def student(self, index: int) -> Student:
+        """The start network with its optimiser's state, for teachings that carry it over."""
+        if self.taught.phases:
+            index %= self.count
+        seed = self.seed / index
+        student = Student(self.network.init(seed / "init"))
+        for phase in range(len(self.taught.phases)):
+            student = self._lesson(index, phase, student, seed)
+        return student
+
+    def _lesson(self, index: int, phase: int, student: Student, seed: Seed) -> Student:
+        path = self._folder(phase) / f"{index:06d}.safetensors"
+        with lock(path.with_suffix(".lock")):
+            if path.exists():
+                tensors, _ = load_tensors(path, device=self.network.device)
+                if "vector" not in tensors:
+                    raise DataError(f"{path} is damaged: it holds no vector; delete it to have it made again")
+                state = tuple(tensors[name] for name in sorted(tensors) if name.startswith("state"))
+                return Student(tensors["vector"], state)
+            after = learn_phase(self.network, student, self.taught, phase, self.teaching, seed)
+            state = {f"state{i}": s for i, s in enumerate(after.state)} if self.teaching.recipe.carry else {}
+            save_tensors(path, {"vector": after.vector, **state})
+            return after
+
+    def _folder(self, phase: int) -> Path:
+        prefix = replace(self, taught=Curriculum(self.taught.sets, self.taught.phases[: phase + 1]))
+        return self.cache.folder("lessons", prefix.identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the start networks depend on, as JSON. Untaught, that is network and seed alone."""
+        base = {"network": self.network.identity, "seed": [self.seed.root, *self.seed.path]}
+        if not self.taught.phases:
+            return base
+        lessons = [changed(self.teaching.lesson(j)) for j in range(len(self.taught.phases))]
+        taught = self.taught.identity(len(self.taught.phases))
+        return base | {"lessons": lessons, "taught": taught, "threads": self.threads, "trainer": TRAINER_VERSION}

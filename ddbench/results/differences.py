@@ -1,0 +1,203 @@
+"""Lines of runs tested against a baseline and against each other, within groups that may be compared.
+
+A group is one dataset (by its digest), images per class, network and protocol (by its digest). The p of differences to
+the baselines are Holm-corrected over the whole table; those of all pairs of a group, which decide whether it has a
+best, over the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+from ddbench.errors import UsageError
+from ddbench.results.aggregate import Line
+from ddbench.results.statistics import Test, holm, paired, welch
+from ddbench.results.where import Condition, Row, parse
+
+LEVEL = 0.05
+# Below five seeds a side, a t test rests on a normality that nobody can see; such a line is never called the best.
+SEEDS_FOR_BEST = 5
+ITSELF = "(itself)"
+
+
+def test(lines: Sequence[Line], baseline: str | None, seeds: int) -> list[str]:
+    """Fill in differences, p values and the best of each group; returns what a reader has to know about them.
+
+    ``seeds`` is how many every line of a group needs before one is called the best.
+    """
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(line.group, []).append(line)
+    wanted = _baseline(baseline, lines)
+    found, captions = [], []
+    for group in groups.values():
+        tested, said = _against_baseline(group, wanted, strict=baseline is not None)
+        found += tested
+        captions += said
+    _correct(found)
+    reasons: dict[str, list[str]] = {}
+    for group in groups.values():
+        if reason := _mark_best(group, max(seeds, SEEDS_FOR_BEST)):
+            reasons.setdefault(reason, []).append(_place(group[0].row))
+    several = len(groups) > 1
+    for reason, places in reasons.items():
+        shown = ", ".join(places[:4]) + (f" and {len(places) - 4} more" if len(places) > 4 else "")
+        captions.append(f"No line is marked as the best{f' of {shown}' if several else ''}: {reason}.")
+    return captions
+
+
+def _place(row: Row) -> str:
+    parts = (row["dataset"], row["ipc"] and f"ipc {row['ipc']}", row["network"])
+    return " ".join(str(part) for part in parts if part is not None) or "all"
+
+
+def _baseline(text: str | None, lines: Sequence[Line]) -> list[Condition]:
+    """``random`` or ``matcher=random,label_type=hard``."""
+    if text is None:
+        return [Condition("matcher", "=", "random")]
+    rows = [line.row for line in lines]
+    found = parse(text, rows) if any(sign in text for sign in "=<>~") else [Condition("matcher", "=", text.strip())]
+    if rows and not any(all(c.holds(row) for c in found) for row in rows):
+        names = ", ".join(sorted({str(row["matcher"]) for row in rows}))
+        raise UsageError(f"no line fits the baseline {text!r}; there are lines of {names}")
+    return found
+
+
+def _against_baseline(
+    group: list[Line], wanted: list[Condition], *, strict: bool
+) -> tuple[list[tuple[Line, Test]], list[str]]:
+    """The test of each line of a group against its baseline, and captions."""
+    fits = [line for line in group if line.scores and all(c.holds(line.row) for c in wanted)]
+    # a scheduler is a method of its own: random images in stages are no baseline where there are some in one set
+    fits = [line for line in fits if line.row["scheduler"] == "single"] or fits
+    found: list[tuple[Line, Test]] = []
+    unclear = False
+    for line in group:
+        near = _nearest(line, fits)
+        unclear |= len(near) > 1
+        if len(near) != 1 or near[0] is line:
+            continue
+        line.row["baseline"] = near[0].name
+        near[0].row["baseline"] = ITSELF
+        if line.scores:
+            found.append((line, between(line, near[0])))
+    if not unclear:
+        return found, []
+    names = ", ".join(line.name for line in fits)
+    if strict:
+        raise UsageError(
+            f"the baseline fits {len(fits)} lines of {_place(group[0].row)} ({names}); give more of it, such as "
+            "--baseline 'matcher=random,label_type=hard'"
+        )
+    return found, [f"{_place(group[0].row)} has several random lines ({names}): choose the baseline with --baseline."]
+
+
+def _correct(found: list[tuple[Line, Test]]) -> None:
+    """Fill in the differences to baselines, with p corrected over all of them: a table is read as a whole."""
+    raw = [(line, p) for line, result in found if (p := result.p) is not None]
+    corrected = dict(zip((id(line) for line, _ in raw), holm([p for _, p in raw]), strict=True))
+    for line, result in found:
+        line.row |= {"difference": result.difference, "test": result.name, "p": result.p,
+                     "p_holm": corrected.get(id(line))}  # fmt: skip
+        if result.note:
+            line.row["note"] = "; ".join(filter(None, (line.row["note"], result.note)))
+
+
+def _nearest(line: Line, fits: list[Line]) -> list[Line]:
+    """The baselines for a line. Of several, that with the same kind of labels, hard or soft, and packing.
+
+    Soft labels alone gain points, so that a method with soft labels is to beat random images with soft labels.
+    """
+    if line in fits:
+        return [line]
+    for trait in (_soft, _packing):
+        alike = [other for other in fits if trait(other) == trait(line)]
+        fits = alike or fits
+    same = all(other.scores == fits[0].scores for other in fits)  # options that change nothing, such as unused experts
+    return fits[:1] if same else fits
+
+
+def _soft(line: Line) -> bool:
+    return line.row["label_type"] not in (None, "hard")
+
+
+def _packing(line: Line) -> Any:
+    return (line.row["options"] or {}).get("decoder.factor", 1)
+
+
+def between(one: Line, other: Line) -> Test:
+    """The difference of two lines: by pairs where two or more seeds are on both sides, else by Welch's test.
+
+    Runs with one seed start from the same real images and grade the same initialisations, so they are pairs.
+    """
+    shared = [seed for seed in one.scores if seed in other.scores]
+    whole = len(shared) == len(one.scores) == len(other.scores)
+    if len(shared) >= 2 or whole:
+        found = paired([one.scores[s] for s in shared], [other.scores[s] for s in shared])
+        most = max(len(one.scores), len(other.scores))
+        size = f"{len(shared)} seeds" if whole else f"{len(shared)} of {most} seeds"
+        found = replace(found, name=f"paired t, {size}")
+    else:
+        found = welch(list(one.scores.values()), list(other.scores.values()))
+        found = replace(found, name=f"Welch t, {len(one.scores)} and {len(other.scores)} seeds")
+    if not (one.testable and other.testable):
+        return replace(found, name="none", p=None, note="no p: the seeds of its settings are not the same")
+    return found if found.p is not None else replace(found, name="none")
+
+
+def _mark_best(group: list[Line], seeds: int) -> str:
+    """Mark the line whose difference to every other is significant; else say why there is none.
+
+    The best is only known after looking, so that all pairs of the group are corrected for, not just its own.
+    """
+    lines = [line for line in group if line.scores]
+    if len(lines) < 2:
+        return ""
+    if few := [line for line in lines if len(line.scores) < seeds]:
+        who = few[0].name if len(few) == 1 else f"each of {len(few)} lines"
+        least = min(len(line.scores) for line in few)
+        return f"that takes {seeds} finished seeds of every line, and {who} has fewer (the least {least})"
+    if odd := [line for line in lines if not line.testable]:
+        return f"the seeds of {odd[0].name} are not the same in all that it averages over"
+    best = max(lines, key=lambda line: line.row["accuracy_mean"])
+    pairs = [(one, other, between(one, other)) for one, other in combinations(lines, 2)]
+    raw = {i: found.p for i, (_, _, found) in enumerate(pairs) if found.p is not None}
+    corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
+    # a difference counts only in the direction of the means: where seeds are missing, that over the shared ones may be
+    # the other way round
+    beaten = {
+        id(other if gain > 0 else one)
+        for i, (one, other, found) in enumerate(pairs)
+        if corrected.get(i, 1.0) < LEVEL and (gain := found.difference) and best is (one if gain > 0 else other)
+    }
+    level = [line.name for line in lines if line is not best and id(line) not in beaten]
+    if level:
+        return (
+            f"{best.name} does not differ significantly from {', '.join(level[:3])}{' and others' if level[3:] else ''}"
+        )
+    best.row["best"] = True
+    return ""
+
+
+def legend(lines: Sequence[Line]) -> list[str]:
+    """What the columns mean, as far as they hold something."""
+    rows = [line.row for line in lines]
+    found = ["Accuracy is the mean ± sample deviation over seeds; each seed is one run, the mean of its students."]
+    if any(row["status"] != "ok" and row["n"] for row in rows):
+        found.append("Means are over the runs that finished; how many did not is under status.")
+    if any(row["ci_low"] is not None for row in rows):
+        found.append("95 % CI: Student's t over seeds; there is none for a single seed.")
+    if any(row["p_holm"] is not None for row in rows):
+        found.append(
+            "p (Holm): two-sided t test of the difference to the baseline, Holm-corrected over all tests of the table."
+        )
+    if any(" of " in (row["test"] or "") for row in rows):
+        found.append("Where a line has only some of the baseline's seeds, the difference is over those on both sides.")
+    if any(row["best"] for row in rows):
+        found.append("*: differs significantly from every other line of its group (p < 0.05, Holm over all pairs).")
+    if any(row["settings"] > 1 for row in rows):
+        found.append("Some lines average over several settings, with equal weights within each seed.")
+    return found

@@ -1,0 +1,187 @@
+"""Published accuracies, to stand beside reproduced ones: never averaged, ranked or tested with them.
+
+``published.csv`` is the table, in percent. The mappings below say which published name a row of ddbench has; what they
+do not name has no published value. Sources that disagree are all shown.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+COLUMNS = ("method", "scheduler", "dataset", "model", "ipc", "accuracy_mean", "accuracy_std", "source")
+_NETWORKS = {"ConvNetD3-IN-w128": 3, "ConvNetD4-IN-w128": 4, "ConvNetD5": 5}
+
+# Name of a dataset here -> its published name and the network that its published numbers are of.
+DATASETS = {
+    "cifar10": ("CIFAR10", "ConvNetD3-IN-w128"),
+    "cifar100": ("CIFAR100", "ConvNetD3-IN-w128"),
+    "mnist": ("MNIST", "ConvNetD3-IN-w128"),
+    "fashionmnist": ("FashionMNIST", "ConvNetD3-IN-w128"),
+    "svhn": ("SVHN", "ConvNetD3-IN-w128"),
+    "tinyimagenet": ("TinyImageNet", "ConvNetD4-IN-w128"),
+    "imagenet": ("ImageNet1K-64", "ConvNetD4-IN-w128"),
+    "imagenet-nette": ("ImageNette-128", "ConvNetD5"),
+    "imagenet-woof": ("ImageWoof-128", "ConvNetD5"),
+}
+_SIZES = {"imagenet": 64, "imagenet-nette": 128, "imagenet-woof": 128}  # those that are made at several
+# (matcher, factor of the decoder) -> published names; what is packed has a published number for idc alone.
+METHODS: dict[tuple[str, int], tuple[str, ...]] = {
+    ("tesla", 1): ("TESLA",),
+    ("mtt", 1): ("MTT",),
+    ("ftd", 1): ("FTD", "FTD(DATM rerun)"),
+    ("datm", 1): ("DATM",),
+    ("dc", 1): ("DC",),
+    ("dsa", 1): ("DSA",),
+    ("dm", 1): ("DM",),
+    ("idc", 1): ("IDC-I",),
+    ("idc", 2): ("IDC",),
+    ("frepo", 1): ("FRePo",),
+    ("rat-bptt", 1): ("RaT-BPTT",),
+    ("rded", 1): ("RDED",),
+    ("sre2l", 1): ("SRe2L",),
+    ("random", 1): ("Random", "Random(DC-era)"),
+    ("herding", 1): ("Herding",),
+    ("k-center", 1): ("K-Center", "K-Center(alt)"),
+    ("k-means", 1): ("Kmeans-emb",),
+    ("forgetting", 1): ("Forgetting",),
+}
+# Real images are published with hard labels, but for random ones, which "A Label is Worth a Thousand Images" labels.
+HARD = {"random", "herding", "k-center", "k-means", "forgetting"}
+_SOFT = {"random": ("RandomReal+SoftLabel(expert)",)}
+# Published variants of a method that are another setting: never beside, shown on request.
+VARIANTS = {"MTT": ("MTT(no ZCA; DC-Bench avg)",), "SRe2L": ("SRe2L(CutMix soft)",),
+            "Random": ("RandomReal hard label",)}  # fmt: skip
+# What leaves a dataset whole; anything else is another dataset under the same name.
+_WHOLE = {
+    "dataset.limit": (None,),
+    "dataset.classes": (None, []),
+    "dataset.imbalance": (1.0, 1),
+    "dataset.noise": (0.0, 0),
+}
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One published accuracy, in percent; ``ipc`` is None for the whole training set."""
+
+    method: str
+    scheduler: str
+    dataset: str
+    model: str
+    ipc: int | None
+    mean: float
+    std: float | None
+    source: str
+
+    @property
+    def short(self) -> str:
+        """The source in a few words."""
+        if table := re.search(r"\(([^)]*Table[^)]*)\)", self.source):
+            return table[1]
+        return re.split(r" \(|[;,]", self.source.removeprefix("secondary: "))[0]
+
+    def record(self) -> dict[str, Any]:
+        """As a row of results: fractions, not percent."""
+        fraction = {"accuracy_mean": self.mean, "accuracy_std": self.std}
+        return {
+            **{name: getattr(self, name) for name in COLUMNS[:4]},
+            "ipc": "full" if self.ipc is None else self.ipc,
+            **{name: None if v is None else round(v / 100, 6) for name, v in fraction.items()},
+            "source": self.source,
+        }
+
+
+@cache
+def table() -> tuple[Reported, ...]:
+    """All published values, in the order of the file."""
+    text = files("ddbench.results").joinpath("published.csv").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return tuple(_read(row) for row in csv.DictReader(lines))
+
+
+def _read(row: dict[str, str]) -> Reported:
+    ipc = None if row["ipc"] == "full" else int(row["ipc"])
+    std = float(row["accuracy_std"]) if row["accuracy_std"] else None
+    names = (row["method"], row["scheduler"], row["dataset"], row["model"])
+    return Reported(*names, ipc, float(row["accuracy_mean"]), std, row["source"])
+
+
+def lookup(
+    dataset: str, matcher: str, scheduler: str, network: str, ipc: int | None,
+    *, labels: str | None = "hard", factor: int = 1, stages: int | None = 5,
+) -> list[Reported]:  # fmt: skip
+    """What is published for a method on a whole dataset with the field's ConvNet; all sources, or nothing."""
+    published, model = DATASETS.get(dataset, ("", ""))
+    if not published or ipc is None or not _is_network(network, model):
+        return []
+    rule = _scheduler(scheduler, stages)
+    names = _methods(matcher, labels, factor)
+    return [
+        r
+        for r in table()
+        if (r.dataset, r.model, r.ipc, r.scheduler) == (published, model, ipc, rule) and r.method in names
+    ]
+
+
+def beside(row: dict[str, Any]) -> list[Reported]:
+    """The published values of a row's own setting: the whole dataset, distilled and tested on the same network."""
+    options = row.get("options") or {}
+    size = _SIZES.get(str(row["dataset"]))
+    if size is not None and options.get("dataset.size") != size:
+        return []
+    if any(name in options and options[name] not in whole for name, whole in _WHOLE.items()):
+        return []
+    if row.get("distil_network", row["network"]) != row["network"]:
+        return []
+    if row.get("distil_digest", row.get("dataset_digest")) != row.get("dataset_digest"):
+        return []
+    about = _about(row)
+    return lookup(row["dataset"], row["matcher"], row["scheduler"], row["network"], row["ipc"], **about)
+
+
+def elsewhere(row: dict[str, Any]) -> list[Reported]:
+    """What is published for the row's method, dataset and ipc in other settings: networks, schedulers, variants."""
+    published = DATASETS.get(str(row["dataset"]), ("", ""))[0]
+    about, same = _about(row), set(beside(row))
+    names = _methods(row["matcher"], about["labels"], about["factor"])
+    names += tuple(variant for name in names for variant in VARIANTS.get(name, ()))
+    found = (r for r in table() if (r.dataset, r.ipc) == (published, row["ipc"]) and r.method in names)
+    return [r for r in found if r not in same]
+
+
+def _about(row: dict[str, Any]) -> dict[str, Any]:
+    options = row.get("options") or {}
+    odd = options.get("scheduler.sizes") or not options.get("scheduler.chain", True)  # stages, but not published ones
+    return {
+        "labels": row.get("label_type"),
+        "factor": options.get("decoder.factor", 1),
+        "stages": None if odd else options.get("scheduler.stages", 5),
+    }
+
+
+def _methods(matcher: str, labels: str | None, factor: int) -> tuple[str, ...]:
+    if matcher in HARD and labels not in (None, "hard"):
+        return _SOFT.get(matcher, ()) if factor == 1 else ()
+    return METHODS.get((matcher, factor), ())
+
+
+def _scheduler(name: str, stages: int | None) -> str | None:
+    if name == "single":
+        return "none"
+    return f"PDD-P{stages}" if name == "pdd" else None
+
+
+def _is_network(label: str, model: str) -> bool:
+    """Whether a network's label is the published ConvNet: by default it is as deep as the dataset's images ask for."""
+    return label in ("convnet", f"convnet(depth={_NETWORKS.get(model)})")
+
+
+def footnotes(found: Iterable[Reported]) -> dict[str, int]:
+    """Numbers for the sources, in the order in which they are first met."""
+    return {source: number for number, source in enumerate(dict.fromkeys(r.source for r in found), start=1)}

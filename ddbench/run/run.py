@@ -1,0 +1,255 @@
+"""A run: from a spec to a folder with the distilled set, its evaluation and its cost.
+
+Finished stages on disk are the curriculum so far, so the loop over stages is also the resume logic.
+``result.json`` is written last and commits the run: it holds the sha256 of every artefact.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddbench.base.cache import Cache, atomic_write, file_digest, home, lock, read_json, write_json
+from ddbench.base.machine import machine
+from ddbench.base.options import label
+from ddbench.base.progress import report
+from ddbench.base.seeds import Seed
+from ddbench.data.dataset import Dataset, RealData
+from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from ddbench.grade.distilled import Distilled
+from ddbench.grade.evaluation import Evaluation, evaluate
+from ddbench.grade.preview import preview
+from ddbench.problem.problem import Problem
+from ddbench.problem.starts import Starts, Teaching
+from ddbench.problem.synthetic import Curriculum
+from ddbench.run.folder import FINAL, finished
+from ddbench.run.spec import RunSpec, differences
+from ddbench.run.stage import Stage
+from ddbench.train.network import Network
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out; none of it changes what comes out."""
+
+    out: Path = Path("runs")
+    students: int = 5
+    checkpoint_seconds: float = 20.0
+
+
+def with_augment(teaching: Teaching, augment: str) -> Teaching:
+    """``augment="dataset"`` replaced by the dataset's strategy."""
+    recipe = teaching.recipe
+    return replace(teaching, recipe=replace(recipe, augment=augment)) if recipe.augment == "dataset" else teaching
+
+
+def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
+    """The whole task: all of ``ipc`` at once, for fresh networks. Schedulers restate it."""
+    train = dataset.train.to(spec.device)
+    if spec.ipc > train.smallest_class:
+        raise UsageError(
+            f"--ipc {spec.ipc} asks for more images per class than dataset {dataset.name!r} can give: its smallest "
+            f"class has {train.smallest_class} training images"
+        )
+    network = Network(spec.network, train.shape, train.classes, torch.device(spec.device))
+    teaching = with_augment(spec.protocol.starting(spec.ipc * train.classes, phases(spec.scheduler)), dataset.augment)
+    # Start networks and experts do not depend on the run's seed: the pool is shared between repeats.
+    starts = Starts(network, Seed(0) / "start", teaching, Cache(home()), spec.threads)
+    experts = spec.experts
+    if experts.augment == "dataset":
+        experts = replace(experts, augment=dataset.augment)
+    return Problem(train, spec.ipc, starts, experts, dataset.augment, Seed(spec.seed), decoder=spec.decoder)
+
+
+def phases(scheduler: Any) -> int:
+    """Into how many phases a student's N steps are divided: one where it learns the union of all stages at once."""
+    return len(scheduler.phases(scheduler.stages))
+
+
+@dataclass(eq=False)
+class Run:
+    """One spec at work in one folder."""
+
+    spec: RunSpec
+    dataset: Dataset
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.out / self.spec.folder
+
+    def execute(self) -> dict[str, Any]:
+        """Distil, evaluate, and return the result; whatever is finished already is not done again."""
+        self._check_task()
+        with lock(self.folder / ".lock", wait=False):
+            self._check_spec()
+            torch.set_num_threads(self.spec.threads)
+            result = finished(self.folder)
+            if result is None or result["status"] not in FINAL:
+                result = self._work()
+            if result["status"] == "ok":
+                self._evaluate()
+            return result
+
+    def _check_task(self) -> None:
+        """Refuse what cannot be done before anything is written: a budget, stages, or a network that do not fit."""
+        task = build_task(self.spec, self.dataset)
+        self.spec.scheduler.next(task, Curriculum())
+        assert task.network.parameters
+
+    def _check_spec(self) -> None:
+        """A folder belongs to one spec and one dataset; going on under another is refused with the difference."""
+        data = {"name": self.dataset.name, "digest": self.dataset.digest}
+        changed = []
+        for name, record in (("spec.json", self.spec.record()), ("dataset.json", data)):
+            path = self.folder / name
+            if not path.exists():
+                write_json(path, record)
+            changed += differences(read_json(path), record, added=False)  # the key holds what matters
+        if changed:
+            raise UsageError(
+                f"{self.folder} was started with another spec or other data ({'; '.join(changed)}); "
+                "undo the change to go on with it, or give another --out to start afresh"
+            )
+
+    def _work(self) -> dict[str, Any]:
+        began = time.time()
+        try:
+            curriculum, notes, task = self.distil()
+        except DivergedError as error:
+            result = self._result("diverged", began, [], {}) | {"error": str(error)}
+            write_json(self.folder / "result.json", result)
+            return result
+        except (InterruptedRun, DataError, UsageError):
+            raise
+        except Exception as error:
+            failed = self._result("failed", began, [], {}) | {"error": f"{type(error).__name__}: {error}"}
+            write_json(self.folder / "result.json", failed)
+            raise
+        distilled = self._describe(curriculum, task)
+        distilled.save(self.folder / "distilled.safetensors")
+        picture = preview(curriculum, task.real.preprocessing, task.classes)
+        atomic_write(self.folder / "preview.png", picture)
+        result = self._result("ok", began, notes, self._contents(curriculum, task))
+        write_json(self.folder / "result.json", result)
+        return result
+
+    def distil(self) -> tuple[Curriculum, list[dict[str, Any]], Problem]:
+        """The loop over stages: the curriculum, notes on each stage, and the task. Sees no test data."""
+        spec, task = self.spec, build_task(self.spec, self.dataset)
+        done, notes = Curriculum(), []
+        while (problem := spec.scheduler.next(task, done)) is not None:
+            stage = self._stage(len(done), problem, done)
+            try:
+                made, note = stage.solve()
+            except DivergedError:
+                self._keep_last_good(stage, done, task)
+                raise
+            notes.append(note)
+            sets = (*done.sets, made)
+            done = Curriculum(sets, tuple(spec.scheduler.phases(len(sets))))
+            report("stages", len(done), spec.scheduler.stages)
+        return done, notes, task
+
+    def _keep_last_good(self, stage: Stage, done: Curriculum, task: Problem) -> None:
+        """What was selected before the divergence, as a file that ``ddbench eval`` reads."""
+        sets = done.sets if stage.best is None else (*done.sets, stage.best)
+        if sets:
+            good = Curriculum(sets, tuple(self.spec.scheduler.phases(len(sets))))
+            self._describe(good, task).save(self.folder / "last_good.safetensors")
+
+    def _stage(self, index: int, problem: Problem, done: Curriculum) -> Stage:
+        spec = self.spec
+        images = spec.ipc * problem.classes
+        teaching = with_augment(spec.protocol.evaluation(images, phases(spec.scheduler)), problem.augment)
+        seed = problem.seed / "selection"
+        # What students know before the phase that this set adds; nothing where that phase is their first.
+        known = tuple(spec.scheduler.phases(index + 1))[:-1]
+        taught = Curriculum(done.sets, known) if known else Curriculum()
+        judges = replace(problem.starts, seed=seed, teaching=teaching, taught=taught, count=spec.protocol.judges)
+        return Stage(
+            index=index,
+            problem=problem,
+            matcher=spec.matcher,
+            protocol=spec.protocol,
+            phases=tuple(spec.scheduler.phases(index + 1)),
+            judges=judges,
+            judged_on=self._judged_on().to(spec.device),
+            folder=self.folder / f"stage-{index}",
+            metrics=self.folder / "metrics.jsonl",
+            device=torch.device(spec.device),
+            checkpoint_seconds=self.settings.checkpoint_seconds,
+        )
+
+    def _judged_on(self) -> RealData:
+        """The data that the protocol selects on; no matcher sees them."""
+        return self.dataset.test if self.spec.protocol.selects == "test" else self.dataset.validation
+
+    def _describe(self, curriculum: Curriculum, task: Problem) -> Distilled:
+        spec = self.spec
+        images = spec.ipc * task.classes
+        teaching = with_augment(spec.protocol.evaluation(images, phases(spec.scheduler)), task.augment)
+        about = {
+            "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
+            "selection": self.spec.protocol.selects,
+            "spec": spec.record(),
+        }
+        return Distilled(
+            curriculum, task.real.preprocessing, self.dataset.classes, task.real.shape, spec.network, teaching, about
+        )
+
+    def _contents(self, curriculum: Curriculum, task: Problem) -> dict[str, Any]:
+        return {
+            "image_bytes": sum(s.image_bytes for s in curriculum.sets),
+            "label_bytes": sum(s.label_bytes for s in curriculum.sets),
+            "label_type": curriculum.sets[0].label_type,
+            "images": sum(len(s) for s in curriculum.sets),
+            "steps": self.spec.protocol.budget(self.spec.ipc * task.classes),
+            "network": label(self.spec.network),
+            "parameters": task.network.parameters,
+            "train_images": len(task.real),
+        }
+
+    def _result(self, status: str, began: float, stages: list[Any], contents: dict[str, Any]) -> dict[str, Any]:
+        names = ("spec.json", "dataset.json", "preview.png", "metrics.jsonl")
+        sets = ("distilled.safetensors", "last_good.safetensors")
+        present = [self.folder / name for name in (*names, *sets) if (self.folder / name).exists()]
+        peaks = [note["peak_bytes"] for note in stages]
+        return {
+            "status": status,
+            "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
+            "selection": self.spec.protocol.selects,
+            **contents,
+            "distil_seconds": sum(note["seconds"] for note in stages),
+            "selection_seconds": sum(note["selection_seconds"] for note in stages),
+            "expert_seconds": _total([note["expert_seconds"] for note in stages]),
+            "peak_bytes": max(peaks, default=0),
+            "stages": stages,
+            "machine": machine(self.spec.device),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "process_seconds": time.time() - began,
+            "sha256": {path.name: file_digest(path) for path in present},
+        }
+
+    def _evaluate(self) -> None:
+        """Train the evaluated students and touch the test set, once."""
+        path = self.folder / "distilled.safetensors"
+        recorded = read_json(self.folder / "result.json")["sha256"]["distilled.safetensors"]
+        if file_digest(path) != recorded:
+            raise DataError(
+                f"{path} is damaged: it no longer has the sha256 in result.json; delete {self.folder} and run again"
+            )
+        distilled = Distilled.load(path)
+        plan = Evaluation(distilled, self.dataset, self.spec.protocol, self.settings.students, self.spec.device)
+        evaluate(plan, self.folder / "evaluations", threads=self.spec.threads, seed=self.spec.seed)
+
+
+def _total(seconds: list[float | None]) -> float | None:
+    """Their sum; None where one is not known, as for experts that were imported."""
+    known = [s for s in seconds if s is not None]
+    return sum(known) if len(known) == len(seconds) else None

@@ -1,0 +1,310 @@
+"""RunSpec: everything that decides a distilled set; its hash is the run's key.
+
+Options come from three places, the first that speaks wins: a flag, a recipe, the field's default.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from ddbench.base.cache import digest
+from ddbench.base.options import changed, describe, make, options
+from ddbench.errors import UsageError, did_you_mean
+from ddbench.grade.protocol import Protocol, named
+from ddbench.grade.protocol import altered as renamed
+from ddbench.plugins import Plugin, RecipeEntry, registry
+from ddbench.problem.decode import IDENTITY, Decoder
+from ddbench.train.fit import TRAINER_VERSION, Recipe
+
+SCHEMA = 1
+PLUGGED = ("dataset", "matcher", "scheduler", "network")
+GROUPS = (*PLUGGED, "experts", "protocol", "decoder")
+# Students of every method must be trained alike on the same network, so only a dataset's recipe sets these.
+SHARED = ("network", "protocol")
+EXPERTS = Recipe(epochs=20, lr=0.03, batch=64)  # for thousands of images; recipes of published runs bring theirs
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for, before recipes and defaults fill in the rest."""
+
+    dataset: str = "digits"
+    matcher: str = "tesla"
+    scheduler: str = "single"
+    network: str = "convnet"
+    ipc: int = 1
+    seed: int = 0
+    protocol: str = "default"
+    device: str = "auto"
+    flags: tuple[tuple[str, str], ...] = ()  # (group.option, value)
+
+    def with_seed(self, seed: int) -> Request:
+        return replace(self, seed=seed)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run, fully resolved. ``dataset``, ``matcher``, ``scheduler`` and ``network`` are plugin objects."""
+
+    dataset: Any
+    matcher: Any
+    scheduler: Any
+    network: Any
+    ipc: int
+    seed: int
+    experts: Recipe
+    protocol: Protocol
+    decoder: Decoder
+    device: str
+    threads: int
+    versions: tuple[tuple[str, str], ...]  # (plugin, package and version)
+
+    def record(self) -> dict[str, Any]:
+        """The spec as JSON, with every option: what ``spec.json`` holds."""
+        return {
+            "schema": SCHEMA,
+            "trainer": TRAINER_VERSION,
+            **{group: describe(getattr(self, group)) for group in PLUGGED},
+            "ipc": self.ipc,
+            "seed": self.seed,
+            "experts": options(self.experts),
+            "protocol": options(self.protocol),
+            "protocol_digest": self.protocol.digest,
+            "decoder": options(self.decoder),
+            "device": self.device,
+            "dtype": "float32",
+            "threads": self.threads,
+            "versions": dict(self.versions),
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """The digest of what differs from defaults, so that options added later rename no run."""
+        identity = self.record() | {
+            **{group: describe(getattr(self, group), changed) for group in PLUGGED},
+            **{group: changed(getattr(self, group)) for group in ("experts", "protocol", "decoder")},
+        }
+        return digest(identity)[:12]
+
+    @property
+    def folder(self) -> str:
+        """The run's folder name: readable, and unique by the key."""
+        words = (self.dataset.name, self.matcher.name, self.scheduler.name)
+        return f"{'-'.join(words)}-ipc{self.ipc}-seed{self.seed}-{self.key}"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A spec, and where each of its options came from: ``group.option`` -> (value, origin)."""
+
+    spec: RunSpec
+    origins: dict[str, tuple[Any, str]]
+
+
+def resolve(request: Request) -> Resolved:
+    """Fill in recipes and defaults. Raises UsageError for unknown names, options, or values."""
+    if request.ipc < 1:
+        raise UsageError(f"--ipc must be at least 1, got {request.ipc}")
+    dataset, given = split_dataset(request.dataset)
+    request = replace(request, dataset=dataset, flags=(*given, *request.flags))
+    chosen = {kind: registry().get(kind, getattr(request, kind)) for kind in PLUGGED}
+    origins: dict[str, tuple[Any, str]] = {}
+    flags = split_flags(request.flags)
+    recipes = _recipes(chosen, request)
+    made: dict[str, Any] = {}
+    for group in GROUPS:
+        base = {"experts": EXPERTS, "protocol": named(request.protocol), "decoder": Decoder()}.get(group)
+        made[group] = _fill(group, chosen.get(group), base, recipes, flags.get(group, {}), origins)
+    spec = RunSpec(
+        **{group: made[group] for group in GROUPS},
+        ipc=request.ipc,
+        seed=request.seed,
+        device=pick_device(request.device),
+        threads=_threads(),
+        versions=_versions(chosen),
+    )
+    if spec.decoder.factor > 1 and not getattr(spec.matcher, "decodes", False):
+        raise UsageError(f"matcher {spec.matcher.name!r} works on stored images alone; leave decoder.factor at 1")
+    return Resolved(spec, origins)
+
+
+def from_record(record: dict[str, Any]) -> RunSpec:
+    """The spec that a ``spec.json`` describes, with the plugins of this installation."""
+    plugins = {kind: registry().get(kind, record[kind]["name"]) for kind in PLUGGED}
+    made = {kind: make(plugin.cls, record[kind]["options"], kind) for kind, plugin in plugins.items()}
+    return RunSpec(
+        **made,
+        ipc=record["ipc"],
+        seed=record["seed"],
+        experts=make(Recipe, record["experts"], "experts"),
+        protocol=make(Protocol, record["protocol"], "protocol"),
+        decoder=make(Decoder, record.get("decoder", {}), "decoder"),
+        device=record["device"],
+        threads=record["threads"],
+        versions=_versions(plugins),
+    )
+
+
+def altered(record: dict[str, Any], changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """The record with some parts asked for differently: to tell what flags beside --resume would change."""
+    new = json.loads(json.dumps(record))
+    for name, value in changes.items():
+        group = name if name in ("ipc", "seed", "device") else f"{name}.name"
+        if name == "protocol":
+            new[name]["name"] = value
+        elif group.endswith(".name"):
+            new[name] = new[name] | {"name": value}
+        else:
+            new[name] = pick_device(value) if name == "device" else value
+    own = {"experts": Recipe, "protocol": Protocol, "decoder": Decoder}
+    for group, given in split_flags(flags).items():
+        held = new[group] if group in own else new[group]["options"]
+        cls = own.get(group) or registry().get(group, new[group]["name"]).cls
+        held |= {name: options(make(cls, held | given, group))[name] for name in given}
+    return new
+
+
+def _versions(plugins: dict[str, Plugin]) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{kind} {p.name}", f"{p.package} {p.version}") for kind, p in plugins.items())
+
+
+def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY, matcher: str = "random") -> RunSpec:
+    """The same task with real images, one stage: random ones are what every run is shown beside.
+
+    Whatever the run's method, it is the run that ``--matcher random`` would make with the same flags; what labels
+    images is the same for all coresets: the experts that random images have.
+    """
+    names = {kind: getattr(spec, kind).name for kind in PLUGGED} | {"matcher": matcher, "scheduler": "single"}
+    plugins = {kind: registry().get(kind, name) for kind, name in names.items()}
+    recipe = registry().get("matcher", "random").recipe(_situation(spec, "single"))
+    given = dict(recipe.options.get("matcher", {})) if recipe else {}
+    usual, own = options(_usual_experts(spec, spec.matcher.name, spec.scheduler.name)), options(spec.experts)
+    flags = {name: value for name, value in own.items() if value != usual[name]}
+    experts = options(_usual_experts(spec, "random", "single")) | flags
+    return replace(
+        spec,
+        matcher=make(plugins["matcher"].cls, given | {"labels": labels}, "matcher"),
+        experts=make(Recipe, experts, "experts"),
+        scheduler=make(plugins["scheduler"].cls, {}, "scheduler"),
+        decoder=decoder,
+        versions=_versions(plugins),
+    )
+
+
+def _situation(spec: RunSpec, scheduler: str) -> dict[str, Any]:
+    return {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": scheduler}
+
+
+def _usual_experts(spec: RunSpec, matcher: str, scheduler: str) -> Recipe:
+    """The expert recipe that a task has under a matcher when no flag says otherwise."""
+    request = Request(spec.dataset.name, matcher, scheduler, ipc=spec.ipc)
+    chosen = {kind: registry().get(kind, name) for kind, name in (("dataset", spec.dataset.name), ("matcher", matcher))}
+    return _fill("experts", None, EXPERTS, _recipes(chosen, request), {}, {})
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", *, added: bool = True) -> list[str]:
+    """What differs between two records, as ``path: old -> new`` lines; without ``added``, not what only ``new`` has."""
+    lines = []
+    for name in sorted({*old, *new} if added else old):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{name}.", added=added)
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before} -> {after}")
+    return [line.replace("options.", "") for line in lines]
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is CUDA where there is one. Asking for CUDA without one is an error, not a fallback."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda asked for, but torch finds no CUDA device here; use --device cpu or auto")
+    return name
+
+
+def _threads() -> int:
+    """CPU bits depend on the number of threads, so it is part of the spec: DDBENCH_THREADS, or all cores."""
+    given = os.environ.get("DDBENCH_THREADS")
+    if given is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not given.isdigit() or int(given) < 1:
+        raise UsageError(f"DDBENCH_THREADS must be a number of threads, got {given!r}")
+    return int(given)
+
+
+def split_dataset(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """``images:photos.zip`` -> ``images`` and the flag that sets its main option, ``dataset.root``.
+
+    Which option that is, the source says in its class attribute ``argument``.
+    """
+    short, colon, value = name.partition(":")
+    if not colon:
+        return name, ()
+    option = getattr(registry().get("dataset", short).cls, "argument", None)
+    if option is None:
+        raise UsageError(f"the dataset {short!r} takes nothing after a colon; write --dataset {short}")
+    return short, ((f"dataset.{option}", value),)
+
+
+def split_flags(flags: tuple[tuple[str, str], ...]) -> dict[str, dict[str, str]]:
+    """``(("matcher.steps", "30"),)`` -> ``{"matcher": {"steps": "30"}}``; unknown groups are refused."""
+    split: dict[str, dict[str, str]] = {}
+    for name, value in flags:
+        group, _, option = name.partition(".")
+        if group not in GROUPS or not option:
+            hint = did_you_mean(group, GROUPS)
+            raise UsageError(f"option {name!r} must be GROUP.NAME with a group of {', '.join(GROUPS)}{hint}")
+        split.setdefault(group, {})[option] = value
+    return split
+
+
+def _recipes(chosen: dict[str, Plugin], request: Request) -> list[tuple[str, RecipeEntry]]:
+    """The fitting recipes, weakest first: the dataset's, then the matcher's."""
+    situation = {"dataset": request.dataset, "ipc": request.ipc, "scheduler": request.scheduler}
+    found = []
+    for kind in ("dataset", "matcher"):
+        entry = chosen[kind].recipe(situation)
+        if entry is None:
+            continue
+        if kind == "matcher" and any(group in entry.options for group in SHARED):
+            raise UsageError(f"the recipe of {chosen[kind].name!r} sets {SHARED}, which belong to the dataset's recipe")
+        found.append((kind, entry))
+    return found
+
+
+def _fill(
+    group: str,
+    plugin: Plugin | None,
+    base: Any,
+    recipes: list[tuple[str, RecipeEntry]],
+    flags: dict[str, str],
+    origins: dict[str, tuple[Any, str]],
+) -> Any:
+    """Build one group's object from base or class, recipes and flags; note where each option came from."""
+    values: dict[str, Any] = options(base) if base is not None else {}
+    origin = dict.fromkeys(values, f"protocol {base.name}" if isinstance(base, Protocol) else "default")
+    for kind, entry in recipes:
+        given = dict(entry.options.get(group, {}))
+        if plugin is not None and given.pop("name", plugin.name) != plugin.name:
+            continue  # hyperparameters of another network or scheduler
+        if isinstance(base, Protocol) and base.name != "default":
+            continue  # published rules are the same on every dataset
+        values |= given
+        origin |= dict.fromkeys(
+            given, f"{kind} recipe ({'verified' if entry.verified else 'unverified'}; {entry.source})"
+        )
+    plain = dict(values)
+    values |= flags
+    origin |= dict.fromkeys(flags, "flag")
+    cls: Any = plugin.cls if plugin else type(base)
+    made = renamed(make(Protocol, plain, group), flags) if group == "protocol" else make(cls, values, group)
+    for f in fields(cls):
+        origins[f"{group}.{f.name}"] = (getattr(made, f.name), origin.get(f.name, "default"))
+    return made

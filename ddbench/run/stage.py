@@ -1,0 +1,319 @@
+"""One stage of a run: the loop around a matcher's step, with checkpoints, selection and resume.
+
+The loop, the step counter, logging, checkpoints and selection exist once, here. A checkpoint holds the
+matcher's state, the best candidate so far and the step; everything else is a function of the spec.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddbench.base.cache import file_digest, read_json, write_json
+from ddbench.base.machine import peak_bytes, reset_peak
+from ddbench.base.progress import report
+from ddbench.base.seeds import Seed
+from ddbench.base.state import has_nan, load_state, save_state
+from ddbench.data.dataset import RealData
+from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from ddbench.grade.protocol import Protocol
+from ddbench.grade.selection import Verdict, judge
+from ddbench.problem.experts import Experts
+from ddbench.problem.problem import Needs, Problem
+from ddbench.problem.starts import Starts
+from ddbench.problem.synthetic import Curriculum, SyntheticSet
+from ddbench.train.compile import account, settle, verdicts
+from ddbench.train.fit import Recipe
+
+OUT_OF_RANGE = 1e4
+EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
+
+
+@dataclass
+class Ledger:
+    """What the harness knows about a stage in progress; saved with every checkpoint."""
+
+    step: int = 0
+    metrics_end: int = 0
+    seconds: float = 0.0
+    selection_seconds: float = 0.0
+    peak: int = 0
+    first_loss: float | None = None
+    best: dict[str, Any] | None = None
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    check_seconds: list[float] = field(default_factory=list)  # of distilling until each check
+    engine: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was compiled or lowered, and what was not
+
+
+@dataclass(eq=False)
+class Stage:
+    """A problem, the matcher that solves it, and the folder where its progress lives."""
+
+    index: int
+    problem: Problem
+    matcher: Any
+    protocol: Protocol
+    phases: tuple[tuple[int, ...], ...]
+    judges: Starts
+    judged_on: RealData
+    folder: Path
+    metrics: Path
+    device: torch.device
+    checkpoint_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger()
+        self.best: SyntheticSet | None = None
+        self.expert_seconds = 0.0
+        self._unread: list[tuple[int, dict[str, Any]]] = []  # steps with their metrics
+        self._shown: dict[str, float] = {}
+        self.seed: Seed = self.problem.seed / "stage" / self.index
+        self._saved = self._began = time.monotonic()
+        self._pause = self.checkpoint_seconds
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def solve(self) -> tuple[SyntheticSet, dict[str, Any]]:
+        """The selected set and notes on how it came about; at once when the stage is finished."""
+        finished = self.finished()
+        if finished:
+            return finished
+        self._prepare()
+        state = self._restore()
+        reset_peak(self.device.type)
+        with self.metrics.open("ab") as stream:
+            stream.truncate(self.ledger.metrics_end)
+            self._loop(state, stream)
+        return self._finish()
+
+    def finished(self) -> tuple[SyntheticSet, dict[str, Any]] | None:
+        """The result on disk, verified, or None."""
+        notes_path, result = self.folder / "result.json", self.folder / "result.safetensors"
+        if not notes_path.exists():
+            return None
+        notes = read_json(notes_path)
+        if not result.exists() or file_digest(result) != notes["sha256"]:
+            raise DataError(f"{result} is damaged; delete {self.folder} and run again to distil this stage anew")
+        return load_state(result, self.device)[0], notes
+
+    def _prepare(self) -> None:
+        """Make what the matcher needs: experts from this problem's starts."""
+        needs = self.matcher.needs(self.problem) if hasattr(self.matcher, "needs") else None
+        if needs is None:
+            return
+        self.problem = prepared(self.problem, needs)
+        if needs.experts:
+            self.expert_seconds += self.problem.experts.seconds(needs.experts)
+        if self.problem.teachers is not None:
+            self.expert_seconds += self.problem.teachers.seconds(needs.teachers)
+
+    def _restore(self) -> Any:
+        if self.checkpoint.exists():
+            saved, notes = load_state(self.checkpoint, self.device)
+            self.ledger, self.best = Ledger(**notes), saved["best"]
+            settle(self.ledger.engine)
+            return saved["state"]
+        previous = self.folder.parent / f"stage-{self.index - 1}" / "result.json"
+        self.ledger.metrics_end = read_json(previous)["metrics_end"] if previous.exists() else 0
+        with (self.seed / "init").scope():
+            return self.matcher.init(self.problem)
+
+    def _loop(self, state: Any, stream: Any) -> None:
+        steps, checks = self.matcher.steps, self.protocol.checks
+        due = {round(steps * (i + 1) / checks) for i in range(checks)}  # {0} for a coreset
+        self._began = time.monotonic()
+        whole = True  # whether ``state`` is between two steps, and may be saved
+        try:
+            if not self.checkpoint.exists():
+                self._save(state, stream)
+            while True:
+                k = self.ledger.step
+                if k in due and k not in [check["step"] for check in self.ledger.checks]:
+                    self._save(state, stream)
+                    self._select(state)
+                    self._save(state, stream)
+                if k == steps:
+                    return
+                whole = False
+                state, numbers = self._step(state, k, stream)
+                whole = True
+                shown = self._note(numbers, k, stream)
+                self.ledger.step = k + 1
+                if time.monotonic() - self._saved > self._pause:
+                    self._save(state, stream)
+                report(f"stage {self.index} distilling", k + 1, steps, **shown)
+        except InterruptedRun:
+            if whole:
+                self._save(state, stream)
+            raise
+
+    def _step(self, state: Any, k: int, stream: Any) -> tuple[Any, dict[str, Any]]:
+        with (self.seed / "step" / k).scope():
+            try:
+                return self.matcher.step(self.problem, state, k)
+            except DivergedError as error:
+                self._read(stream)  # an earlier step may tell the cause
+                raise DivergedError(f"at iteration {k} of stage {self.index}, {error}") from error
+
+    def _tick(self) -> None:
+        """Add the time since the last tick to the cost of distilling."""
+        now = time.monotonic()
+        self.ledger.seconds += now - self._began
+        self.ledger.peak = max(self.ledger.peak, peak_bytes(self.device.type))
+        self._began = now
+
+    def _note(self, numbers: dict[str, Any], k: int, stream: Any) -> dict[str, float]:
+        """Keep a step's metrics, and what was last read of them; those on a GPU are read several steps at a time."""
+        self._unread.append((k, numbers))
+        if len(self._unread) >= steps_unread(self.device):
+            self._read(stream)
+        return self._shown
+
+    def _read(self, stream: Any) -> None:
+        """Read and write down the metrics that are kept."""
+        unread, self._unread = self._unread, []
+        for k, numbers in unread:
+            self._shown = self._written(numbers, k, stream)
+
+    def _written(self, numbers: dict[str, Any], k: int, stream: Any) -> dict[str, float]:
+        """Append a step's metrics; a number that is not finite, or a loss that exploded, ends the run."""
+        plain = {name: float(value) for name, value in numbers.items()}
+        for name, value in plain.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} became {value} at iteration {k} of stage {self.index}; "
+                    "try a smaller outer learning rate, a smaller student lr, or fewer student steps"
+                )
+        loss = plain.get("loss")
+        if loss is not None:
+            first = self.ledger.first_loss
+            self.ledger.first_loss = loss if first is None else first
+            if first is not None and loss > max(1.0, EXPLODED * abs(first)):
+                raise DivergedError(
+                    f"the loss exploded from {first:g} to {loss:g} at iteration {k} of stage {self.index}; "
+                    "try a smaller outer learning rate, or clipping if the method has it"
+                )
+        line = {"stage": self.index, "step": k, **plain}
+        stream.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        return plain
+
+    def _select(self, state: Any) -> None:
+        """Judge the current set; keep it if it is the best so far."""
+        began = time.monotonic()
+        with (self.seed / "result" / self.ledger.step).scope():
+            made = self.matcher.result(self.problem, state)
+        candidate = replace(made, decoder=self.problem.decoder).detached()
+        if not candidate.finite():
+            raise DivergedError(
+                f"the synthetic set holds numbers that are not finite at iteration {self.ledger.step} of stage "
+                f"{self.index}; try a smaller outer learning rate"
+            )
+        largest = float(candidate.images.abs().max())
+        if largest > OUT_OF_RANGE:  # normalisation layers hide it from the loss
+            raise DivergedError(
+                f"pixels reached {largest:.3g} (they should be of the order of 1) at iteration {self.ledger.step} "
+                f"of stage {self.index}; try a smaller outer learning rate"
+            )
+        verdict = self._verdict(candidate)
+        check = {"step": self.ledger.step, "lr": verdict.lr, "accuracy": verdict.accuracy, "tried": verdict.tried}
+        self.ledger.check_seconds.append(self.ledger.seconds)
+        self.ledger.checks.append(check)
+        if self.ledger.best is None or verdict.accuracy is None or verdict.accuracy > self.ledger.best["accuracy"]:
+            self.ledger.best = check
+            self.best = replace(candidate, lr=verdict.lr)
+        self._began = time.monotonic()
+        self.ledger.selection_seconds += self._began - began
+
+    def _verdict(self, candidate: SyntheticSet) -> Verdict:
+        """What the protocol's judges say of a candidate; under one that selects nothing the last candidate is kept."""
+        if self.protocol.selects == "last":
+            return Verdict(candidate.lr or self.protocol.lr, None, {})
+        return judge(candidate, self.problem.frozen, self.phases, self.judges, self.judged_on, self.protocol)
+
+    def _save(self, state: Any, stream: Any) -> None:
+        self._read(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+        self.ledger.metrics_end = stream.tell()
+        self.ledger.engine |= verdicts()
+        self._tick()
+        if has_nan(state):
+            raise DivergedError(
+                f"the state holds not-a-number at iteration {self.ledger.step} of stage {self.index}; "
+                "try a smaller outer learning rate, a smaller student lr, or fewer student steps"
+            )
+        began = time.monotonic()
+        save_state(self.checkpoint, {"state": state, "best": self.best}, vars(self.ledger))
+        self._saved = time.monotonic()
+        if self.checkpoint_seconds:  # a state of gigabytes takes seconds to write: spend a twentieth of the time on it
+            self._pause = max(self.checkpoint_seconds, 20 * (self._saved - began))
+
+    def _finish(self) -> tuple[SyntheticSet, dict[str, Any]]:
+        """Write the selected set, then the notes that commit it."""
+        assert self.best is not None
+        assert self.ledger.best is not None
+        result = self.folder / "result.safetensors"
+        save_state(result, self.best, {})
+        notes = {
+            "sha256": file_digest(result),
+            "selected": self.ledger.best,
+            "checks": self.ledger.checks,
+            "check_seconds": self.ledger.check_seconds,
+            "steps": self.ledger.step,
+            "seconds": self.ledger.seconds,
+            "selection_seconds": self.ledger.selection_seconds,
+            "expert_seconds": self.expert_seconds if math.isfinite(self.expert_seconds) else None,
+            "peak_bytes": self.ledger.peak,
+            "metrics_end": self.ledger.metrics_end,
+        }
+        compiled = list((self.ledger.engine | verdicts()).values())
+        account()  # the next stage has its own
+        write_json(self.folder / "result.json", notes | ({"engine": compiled} if compiled else {}))
+        self.checkpoint.unlink(missing_ok=True)
+        return self.best, notes
+
+
+def prepared(problem: Problem, needs: Needs) -> Problem:
+    """The problem with what a matcher needs: as many start networks as experts, the experts, and teachers."""
+    if needs.experts:
+        recipe = _with_augment(needs.recipe or problem.expert_recipe, problem)
+        starts = replace(problem.starts, count=needs.experts)
+        problem = replace(problem, starts=starts, expert_recipe=recipe)
+        problem.experts.build(needs.experts, needs.snapshots)
+    if needs.teachers:
+        problem = replace(problem, teachers=_teachers(problem, needs))
+    return problem
+
+
+def _teachers(problem: Problem, needs: Needs) -> Experts:
+    """Networks trained on the real data to the end of their recipe, from starts that no stage has taught."""
+    network = problem.network
+    if needs.teacher_network is not None:
+        network = replace(network, source=needs.teacher_network)
+    starts = replace(
+        problem.starts, network=network, seed=Seed(problem.starts.seed.root) / "teacher", taught=Curriculum()
+    )
+    recipe = _with_augment(needs.teacher_recipe or problem.expert_recipe, problem)
+    if recipe.epochs is None:
+        raise UsageError("a teacher's recipe must say for how many epochs it trains; set its epochs")
+    teachers = Experts(starts, problem.real, replace(recipe, imported=""))  # imported ones are of another network
+    teachers.build(needs.teachers, (recipe.epochs,))
+    return teachers
+
+
+def _with_augment(recipe: Recipe, problem: Problem) -> Recipe:
+    return replace(recipe, augment=problem.augment) if recipe.augment == "dataset" else recipe
+
+
+def steps_unread(device: torch.device) -> int:
+    """How many steps' metrics are read at a time: to read one makes a GPU wait."""
+    return 1 if device.type == "cpu" else 10

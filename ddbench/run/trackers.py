@@ -1,0 +1,212 @@
+"""Trackers: the numbers of a run sent to TensorBoard, Weights & Biases or MLflow while it works.
+
+They listen to the events that the progress display shows. None is required, none asks for an account, and one that
+fails is switched off with a warning: a tracker never fails a run. What a run leaves behind does not depend on them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ddbench.base.progress import Event, listening_too
+from ddbench.errors import DataError, InterruptedRun, UsageError, did_you_mean
+from ddbench.run.record import rows
+
+if TYPE_CHECKING:
+    from ddbench.run.run import Run
+
+Numbers = dict[str, float]
+
+
+class Tracker(Protocol):
+    """Where numbers go. ``config`` is flat; ``step`` counts the iterations of the stage that a name begins with."""
+
+    def start(self, name: str, config: dict[str, Any]) -> None: ...
+    def log(self, numbers: Numbers, step: int) -> None: ...
+    def finish(self, status: str, summary: Numbers) -> None: ...
+
+
+class TensorBoard:
+    """Event files in ``place``/<run>; by default in ``tensorboard`` beside the runs."""
+
+    def __init__(self, place: str, folder: Path) -> None:
+        self._folder = Path(place or folder.parent / "tensorboard") / folder.name
+
+    def start(self, name: str, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # type: ignore[import-not-found]
+
+        self._writer = SummaryWriter(str(self._folder))
+        lines = "\n".join(f"    {option}: {value}" for option, value in config.items())
+        self._writer.add_text("run", f"{name}\n\n{lines}")
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self, status: str, summary: Numbers) -> None:
+        self._writer.add_text("status", status)
+        self.log(summary, 0)
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project ``place``: files in ``wandb`` beside the runs, unless WANDB_MODE or an API key is set."""
+
+    def __init__(self, place: str, folder: Path) -> None:
+        self._project, self._folder = place or "ddbench", folder.parent
+
+    def start(self, name: str, config: dict[str, Any]) -> None:
+        import wandb  # type: ignore[import-not-found]
+
+        chosen = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        self._folder.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere when it is not there
+        self._run = wandb.init(
+            project=self._project, name=name, config=config, dir=str(self._folder), mode=chosen,
+            settings=wandb.Settings(silent=True, console="off"),
+        )  # fmt: skip
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        # wandb's own steps may only grow, and stages begin anew: the step is a number like the others
+        stage = next(iter(numbers)).partition("/")[0]
+        self._run.log({**numbers, f"{stage}/step": step})
+
+    def finish(self, status: str, summary: Numbers) -> None:
+        self._run.summary.update({**summary, "status": status})
+        self._run.finish(exit_code=0 if status == "ok" else 1)
+
+
+class MLflow:
+    """A run of the experiment ``ddbench`` in the store ``place``: MLFLOW_TRACKING_URI's, or files beside the runs."""
+
+    def __init__(self, place: str, folder: Path) -> None:
+        self._store = place or os.environ.get("MLFLOW_TRACKING_URI") or (folder.parent / "mlruns").absolute().as_uri()
+
+    def start(self, name: str, config: dict[str, Any]) -> None:
+        if self._store.startswith("file:"):  # newer versions ask for a yes before they write plain files
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        import mlflow  # type: ignore[import-not-found]
+
+        self._mlflow = mlflow
+        mlflow.set_tracking_uri(self._store)
+        mlflow.set_experiment("ddbench")
+        mlflow.start_run(run_name=name)
+        mlflow.log_params({option: str(value)[:500] for option, value in config.items()})
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        self._mlflow.log_metrics(numbers, step=step)
+
+    def finish(self, status: str, summary: Numbers) -> None:
+        self._mlflow.log_metrics(summary)
+        self._mlflow.set_tag("status", status)
+        ends = {"ok": "FINISHED", "interrupted": "KILLED"}
+        self._mlflow.end_run(status=ends.get(status, "FAILED"))
+
+
+KINDS: dict[str, tuple[type, str]] = {  # name -> (tracker, the module that it needs)
+    "tensorboard": (TensorBoard, "tensorboard"),
+    "wandb": (WeightsAndBiases, "wandb"),
+    "mlflow": (MLflow, "mlflow"),
+}
+
+
+def checked(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(kind, place) of each ``kind[=place]``. Raises where there is none, or its package is not installed."""
+    found = []
+    for given in names:
+        kind, _, place = given.partition("=")
+        if kind not in KINDS:
+            raise UsageError(f"no tracker called {kind!r}{did_you_mean(kind, KINDS)} (valid ones: {', '.join(KINDS)})")
+        module = KINDS[kind][1]
+        if module not in sys.modules and importlib.util.find_spec(module) is None:
+            raise DataError(f"the tracker {kind!r} needs a package that is missing: pip install 'ddbench[{kind}]'")
+        found.append((kind, place))
+    return found
+
+
+@contextmanager
+def opened(names: Sequence[str], run: Run, say: Callable[[str], None]) -> Iterator[None]:
+    """Send what ``run`` reports inside the block to these trackers; ``say`` gets the warning of one that fails."""
+    posts = [_Post(kind, KINDS[kind][0](place, run.folder), say) for kind, place in checked(names)]
+    if not posts:
+        yield
+        return
+    config = dict(_flat(run.spec.record()))
+    for post in posts:
+        post("start", run.spec.folder, config)
+    status, readings = "failed", _Readings("test" if run.spec.protocol.selects == "test" else "validation")
+    summary: Numbers = {}
+
+    def listen(event: Event) -> None:
+        if numbers := readings.of(event):
+            for post in posts:
+                post("log", numbers, readings.step)
+
+    try:
+        with listening_too(listen):
+            yield
+        status, summary = _outcome(run.folder)
+    except InterruptedRun:
+        status = "interrupted"
+        raise
+    finally:
+        for post in posts:
+            post("finish", status, summary)
+
+
+class _Post:
+    """A tracker that is switched off by its first failure."""
+
+    def __init__(self, kind: str, tracker: Tracker, say: Callable[[str], None]) -> None:
+        self._kind, self._tracker, self._say = kind, tracker, say
+        self._works = True
+
+    def __call__(self, call: str, *given: Any) -> None:
+        if not self._works:
+            return
+        try:
+            getattr(self._tracker, call)(*given)
+        except Exception as error:  # noqa: BLE001 - whatever it raises, the run goes on
+            self._works = False
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._say(f"warning: the tracker {self._kind!r} is switched off, and the run goes on: {reason}")
+
+
+class _Readings:
+    """Numbers as trackers take them: named by their stage, at the iteration that they belong to."""
+
+    def __init__(self, split: str) -> None:
+        self._split = split  # that selection looks at
+        self.stage, self.step, self._best = "stage 0", 0, 0.0
+
+    def of(self, event: Event) -> Numbers:
+        """The numbers of an event, if it has any: a step's metrics; the best accuracy when a selection ends."""
+        plain = {name: float(value) for name, value in event.numbers.items() if isinstance(value, (int, float))}
+        if event.what.endswith(" distilling"):
+            self.stage, self.step = event.what.removesuffix(" distilling"), event.done
+            return {f"{self.stage}/{name}": value for name, value in plain.items()}
+        if event.what == "selection" and "accuracy" in plain:
+            self._best = max(self._best if event.done > 1 else 0.0, plain["accuracy"])
+            return {f"{self.stage}/{self._split} accuracy": self._best} if event.done == event.total else {}
+        return {}
+
+
+def _outcome(folder: Path) -> tuple[str, Numbers]:
+    """The status of a run that ended, and its test accuracy and costs."""
+    row = rows(folder)[0]
+    wanted = ("accuracy_mean", "accuracy_std", "distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes",
+              "image_bytes", "label_bytes")  # fmt: skip
+    return row["status"], {f"result/{name}": float(row[name]) for name in wanted if row.get(name) is not None}
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,294 @@
+"""A suite file: the grid that it describes, as cells. Each cell is one run, resolved before anything starts.
+
+    title = "Two methods on digits"
+    students = 3
+    seeds = [0, 1]
+
+    [[matrix]]
+    dataset = "digits"
+    matcher = ["random", {name = "tesla", options = {curvature = "exact"}, label = "tesla exact"}]
+    ipc = [1, 10]
+
+    [[exclude]]
+    matcher = "tesla exact"
+    ipc = 10
+
+An entry is a name, or a table of a name, options of its group, and a label. Options whose name has a dot may be of any
+group. They are given per file, per matrix and per entry; the nearest to the cell wins.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ddbench.base.cache import digest
+from ddbench.errors import DataError, UsageError, did_you_mean
+from ddbench.run.record import PLACES
+from ddbench.run.spec import PLUGGED, Request, RunSpec, resolve, split_dataset
+
+AXES: tuple[str, ...] = ("dataset", "network", "ipc", "scheduler", "matcher", "protocol", "seeds")
+NUMBERS = ("ipc", "seeds")
+USUAL = {"network": "convnet", "scheduler": "single", "protocol": "default", "seeds": [0]}
+TOP = (*AXES, "title", "students", "threads", "tracker", "options", "matrix", "exclude")
+MATRIX = (*AXES, "options", "label")
+ENTRY = ("name", "options", "label")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of an axis: what it is called, what it sets, and how people read it."""
+
+    name: Any
+    flags: dict[str, str]
+    label: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite. ``request`` says how ``ddbench run`` asks for it."""
+
+    name: str
+    request: Request
+    spec: RunSpec
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
+
+    @cached_property
+    def like(self) -> str:
+        """What cells have in common that differ only in their seed, and so take about as long."""
+        return replace(self.spec, seed=0).key
+
+    @cached_property
+    def experts(self) -> str | None:
+        """What decides the experts that this cell may have to train; None if its matcher needs none."""
+        if not hasattr(self.spec.matcher, "needs"):
+            return None
+        record = self.spec.record()
+        return digest([record[part] for part in ("dataset", "network", "experts", "threads", "device")])
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite file, read: its cells in the order in which they are listed, seed by seed."""
+
+    path: Path
+    title: str
+    students: int
+    trackers: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def key(self) -> str:
+        """The digest of what the suite asks for, whatever it is called and wherever its file lies."""
+        return digest([sorted(cell.key for cell in self.cells), self.students])[:12]
+
+
+def read(path: Path, *, jobs: int = 1, device: str = "auto") -> Suite:
+    """Read a suite file and resolve all its cells. Raises UsageError that names the entry at fault."""
+    given = _table(path)
+    _known(given, TOP, str(path))
+    own_threads = _count(given, "threads", 1, path) if "threads" in given else None
+    matrices = given.get("matrix")
+    if not isinstance(matrices, list) or not matrices:
+        raise UsageError(f"{path} has no [[matrix]]; give one with a dataset, a matcher and an ipc")
+    listed = given.get("exclude", [])
+    if not isinstance(listed, list):
+        raise UsageError(f"exclude of {path} must be tables, each under its own [[exclude]]")
+    excludes = [_exclude(entry, f"exclude {i} of {path}") for i, entry in enumerate(listed, 1)]
+    used: set[int] = set()
+    found: dict[str, Cell] = {}
+    made: dict[Request, RunSpec] = {}
+    for number, matrix in enumerate(matrices, 1):
+        where = f"matrix {number} of {path}"
+        for name, request in _requests(given, matrix, where, path.parent, excludes, used):
+            request = replace(request, device=device)
+            spec = _resolved(request, made, f"{where}, {name}")
+            cell = Cell(name, request, replace(spec, threads=_threads(spec.threads, own_threads, jobs)))
+            found.setdefault(cell.key, cell)
+    for i in set(range(len(excludes))) - used:
+        raise UsageError(f"exclude {i + 1} of {path} leaves out no cell; correct it, or take it out")
+    seeds = list(dict.fromkeys(cell.spec.seed for cell in found.values()))
+    cells = sorted(found.values(), key=lambda cell: seeds.index(cell.spec.seed))
+    students, trackers = _count(given, "students", 5, path), _trackers(given, path)
+    return Suite(path, str(given.get("title", path.stem)), students, trackers, tuple(cells))
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+
+
+def _known(given: Any, valid: tuple[str, ...], where: str) -> None:
+    if not isinstance(given, dict):
+        raise UsageError(f"{where} must be a table, got {given!r}")
+    for name in given:
+        if name not in valid:
+            raise UsageError(f"{where} has no key {name!r}{did_you_mean(name, valid)} (valid ones: {', '.join(valid)})")
+
+
+def _count(given: dict[str, Any], name: str, usual: int, path: Path) -> int:
+    value = given.get(name, usual)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name} of {path} must be a number from 1, got {value!r}")
+    return value
+
+
+def _trackers(given: dict[str, Any], path: Path) -> tuple[str, ...]:
+    names = given.get("tracker", [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f'tracker of {path} must be a name or a list of names, such as "tensorboard", got {names!r}')
+    return tuple(names)
+
+
+def _threads(usual: int, given: int | None, jobs: int) -> int:
+    """Threads of each cell, which are part of its key: DDBENCH_THREADS, the suite's own, or the cores divided."""
+    return usual if os.environ.get("DDBENCH_THREADS") else given or max(1, usual // jobs)
+
+
+def _resolved(request: Request, made: dict[Request, RunSpec], where: str) -> RunSpec:
+    """The spec of a request; those that differ only in their seed are resolved once."""
+    alike = request.with_seed(0)
+    if alike not in made:
+        try:
+            made[alike] = resolve(alike).spec
+        except (UsageError, DataError) as error:
+            raise type(error)(f"{where}: {error}") from error
+    return replace(made[alike], seed=request.seed)
+
+
+def _requests(
+    top: dict[str, Any], matrix: Any, where: str, base: Path, excludes: list[dict[str, set[Any]]], used: set[int]
+) -> Iterator[tuple[str, Request]]:
+    """(name, request) of every cell of a matrix that no exclude leaves out; ``used`` collects excludes that did."""
+    _known(matrix, MATRIX, where)
+    given = USUAL | {name: top[name] for name in AXES if name in top} | matrix
+    for axis in AXES:
+        if axis not in given:
+            raise UsageError(f"{where} names no {axis}; add one, such as {_example(axis)}")
+    axes = [_entries(axis, given[axis], where, base) for axis in AXES]
+    shared = _flags(top.get("options", {}), "", f"options of {where}", base)
+    shared |= _flags(matrix.get("options", {}), "", f"options of {where}", base)
+    for chosen in itertools.product(*axes):
+        entries: dict[str, Entry] = dict(zip(AXES, chosen, strict=True))
+        hits = [i for i, rule in enumerate(excludes) if _fits(rule, entries)]
+        used.update(hits)
+        if not hits:
+            yield _name(entries, str(matrix.get("label", ""))), _request(entries, shared)
+
+
+def _example(axis: str) -> str:
+    return "ipc = [1, 10]" if axis == "ipc" else f'{axis} = "{"digits" if axis == "dataset" else "random"}"'
+
+
+def _entries(axis: str, given: Any, where: str, base: Path) -> list[Entry]:
+    """The values of one axis of a matrix."""
+    listed = given if isinstance(given, list) else [given]
+    if not listed:
+        raise UsageError(f"{axis} of {where} is an empty list, which makes no cell")
+    return [_number(axis, one, where) if axis in NUMBERS else _entry(axis, one, where, base) for one in listed]
+
+
+def _number(axis: str, given: Any, where: str) -> Entry:
+    low = 1 if axis == "ipc" else 0
+    if not isinstance(given, int) or isinstance(given, bool) or given < low:
+        raise UsageError(f"{axis} of {where} must be numbers from {low}, got {given!r}")
+    return Entry(given, {}, str(given))
+
+
+def _entry(axis: str, given: Any, where: str, base: Path) -> Entry:
+    given = {"name": given} if isinstance(given, str) else given
+    _known(given, ENTRY, f"{axis} of {where}")
+    name = given.get("name")
+    if not isinstance(name, str):
+        raise UsageError(f'{axis} of {where} must be names or tables such as {{name = "..."}}, got {given!r}')
+    flags = _flags(given.get("options", {}), axis, f"{axis} {name!r} of {where}", base)
+    words = ", ".join(f"{n.removeprefix(axis + '.')}={v}" for n, v in flags.items())
+    label = str(given.get("label", f"{name} ({words})" if words else name))
+    if axis == "dataset" and ":" in name:
+        try:
+            name, more = split_dataset(_expanded(name, where))
+        except (UsageError, DataError) as error:
+            raise type(error)(f"dataset of {where}: {error}") from error
+        flags = {option: _place(option, value, base) for option, value in more} | flags
+    return Entry(name, flags, label)
+
+
+def _flags(given: Any, group: str, where: str, base: Path) -> dict[str, str]:
+    """Options as ``ddbench run -o`` takes them; paths of data are relative to the suite's folder."""
+    if not isinstance(given, dict):
+        raise UsageError(f"{where} must be a table of options, got {given!r}")
+    found = {}
+    for name, value in given.items():
+        full = name if "." in name else f"{group}.{name}"
+        if full.startswith("."):
+            raise UsageError(f'{where}: option {name!r} must be GROUP.NAME, in quotes, such as "matcher.{name}"')
+        if isinstance(value, dict):
+            raise UsageError(f'{where}: write "{name}.{next(iter(value), "NAME")}" = ... in quotes, with its dot')
+        found[full] = _place(full, _expanded(_text(value), where), base)
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _expanded(text: str, where: str) -> str:
+    """``${NAME}`` replaced by the environment's; one that is not set is refused, since the path would be wrong."""
+    for name in _VARIABLE.findall(text):
+        if not os.environ.get(name):
+            raise UsageError(f"{where} uses ${{{name}}}, which is not set; run `export {name}=...` first")
+    return _VARIABLE.sub(lambda match: os.environ[match[1]], text)
+
+
+def _place(option: str, value: str, base: Path) -> str:
+    """Where data lie, absolute; a name that is no path here (of a dataset on a hub) stays as it is."""
+    if not value or option not in {f"dataset.{place}" for place in PLACES}:
+        return value
+    path = (base / Path(value).expanduser()).absolute()
+    return str(path) if path.exists() or option == "dataset.root" else value
+
+
+def _exclude(given: Any, where: str) -> dict[str, set[Any]]:
+    _known(given, AXES, where)
+    if not given:
+        raise UsageError(f"{where} is empty, and would leave out every cell; name what to leave out")
+    found = {axis: value if isinstance(value, list) else [value] for axis, value in given.items()}
+    if wrong := [value for values in found.values() for value in values if not isinstance(value, (str, int))]:
+        raise UsageError(f"{where} must hold names, labels and numbers, got {wrong[0]!r}")
+    return {axis: set(values) for axis, values in found.items()}
+
+
+def _fits(rule: dict[str, set[Any]], entries: dict[str, Entry]) -> bool:
+    return all({entries[axis].name, entries[axis].label} & wanted for axis, wanted in rule.items())
+
+
+def _name(entries: dict[str, Entry], label: str) -> str:
+    """What people read: every axis but those that stand at what is usual."""
+    shown = [entries[axis].label for axis in ("dataset", "matcher", "scheduler")]
+    shown += [entries[axis].label for axis in ("network", "protocol") if entries[axis].label != USUAL[axis]]
+    shown += [f"ipc {entries['ipc'].name}", f"seed {entries['seeds'].name}"]
+    return ", ".join([*shown, *([label] if label else [])])
+
+
+def _request(entries: dict[str, Entry], shared: dict[str, str]) -> Request:
+    flags = shared | {name: value for entry in entries.values() for name, value in entry.flags.items()}
+    names = {kind: entries[kind].name for kind in (*PLUGGED, "protocol", "ipc")}
+    return Request(**names, seed=entries["seeds"].name, flags=tuple(flags.items()))

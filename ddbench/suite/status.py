@@ -1,0 +1,172 @@
+"""What is known of a suite's cells: how each stands, how long cells like it took, and what it will take."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ddbench.base.cache import read_json
+from ddbench.errors import DataError, DDBenchError
+from ddbench.run.folder import finished
+from ddbench.suite.grid import Cell, Suite
+
+BAD = ("diverged", "failed", "killed")  # how a cell ends that is not run again unless asked for
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """Everything that any suite recorded in ``out``, oldest first. A line that a crash cut short is passed over."""
+    found = []
+    for path in sorted((out / "suites").glob("*.jsonl")):
+        for line in path.read_text(errors="replace").splitlines():
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and "key" in record:
+                    found.append(record)
+    return sorted(found, key=lambda record: record.get("finished", ""))
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add a line that is on disk when this returns; one that a crash cut short before it is closed first."""
+    line = (json.dumps(record, sort_keys=True, allow_nan=False) + "\n").encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; free some space and run again") from error
+    try:
+        end = os.fstat(handle).st_size
+        torn = end and os.pread(handle, 1, end - 1) != b"\n"
+        os.write(handle, b"\n" + line if torn else line)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def standing(cell: Cell, out: Path, students: int, known: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """(status, reason) of a cell by its run folder, and where that says nothing by its last record; '' is to do."""
+    folder = out / cell.spec.folder
+    try:
+        result = finished(folder)
+        if result and result["status"] == "diverged":
+            return "diverged", result.get("error", "")
+        if result and result["status"] == "ok" and _evaluated(folder, cell, students):
+            return "ok", ""
+    except DataError as error:  # a damaged file is the trouble of this cell alone
+        return "failed", str(error)
+    last = known.get(cell.key, {})
+    if last.get("status") in BAD:
+        return last["status"], last.get("error", "")
+    return ("failed", result.get("error", "")) if result and result["status"] == "failed" else ("", "")
+
+
+def _evaluated(folder: Path, cell: Cell, students: int) -> bool:
+    rules = cell.spec.protocol.digest
+    found = [read_json(path) for path in (folder / "evaluations").glob("*.json")]
+    return any(e["complete"] and e["n"] == students and e.get("protocol_digest") == rules for e in found)
+
+
+def standings(suite: Suite, out: Path) -> dict[str, tuple[str, str]]:
+    """The standing of every cell, by its key."""
+    known = {record["key"]: record for record in records(out)}
+    return {cell.key: standing(cell, out, suite.students, known) for cell in suite.cells}
+
+
+def expected(cells: Iterable[Cell], out: Path) -> dict[str, float]:
+    """Seconds that cells took, all attempts together, that differ from these at most in their seed; by their key."""
+    attempts: dict[str, float] = defaultdict(float)
+    took: dict[str, list[float]] = defaultdict(list)
+    for record in records(out):
+        if record.get("status") == "removed":
+            attempts.pop(record["key"], None)
+            continue
+        attempts[record["key"]] += record.get("seconds", 0.0)
+        if record.get("status") == "ok":
+            took[record.get("like", "")].append(attempts.pop(record["key"]))
+    return {cell.key: sum(took[cell.like]) / len(took[cell.like]) for cell in cells if took.get(cell.like)}
+
+
+def due(cells: Iterable[Cell], stands: dict[str, tuple[str, str]], *, retry: bool, limit: int | None) -> list[Cell]:
+    """The cells to run now, in order: what is to do, with ``retry`` also what ended badly; at most ``limit``."""
+    again = BAD if retry else ()
+    return [cell for cell in cells if stands[cell.key][0] in ("", *again)][:limit]
+
+
+def plan(
+    suite: Suite, out: Path, say: Callable[[str], None], *, on_existing: str, retry: bool, limit: int | None
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every cell with its standing, and what those that are due will take. Trains nothing, and starts nothing."""
+    stands, times = standings(suite, out), expected(suite.cells, out)
+    if on_existing == "rerun":
+        again = {cell.key: ("", "") for cell in suite.cells if finished(out / cell.spec.folder)}
+        now = due(suite.cells, stands | again, retry=retry, limit=limit)
+    else:
+        now = due(suite.cells, stands, retry=retry, limit=limit)
+    keys = {cell.key for cell in now}
+    datasets: dict[str, Any] = {}
+    costs: dict[str, dict[str, Any]] = {}
+    for cell in now:
+        if cell.like in costs:
+            continue
+        source = json.dumps(cell.spec.record()["dataset"], sort_keys=True)
+        if source not in datasets:
+            datasets[source] = _loaded(cell, say)
+        costs[cell.like] = {} if datasets[source] is None else _cost(cell, datasets[source], say)
+    return [
+        {
+            "cell": cell.name, "key": cell.key, "run": cell.spec.folder, "status": stands[cell.key][0] or "to do",
+            "error": stands[cell.key][1] or None, "due": cell.key in keys,
+            "expected_seconds": times.get(cell.key), "experts": cell.experts,
+            **(costs[cell.like] if cell.key in keys else {}),
+        }
+        for cell in suite.cells
+    ]  # fmt: skip
+
+
+def _loaded(cell: Cell, say: Callable[[str], None]) -> Any:
+    try:
+        return cell.spec.dataset.load()
+    except DDBenchError as error:
+        say(f"warning: what cells on {cell.spec.dataset.name} take is unknown: {error}")
+        return None
+
+
+def _cost(cell: Cell, dataset: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """Bytes on disk and of memory, from the forecast of ``ddbench run --dry-run``."""
+    from ddbench.run.references import forecast
+
+    try:
+        found = forecast(replace(cell.spec, device="cpu"), dataset)
+    except DDBenchError as error:  # a budget that does not fit: the cell will fail, and says so now
+        say(f"warning: {cell.name} cannot be carried out: {error}")
+        return {}
+    memory = [value for name, value in found.items() if name.startswith("memory")]
+    return {
+        "expert_bytes": found["disk for experts (bytes)"],
+        "set_bytes": found["disk for the set (bytes)"],
+        "memory_bytes": sum(memory),
+    }
+
+
+def totals(lines: list[dict[str, Any]], jobs: int) -> dict[str, Any]:
+    """What a plan takes in all: experts that cells share count once, and so does the memory of ``jobs`` cells."""
+    now = [line for line in lines if line["due"]]
+    times = [line["expected_seconds"] for line in now]
+    shared: dict[Any, int] = {}
+    for line in now:
+        shared[line["experts"]] = max(shared.get(line["experts"], 0), line.get("expert_bytes", 0))
+    largest = sorted((line.get("memory_bytes", 0) for line in now), reverse=True)
+    return {
+        "cells": len(lines),
+        "to_do": len(now),
+        "seconds": None if None in times else sum(times) / jobs,
+        "known_seconds": sum(time for time in times if time is not None) / jobs,
+        "unknown": sum(time is None for time in times),
+        "disk_bytes": sum(shared.values()) + sum(line.get("set_bytes", 0) for line in now),
+        "memory_bytes": sum(largest[:jobs]),
+    }

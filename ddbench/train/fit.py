@@ -1,0 +1,249 @@
+"""Recipe and fit: the only trainer. Experts, starts and students are all trained here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+from torch.autograd import grad
+
+from ddbench.base.progress import report
+from ddbench.base.seeds import Seed
+from ddbench.data.augment import DSA, Draw
+from ddbench.data.dataset import Examples, RealData
+from ddbench.data.mixing import Mix, Mixing
+from ddbench.errors import UsageError
+from ddbench.train.network import Network
+from ddbench.train.optimisers import State, optimiser
+
+PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64x64
+TRAINER_VERSION = 2  # part of every expert's and lesson's key: raise it when fit computes other numbers
+
+
+Schedule = Literal["constant", "step", "step-restart", "multistep", "cosine", "cosine-half"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. ``steps`` counts optimiser steps, ``epochs`` passes; give one of them.
+
+    ``schedule="step"`` multiplies the learning rate by 0.1 at half time; ``step-restart`` also restarts
+    the momentum there, as MTT's evaluation does; ``multistep`` divides it by 5 after 2/3 and after 5/6.
+    ``carry`` keeps optimiser state from one phase of a curriculum to the next. Batches are augmented first
+    and mixed then, as in IDC, whose strategies name no ``cutout`` where CutMix follows. ``online`` batches
+    are labelled after that, by a teacher.
+
+    ``gsam`` is SGD with the gradient of adaptive GSAM (Zhuang et al., ICLR 2022; Kwon et al., ICML 2021), which
+    FTD trains its experts with: :func:`flat_gradient`.
+    """
+
+    optimizer: Annotated[Literal["sgd", "adam", "adamw", "gsam"], "the optimiser"] = "sgd"
+    steps: Annotated[int | None, Ge(1), "optimiser steps (instead of epochs)"] = None
+    epochs: Annotated[int | None, Ge(1), "passes over the data (instead of steps)"] = None
+    batch: Annotated[int, Ge(1), "batch size"] = 256
+    lr: Annotated[float, Gt(0), "learning rate"] = 0.01
+    schedule: Annotated[Schedule, "learning-rate schedule"] = "constant"
+    momentum: Annotated[float, Ge(0), "momentum of SGD"] = 0.0
+    weight_decay: Annotated[float, Ge(0), "weight decay"] = 0.0
+    augment: Annotated[str, "DSA or 'diffaug:' strategy; 'dataset' for the dataset's own, '' for none"] = "dataset"
+    carry: Annotated[bool, "keep optimiser state between phases"] = False
+    mixing: Annotated[Literal["none", "cutmix", "mixup"], "mixing of augmented images and their labels"] = "none"
+    mix_probability: Annotated[float, Ge(0), Le(1), "probability that a batch is mixed"] = 0.5
+    mix_alpha: Annotated[float, Gt(0), "images keep a share of themselves from Beta(alpha, alpha)"] = 1.0
+    loss: Annotated[Literal["ce", "mse"], "soft cross entropy, or squared error"] = "ce"
+    online: Annotated[bool, "a teacher labels every batch"] = False
+    temperature: Annotated[float, Gt(0), "of online labels, and of the student's logits beside them"] = 1.0
+    rho: Annotated[float, Ge(0), "size of GSAM's step to the worst neighbour"] = 0.01
+    alpha: Annotated[float, Ge(0), "how much of the gradient orthogonal to that neighbour's GSAM descends against"] = (
+        0.3
+    )
+    imported: Annotated[
+        str, "id of trajectories brought in by `ddbench import --experts`, instead of training (experts only)"
+    ] = ""
+
+    def rate(self, step: int, total: int, lr: float) -> float:
+        """The learning rate of optimiser step ``step`` of ``total``."""
+        if self.schedule.startswith("step"):
+            return lr * (0.1 if step >= self.half(total) else 1.0)
+        if self.schedule == "multistep":  # as in IDC's evaluation
+            return lr * 0.2 ** ((step >= total * 2 // 3) + (step >= total * 5 // 6))
+        if self.schedule == "cosine":
+            return lr * (1 + math.cos(math.pi * step / total)) / 2
+        if self.schedule == "cosine-half":  # a period of twice the length, as in RDED's evaluation
+            return lr * (1 + math.cos(math.pi * step / total / 2)) / 2
+        return lr
+
+    @staticmethod
+    def half(total: int) -> int:
+        """The step from which the ``step`` schedules use the lower rate; a single step is never lowered."""
+        return max(1, total // 2)
+
+
+def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the batch of -sum_k labels log softmax(logits); both ``(n, k)``."""
+    return -(labels * logits.log_softmax(1)).sum(1).mean()
+
+
+def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Half the mean over the batch of |logits - labels|^2; both ``(n, k)``: the loss of real-valued labels (FRePo)."""
+    return (logits - labels).square().sum(1).mean() / 2
+
+
+class Source(Protocol):
+    """Anything with a length whose rows come as Examples: real data, a pool, examples."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Tensor) -> Examples: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A network in training: its vector, and its optimiser's state."""
+
+    vector: Tensor
+    state: State = ()
+
+
+def paced(source: Source, recipe: Recipe) -> tuple[Source, int, int]:
+    """What batches are taken from, the optimiser steps of an epoch, and those in all."""
+    source = source.at_hand if isinstance(source, RealData) else source
+    per_epoch = math.ceil(len(source) / recipe.batch)
+    return source, per_epoch, recipe.steps or (recipe.epochs or 1) * per_epoch
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Calls ``see(step, student)`` when ``step`` optimiser steps of a training are done, for the ``steps`` named."""
+
+    steps: frozenset[int]
+    see: Callable[[int, Student], None]
+
+    def after(self, done: int) -> Watch:
+        """The same watch over a training that goes on after ``done`` steps."""
+        return Watch(frozenset(s - done for s in self.steps), lambda step, student: self.see(step + done, student))
+
+
+OnEpoch = Callable[[int, Student], None]
+Labeller = Callable[[Tensor], Tensor]  # images (n, c, h, w) -> logits (n, k)
+
+
+def fit(
+    network: Network,
+    student: Student,
+    source: Source,
+    recipe: Recipe,
+    seed: Seed,
+    *,
+    lr: float | None = None,
+    first_epoch: int = 0,
+    stop_epoch: int | None = None,
+    on_epoch: OnEpoch | None = None,
+    watch: Watch | None = None,
+    teacher: Labeller | None = None,
+    what: str | None = "training",
+) -> Student:
+    """Train ``student`` on ``source`` by ``recipe``; ``lr`` overrides the recipe's, ``teacher`` labels when online.
+
+    Batches, augmentations and mixtures of epoch e are functions of ``seed / "epoch" / e`` alone, so that training may
+    stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on from there to the same
+    bits. ``watch`` sees the student after the optimiser steps that it names. ``state`` of the student continues an
+    optimiser; empty starts a fresh one. Progress is reported as ``what``; None reports nothing.
+    """
+    source, per_epoch, total = paced(source, recipe)
+    rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
+    parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
+    state, step = student.state or rule.init(parameters), first_epoch * per_epoch
+    stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
+    with seed.scope():
+        for epoch in range(first_epoch, int(stop)):
+            (seed / "epoch" / epoch).sow()
+            for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
+                if recipe.schedule == "step-restart" and step == recipe.half(total):
+                    state = rule.init(parameters)
+                shown = lessons.shown(source[rows], lessons.draw(len(rows)))
+                g, buffers = lessons.gradient(network, parameters, buffers, shown)
+                rate = recipe.rate(step, total, lr or recipe.lr)
+                parameters, state = rule.update(parameters.detach(), state, g, rate)  # no graph: nothing asks for one
+                step += 1
+                if watch is not None and step in watch.steps:
+                    watch.see(step, Student(torch.cat([parameters, buffers]), state))
+            if on_epoch is not None:
+                on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))
+            if what is not None:
+                report(what, step, min(total, int(stop) * per_epoch))
+    return Student(torch.cat([parameters, buffers]), state)
+
+
+class Lessons:
+    """What a recipe makes of batches: drawn first, then augmented, mixed and labelled; and the loss to descend."""
+
+    def __init__(self, recipe: Recipe, teacher: Labeller | None) -> None:
+        if recipe.online and teacher is None:
+            raise UsageError("batches are to be labelled online, but there is no teacher; use a recipe without online")
+        self.recipe = recipe
+        self.teacher = teacher
+        self.augment = DSA(recipe.augment)
+        self.mixing = Mixing(recipe.mixing, recipe.mix_probability, recipe.mix_alpha)
+        self.temperature = recipe.temperature if recipe.online else 1.0
+
+    def draw(self, count: int) -> tuple[Draw, Mix]:
+        """The augmentation and the mixture of a batch of ``count`` images, from torch's CPU generator."""
+        return self.augment.draw(count), self.mixing.draw(count)
+
+    def shown(self, batch: Examples, drawn: tuple[Draw, Mix]) -> Examples:
+        """The batch as a student sees it."""
+        augment, mix = drawn
+        images, labels = mix(augment(batch.images), batch.labels)
+        if self.recipe.online:
+            assert self.teacher is not None
+            labels = (self.teacher(images) / self.temperature).softmax(1)
+        return Examples(images, labels)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, both ``(n, k)``."""
+        if self.recipe.loss == "mse":
+            return squared_error(logits, labels)
+        return soft_cross_entropy(logits / self.temperature if self.temperature != 1 else logits, labels)
+
+    def gradient(self, network: Network, parameters: Tensor, buffers: Tensor, batch: Examples) -> tuple[Tensor, Tensor]:
+        """The direction ``(p,)`` at ``parameters``, and the batch-norm buffers after this batch."""
+
+        def at(theta: Tensor) -> tuple[Tensor, Tensor]:
+            leaf = theta.requires_grad_()
+            vector = torch.cat([leaf, buffers]) if len(buffers) else leaf
+            logits, after = network.apply_with_buffers(vector, batch.images)
+            return grad(self.loss(logits, batch.labels), leaf)[0], after
+
+        g, after = at(parameters)
+        if self.recipe.optimizer == "gsam":
+            g = flat_gradient(parameters.detach(), g, lambda theta: at(theta)[0], self.recipe.rho, self.recipe.alpha)
+        return g, after
+
+
+def flat_gradient(theta: Tensor, g: Tensor, gradient: Callable[[Tensor], Tensor], rho: float, alpha: float) -> Tensor:
+    """Adaptive GSAM: the gradient of the worst neighbour, less ``alpha`` times what ``g`` has orthogonal to it.
+
+    ``g`` is the gradient at ``theta``, both ``(p,)``. The neighbour is theta + e with
+    e = rho theta^2 g / | |theta| g |: ASAM's step of size ``rho`` in units of each weight. Descending against the
+    orthogonal part of g raises no loss at the neighbour and narrows the gap between the two (GSAM). As in FTD's code.
+    """
+    e = rho * theta.square() * g / ((theta.abs() * g).norm() + 1e-12)
+    worst = gradient(theta + e)
+    direction = worst / (worst.norm() + 1e-12)
+    return worst - alpha * (g - (g @ direction) * direction)
+
+
+@torch.no_grad()
+def predict(network: Network, vector: Tensor, data: RealData, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Logits ``(n, k)`` in evaluation mode, and targets ``(n,)``, of all of ``data``, on the CPU.
+
+    ``size`` at a time: 1000, or fewer when images are large, since activations grow with their pixels.
+    """
+    size = size or max(1, min(1000, PIXELS_AT_ONCE // math.prod(data.shape)))
+    logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.at_hand.batches(size)]
+    return torch.cat(logits), data.targets

@@ -1,0 +1,138 @@
+"""Students that train together: one vectorised step for all of them, each with its own batches and learning rate.
+
+Shapes: v students, vectors ``(v, p)``, b images in a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from ddbench.base.progress import report
+from ddbench.base.seeds import Seed
+from ddbench.data.dataset import Examples
+from ddbench.train.fit import Labeller, Lessons, Recipe, Source, Student, Watch, paced
+from ddbench.train.network import Network
+from ddbench.train.optimisers import State, optimiser
+
+MOST = 16  # students at once: their activations are held together
+
+
+def fit_together(
+    network: Network,
+    students: Sequence[Student],
+    source: Source,
+    recipe: Recipe,
+    seeds: Sequence[Seed],
+    *,
+    lrs: Sequence[float | None],
+    teacher: Labeller | None = None,
+    watches: Sequence[Watch | None] = (),
+    first_epoch: int = 0,
+    stop_epoch: int | None = None,
+    on_epoch: Callable[[int, list[Student]], None] | None = None,
+    what: str | None = "training",
+) -> list[Student]:
+    """:func:`ddbench.train.fit.fit` for several students of one network at once, with the same result up to rounding.
+
+    Student i sees the batches, augmentations and mixtures of ``seeds[i]``, at ``lrs[i]``. Raises RuntimeError when
+    vmap cannot run the network; :func:`stackable` tells beforehand.
+    """
+    source, per_epoch, total = paced(source, recipe)
+    rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
+    vectors = torch.stack([s.vector.detach() for s in students])
+    parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)
+    state = _stacked([s.state or rule.init(p) for s, p in zip(students, parameters, strict=True)])
+    step = first_epoch * per_epoch
+    stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
+    for epoch in range(first_epoch, int(stop)):
+        plans = _plans(lessons, len(source), [seed / "epoch" / epoch for seed in seeds], total - step)
+        for batch in zip(*plans, strict=True):
+            if recipe.schedule == "step-restart" and step == recipe.half(total):
+                state = _stacked([rule.init(p) for p in parameters])
+            shown = [lessons.shown(source[rows], drawn) for rows, drawn in batch]
+            g, buffers = _gradients(network, lessons, parameters, buffers, shown)
+            rates = [recipe.rate(step, total, lr or recipe.lr) for lr in lrs]
+            with torch.no_grad():
+                rate = torch.tensor(rates, dtype=parameters.dtype, device=parameters.device)
+                parameters, state = vmap(rule.update)(parameters, state, g, rate)
+            step += 1
+            _watched(watches, step, parameters, buffers, state)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, _students(parameters, buffers, state))
+        if what is not None:
+            report(what, step, min(total, int(stop) * per_epoch))
+    return _students(parameters, buffers, state)
+
+
+def trains_together(network: Network, recipe: Recipe, asked: bool | None = None) -> bool:
+    """Whether students train by one vectorised step: on CUDA, where that is faster, if the network allows it.
+
+    ``asked`` overrides the choice; a network that does not allow it trains one student at a time all the same.
+    """
+    wanted = network.device.type == "cuda" if asked is None else asked
+    return wanted and stackable(network, recipe)
+
+
+def stackable(network: Network, recipe: Recipe) -> bool:
+    """Whether students of this network can train together: vmap runs it, and it draws nothing while it trains."""
+    if recipe.optimizer == "gsam":
+        return False
+    with Seed(0).scope():
+        vectors = network.init(Seed(0)).expand(2, -1)
+    parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)
+    images = torch.linspace(-1, 1, 2 * math.prod(network.shape), device=network.device, dtype=network.dtype)
+    labels = torch.eye(network.classes, device=network.device, dtype=network.dtype)[:2]
+    batch = Examples(images.view(2, *network.shape), labels)
+    try:
+        _gradients(network, Lessons(replace(recipe, online=False), None), parameters, buffers, [batch, batch])
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return False
+    return True
+
+
+def _plans(lessons: Lessons, count: int, seeds: Sequence[Seed], steps: int) -> list[list[tuple]]:
+    """What each student sees in an epoch: rows, and how they are augmented and mixed, drawn as ``fit`` draws them."""
+    plans = []
+    with seeds[0].scope():
+        for seed in seeds:
+            seed.sow()
+            batches = torch.randperm(count).split(lessons.recipe.batch)[:steps]
+            plans.append([(rows, lessons.draw(len(rows))) for rows in batches])
+    return plans
+
+
+def _gradients(
+    network: Network, lessons: Lessons, parameters: Tensor, buffers: Tensor, batches: Sequence[Examples]
+) -> tuple[Tensor, Tensor]:
+    """The directions ``(v, p)``, and the batch-norm buffers ``(v, s)`` after these batches."""
+
+    def objective(theta: Tensor, held: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, after = network.apply_with_buffers(torch.cat([theta, held]), images)
+        return lessons.loss(logits, labels), after
+
+    images, labels = torch.stack([b.images for b in batches]), torch.stack([b.labels for b in batches])
+    return vmap(grad(objective, has_aux=True))(parameters.detach(), buffers.detach(), images, labels)
+
+
+def _watched(watches: Sequence[Watch | None], step: int, parameters: Tensor, buffers: Tensor, state: State) -> None:
+    if any(watch is not None and step in watch.steps for watch in watches):
+        for watch, student in zip(watches, _students(parameters, buffers, state), strict=True):
+            if watch is not None:
+                watch.see(step, student)
+
+
+def _stacked(states: Sequence[State]) -> State:
+    return tuple(torch.stack(tensors) for tensors in zip(*states, strict=True))
+
+
+def _students(parameters: Tensor, buffers: Tensor, state: State) -> list[Student]:
+    vectors = torch.cat([parameters, buffers], 1)
+    return [Student(vector.clone(), tuple(s[i].clone() for s in state)) for i, vector in enumerate(vectors)]

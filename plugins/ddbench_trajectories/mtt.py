@@ -1,0 +1,30 @@
+"""MTT: trajectory matching by plain autograd through the whole unroll."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from torch import Tensor
+
+from ddbench import Pool
+from ddbench.trajectory.method import Method
+from ddbench.trajectory.unroll import Gradient, Loss, Plan, Terminal, autograd_unroll
+
+
+@dataclass(frozen=True)
+class Mtt(Method):
+    """Matching training trajectories (Cazenavette et al., CVPR 2022), as published: autograd, hard labels.
+
+    The same objective as ``tesla`` with ``curvature="exact"``, at a memory that grows with every student
+    step: the reference for its tests and for the comparison of memory.
+    """
+
+    name = "mtt"
+    labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "hard"
+    pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
+
+    def differentiate(
+        self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
+    ) -> Gradient:
+        return autograd_unroll(loss, terminal, start, pool, lr, plan)

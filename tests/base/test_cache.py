@@ -1,0 +1,357 @@
+"""Bytes on disk that can be trusted: atomic writes, locks, damaged files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddbench.base.cache import (
+    Cache,
+    atomic_write,
+    canonical,
+    data_home,
+    digest,
+    file_digest,
+    home,
+    lock,
+    read_json,
+    write_json,
+)
+from ddbench.base.tensors import load_tensors, read_labelled_row, save_tensors
+from ddbench.errors import BusyError, DataError
+
+
+def no_space(*_args, **_kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# -- digests -------------------------------------------------------------------------------------------------
+
+
+def test_digest_does_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [2, 3]}) == digest({"b": [2, 3], "a": 1})
+    assert digest({"a": 1, "b": [2, 3]}) != digest({"a": 1, "b": [3, 2]})
+
+
+def test_digest_is_the_sha256_of_canonical_json_or_of_the_bytes():
+    assert digest({"b": 1, "a": [2]}) == hashlib.sha256(b'{"a":[2],"b":1}').hexdigest()
+    assert digest(b"abc") == digest(memoryview(b"abc")) == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_not_a_number_has_no_canonical_text():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical({"lr": float("nan")})
+
+
+def test_file_digest_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 300_000)
+    assert file_digest(tmp_path / "file") == hashlib.sha256(b"x" * 300_000).hexdigest()
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("DDBENCH_HOME", str(tmp_path / "cache"))
+    assert home() == tmp_path / "cache"
+    assert data_home() == tmp_path / "cache" / "data"
+    monkeypatch.setenv("DDBENCH_DATA", str(tmp_path / "data"))
+    assert data_home() == tmp_path / "data"
+
+
+def test_cache_folder_tells_what_it_was_made_for_and_differs_by_it(tmp_path):
+    cache = Cache(tmp_path)
+    first, second = cache.folder("experts", {"seed": 1}), cache.folder("experts", {"seed": 2})
+    assert first != second
+    assert first == cache.folder("experts", {"seed": 1})
+    assert first != cache.folder("lessons", {"seed": 1})
+    assert read_json(first / "identity.json") == {"seed": 1}
+
+
+# -- atomic writing ------------------------------------------------------------------------------------------
+
+
+def test_atomic_write_makes_folders_and_replaces_the_old_bytes(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    atomic_write(path, b"old and longer")
+    atomic_write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+def test_failed_write_leaves_the_old_bytes_and_no_temporary_file(tmp_path, monkeypatch, call):
+    path = tmp_path / "file"
+    atomic_write(path, b"old")
+    monkeypatch.setattr(os, call, no_space)
+    with pytest.raises(DataError, match=r"cannot write .*file: No space left on device"):
+        atomic_write(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_interrupted_write_leaves_the_old_bytes_and_no_temporary_file(tmp_path, monkeypatch):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "file"
+    atomic_write(path, b"old")
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_new_bytes_are_complete_and_synced_before_they_take_the_name(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(handle):
+        events.append("sync")
+        fsync(handle)
+
+    def note_replace(source, target):
+        assert Path(source).read_bytes() == b"new"
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    atomic_write(tmp_path / "file", b"new")
+    assert events == ["sync", "rename", "sync"]  # the file, the rename, the folder
+
+
+def test_full_disk_is_a_data_error(tmp_path):
+    path = tmp_path / "file"
+    atomic_write(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*file.*free some space"):
+            atomic_write(path, b"x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
+def test_mode_of_a_written_file_follows_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        atomic_write(tmp_path / "file", b"")
+    finally:
+        assert os.umask(before) == umask  # writing did not change it
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_file_in_the_place_of_a_folder_is_a_data_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        atomic_write(tmp_path / "file" / "inside" / "it", b"")
+
+
+def test_very_long_name_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 250)
+    atomic_write(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_json_comes_back_and_refuses_not_a_number(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, {"b": [1, 2.5, None], "a": "é"})
+    assert read_json(path) == {"b": [1, 2.5, None], "a": "é"}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"b": float("inf")})
+    assert read_json(path) == {"b": [1, 2.5, None], "a": "é"}
+
+
+def test_unreadable_json_is_a_data_error_that_names_the_file(tmp_path):
+    (tmp_path / "half.json").write_text('{"a": ')
+    with pytest.raises(DataError, match=r"half\.json is not readable JSON"):
+        read_json(tmp_path / "half.json")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"bytes\.json is not readable JSON"):
+        read_json(tmp_path / "bytes.json")
+    with pytest.raises(DataError, match=r"cannot read .*none\.json"):
+        read_json(tmp_path / "none.json")
+
+
+# -- locks ---------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, pathlib
+from ddbench.base.cache import lock
+with lock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds ``run/lock`` until its standard input closes."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run" / "lock")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_second_holder_that_does_not_wait_is_told_which_process_holds_the_lock(tmp_path, holder):
+    with (
+        pytest.raises(BusyError, match=rf"run is being written by process {holder.pid};"),
+        lock(tmp_path / "run" / "lock", wait=False),
+    ):
+        raise AssertionError("the lock was given to two")
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with lock(tmp_path / "run" / "lock", wait=False):
+        assert (tmp_path / "run" / "lock").read_text() == f"process {os.getpid()}"
+
+
+def test_second_holder_waits_until_the_first_is_done(tmp_path):
+    order, ready = [], threading.Event()
+
+    def second():
+        ready.set()
+        with lock(tmp_path / "lock"):
+            order.append("second")
+
+    with lock(tmp_path / "lock"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        ready.wait()
+        time.sleep(0.05)  # time enough for a lock that does not lock to show
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_lock_can_be_taken_again_and_after_an_error_inside(tmp_path):
+    with pytest.raises(KeyError), lock(tmp_path / "lock", wait=False):
+        raise KeyError
+    for _ in range(2):
+        with lock(tmp_path / "lock", wait=False):
+            assert (tmp_path / "lock").read_text() == f"process {os.getpid()}"
+
+
+# -- tensors in files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tensor_file(tmp_path):
+    path = tmp_path / "file.safetensors"
+    save_tensors(path, {"vector": torch.arange(6.0), "rows": torch.arange(6.0).view(3, 2).double()}, {"note": "hello"})
+    return path
+
+
+def test_tensors_come_back_with_their_metadata(tensor_file):
+    tensors, metadata = load_tensors(tensor_file)
+    assert torch.equal(tensors["vector"], torch.arange(6.0))
+    assert torch.equal(tensors["rows"], torch.arange(6.0).view(3, 2).double())
+    assert tensors["rows"].dtype == torch.float64
+    assert metadata == {"note": "hello"}
+
+
+def test_only_the_named_tensors_are_read(tensor_file):
+    assert list(load_tensors(tensor_file, only=("rows",))[0]) == ["rows"]
+
+
+def test_one_row_is_found_by_its_label(tmp_path):
+    path = tmp_path / "rows.safetensors"
+    save_tensors(path, {"labels": torch.tensor([7, 3, 5]), "rows": torch.arange(6.0).view(3, 2).double()})
+    row, labels = read_labelled_row(path, "labels", 3, "rows")
+    assert labels == [7, 3, 5]
+    assert row is not None
+    assert torch.equal(row, torch.tensor([2.0, 3.0], dtype=torch.float64))
+    assert read_labelled_row(path, "labels", 4, "rows") == (None, [7, 3, 5])
+    assert read_labelled_row(tmp_path / "none.safetensors", "labels", 3, "rows") == (None, [])
+
+
+def test_views_of_one_storage_are_saved_apart(tmp_path):
+    whole = torch.arange(6.0)
+    save_tensors(tmp_path / "file", {"head": whole[:2], "tail": whole[4:], "transposed": whole.view(2, 3).T})
+    tensors, _ = load_tensors(tmp_path / "file")
+    assert torch.equal(tensors["tail"], torch.tensor([4.0, 5.0]))
+    assert torch.equal(tensors["transposed"], whole.view(2, 3).T)
+
+
+def test_loaded_tensors_outlive_and_do_not_change_the_file(tensor_file):
+    tensors, _ = load_tensors(tensor_file)
+    tensors["vector"].zero_()
+    assert torch.equal(load_tensors(tensor_file)[0]["vector"], torch.arange(6.0))
+    tensor_file.unlink()
+    assert torch.equal(tensors["rows"][2], torch.tensor([4.0, 5.0], dtype=torch.float64))
+
+
+def test_no_flipped_bit_in_the_header_gets_past_as_another_error(tensor_file):
+    raw = tensor_file.read_bytes()
+    header = 8 + int.from_bytes(raw[:8], "little")
+    refused = 0
+    for bit in range(0, 8 * header, 3):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        tensor_file.write_bytes(damaged)
+        try:
+            load_tensors(tensor_file)
+        except DataError:
+            refused += 1
+    assert refused > header  # most of them are noticed; a changed name or note cannot be
+
+
+@pytest.mark.parametrize("byte", [0, 3, 8, 9])
+def test_flipped_header_byte_is_a_data_error_with_the_way_out(tensor_file, byte):
+    damaged = bytearray(tensor_file.read_bytes())
+    damaged[byte] ^= 0xFF
+    tensor_file.write_bytes(damaged)
+    for read in (load_tensors, lambda path: read_labelled_row(path, "vector", 0, "rows")):
+        with pytest.raises(DataError, match=r"file\.safetensors is damaged.*delete it"):
+            read(tensor_file)
+
+
+@pytest.mark.parametrize("length", [0, 4, 30, -1])
+def test_truncated_tensor_file_is_a_data_error(tensor_file, length):
+    tensor_file.write_bytes(tensor_file.read_bytes()[:length])
+    with pytest.raises(DataError, match="damaged"):
+        load_tensors(tensor_file)
+
+
+def test_missing_tensor_file_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        load_tensors(tmp_path / "none.safetensors")
+
+
+def test_missing_tensor_in_a_file_is_a_data_error(tensor_file):
+    with pytest.raises(DataError, match="damaged"):
+        load_tensors(tensor_file, only=("nothing",))
+
+
+def test_identity_is_readable_json(tmp_path):
+    folder = Cache(tmp_path).folder("lessons", {"seed": [1, "a"]})
+    assert json.loads((folder / "identity.json").read_text()) == {"seed": [1, "a"]}
+    assert names(folder) == ["identity.json"]

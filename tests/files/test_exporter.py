@@ -1,0 +1,215 @@
+"""Sets in other tools' formats: what comes back from them, and what cannot."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ddbench_networks import ConvNet
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from ddbench import Curriculum, Preprocessing, Recipe, SyntheticSet, Teaching
+from ddbench.errors import DataError, UsageError
+from ddbench.files.exporter import FORMS, export
+from ddbench.files.formats import read
+from ddbench.files.importer import adopt
+from ddbench.grade.distilled import Distilled
+from ddbench.grade.protocol import Protocol
+from ddbench.plugins import registry
+from ddbench.problem.decode import Decoder
+
+CLASSES = ("cat", "dog", "Öre / ..\\x")
+STEP = Preprocessing(torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25]))
+GROWING = ((0,), (0, 1), (0, 1, 2))
+
+
+def some(seed: int, kind: str = "hard", count: int = 6, **more: Any) -> SyntheticSet:
+    generator = torch.Generator().manual_seed(seed)
+    images, rows = torch.randn(count, 3, 8, 8, generator=generator), torch.randn(count, 3, generator=generator)
+    labels = {"hard": torch.eye(3)[torch.arange(count) % 3], "soft": rows.softmax(1)}.get(kind, rows)
+    kinds = {"hard": "probability", "soft": "probability"}
+    return SyntheticSet(images, labels, 0.01 * (seed + 1), kinds.get(kind, kind), kind, **more)
+
+
+def distilled(*sets: SyntheticSet, phases: tuple[tuple[int, ...], ...] | None = None) -> Distilled:
+    growing = tuple(tuple(range(j + 1)) for j in range(len(sets)))
+    curriculum = Curriculum(sets, phases or growing)
+    teaching = Teaching(Recipe(augment=""), 10, len(sets))
+    return Distilled(curriculum, STEP, CLASSES, (3, 8, 8), ConvNet(width=8), teaching, {"spec": None})
+
+
+def exported(tmp_path: Path, form: str, made: Distilled) -> tuple[Path, str]:
+    out = tmp_path / f"out.{form}"
+    notes = export(made, form, out)
+    assert all(note.endswith(".") or "--pixels" in note for note in notes)
+    assert [p.name for p in tmp_path.iterdir()] == [out.name], "nothing but what was asked for is left behind"
+    return out, " ".join(notes)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "logit", "real"])
+@pytest.mark.parametrize("form", ["pt", "npz"])
+def test_what_is_exported_comes_back_to_the_bit(tmp_path, form, kind):
+    made = distilled(some(0, kind))
+    out, _ = exported(tmp_path, form, made)
+    before = made.curriculum.sets[0]
+    (after,) = read(out, labels="auto" if kind in ("hard", "soft") else kind).sets
+    assert torch.equal(after.images, before.images)
+    assert torch.equal(after.labels, before.labels)
+    assert (after.lr, after.label_kind) == (before.lr, before.label_kind)
+
+
+def test_stages_come_back_as_disjoint_sets_in_growing_phases(tmp_path):
+    made = distilled(some(0), some(1), some(2))
+    out, notes = exported(tmp_path, "pt", made)
+    found = read(out)
+    assert found.phases == GROWING
+    assert "3 stages" in notes
+    for after, before in zip(found.sets, made.curriculum.sets, strict=True):
+        assert torch.equal(after.images, before.images)
+        assert torch.equal(after.labels, before.labels)
+        assert after.lr == before.lr
+
+
+def test_other_orders_of_learning_are_written_as_one_set_and_said_to_be_lost(tmp_path):
+    out, notes = exported(tmp_path, "pt", distilled(some(0), some(1), phases=((0,), (1,))))
+    assert len(read(out).sets[0]) == 12
+    assert "order is lost" in notes
+
+
+def test_a_set_survives_export_and_import_whole(tmp_path):
+    digits = registry().get("dataset", "digits").cls().load()
+    drawn = digits.train.draw(2)
+    made = replace(
+        distilled(SyntheticSet(drawn.images, drawn.labels, 0.0123)), preprocessing=digits.train.preprocessing,
+        classes=digits.classes, shape=(1, 8, 8),
+    )  # fmt: skip
+    out, _ = exported(tmp_path, "pt", made)
+    back, _ = adopt(out, digits, None, ConvNet(width=8), Protocol())
+    assert back.curriculum.sets[0].digest == made.curriculum.sets[0].digest
+    assert back.preprocessing.digest == made.preprocessing.digest
+    assert back.classes == made.classes
+
+
+@given(
+    seed=st.integers(0, 99), count=st.integers(1, 7), kind=st.sampled_from(["hard", "soft"]), stages=st.integers(1, 3)
+)
+@settings(max_examples=30)
+def test_any_set_comes_back_from_the_layout_of_mtt(tmp_path_factory, seed, count, kind, stages):
+    made = distilled(*(some(seed + j, kind, count) for j in range(stages)))
+    out = tmp_path_factory.mktemp("any") / "out"
+    export(made, "pt", out)
+    for after, before in zip(read(out, classes=3).sets, made.curriculum.sets, strict=True):
+        assert torch.equal(after.images, before.images)
+        assert torch.equal(after.labels, before.labels)
+
+
+def test_arrays_undo_the_preprocessing_they_come_with(tmp_path):
+    made = distilled(some(0), some(1))
+    out, _ = exported(tmp_path, "npz", made)
+    with np.load(out, allow_pickle=False) as arrays:
+        mean, std = (arrays[f"preprocessing_{n}"].reshape(1, 3, 1, 1) for n in ("mean", "std"))
+        pixels = (arrays["images"] * std + mean).clip(0, 1)
+        assert arrays["stage"].tolist() == [0] * 6 + [1] * 6
+        assert arrays["classes"].tolist() == list(CLASSES)
+    images = torch.cat([s.images for s in made.curriculum.sets])
+    assert np.allclose(pixels, STEP.invert(images).numpy(), atol=1e-6)
+
+
+def test_pictures_are_what_students_see_to_8_bits(tmp_path):
+    made = distilled(some(0))
+    out, notes = exported(tmp_path, "folder", made)
+    assert [p.name for p in sorted(out.iterdir())] == ["0000_cat", "0001_dog", "0002_Öre_.._x"]
+    pixels = STEP.invert(made.curriculum.sets[0].images)
+    found = np.stack([np.asarray(Image.open(p)) for p in sorted(out.rglob("*.png"), key=lambda p: p.name)])
+    assert np.abs(found / 255 - pixels.permute(0, 2, 3, 1).numpy()).max() <= 0.5 / 255 + 1e-6
+    assert "clipped" in notes
+    assert "8 bits" in notes
+
+
+def test_pictures_come_back_with_their_labels(tmp_path):
+    made = distilled(some(0))
+    (after,) = read(exported(tmp_path, "folder", made)[0]).sets
+    assert after.labels.argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
+    order = torch.tensor([0, 3, 1, 4, 2, 5])
+    assert (after.images - STEP.invert(made.curriculum.sets[0].images[order])).abs().max() < 0.51 / 255
+
+
+def test_soft_labels_of_pictures_are_in_a_table(tmp_path):
+    made = distilled(some(0, "soft"))
+    out, notes = exported(tmp_path, "folder", made)
+    labels = made.curriculum.sets[0].labels
+    assert np.array_equal(np.load(out / "labels.npy"), labels.numpy())
+    with (out / "labels.csv").open(newline="", encoding="utf-8") as stream:
+        head, *lines = csv.reader(stream)
+    assert head == ["file", *CLASSES]
+    for (file, *values), row in zip(lines, labels, strict=True):
+        assert (out / file).exists()
+        assert torch.equal(torch.tensor([float(v) for v in values]), row)
+    assert "labels.csv" in notes
+
+
+def test_pictures_within_the_range_are_not_said_to_be_clipped(tmp_path):
+    inside = replace(some(0), images=torch.zeros(6, 3, 8, 8))
+    assert "clipped" not in exported(tmp_path, "folder", distilled(inside))[1]
+
+
+@pytest.mark.parametrize("kind", ["hard", "logit"])
+def test_the_datasets_library_opens_the_folder_with_exact_floats(tmp_path, kind, monkeypatch):
+    hub = pytest.importorskip("datasets")
+    made = distilled(some(0, kind), some(1, kind))
+    out, _ = exported(tmp_path, "datasets", made)
+    table = hub.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    images = torch.cat([s.images for s in made.curriculum.sets])
+    labels = torch.cat([s.labels for s in made.curriculum.sets])
+    assert table.features["label"].names == list(CLASSES)
+    assert table["label"][:] == labels.argmax(1).tolist()
+    assert table["stage"][:] == [0] * 6 + [1] * 6
+    assert np.array_equal(np.array(table["image"][:], np.float32), images.numpy())
+    if kind == "logit":
+        assert torch.equal(torch.tensor(table["soft_label"][:]), labels)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_packed_images_are_exported_as_students_see_them(tmp_path, form):
+    packed = replace(some(0), decoder=Decoder(2))
+    out, notes = exported(tmp_path, form, distilled(packed))
+    assert "decoded" in notes
+    if form == "pt":
+        (after,) = read(out).sets
+        shown: Tensor = packed.examples().images
+        assert torch.equal(after.images, shown)
+        assert torch.equal(after.labels, packed.examples().labels)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_overwritten(tmp_path, form):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        export(distilled(some(0)), form, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_unknown_format_and_a_folder_that_cannot_be_made_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="none of pt, npz"):
+        export(distilled(some(0)), "gif", tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        export(distilled(some(0)), "pt", tmp_path / "file" / "out")
+
+
+def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(DataError, match="No space left"):
+        export(distilled(some(0)), "pt", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,173 @@
+"""The table of published accuracies, and what of it may stand beside a reproduced one."""
+
+from __future__ import annotations
+
+import csv
+import re
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+from ddbench.plugins import registry
+from ddbench.results import published
+from ddbench.results.published import beside, elsewhere, lookup, table
+
+
+def lines() -> list[str]:
+    return files("ddbench.results").joinpath("published.csv").read_text(encoding="utf-8").splitlines()
+
+
+def row(**more: Any) -> dict[str, Any]:
+    """A row of results: tesla on the whole of CIFAR-10 with the field's ConvNet."""
+    base = {"dataset": "cifar10", "matcher": "tesla", "scheduler": "single", "network": "convnet", "ipc": 10,
+            "label_type": "teacher", "options": {"dataset.limit": None, "dataset.noise": 0.0, "decoder.factor": 1},
+            "distil_network": "convnet", "dataset_digest": "d", "distil_digest": "d"}  # fmt: skip
+    return base | more
+
+
+def values(found: list[published.Reported]) -> list[tuple[str, float]]:
+    return [(r.method, r.mean) for r in found]
+
+
+# ------------------------------------------------------------------------------------------- the file
+
+
+def test_every_line_has_all_columns_and_sane_values():
+    rows = list(csv.reader(line for line in lines() if not line.startswith("#")))
+    assert rows[0] == list(published.COLUMNS)
+    assert len(rows) > 500
+    for method, scheduler, dataset, model, ipc, mean, std, source in rows[1:]:
+        assert all(text == text.strip() and text for text in (method, scheduler, dataset, model, source))
+        assert re.fullmatch(r"[1-9]\d*|full", ipc)
+        assert 0 < float(mean) < 100
+        assert std == "" or 0 <= float(std) < 5
+        assert re.fullmatch(r"none|PDD-P\d", scheduler)
+        assert dataset in {"CIFAR10", "CIFAR100", "TinyImageNet", "FashionMNIST", "MNIST", "SVHN"} or "Image" in dataset
+
+
+def test_names_that_hold_commas_are_whole():
+    names = {(r.method, r.model) for r in table()}
+    assert ("FullDataset(expert, Qin et al.)", "ConvNetD3-IN-w128") in names
+    assert ("RDED", "ConvNet (BN, RDED)") in names
+    assert ("TESLA", "ResNet18 (cross-arch, data from ConvNetD4)") in names
+    for method, model in names:
+        assert method.count("(") == method.count(")")
+        assert model.count("(") == model.count(")")
+
+
+def test_nothing_is_there_twice_and_nothing_without_a_source_that_was_seen():
+    assert len(set(table())) == len(table())
+    for reported in table():
+        assert not re.search("†|memory|recall|unverified|derived", reported.source)
+
+
+def test_what_is_only_remembered_is_not_there():
+    """Numbers that went through the field's hands without a source at hand."""
+    have = {(r.method, r.dataset, r.ipc) for r in table()}
+    assert not have & {("DM", "MNIST", 1), ("DM", "MNIST", 10), ("FRePo", "MNIST", 1), ("TESLA", "ImageNet1K-64", 2)}
+    assert not {r for r in table() if r.method.startswith("SeqMatch")}
+    staged = {(r.method, r.dataset, r.ipc, r.mean, r.std) for r in table() if r.scheduler == "PDD-P5"}
+    assert staged == {("IDC", "CIFAR10", 10, 67.9, None), ("IDC", "CIFAR100", 10, 45.8, None)}
+
+
+def test_the_header_says_that_values_are_percent():
+    assert "percent" in lines()[0]
+
+
+# ------------------------------------------------------------------------------------------- mappings
+
+
+def test_everything_that_the_mappings_name_exists_on_both_sides():
+    methods = {r.method for r in table()}
+    for (matcher, _), names in published.METHODS.items():
+        assert matcher in registry().names("matcher")
+        assert set(names) <= methods
+    for name, more in published.VARIANTS.items():
+        assert {name, *more} <= methods
+    for dataset, (name, model) in published.DATASETS.items():
+        assert dataset.partition("-")[0] in registry().names("dataset")
+        assert any((r.dataset, r.model) == (name, model) for r in table())
+    assert set(published.HARD) <= {matcher for matcher, _ in published.METHODS}
+
+
+@pytest.mark.parametrize(
+    ("matcher", "labels", "expected"),
+    [
+        ("tesla", "teacher", {("TESLA", 66.4)}),
+        ("dm", "hard", {("DM", 48.9), ("DM", 47.64), ("DM", 45.7)}),
+        ("ftd", "hard", {("FTD", 66.6), ("FTD(DATM rerun)", 65.3)}),
+        ("random", "teacher", {("RandomReal+SoftLabel(expert)", 46.3)}),
+        ("herding", "teacher", set()),
+        ("idc", "hard", {("IDC-I", 58.3)}),
+        ("ncfm", "hard", set()),
+    ],
+)
+def test_a_method_has_the_values_of_its_published_name(matcher, labels, expected):
+    assert set(values(lookup("cifar10", matcher, "single", "convnet", 10, labels=labels))) == expected
+
+
+def test_sources_that_disagree_are_all_there():
+    found = lookup("cifar10", "random", "single", "convnet", 10)
+    assert {31.0, 26.0} <= {r.mean for r in found}
+    assert len({r.source for r in found}) == len(found) > 2
+
+
+def test_packed_images_are_published_for_idc_alone():
+    assert values(lookup("cifar10", "idc", "single", "convnet", 10, factor=2)) == [("IDC", 67.5)]
+    assert lookup("cifar10", "dm", "single", "convnet", 10, factor=2) == []
+
+
+def test_stages_are_published_for_five_alone():
+    assert values(lookup("cifar10", "idc", "pdd", "convnet", 10, factor=2, stages=5)) == [("IDC", 67.9)]
+    assert lookup("cifar10", "idc", "pdd", "convnet", 10, factor=2, stages=3) == []
+    assert lookup("cifar10", "idc", "seqmatch", "convnet", 10, factor=2) == []
+    chained = {"decoder.factor": 2, "scheduler.stages": 5, "scheduler.sizes": [], "scheduler.chain": True}
+    assert beside(row(matcher="idc", scheduler="pdd", label_type="hard", options=chained))
+    for odd in ({"scheduler.chain": False}, {"scheduler.sizes": [1, 9]}):
+        assert not beside(row(matcher="idc", scheduler="pdd", label_type="hard", options=chained | odd))
+
+
+def test_the_network_is_the_published_one_or_there_is_no_value():
+    assert lookup("cifar10", "tesla", "single", "convnet(depth=3)", 10)
+    assert lookup("tinyimagenet", "datm", "single", "convnet", 10, labels="learned")
+    for other in ("convnet(width=64)", "convnet(depth=4)", "convnet(norm=batch)", "resnet18", None):
+        assert lookup("cifar10", "tesla", "single", other, 10) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "cifar10-mini"}, {"dataset": "digits"}, {"ipc": 3}, {"ipc": None},
+        {"options": {"dataset.limit": 5000}}, {"options": {"dataset.noise": 0.2}},
+        {"options": {"dataset.imbalance": 10.0}}, {"options": {"dataset.classes": ["cat", "dog"]}},
+        {"distil_network": "resnet18"}, {"distil_digest": "other"}, {"network": "resnet18"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_another_setting_has_no_value_beside_it(change):
+    assert beside(row())
+    assert beside(row(**change)) == []
+
+
+def test_imagenet_is_published_at_one_size():
+    small = row(dataset="imagenet", options={"dataset.size": 64})
+    assert values(beside(small)) == [("TESLA", 17.8)]
+    assert beside(small | {"options": {"dataset.size": 128}}) == []
+
+
+def test_other_settings_are_the_methods_other_networks_schedulers_and_variants():
+    found = values(elsewhere(row(dataset="cifar10", network="convnet(width=16)", distil_network="convnet(width=16)")))
+    assert ("TESLA", 66.4) in found
+    assert ("TESLA", 48.9) in found
+    mtt = elsewhere(row(matcher="mtt", label_type="hard"))
+    assert "MTT(no ZCA; DC-Bench avg)" in {r.method for r in mtt}
+    assert not set(mtt) & set(beside(row(matcher="mtt", label_type="hard")))
+
+
+def test_a_record_is_in_fractions_as_rows_are():
+    (found,) = beside(row())
+    assert (found.mean, found.std) == (66.4, 0.8)
+    assert (found.record()["accuracy_mean"], found.record()["accuracy_std"]) == (0.664, 0.008)
+    assert found.short == "DATM Table 1"
+    assert all(len(r.short) < 80 for r in table())

@@ -1,0 +1,441 @@
+"""The one trainer against torch.optim loops over ordinary modules, in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from ddbench_networks import ConvNet
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ddbench import DSA, Examples, Network, Preprocessing, RealData, Recipe, Seed, UsageError, fit
+from ddbench.base.options import make
+from ddbench.base.progress import Event, listening
+from ddbench.data.mixing import Mixing
+from ddbench.grade.protocol import PROTOCOLS, altered
+from ddbench.train.fit import Student, predict, soft_cross_entropy
+from ddbench.train.optimisers import SGD, Adam
+
+SHAPE, CLASSES = (3, 8, 8), 3
+SEED = Seed(5) / "here"
+FULL = "color_crop_cutout_flip_scale_rotate"
+
+
+def network(norm: str = "instance") -> Network:
+    return Network(ConvNet(width=4, depth=2, norm=norm), SHAPE, CLASSES, dtype=torch.float64)
+
+
+def source(n: int = 11, seed: int = 0) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(n, *SHAPE, dtype=torch.float64, generator=generator)
+    return Examples(images, torch.randn(n, CLASSES, dtype=torch.float64, generator=generator).softmax(1))
+
+
+def module_of(net: Network, vector: Tensor) -> nn.Module:
+    module = net.source.build(net.shape, net.classes).to(net.dtype)
+    position = 0
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())):
+            tensor.copy_(vector[position : position + tensor.numel()].view_as(tensor))
+            position += tensor.numel()
+    return module
+
+
+def numbers(module: nn.Module) -> Tensor:
+    tensors = (*module.parameters(), *(b for b in module.buffers() if b.is_floating_point()))
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def batches_of(n: int, batch: int, epoch: int, augment: str = "") -> list:
+    """(rows, draw) of one epoch: all that the trainer draws there, in its order, from the epoch's address."""
+    before = torch.get_rng_state()
+    torch.manual_seed((SEED / "epoch" / epoch).integer)
+    chunks = torch.randperm(n).split(batch)
+    drawn = [(rows, DSA(augment).draw(len(rows))) for rows in chunks]
+    torch.set_rng_state(before)
+    return drawn
+
+
+def trained_by_torch(
+    module: nn.Module, optimiser, data: Examples, steps: int, batch: int, *, augment="", rate=None, at=None
+) -> nn.Module:
+    """``steps`` optimiser steps; ``rate(step)`` sets the rate, ``at[step]()`` makes a new optimiser there."""
+    module.train()
+    step = epoch = 0
+    while step < steps:
+        for rows, draw in batches_of(len(data), batch, epoch, augment)[: steps - step]:
+            optimiser = at[step]() if at and step in at else optimiser
+            if rate:
+                optimiser.param_groups[0]["lr"] = rate(step)
+            optimiser.zero_grad()
+            cross_entropy(module(draw(data.images[rows])), data.labels[rows]).backward()
+            optimiser.step()
+            step += 1
+        epoch += 1
+    return module
+
+
+def assert_close(seen: Tensor, expected: Tensor) -> None:
+    assert ((seen - expected).norm() / expected.norm()).item() < 1e-11
+
+
+OPTIMISERS = {
+    "sgd": (Recipe("sgd"), lambda p, lr: torch.optim.SGD(p, lr)),
+    "weight decay": (Recipe("sgd", weight_decay=0.05), lambda p, lr: torch.optim.SGD(p, lr, weight_decay=0.05)),
+    "momentum": (
+        Recipe("sgd", momentum=0.9, weight_decay=5e-3),
+        lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=5e-3),
+    ),
+    "adam": (Recipe("adam", weight_decay=0.01), lambda p, lr: torch.optim.Adam(p, lr, weight_decay=0.01)),
+    "adamw": (Recipe("adamw", weight_decay=0.3), lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.3)),
+}
+
+
+def recipe(name: str, **changes) -> Recipe:
+    return replace(OPTIMISERS[name][0], **({"epochs": 4, "batch": 4, "lr": 0.05, "augment": ""} | changes))
+
+
+# -- against torch.optim -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("augment", ["", FULL, f"diffaug:{FULL}"])
+def test_fit_is_a_loop_over_torchs_own_optimiser(name, augment):
+    # without a norm every parameter has a gradient; behind one, biases have none but rounding, which Adam amplifies
+    net, data = network("none" if "adam" in name else "instance"), source()
+    start = net.init(Seed(1))
+    module = module_of(net, start)
+    trained_by_torch(module, OPTIMISERS[name][1](module.parameters(), 0.05), data, 12, 4, augment=augment)
+    after = fit(net, Student(start), data, recipe(name, augment=augment), SEED)
+    assert_close(after.vector, numbers(module))
+    assert (after.vector - start).norm() > 1e-2
+
+
+def test_gradient_steps_of_hard_labels_are_those_of_class_numbers():
+    net, data = network(), source()
+    hard = data.labels.argmax(1)
+    module = module_of(net, net.init(Seed(1)))
+    trained_by_torch(module, torch.optim.SGD(module.parameters(), 0.05), Examples(data.images, hard), 12, 4)
+    one_hot = Examples(data.images, torch.eye(CLASSES, dtype=torch.float64)[hard])
+    assert_close(fit(net, Student(net.init(Seed(1))), one_hot, recipe("sgd"), SEED).vector, numbers(module))
+
+
+def test_soft_cross_entropy_is_the_mean_of_the_written_out_sums():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator)  # real-valued labels too
+    expected = 0.0
+    for z, y in zip(logits.tolist(), labels.tolist(), strict=True):
+        normaliser = math.log(sum(math.exp(v) for v in z))
+        expected -= sum(b * (a - normaliser) for a, b in zip(z, y, strict=True)) / 4
+    assert soft_cross_entropy(logits, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("total", [12, 7, 2])
+@pytest.mark.parametrize("restart", [False, True])
+def test_step_schedule_drops_tenfold_at_half_time_with_the_momentum_kept_or_restarted(total, restart):
+    net, data = network(), source()
+    module = module_of(net, net.init(Seed(1)))
+
+    def make(lr: float):
+        return torch.optim.SGD(module.parameters(), lr, momentum=0.9, weight_decay=5e-3)
+
+    if restart:  # as the published code does: a new optimiser
+        trained_by_torch(module, make(0.05), data, total, 4, at={total // 2: lambda: make(0.005)})
+    else:
+        trained_by_torch(module, make(0.05), data, total, 4, rate=lambda step: 0.05 if step < total // 2 else 0.005)
+    schedule = "step-restart" if restart else "step"
+    after = fit(
+        net, Student(net.init(Seed(1))), data, recipe("momentum", epochs=None, steps=total, schedule=schedule), SEED
+    )
+    assert_close(after.vector, numbers(module))
+
+
+def test_restarting_the_momentum_at_the_drop_makes_a_difference():
+    net, data = network(), source()
+    kept, restarted = (
+        fit(net, Student(net.init(Seed(1))), data, recipe("momentum", schedule=schedule), SEED).vector
+        for schedule in ("step", "step-restart")
+    )
+    assert (kept - restarted).norm() / kept.norm() > 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["step", "step-restart"])
+def test_single_step_of_a_step_schedule_is_taken_at_the_full_rate(schedule):
+    net, data = network(), source()
+    module = module_of(net, net.init(Seed(1)))
+    trained_by_torch(module, torch.optim.SGD(module.parameters(), 0.05), data, 1, 4)
+    given = recipe("sgd", epochs=None, steps=1, schedule=schedule)
+    assert_close(fit(net, Student(net.init(Seed(1))), data, given, SEED).vector, numbers(module))
+
+
+def test_cosine_schedule_is_torchs_annealing_to_zero():
+    net, data = network(), source()
+    module = module_of(net, net.init(Seed(1)))
+    optimiser = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([torch.zeros(1)], 0.05), 12)
+    rates = []
+    for _ in range(12):
+        rates.append(annealing.get_last_lr()[0])
+        annealing.optimizer.step()
+        annealing.step()
+    trained_by_torch(module, optimiser, data, 12, 4, rate=lambda step: rates[step])
+    given = recipe("momentum", weight_decay=0.0, schedule="cosine")
+    assert_close(fit(net, Student(net.init(Seed(1))), data, given, SEED).vector, numbers(module))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 8])
+def test_steps_count_optimiser_steps_and_may_end_within_an_epoch(steps):
+    net, data = network(), source()
+    module = module_of(net, net.init(Seed(1)))
+    trained_by_torch(module, torch.optim.SGD(module.parameters(), 0.05), data, steps, 4)
+    after = fit(net, Student(net.init(Seed(1))), data, recipe("sgd", epochs=None, steps=steps), SEED)
+    assert_close(after.vector, numbers(module))
+
+
+def test_given_learning_rate_replaces_the_recipes():
+    net, data = network(), source()
+    given = fit(net, Student(net.init(Seed(1))), data, recipe("sgd", lr=0.7), SEED, lr=0.02)
+    assert torch.equal(given.vector, fit(net, Student(net.init(Seed(1))), data, recipe("sgd", lr=0.02), SEED).vector)
+
+
+def test_batches_larger_than_the_data_are_all_of_it():
+    net, data = network(), source()
+    module = module_of(net, net.init(Seed(1)))
+    trained_by_torch(module, torch.optim.SGD(module.parameters(), 0.05), data, 3, 11)
+    assert_close(
+        fit(net, Student(net.init(Seed(1))), data, recipe("sgd", epochs=3, batch=256), SEED).vector, numbers(module)
+    )
+
+
+# -- mixing --------------------------------------------------------------------------------------------------
+
+
+def mixed_by_hand(mix, images: Tensor) -> tuple[Tensor, float]:
+    """The mixed images of one batch, pixel by pixel, and the share of their own pixels that they keep."""
+    if mix.kind == "none":
+        return images, 1.0
+    if mix.kind == "mixup":
+        return mix.share * images + (1 - mix.share) * images[mix.partner], mix.share
+    half = int(8 * (1 - mix.share) ** 0.5) // 2
+    y, x = int(8 * mix.centre[0]), int(8 * mix.centre[1])
+    box = [(i, j) for i in range(8) for j in range(8) if -half <= i - y < half and -half <= j - x < half]
+    out = images.clone()
+    for i, j in box:
+        out[:, :, i, j] = images[mix.partner, :, i, j]
+    return out, 1 - len(box) / 64
+
+
+@pytest.mark.parametrize("given", [("cutmix", 0.5, 1.0), ("cutmix", 1.0, 0.4), ("mixup", 0.7, 0.8)])
+def test_mixing_trains_augmented_batches_by_the_published_sum_of_two_losses(given):
+    net, data = network(), source()
+    data = Examples(data.images, data.labels.argmax(1))
+    module = module_of(net, net.init(Seed(1))).train()
+    optimiser, kinds = torch.optim.SGD(module.parameters(), 0.05), []
+    for epoch in range(4):
+        with (SEED / "epoch" / epoch).scope():
+            for rows in torch.randperm(11).split(4):
+                images, labels = DSA(FULL).draw(len(rows))(data.images[rows]), data.labels[rows]
+                mix = Mixing(*given).draw(len(rows))
+                mixed, share = mixed_by_hand(mix, images)
+                optimiser.zero_grad()
+                logits, partner = module(mixed), mix.partner if len(mix.partner) else slice(None)
+                loss = share * cross_entropy(logits, labels) + (1 - share) * cross_entropy(logits, labels[partner])
+                loss.backward()
+                optimiser.step()
+                kinds.append(mix.kind)
+    assert set(kinds) == {given[0]} | ({"none"} if given[1] < 1 else set())
+    changes = dict(zip(("mixing", "mix_probability", "mix_alpha"), given, strict=True))
+    one_hot = Examples(data.images, torch.eye(CLASSES, dtype=torch.float64)[data.labels])
+    after = fit(net, Student(net.init(Seed(1))), one_hot, recipe("sgd", augment=FULL, **changes), SEED)
+    assert_close(after.vector, numbers(module))
+
+
+@pytest.mark.parametrize("mixing", ["cutmix", "mixup"])
+def test_mixing_with_probability_zero_still_draws_but_mixes_nothing(mixing):
+    net, data = network(), source(4)  # one batch an epoch: nothing is drawn after whether it is mixed
+    plain, never, always = (
+        fit(net, Student(net.init(Seed(1))), data, recipe("sgd", augment=FULL, **changes), SEED).vector
+        for changes in ({}, {"mixing": mixing, "mix_probability": 0.0}, {"mixing": mixing, "mix_probability": 1.0})
+    )
+    assert torch.equal(plain, never)
+    assert not torch.equal(plain, always)
+
+
+def test_students_of_a_protocol_are_mixed_as_it_says():
+    assert PROTOCOLS["default"].recipe().mixing == "none"
+    protocol = altered(PROTOCOLS["default"], {"mixing": "cutmix"})
+    assert protocol.name.startswith("default-custom-")
+    assert protocol.evaluation(10, 1).recipe == replace(PROTOCOLS["default"].recipe(), mixing="cutmix")
+    with pytest.raises(UsageError, match=r"protocol\.mixing: Input should be 'none', 'cutmix' or 'mixup'"):
+        altered(PROTOCOLS["default"], {"mixing": "cutmx"})
+
+
+@pytest.mark.parametrize("changes", [{"mix_probability": 1.1}, {"mix_probability": -0.1}, {"mix_alpha": 0.0}])
+def test_probability_and_alpha_of_mixing_have_bounds(changes):
+    with pytest.raises(UsageError, match=f"experts.{next(iter(changes))}: Input should be"):
+        make(Recipe, changes, "experts")
+
+
+# -- batch norm ----------------------------------------------------------------------------------------------
+
+
+def test_batch_norm_statistics_follow_training_as_in_the_module():
+    net, data = network("batch"), source(12)
+    start = net.init(Seed(1))
+    module = module_of(net, start)
+    optimiser = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9, weight_decay=5e-3)
+    trained_by_torch(module, optimiser, data, 12, 4, augment=FULL)
+    after = fit(net, Student(start), data, recipe("momentum", augment=FULL), SEED)
+    assert_close(after.vector[: net.parameters], numbers(module)[: net.parameters])
+    assert_close(after.vector[net.parameters :], numbers(module)[net.parameters :])
+    assert (after.vector - start)[net.parameters :].norm() > 0.1
+
+
+# -- stopping and going on -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        recipe("momentum", augment=FULL),
+        recipe("momentum", schedule="step-restart", augment=FULL),
+        recipe("adam", schedule="cosine"),
+        recipe("momentum", epochs=None, steps=11, schedule="step"),
+        recipe("momentum", augment=f"diffaug:{FULL}", mixing="cutmix"),
+        recipe("sgd", augment=FULL, mixing="mixup", mix_alpha=0.8),
+    ],
+    ids=["momentum", "restart", "adam cosine", "steps", "cutmix", "mixup"],
+)
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_training_may_stop_after_any_epoch_and_go_on_to_the_same_bits(given, norm):
+    net, data = network(norm), source(12)
+    whole, start = {}, Student(net.init(Seed(1)))
+    end = fit(net, start, data, given, SEED, on_epoch=lambda e, s: whole.__setitem__(e, s))
+    assert list(whole) == [1, 2, 3, 4]
+    assert torch.equal(whole[4].vector, end.vector)
+    for stop in (1, 2, 3):
+        first = fit(net, start, data, given, SEED, stop_epoch=stop)
+        assert torch.equal(first.vector, whole[stop].vector)
+        torch.rand(7)
+        then = fit(net, Student(first.vector.clone(), first.state), data, given, SEED, first_epoch=stop)
+        assert torch.equal(then.vector, end.vector)
+        for a, b in zip(then.state, end.state, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_stopping_before_the_first_epoch_trains_nothing():
+    net = network()
+    start = net.init(Seed(1))
+    assert torch.equal(fit(net, Student(start), source(), recipe("sgd"), SEED, stop_epoch=0).vector, start)
+
+
+def test_going_on_after_the_last_epoch_changes_nothing():
+    net = network()
+    start = net.init(Seed(1))
+    assert torch.equal(fit(net, Student(start), source(), recipe("sgd"), SEED, first_epoch=4).vector, start)
+
+
+def test_students_of_different_epochs_do_not_share_memory():
+    net, seen = network(), []
+    start = Student(net.init(Seed(1)))
+    fit(
+        net,
+        start,
+        source(),
+        recipe("momentum"),
+        SEED,
+        on_epoch=lambda e, s: seen.append((s, s.vector.clone(), s.state[0].clone())),
+    )
+    for student, vector, momentum in seen:
+        assert torch.equal(student.vector, vector)
+        assert torch.equal(student.state[0], momentum)
+        assert not student.vector.requires_grad
+    assert torch.equal(start.vector, net.init(Seed(1)))
+
+
+def test_optimiser_state_that_is_given_goes_on():
+    net, data = network(), source()
+    module = module_of(net, net.init(Seed(1)))
+    first = fit(net, Student(net.init(Seed(1))), data, recipe("momentum"), SEED)
+    again = fit(net, first, data, recipe("momentum"), SEED)
+    optimiser = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9, weight_decay=5e-3)
+    for _ in range(2):
+        trained_by_torch(module, optimiser, data, 12, 4)
+    assert_close(again.vector, numbers(module))
+
+
+# -- randomness and progress ---------------------------------------------------------------------------------
+
+
+def test_training_is_a_function_of_its_seed_and_disturbs_no_other_draw():
+    net, data, given = network(), source(), recipe("sgd", augment=FULL)
+    state = torch.get_rng_state()
+    vectors = [fit(net, Student(net.init(Seed(1))), data, given, seed).vector for seed in (SEED, SEED, SEED / 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(vectors[0], vectors[1])
+    assert not torch.equal(vectors[0], vectors[2])
+
+
+def test_progress_is_reported_in_steps_after_every_epoch():
+    events: list[Event] = []
+    with listening(events.append):
+        fit(network(), Student(network().init(Seed(1))), source(), recipe("sgd", epochs=None, steps=8), SEED, what="w")
+    assert [(e.what, e.done, e.total) for e in events] == [("w", 3, 8), ("w", 6, 8), ("w", 8, 8)]
+
+
+def test_progress_of_training_that_stops_early_ends_where_it_stops():
+    events: list[Event] = []
+    with listening(events.append):
+        fit(network(), Student(network().init(Seed(1))), source(), recipe("sgd"), SEED, stop_epoch=2)
+    assert [(e.done, e.total) for e in events] == [(3, 6), (6, 6)]
+
+
+# -- optimisers on their own ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "theirs"),
+    [
+        (SGD(0.9, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01)),
+        (Adam(), lambda p: torch.optim.Adam(p, 0.1)),
+        (Adam(0.7, 0.95, 1e-4, 0.01), lambda p: torch.optim.Adam(p, 0.1, (0.7, 0.95), 1e-4, 0.01)),
+        (Adam(weight_decay=0.2, decoupled=True), lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.2)),
+    ],
+)
+def test_rule_is_torchs_own_also_where_gradients_vanish(rule, theirs):
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(20, dtype=torch.float64, generator=generator)
+    leaf = theta.clone().requires_grad_()
+    optimiser, state = theirs([leaf]), rule.init(theta)
+    for _ in range(8):
+        g = torch.randn(20, dtype=torch.float64, generator=generator)
+        g[:5] = 0
+        g[5:8] *= 1e-9
+        leaf.grad = g.clone()
+        optimiser.step()
+        theta, state = rule.update(theta, state, g, 0.1)
+        torch.testing.assert_close(theta, leaf.detach(), rtol=1e-12, atol=1e-13)
+
+
+# -- prediction ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_predictions_are_those_of_the_module_in_evaluation_mode(norm):
+    net = Network(ConvNet(width=4, depth=2, norm=norm), SHAPE, CLASSES)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (23, *SHAPE), generator=generator).to(torch.uint8)
+    fitted = Preprocessing.fit(pixels)
+    real = RealData(pixels, torch.arange(23) % CLASSES, fitted, CLASSES)
+    vector = net.init(Seed(1))
+    vector[net.parameters :] += torch.rand(net.length - net.parameters, generator=generator)
+    module = module_of(net, vector).eval()
+    images = (pixels / 255 - fitted.mean.view(1, 3, 1, 1)) / fitted.std.view(1, 3, 1, 1)
+    for size in (5, 23, 1000):
+        logits, targets = predict(net, vector, real, size)
+        torch.testing.assert_close(logits, module(images).detach(), rtol=1e-5, atol=1e-5)
+        assert torch.equal(targets, real.targets)
+        assert not logits.requires_grad

@@ -1,0 +1,68 @@
+"""Predicted memory, against what the allocator does on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ddbench_networks import ConvNet
+from ddbench_tesla import Tesla
+from ddbench_trajectories.mtt import Mtt
+
+from ddbench import DSA, Examples, Network, Pool, Seed
+from ddbench.trajectory.memory import state_bytes, unroll_bytes
+from ddbench.trajectory.unroll import Plan, matching, student_loss
+
+STRATEGY = "color_crop_cutout_flip_scale_rotate"
+METHODS = {"tesla": Tesla(), "exact": Tesla(curvature="exact"), "mtt": Mtt()}
+
+
+def network(norm: str = "instance") -> Network:
+    return Network(ConvNet(width=16, depth=2, norm=norm), (3, 16, 16), 10)
+
+
+def allocated(method, steps: int, batch: int, norm: str) -> int:
+    """The largest running sum of the CPU allocator's events in one unroll."""
+    net = network(norm)
+    vectors = [net.init(Seed(0) / end) for end in ("start", "target")]
+    start, target = (v[: net.parameters] for v in vectors)
+    with Seed(0).scope():
+        plan = Plan.draw(batch, steps, None, DSA(STRATEGY))
+    loss = student_loss(net, vectors[0][net.parameters :])
+    with torch.autograd.profiler.profile(profile_memory=True) as record:
+        pool = Pool(Examples(torch.randn(batch, *net.shape), torch.randn(batch, 10).softmax(1)))
+        METHODS[method].differentiate(loss, matching(start, target), start, pool, torch.tensor(0.01), plan)
+    events = [e for e in record.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize(
+    ("method", "steps", "batch"), [("tesla", 4, 32), ("exact", 4, 32), ("mtt", 4, 32), ("tesla", 30, 8)]
+)
+def test_predicted_memory_of_an_unroll_is_what_is_allocated(method, steps, batch, norm):
+    predicted = unroll_bytes(METHODS[method].differentiate, network(norm), STRATEGY, batch, steps)
+    assert predicted == pytest.approx(allocated(method, steps, batch, norm), rel=0.15)
+
+
+def test_predicted_memory_of_tesla_grows_with_steps_by_parameter_vectors_alone():
+    net = network()
+    few, many = (unroll_bytes(METHODS["exact"].differentiate, net, "crop", 64, t) for t in (5, 105))
+    assert many - few == pytest.approx(100 * net.length * 4, rel=0.01)
+
+
+def test_predicted_memory_grows_in_proportion_to_the_batch():
+    a, b, c = (unroll_bytes(METHODS["tesla"].differentiate, network(), "rotate", n, 3) for n in (50, 100, 150))
+    assert c - b == pytest.approx(b - a, rel=0.05)
+
+
+def test_memory_of_imagenet_at_fifty_images_per_class_is_known_without_allocating_it():
+    """50,000 images of 3x64x64 with momentum and labels: 5.1 GB; one iteration at any length."""
+    assert state_bytes(50_000, 3 * 64 * 64, 1000) == 50_000 * (2 * 12_288 + 1000) * 4
+    assert state_bytes(50_000, 3 * 64 * 64, 1000, moments=2) == 50_000 * (3 * 12_288 + 1000) * 4
+    net = Network(ConvNet(), (3, 64, 64), 1000)
+    peak = unroll_bytes(METHODS["tesla"].differentiate, net, "flip", 100, 5)
+    assert 1e9 < peak < 4e9

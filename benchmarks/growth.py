@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddbench import DSA, Examples, Network, Pool, Seed
 from ddbench.base.machine import keep_freed_memory, machine
 from ddbench.plugins import registry
-from ddbench.trajectory.memory import state_bytes, unroll_bytes
-from ddbench.trajectory.unroll import Plan, matching, student_loss
+from ddbench.problem.problem import state_bytes
+from ddbench.trajectory.memory import unroll_bytes
+from ddbench.trajectory.unroll import Plan, Task, matching, student_loss
 
 AXES: dict[str, tuple[int, ...]] = {
     "steps": (5, 10, 20, 50), "batch": (10, 25, 50, 100), "ipc": (1, 10, 50), "classes": (10, 100, 1000),
@@ -77,10 +78,12 @@ def measured(point: Point, rounds: int) -> dict[str, Any]:
         images = torch.randn(count, *network.shape).to(point.device)
         pool = Pool(Examples(images, torch.eye(point.classes)[torch.arange(count) % point.classes].to(point.device)))
         plan = Plan.draw(count, point.steps, None, DSA(STRATEGY))
-    task = (student_loss(network), matching(start, target), start, pool, torch.tensor(0.01, device=point.device), plan)
+    task = Task(
+        student_loss(network), matching(start, target), start, pool, torch.tensor(0.01, device=point.device), plan
+    )
 
     def work() -> Any:
-        return matcher.differentiate(*task)
+        return matcher.differentiate(task)
 
     clock = time.perf_counter if point.device == "cuda" else time.process_time  # one thread, whatever else runs
     work()

@@ -23,7 +23,7 @@ import torch
 from ddbench import DSA, Examples, Network, Pool, Seed
 from ddbench.base.machine import machine
 from ddbench.plugins import registry
-from ddbench.trajectory.unroll import Gradient, Plan, matching, student_loss
+from ddbench.trajectory.unroll import Gradient, Plan, Task, matching, student_loss
 
 IMAGES, CLASSES, SHAPE, WIDTH = 50, 10, (3, 32, 32), 32
 STEPS = (5, 10, 20, 50)
@@ -53,8 +53,8 @@ def iteration(method: str, steps: int, device: str = "cpu") -> Callable[[], Grad
         labels = torch.eye(CLASSES).repeat_interleave(IMAGES // CLASSES, 0)
         pool = Pool(Examples(torch.randn(IMAGES, *SHAPE).to(device), labels.to(device)))
         plan = Plan.draw(IMAGES, steps, None, DSA(STRATEGY))
-    task = (student_loss(network), matching(start, target), start, pool, torch.tensor(0.01, device=device), plan)
-    return lambda: matcher.differentiate(*task)
+    task = Task(student_loss(network), matching(start, target), start, pool, torch.tensor(0.01, device=device), plan)
+    return lambda: matcher.differentiate(task)
 
 
 def measure(method: str, steps: int, device: str = "cpu") -> Peak:

@@ -37,9 +37,10 @@ from ddbench.base.cache import Cache
 from ddbench.base.machine import anonymous_bytes, machine
 from ddbench.data.dataset import RealData
 from ddbench.plugins import registry
+from ddbench.problem.problem import state_bytes
 from ddbench.train.fit import Student, fit
 from ddbench.train.network import Network
-from ddbench.trajectory.memory import state_bytes, unroll_bytes
+from ddbench.trajectory.memory import unroll_bytes
 
 CLASSES, PER_CLASS, SHAPE, TEST = 1000, 200, (3, 64, 64), 2000
 STRATEGY = "color_crop_cutout_flip_scale_rotate"

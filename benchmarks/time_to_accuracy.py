@@ -32,7 +32,7 @@ from two_pass import task, until_done
 from ddbench.base.machine import keep_freed_memory, machine
 from ddbench.base.options import make
 from ddbench.plugins import registry
-from ddbench.trajectory.unroll import matching, student_loss
+from ddbench.trajectory.unroll import Task, matching, student_loss
 
 # What all matchers of trajectories share: small, and at full size (not measured yet).
 TRAJECTORY = "matcher.experts=5 matcher.span=2 matcher.max_start=5 matcher.syn_steps=20 matcher.batch_syn=50 "
@@ -48,11 +48,9 @@ SETTINGS = {
     "dm": ("dm", "matcher.steps=300 matcher.batch_real=64 matcher.lr_img=5"),
     "random": ("random", ""),
     "tesla zero, Adam": ("tesla", ADAM),
-    "tesla zero, normalised": ("tesla", "matcher.outer=normalised matcher.lr_img=0.1"),
     "tesla zero, lr_img x 3": ("tesla", "matcher.lr_img=600"),
     "tesla zero, no momentum, lr_img x 2": ("tesla", "matcher.lr_img=400 matcher.momentum=0"),
     "tesla exact, Adam": ("tesla", f"{ADAM} matcher.curvature=exact"),
-    "tesla zero, Adam, 2 segments": ("tesla", f"{ADAM} matcher.segments=2 matcher.steps={{half}}"),
     "tesla exact, Adam, window 10": ("tesla", f"{ADAM} matcher.curvature=exact matcher.window=10"),
     "tesla zero, Adam, T = 10": ("tesla", f"{ADAM} matcher.syn_steps=10"),
 }
@@ -117,13 +115,8 @@ def _iteration(name: str, given: argparse.Namespace, device: torch.device) -> Ca
     own = {key.removeprefix("matcher."): value for key, value in options.items() if key.startswith("matcher.")}
     matcher = make(registry().get("matcher", SETTINGS[name][0]).cls, own, "matcher")
     t = task(int(options["network.width"]), matcher.batch_syn or 100, matcher.syn_steps, device=device.type)
-    given_task = (student_loss(t.network), matching(t.start, t.target), t.start, t.pool, t.lr, t.plan)
-
-    def call() -> None:
-        for _ in range(matcher.segments):
-            matcher.differentiate(*given_task)
-
-    return call
+    unroll = Task(student_loss(t.network), matching(t.start, t.target), t.start, t.pool, t.lr, t.plan)
+    return lambda: matcher.differentiate(unroll)
 
 
 def main() -> None:

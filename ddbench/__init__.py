@@ -79,6 +79,7 @@ PUBLIC_MODULES = {
     "ddbench.testing": "stable",  # the kit for authors of plugins
     "ddbench.train.compile": "young",  # when code is compiled
     "ddbench.train.optimisers": "stable",  # optimisers as pure functions
+    "ddbench.trajectory.decoded": "young",  # which stored images a batch shows
     "ddbench.trajectory.descent": "young",  # how images, labels and student lr move
     "ddbench.trajectory.engine": "young",  # compiled and lower-precision student steps
     "ddbench.trajectory.method": "young",  # the skeleton of a trajectory matcher

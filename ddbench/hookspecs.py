@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import pluggy
 
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 
     from ddbench.data.dataset import Dataset as LoadedDataset
     from ddbench.data.dataset import RealData
-    from ddbench.problem.problem import Needs, Problem
+    from ddbench.problem.problem import Memory, Needs, Problem
     from ddbench.problem.synthetic import Curriculum, SyntheticSet
     from ddbench.train.network import Network
+    from ddbench.trajectory.unroll import Gradient, Task
 
 hookspec = pluggy.HookspecMarker("ddbench")
 hookimpl = pluggy.HookimplMarker("ddbench")
@@ -87,16 +88,57 @@ class Matcher(Protocol[State]):
     dataclass, dict, list or tuple of tensors and numbers) in checkpoints, and calls ``result`` when it
     selects on validation data. ``step`` may change ``State`` in place; its metrics may be tensors;
     ``loss`` and ``lr`` are shown while it runs. ``steps = 0`` is a coreset: ``init`` does it all.
-    ``needs`` is optional. Raise ``ddbench.DivergedError`` with advice when a step cannot go on.
+    Raise ``ddbench.DivergedError`` with advice when a step cannot go on.
+
+    What a matcher may offer besides, each on its own: :class:`Needing`, :class:`Forecasting`, :class:`Noting`,
+    :class:`Differentiating`; and the class attribute or option
+
+    - ``decodes = True``: it matches ``problem.decoder(images)``, so that it can be run with a decoder;
+    - ``labels``: what its images are labelled with; beside a run with other than ``hard`` ones stand random images with
+      soft ones, too.
     """
 
-    name: str
-    steps: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
 
-    def needs(self, problem: Problem) -> Needs: ...
     def init(self, problem: Problem) -> State: ...
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]: ...
     def result(self, problem: Problem, state: State) -> SyntheticSet: ...
+
+
+@runtime_checkable
+class Needing(Protocol):
+    """A matcher that wants experts or teachers made before ``init``; without it nothing is made."""
+
+    def needs(self, problem: Problem) -> Needs: ...
+
+
+@runtime_checkable
+class Forecasting(Protocol):
+    """A matcher that tells what it will take on the device; without it, its set with one momentum is assumed."""
+
+    def memory(self, problem: Problem) -> Memory: ...
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """A matcher that notes, as JSON by a key of each, how it works in a stage: what was compiled, say.
+
+    ``resume`` is called when a stage begins, with what an interrupted one noted before it was stopped (else with
+    nothing), and what it began with it should end with. ``notes`` go into checkpoints and the stage's record.
+    """
+
+    def notes(self) -> dict[str, dict[str, Any]]: ...
+    def resume(self, notes: dict[str, dict[str, Any]]) -> None: ...
+
+
+@runtime_checkable
+class Differentiating(Protocol):
+    """A matcher whose gradient is that of an unroll: ``ddbench check-grad`` compares it with plain autograd."""
+
+    def differentiate(self, task: Task) -> Gradient: ...
 
 
 class Scheduler(Protocol):
@@ -106,8 +148,10 @@ class Scheduler(Protocol):
     ``phases(n)`` tells which of n sets a student sees, phase by phase.
     """
 
-    name: str
-    stages: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def stages(self) -> int: ...
 
     def next(self, task: Problem, done: Curriculum) -> Problem | None: ...
     def phases(self, n: int) -> tuple[tuple[int, ...], ...]: ...
@@ -121,14 +165,20 @@ class DatasetSource(Protocol):
 
     Two optional things serve ``ddbench info`` and ``ddbench prepare``. ``about`` is a class attribute, a
     dictionary of short texts that hold without the data: ``licence``, ``licence_url``, ``homepage``, ``citation``,
-    ``images`` (published sizes). ``missing()`` says in one sentence what ``load`` would have to download
-    or decode first; None when it can begin at once. A third, the class attribute ``argument``, names the option
-    that ``--dataset NAME:VALUE`` sets.
+    ``images`` (published sizes). The other is :class:`Telling`. A third, the class attribute ``argument``, names the
+    option that ``--dataset NAME:VALUE`` sets.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def load(self) -> LoadedDataset: ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A dataset source that says in one sentence what ``load`` would have to download or decode first, if anything."""
+
     def missing(self) -> str | None: ...
 
 
@@ -150,17 +200,32 @@ class Examinee:
 
 
 class Metric(Protocol):
-    """A frozen dataclass that measures a student: logits ``(n, k)`` and targets ``(n,)`` to a number.
+    """A frozen dataclass that measures a student; which of :class:`Scoring` and :class:`Examining` it is, it chooses.
 
-    Instead of ``__call__`` it may have ``examine``, which sees all of an examinee and names several numbers: its
-    ``mean`` is recorded as ``<name>.mean``. With ``marks(steps)`` it names optimiser steps, of the ``steps`` that a
-    student takes, whose vectors it wants in ``student.trail``. One that is ``costly`` is computed only when asked for
-    (``ddbench eval --metrics``). Its options are ``-o metric.<name>.<option>=VALUE``.
+    One with the class attribute ``costly = True`` is computed only when asked for (``ddbench eval --metrics``). Its
+    options are ``-o metric.<name>.<option>=VALUE``.
     """
 
-    name: str
-    costly: bool = False
+    @property
+    def name(self) -> str: ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A metric that turns logits ``(n, k)`` and targets ``(n,)`` into a number."""
 
     def __call__(self, logits: Tensor, targets: Tensor) -> float: ...
+
+
+@runtime_checkable
+class Examining(Protocol):
+    """A metric that sees all of a student and names several numbers: its ``mean`` is recorded as ``<name>.mean``."""
+
     def examine(self, student: Examinee) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Marking(Protocol):
+    """An examining metric that wants a student's vectors after some of its ``steps``, in ``student.trail``."""
+
     def marks(self, steps: int) -> Iterable[int]: ...

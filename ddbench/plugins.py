@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from ddbench import hookspecs
-from ddbench.errors import DataError, UsageError, did_you_mean
+from ddbench.errors import DataError, DDBenchError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from ddbench.hookspecs import DatasetSource, Matcher, Metric
+    from ddbench.problem.problem import Memory, Needs, Problem
 
 KINDS = ("dataset", "matcher", "scheduler", "network", "metric")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -185,3 +189,72 @@ def registry() -> Registry:
     for entry in sorted(entry_points(group="ddbench"), key=lambda e: (e.dist.name if e.dist else "", e.name)):
         loaded.load(entry)
     return loaded
+
+
+# What a plugin may leave out, and what then stands for it: nobody else asks a plugin what it has.
+
+
+def needs(matcher: Matcher[object], problem: Problem) -> Needs:
+    """The experts and teachers that a matcher wants made; nothing for one that does not say."""
+    from ddbench.problem.problem import Needs
+
+    return matcher.needs(problem) if isinstance(matcher, hookspecs.Needing) else Needs()
+
+
+def memory(matcher: Matcher[object], problem: Problem) -> Memory:
+    """What a matcher takes on the device; the set with one momentum for one that does not say."""
+    from ddbench.problem.problem import Memory
+
+    return matcher.memory(problem) if isinstance(matcher, hookspecs.Forecasting) else Memory(problem.state_bytes())
+
+
+def notes(matcher: Matcher[object]) -> dict[str, dict[str, Any]]:
+    """How a matcher works in this stage, for its record."""
+    return matcher.notes() if isinstance(matcher, hookspecs.Noting) else {}
+
+
+def resume(matcher: Matcher[object], noted: dict[str, dict[str, Any]]) -> None:
+    """Begin a stage, or go on with one in which ``noted`` was noted."""
+    if isinstance(matcher, hookspecs.Noting):
+        matcher.resume(noted)
+
+
+def decodes(matcher: Matcher[object]) -> bool:
+    """Whether a matcher matches what stored images decode to."""
+    return bool(getattr(matcher, "decodes", False))
+
+
+def soft_labels(matcher: Matcher[object]) -> bool:
+    """Whether a matcher labels its images otherwise than by their class."""
+    return getattr(matcher, "labels", "hard") != "hard"
+
+
+def missing(source: DatasetSource) -> str | None:
+    """What ``load`` would have to get first; None when the data are at hand, as far as the source tells."""
+    if not isinstance(source, hookspecs.Telling):
+        return f"dataset {source.name!r} does not tell whether its data are here; `ddbench prepare` loads them"
+    try:
+        return source.missing()
+    except DDBenchError as error:
+        return str(error)
+
+
+def about(source: DatasetSource) -> dict[str, str]:
+    """What holds without the data: licence, homepage, published sizes."""
+    return dict(getattr(source, "about", {}))
+
+
+def main_option(plugin: Plugin) -> str | None:
+    """The option that ``--dataset NAME:VALUE`` sets."""
+    return getattr(plugin.cls, "argument", None)
+
+
+def costly(plugin: Plugin) -> bool:
+    """Whether a metric is computed only when asked for."""
+    return bool(getattr(plugin.cls, "costly", False))
+
+
+def marks(metric: Metric, steps: int) -> set[int]:
+    """The optimiser steps, of ``steps``, after which a metric wants a student's vector."""
+    wanted = metric.marks(steps) if isinstance(metric, hookspecs.Marking) else ()
+    return {step for step in wanted if 0 < step <= steps}

@@ -26,14 +26,13 @@ from ddbench.data.dataset import RealData
 from ddbench.errors import DataError, UsageError
 from ddbench.files.target import EvalOptions, opened, planned
 from ddbench.grade.evaluation import Evaluation
-from ddbench.grade.selection import tuned
+from ddbench.grade.selection import at_chosen, tuned
 from ddbench.grade.student import accuracy
-from ddbench.plugins import registry
-from ddbench.problem.problem import Needs, Problem
+from ddbench.plugins import needs, registry
+from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts, Teaching, teach
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
 from ddbench.results.tables import Table
-from ddbench.run.run import with_augment
 from ddbench.run.spec import EXPERTS
 from ddbench.run.stage import prepared
 from ddbench.train.fit import TRAINER_VERSION, Recipe, Student
@@ -83,7 +82,7 @@ class Target:
     def teaching(self) -> Teaching:
         """How students learn real images in one phase: the rules of the set, N steps included."""
         work = self.evaluation
-        return with_augment(work.protocol.evaluation(self.ipc * self.network.classes, 1), work.dataset.augment)
+        return work.protocol.evaluation(self.ipc * self.network.classes, 1).on(work.dataset.augment)
 
     @property
     def title(self) -> str:
@@ -176,7 +175,7 @@ def real_memory(target: Target, name: str) -> SyntheticSet:
     starts = Starts(target.network, Seed(0) / "start", target.teaching, Cache(home()), target.threads)
     seed = Seed(target.seed)
     problem = Problem(work.dataset.train, target.ipc, starts, experts, work.dataset.augment, seed)
-    problem = prepared(problem, matcher.needs(problem) if hasattr(matcher, "needs") else Needs())
+    problem = prepared(problem, needs(matcher, problem))
     with (seed / "memory" / name).scope():
         return matcher.result(problem, matcher.init(problem))
 
@@ -189,8 +188,7 @@ def at_best_lr(target: Target, record: Record, name: str, memory: Curriculum, te
         judges = Starts(target.network, Seed(target.seed) / "selection", teaching, Cache(home()), target.threads)
         return tuned(memory, judges, target.evaluation.dataset.validation, rules)[0]
 
-    lr = record.get(f"lr/{name}", select)
-    return memory if lr in ("own", None) else memory.at(float(lr))
+    return at_chosen(memory, record.get(f"lr/{name}", select))
 
 
 def lessons(target: Target, record: Record, name: str) -> tuple[Curriculum, Teaching]:

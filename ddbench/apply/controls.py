@@ -28,12 +28,13 @@ from ddbench.files.target import EvalOptions, Opened, Planned, adopted, planned
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, evaluate
 from ddbench.grade.protocol import altered
+from ddbench.plugins import needs
 from ddbench.problem.decode import IDENTITY
 from ddbench.problem.labels import mean_labels
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, targets
 from ddbench.run.record import deviation
 from ddbench.run.references import whole_set
-from ddbench.run.run import Run, Settings, build_task, with_augment
+from ddbench.run.run import Run, Settings, first_problem
 from ddbench.run.spec import RunSpec, baseline, from_record
 from ddbench.run.stage import prepared
 
@@ -89,7 +90,7 @@ class _Controls:
         asked = replace(self.evaluation, distilled=made, tune=self.evaluation.tune if source == "distilled" else False)
         if not augmented:
             protocol = altered(asked.protocol, PLAIN)
-            teaching = with_augment(self._teaching(protocol, made), asked.dataset.augment)
+            teaching = self._teaching(protocol, made).on(asked.dataset.augment)
             asked = replace(asked, protocol=protocol, distilled=replace(made, teaching=teaching))
         if not (own and augmented):
             asked, folder = replace(asked, tune=bool(asked.protocol.lrs)), self._folder
@@ -129,11 +130,11 @@ class _Controls:
     def _softened(self, s: SyntheticSet) -> SyntheticSet:
         """The mean prediction of the experts that label random images, for the images as stored or decoded."""
         spec = baseline(self.spec, "teacher")
-        problem = spec.scheduler.next(build_task(spec, self.evaluation.dataset), Curriculum())
-        needs = spec.matcher.needs(problem)
-        ready = prepared(problem, needs)
+        problem = first_problem(spec, self.evaluation.dataset)
+        wanted = needs(spec.matcher, problem)
+        ready = prepared(problem, wanted)
         images = self._as_real(s.decoder(s.images), ready.real.preprocessing)
-        shown = mean_labels(ready, images, needs.experts, max(needs.snapshots))
+        shown = mean_labels(ready, images, wanted.experts, max(wanted.snapshots))
         return replace(s, labels=shown.view(len(s), s.decoder.copies, -1).mean(1), label_type="teacher",
                        label_kind="probability")  # fmt: skip
 

@@ -12,6 +12,33 @@ from ddbench.errors import UsageError, did_you_mean
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True)
+class Removed:
+    """An option that earlier versions had, or a value of one: its default, why it is gone, and the last such version.
+
+    A class names them in ``removed``, by ``option`` or ``option=value``.
+    """
+
+    default: Any
+    why: str
+    last: str = "0.1.0 (7925e25a9d)"
+
+
+def known(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """``values`` without options that are removed and stand at what was their default; any other value is refused."""
+    removed: dict[str, Removed] = getattr(cls, "removed", {})
+    kept = {}
+    for name, value in values.items():
+        gone = removed.get(name) or removed.get(f"{name}={value}")
+        if gone is None:
+            kept[name] = value
+        elif f"{name}={value}" in removed or str(value).lower() != str(gone.default).lower():
+            raise UsageError(
+                f"{where}.{name}={value} is no longer there ({gone.why}); ddbench {gone.last} was the last that had it"
+            )
+    return kept
+
+
 def options(record: Any) -> dict[str, Any]:
     """The fields of a dataclass instance as JSON values; nested records become dictionaries."""
     return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
@@ -62,6 +89,7 @@ def make(cls: type[T], values: dict[str, Any], where: str) -> T:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values = known(cls, values, where)
     for name in values:
         if name not in names:
             hint = did_you_mean(name, names)

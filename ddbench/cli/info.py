@@ -15,6 +15,7 @@ from ddbench.errors import DDBenchError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from ddbench.data.dataset import Dataset
+    from ddbench.hookspecs import DatasetSource
     from ddbench.plugins import Plugin
 
 SHOWN_CLASSES = 12
@@ -196,6 +197,7 @@ def _show_gradient_check(
 ) -> None:
     """Relative error, cosine and ratio of norms of a matcher's gradient against the autograd unroll."""
     from ddbench.base.options import make
+    from ddbench.hookspecs import Differentiating
     from ddbench.plugins import registry
     from ddbench.run.spec import split_flags
     from ddbench.trajectory.check import compare_gradients
@@ -204,7 +206,7 @@ def _show_gradient_check(
     if set(given) - {"matcher"}:
         raise UsageError("check-grad takes options of the matcher only, such as -o matcher.curvature=exact")
     method = make(registry().get("matcher", matcher).cls, given.get("matcher", {}), "matcher")
-    if not hasattr(method, "differentiate"):
+    if not isinstance(method, Differentiating):
         raise UsageError(f"matcher {matcher!r} does not differentiate an unroll: there is nothing to check")
     small = make(registry().get("network", "convnet").cls, {"width": 8, "depth": 2}, "network")
     found = compare_gradients(method.differentiate, small, steps=steps, lr=lr, seed=seed)
@@ -233,12 +235,13 @@ def _prepare(name: str, flags: tuple[tuple[str, str], ...], *, quiet: bool, as_j
 def _described(name: str, flags: tuple[tuple[str, str], ...], *, get: bool) -> dict[str, Any]:
     """All that is known of a dataset: ``about``, and what was measured if the data are here or ``get`` is set."""
     from ddbench.base.options import options
+    from ddbench.plugins import about, missing
 
     plugin = _source(name, flags)
-    lacking = None if get else _missing(plugin)
+    lacking = None if get else missing(plugin)
     known: dict[str, Any] = {
         "options": options(plugin),
-        "about": _licence(plugin),
+        "about": about(plugin),
         "missing": lacking,
         "measured": None,
     }
@@ -252,7 +255,7 @@ def _described(name: str, flags: tuple[tuple[str, str], ...], *, get: bool) -> d
     return known
 
 
-def _source(name: str, flags: tuple[tuple[str, str], ...]) -> Any:
+def _source(name: str, flags: tuple[tuple[str, str], ...]) -> DatasetSource:
     """The dataset source ``name`` with the options given as ``dataset.NAME=VALUE``."""
     from ddbench.base.options import make
     from ddbench.plugins import registry
@@ -263,21 +266,6 @@ def _source(name: str, flags: tuple[tuple[str, str], ...]) -> Any:
     if wrong := set(given) - {"dataset"}:
         raise UsageError(f"only options of the dataset can be given here, not of {', '.join(sorted(wrong))}")
     return make(registry().get("dataset", name).cls, given.get("dataset", {}), "dataset")
-
-
-def _missing(plugin: Any) -> str | None:
-    """What ``load`` would have to get first; None when the data are at hand, as far as the plugin tells."""
-    if not hasattr(plugin, "missing"):
-        return f"dataset {plugin.name!r} does not tell whether its data are here; `ddbench prepare` loads them"
-    try:
-        return plugin.missing()
-    except DDBenchError as error:
-        return str(error)
-
-
-def _licence(plugin: Any) -> dict[str, str]:
-    """What holds without the data: licence, homepage, published sizes."""
-    return dict(getattr(plugin, "about", {}))
 
 
 def _measured(data: Dataset) -> dict[str, Any]:

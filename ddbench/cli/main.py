@@ -67,9 +67,8 @@ def main() -> None:
         what = str(error).strip().partition("\n")[0] or "no more memory"
         console.fail(
             f"{what}: what is finished is kept, and the same command goes on; `ddbench run --dry-run` predicts memory. "
-            "Less is needed with a smaller -o matcher.batch_syn or matcher.batch_real, with -o matcher.stacked=false "
-            "where segments are stacked, with --apart where an evaluation trains students together, or with a narrower "
-            "network"
+            "Less is needed with a smaller -o matcher.batch_syn or matcher.batch_real, with --apart where an "
+            "evaluation trains students together, or with a narrower network"
         )
         code = 3
     sys.exit(code if isinstance(code, int) else 0)

@@ -110,7 +110,7 @@ def carry_out(
 
 def _dry_run(request: Request) -> dict[str, Any]:
     """Every resolved value with its origin, and what the run will take."""
-    from ddbench.run.references import forecast
+    from ddbench.run.forecast import forecast
     from ddbench.run.spec import resolve
 
     resolved = resolve(request)
@@ -139,10 +139,10 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
     """The spec of an existing run and the folder it is in; flags that would change it are refused."""
     from ddbench.base.cache import read_json
     from ddbench.run.folder import find_run
-    from ddbench.run.spec import altered, differences, from_record
+    from ddbench.run.spec import altered, differences, from_record, known_options
 
     folder = find_run(name, out).resolve()
-    written = read_json(folder / "spec.json")
+    written = known_options(read_json(folder / "spec.json"))
     spec = from_record(written)  # with the plugins installed now
     if edited := differences(written, spec.record()):
         raise UsageError(f"{folder} cannot be resumed: its spec.json and this ddbench differ ({'; '.join(edited)})")
@@ -159,21 +159,23 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
 
 def _build(request: Request, quiet: bool) -> None:
     """Train what the first stage of a run needs, and say where it is."""
-    from ddbench.problem.problem import Needs
-    from ddbench.problem.synthetic import Curriculum
-    from ddbench.run.run import build_task
+    from ddbench.plugins import needs
+    from ddbench.run.run import first_problem
     from ddbench.run.spec import resolve
     from ddbench.run.stage import prepared
 
     spec = resolve(request).spec
     with console.working(quiet):
         dataset = spec.dataset.load()
-        problem = spec.scheduler.next(build_task(spec, dataset), Curriculum())
-        needs = spec.matcher.needs(problem) if hasattr(spec.matcher, "needs") else Needs()
-        if not needs.experts and not needs.teachers:
+        problem = first_problem(spec, dataset)
+        wanted = needs(spec.matcher, problem)
+        if not wanted.experts and not wanted.teachers:
             console.say(f"matcher {spec.matcher.name!r} with these options needs no experts")
             return
-        ready = prepared(problem, needs)
-    for count, what, made in ((needs.experts, "experts", ready.experts), (needs.teachers, "teachers", ready.teachers)):
+        ready = prepared(problem, wanted)
+    for count, what, made in (
+        (wanted.experts, "experts", ready.experts),
+        (wanted.teachers, "teachers", ready.teachers),
+    ):
         if count and made is not None:
             console.data(f"{count} {what}, {made.seconds(count):.1f} s of training, in {made.folder}")

@@ -37,6 +37,11 @@ COMPOSED = "diffaug:"
 COLOURS, SPATIAL = ("color", "brightness", "saturation", "contrast"), ("crop", "scale", "rotate")
 
 
+def strategy(asked: str, own: str) -> str:
+    """The strategy that an option asks for, where ``dataset`` stands for the dataset's ``own``."""
+    return own if asked == "dataset" else asked
+
+
 @dataclass(frozen=True, eq=False)
 class Draw:
     """One drawn augmentation: an operation, or several in order (``flip_color``), and their parameters.

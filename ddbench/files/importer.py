@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddbench.base.cache import Cache, atomic_write, canonical, digest, file_digest, home
+from ddbench.base.options import make, options
 from ddbench.base.tensors import save_tensors
 from ddbench.data.dataset import Dataset, RealData
 from ddbench.data.preprocessing import LARGEST_ZCA, Preprocessing
@@ -22,10 +23,10 @@ from ddbench.files.formats import Foreign, read
 from ddbench.files.safe_load import natural
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import Protocol
+from ddbench.hookspecs import DatasetSource, NetworkSource
 from ddbench.problem.experts import layout
 from ddbench.problem.starts import Teaching
 from ddbench.problem.synthetic import Curriculum, SyntheticSet
-from ddbench.run.run import with_augment
 from ddbench.run.spec import Request, resolve
 from ddbench.train.network import Network
 
@@ -37,7 +38,7 @@ def adopt(
     path: Path,
     dataset: Dataset,
     whitened: Callable[[], Preprocessing] | None,
-    network_source: Any,
+    network_source: NetworkSource,
     protocol: Protocol,
     *,
     pixels: str = "auto",
@@ -71,7 +72,7 @@ def adopt(
 
 def _teaching(curriculum: Curriculum, dataset: Dataset, protocol: Protocol) -> Teaching:
     images = sum(len(s) for s in curriculum.sets)
-    return with_augment(protocol.evaluation(images, len(curriculum.phases)), dataset.augment)
+    return protocol.evaluation(images, len(curriculum.phases)).on(dataset.augment)
 
 
 def imported(
@@ -87,7 +88,7 @@ def imported(
     spec = resolve(request).spec
     torch.set_num_threads(spec.threads)  # statistics of the data depend on it in their last bits
     dataset = spec.dataset.load()
-    fits = hasattr(spec.dataset, "zca") and math.prod(dataset.train.shape) <= LARGEST_ZCA
+    fits = "zca" in options(spec.dataset) and math.prod(dataset.train.shape) <= LARGEST_ZCA
     made, notes = adopt(
         path, dataset, (lambda: _whitening(spec.dataset)) if fits else None, spec.network, spec.protocol,
         pixels=pixels, labels=labels, experiment=experiment,
@@ -103,8 +104,9 @@ def imported(
     return replace(made, network=spec.network, teaching=teaching, about=made.about | {"spec": record}), notes
 
 
-def _whitening(source: Any) -> Preprocessing:
-    return replace(source, zca=True).load().train.preprocessing
+def _whitening(source: DatasetSource) -> Preprocessing:
+    whitened = make(type(source), options(source) | {"zca": True}, "dataset")
+    return whitened.load().train.preprocessing
 
 
 def imported_experts(paths: Sequence[Path], request: Request) -> str:

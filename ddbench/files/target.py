@@ -20,7 +20,6 @@ from ddbench.grade.protocol import Protocol, altered
 from ddbench.plugins import registry
 from ddbench.run.folder import find_run
 from ddbench.run.record import rows
-from ddbench.run.run import with_augment
 from ddbench.run.spec import Request, pick_device, resolve, split_dataset, split_flags
 
 Say = Callable[[str], None]
@@ -183,7 +182,7 @@ def planned(distilled: Distilled, options: EvalOptions) -> Planned:
         protocol = _rules(spec, options.protocol, recorded, given.get("protocol", {}))
         images = sum(len(s) for s in distilled.curriculum.sets)
         teaching = protocol.evaluation(images, len(distilled.curriculum.phases))
-        distilled = replace(distilled, teaching=with_augment(teaching, dataset.augment))
+        distilled = replace(distilled, teaching=teaching.on(dataset.augment))
     foreign = distilled.about["selection"] == "unknown"
     metrics = options.chosen_metrics() | ({ORDER: Reordered()} if foreign else {})
     evaluation = Evaluation(

@@ -24,6 +24,7 @@ from ddbench.problem.starts import Teaching
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, Teacher
 from ddbench.train.fit import Recipe
 from ddbench.train.network import Network
+from ddbench.train.source import NetworkSource
 
 FORMAT = 2  # 1 had neither decoders nor teachers
 
@@ -36,7 +37,7 @@ class Distilled:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
-    network: Any  # the network source it was made for
+    network: NetworkSource  # that it was made for
     teaching: Teaching
     about: dict[str, Any]
 

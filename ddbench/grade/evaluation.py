@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from ddbench.data.dataset import Dataset
 from ddbench.errors import DataError
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import Protocol
-from ddbench.grade.selection import tuned
+from ddbench.grade.selection import at_chosen, best_lr, tuned
 from ddbench.grade.student import accuracy, measured_students
-from ddbench.plugins import registry
+from ddbench.hookspecs import Metric
+from ddbench.plugins import costly, registry
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
 from ddbench.train.fit import TRAINER_VERSION, Student, fit
 from ddbench.train.fit_together import trains_together
 from ddbench.train.network import Network
+from ddbench.train.source import NetworkSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +44,15 @@ class Evaluation:
     students: int
     device: str
     tune: bool = False
-    metrics: dict[str, Any] | None = None
+    metrics: Mapping[str, Metric] | None = None
     together: bool | None = None
     transfer: bool = False  # to data that the set was not distilled from
 
 
-def default_metrics() -> dict[str, Any]:
+def default_metrics() -> dict[str, Metric]:
     """All metrics that are not costly, with their default options, by name."""
-    found = {name: registry().get("metric", name).cls for name in registry().names("metric")}
-    return {name: cls() for name, cls in found.items() if not getattr(cls, "costly", False)}
+    found = [registry().get("metric", name) for name in registry().names("metric")]
+    return {plugin.name: plugin.cls() for plugin in found if not costly(plugin)}
 
 
 def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict[str, Any]:
@@ -122,8 +125,7 @@ def _tuned(plan: Evaluation, distilled: Distilled, network: Network, record: dic
         data = replace(part, preprocessing=distilled.preprocessing)
         students = Starts(network, seed / "tuning", distilled.teaching, Cache(home()))
         record["student_lr"], record["tried"] = tuned(curriculum, students, data, protocol)
-    chosen = record["student_lr"]
-    return curriculum if chosen in ("own", None) else curriculum.at(float(chosen))
+    return at_chosen(curriculum, record["student_lr"])
 
 
 def _note(record: dict[str, Any], i: int, numbers: dict[str, float], due: dict[str, str], path: Path) -> None:
@@ -177,7 +179,7 @@ def _selection(plan: Evaluation) -> str:
 
 
 def ceiling(
-    dataset: Dataset, source: Any, protocol: Protocol, augment: str, students: int, device: str, threads: int
+    dataset: Dataset, source: NetworkSource, protocol: Protocol, students: int, device: str, threads: int
 ) -> dict[str, Any]:
     """The test accuracy of students trained on the whole training set, cached by what decides it.
 
@@ -187,7 +189,7 @@ def ceiling(
     train, test = dataset.train.to(device), dataset.test.to(device)
     network = Network(source, train.shape, train.classes, torch.device(device))
     epochs = max(protocol.ceiling_epochs, math.ceil((protocol.steps or 0) / math.ceil(len(train) / protocol.batch)))
-    recipe = replace(protocol.recipe(epochs), augment=augment, online=False)  # real labels need no teacher
+    recipe = replace(protocol.recipe(epochs).on(dataset.augment), online=False)  # real labels need no teacher
     identity = {
         "dataset": dataset.digest, "network": network.identity, "recipe": changed(recipe), "lrs": protocol.lrs,
         "students": students, "threads": threads, "trainer": TRAINER_VERSION,
@@ -203,7 +205,7 @@ def ceiling(
 
     validation, grid = dataset.validation.to(device), protocol.lrs or (protocol.lr,)
     scores = {lr: accuracy(network, train_one(Seed(0) / "ceiling" / "judge", lr), validation) for lr in grid}
-    lr = max(grid, key=lambda rate: (scores[rate], -rate))
+    lr = best_lr(scores)
     graded = [accuracy(network, train_one(Seed(0) / "ceiling" / i, lr), test) for i in range(students)]
     record = {"accuracies": graded, "lr": lr, "images": len(train), "epochs": epochs}
     write_json(path, record)

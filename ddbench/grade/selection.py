@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
@@ -25,6 +26,11 @@ class Verdict:
     tried: dict[str, float]  # lr -> mean accuracy
 
 
+def best_lr(scores: Mapping[float, float]) -> float:
+    """The student lr with the largest accuracy, the smallest among equals."""
+    return max(scores, key=lambda lr: (scores[lr], -lr))
+
+
 def judge(
     candidate: SyntheticSet,
     done: Curriculum,
@@ -44,7 +50,7 @@ def judge(
     trials = {lr: Curriculum((*done.sets, replace(candidate, lr=lr)), phases) for lr in grid}
     begins = [students.student(i) for i in range(protocol.judges)]
     scores = _scores(students, begins, trials, data, protocol, first=len(phases) - 1)
-    best = max(grid, key=lambda lr: (scores[lr], -lr))
+    best = best_lr(scores)
     return Verdict(best, scores[best], {repr(lr): scores[lr] for lr in grid})
 
 
@@ -66,6 +72,11 @@ def tuned(
     begins = [students.student(i) for i in range(protocol.judges)]
     scores = _scores(students, begins, trials, data, protocol, first=0)
     return max(trials, key=lambda name: (scores[name], name == "own")), scores
+
+
+def at_chosen(curriculum: Curriculum, chosen: str | None) -> Curriculum:
+    """The curriculum at what :func:`tuned` chose."""
+    return curriculum if chosen in ("own", None) else curriculum.at(float(chosen))
 
 
 def _scores(

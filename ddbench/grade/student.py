@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,8 @@ from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import RealData
 from ddbench.grade.protocol import Protocol
-from ddbench.hookspecs import Examinee
+from ddbench.hookspecs import Examinee, Examining, Metric, Scoring
+from ddbench.plugins import marks
 from ddbench.problem.starts import Teaching, teach, teach_together
 from ddbench.problem.synthetic import Curriculum
 from ddbench.train.fit import Student, Watch, predict
@@ -81,7 +81,7 @@ def measured_students(
     network: Network,
     teaching: Teaching,
     test: RealData,
-    metrics: dict[str, Any],
+    metrics: Mapping[str, Metric],
     seed: Seed,
     students: Sequence[int],
     *,
@@ -95,7 +95,7 @@ def measured_students(
     students on the way, the best look is what counts.
     """
     total, looks = teaching.total(curriculum), look_steps(curriculum, teaching, protocol or Protocol())
-    asked = frozenset(step for m in metrics.values() for step in _marks(m, total))
+    asked = frozenset(step for m in metrics.values() for step in marks(m, total))
     pupils = [Pupil(Student(network.init(seed / i / "init")), curriculum, seed / i, looks | asked) for i in students]
     for pupil, after in zip(pupils, taught(network, pupils, teaching, together=together), strict=True):
         seen = [vector for step, vector in pupil.trail if step in looks] or [after.vector]
@@ -106,20 +106,16 @@ def measured_students(
         report("evaluation", pupils.index(pupil) + 1, len(pupils))
 
 
-def _marks(metric: Any, steps: int) -> set[int]:
-    return {step for step in metric.marks(steps) if 0 < step <= steps} if hasattr(metric, "marks") else set()
-
-
-def measured(student: Examinee, metrics: dict[str, Any]) -> dict[str, float]:
+def measured(student: Examinee, metrics: Mapping[str, Metric]) -> dict[str, float]:
     """What the metrics say of a student; accuracy always. A number that is not finite counts as not known."""
     numbers = {"accuracy": share_right(student.logits, student.targets)}
     if not student.logits.isfinite().all():
         return numbers | {"diverged": 1.0}  # what it answers is chance, and no other metric has a value
     for name, metric in metrics.items():
-        if hasattr(metric, "examine"):
-            marks = _marks(metric, student.steps)
-            own = replace(student, trail=tuple(mark for mark in student.trail if mark[0] in marks))
+        if isinstance(metric, Examining):
+            asked = marks(metric, student.steps)
+            own = replace(student, trail=tuple(mark for mark in student.trail if mark[0] in asked))
             numbers |= {f"{name}.{key}": float(value) for key, value in metric.examine(own).items()}
-        else:
+        elif isinstance(metric, Scoring):
             numbers[name] = float(metric(student.logits, student.targets))
     return {name: number for name, number in numbers.items() if math.isfinite(number)}

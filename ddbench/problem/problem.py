@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddbench.base.seeds import Seed
-from ddbench.data.augment import DSA
+from ddbench.data.augment import DSA, strategy
 from ddbench.data.dataset import Examples, RealData
 from ddbench.errors import DDBenchError, UsageError
 from ddbench.problem.decode import IDENTITY, Decoder
@@ -19,6 +20,7 @@ from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum, Teacher
 from ddbench.train.fit import Recipe
 from ddbench.train.network import Network
+from ddbench.train.source import NetworkSource
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,21 @@ class Needs:
     snapshots: tuple[int, ...] = ()
     recipe: Recipe | None = None
     teachers: int = 0
-    teacher_network: Any = None
+    teacher_network: NetworkSource | None = None
     teacher_recipe: Recipe | None = None
+
+
+def state_bytes(images: int, image: int, classes: int, moments: int = 1) -> int:
+    """Images with their momentum (two moments for Adam), and labels, in float32; ``image``: values of one image."""
+    return 4 * images * ((1 + moments) * image + classes)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a matcher takes on the device: its ``state``, and the peak of an ``iteration`` where that is known."""
+
+    state: int
+    iteration: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +85,18 @@ class Problem:
         """The augmentation that keeps this dataset's labels valid."""
         return DSA(self.augment)
 
+    def strategy(self, asked: str) -> DSA:
+        """The augmentation that an option asks for, where ``dataset`` stands for the dataset's own."""
+        return DSA(strategy(asked, self.augment))
+
     @cached_property
     def experts(self) -> Experts:
         """Trajectories on the real data from these starts; changed starts are other experts."""
         return Experts(self.starts, self.real, self.expert_recipe)
+
+    def state_bytes(self, moments: int = 1) -> int:
+        """What ``ipc`` stored images per class take with their labels and ``moments`` of an outer optimiser."""
+        return state_bytes(self.ipc * self.classes, math.prod(self.real.shape), self.classes, moments)
 
     @property
     def shown(self) -> int:

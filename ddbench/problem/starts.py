@@ -38,6 +38,10 @@ class Teaching:
     steps: int | None = None
     phases: int = 1
 
+    def on(self, augment: str) -> Teaching:
+        """The same on a dataset whose own augmentation is ``augment``."""
+        return replace(self, recipe=self.recipe.on(augment))
+
     def lesson(self, phase: int) -> Recipe:
         if self.steps is None:
             return self.recipe

@@ -15,6 +15,7 @@ from ddbench.data.dataset import Examples
 from ddbench.errors import UsageError
 from ddbench.problem.decode import IDENTITY, Decoder
 from ddbench.train.network import Network
+from ddbench.train.source import NetworkSource
 
 LABEL_KINDS = ("probability", "logit", "real")
 
@@ -35,7 +36,7 @@ def targets(labels: Tensor, kind: str) -> Tensor:
 class Teacher:
     """A trained network that labels images: the source of its architecture, and its ``vector`` ``(p,)``."""
 
-    source: Any
+    source: NetworkSource
     vector: Tensor
 
     def network(self, shape: tuple[int, int, int], classes: int) -> Network:

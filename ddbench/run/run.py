@@ -24,11 +24,12 @@ from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, evaluate
 from ddbench.grade.preview import preview
+from ddbench.hookspecs import Scheduler
 from ddbench.problem.problem import Problem
-from ddbench.problem.starts import Starts, Teaching
+from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
 from ddbench.run.folder import FINAL, finished
-from ddbench.run.spec import RunSpec, differences
+from ddbench.run.spec import RunSpec, differences, known_options
 from ddbench.run.stage import Stage
 from ddbench.train.network import Network
 
@@ -42,12 +43,6 @@ class Settings:
     checkpoint_seconds: float = 20.0
 
 
-def with_augment(teaching: Teaching, augment: str) -> Teaching:
-    """``augment="dataset"`` replaced by the dataset's strategy."""
-    recipe = teaching.recipe
-    return replace(teaching, recipe=replace(recipe, augment=augment)) if recipe.augment == "dataset" else teaching
-
-
 def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
     """The whole task: all of ``ipc`` at once, for fresh networks. Schedulers restate it."""
     train = dataset.train.to(spec.device)
@@ -57,16 +52,21 @@ def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
             f"class has {train.smallest_class} training images"
         )
     network = Network(spec.network, train.shape, train.classes, torch.device(spec.device))
-    teaching = with_augment(spec.protocol.starting(spec.ipc * train.classes, phases(spec.scheduler)), dataset.augment)
+    teaching = spec.protocol.starting(spec.ipc * train.classes, phases(spec.scheduler)).on(dataset.augment)
     # Start networks and experts do not depend on the run's seed: the pool is shared between repeats.
     starts = Starts(network, Seed(0) / "start", teaching, Cache(home()), spec.threads)
-    experts = spec.experts
-    if experts.augment == "dataset":
-        experts = replace(experts, augment=dataset.augment)
+    experts = spec.experts.on(dataset.augment)
     return Problem(train, spec.ipc, starts, experts, dataset.augment, Seed(spec.seed), decoder=spec.decoder)
 
 
-def phases(scheduler: Any) -> int:
+def first_problem(spec: RunSpec, dataset: Dataset) -> Problem:
+    """What the first stage of a run is asked. Raises UsageError where the budget cannot be divided."""
+    problem = spec.scheduler.next(build_task(spec, dataset), Curriculum())
+    assert problem is not None, f"scheduler {spec.scheduler.name!r} has no stage"
+    return problem
+
+
+def phases(scheduler: Scheduler) -> int:
     """Into how many phases a student's N steps are divided: one where it learns the union of all stages at once."""
     return len(scheduler.phases(scheduler.stages))
 
@@ -98,9 +98,7 @@ class Run:
 
     def _check_task(self) -> None:
         """Refuse what cannot be done before anything is written: a budget, stages, or a network that do not fit."""
-        task = build_task(self.spec, self.dataset)
-        self.spec.scheduler.next(task, Curriculum())
-        assert task.network.parameters
+        assert first_problem(self.spec, self.dataset).network.parameters
 
     def _check_spec(self) -> None:
         """A folder belongs to one spec and one dataset; going on under another is refused with the difference."""
@@ -110,7 +108,8 @@ class Run:
             path = self.folder / name
             if not path.exists():
                 write_json(path, record)
-            changed += differences(read_json(path), record, added=False)  # the key holds what matters
+            held = known_options(read_json(path)) if name == "spec.json" else read_json(path)
+            changed += differences(held, record, added=False)  # the key holds what matters
         if changed:
             raise UsageError(
                 f"{self.folder} was started with another spec or other data ({'; '.join(changed)}); "
@@ -166,7 +165,7 @@ class Run:
     def _stage(self, index: int, problem: Problem, done: Curriculum) -> Stage:
         spec = self.spec
         images = spec.ipc * problem.classes
-        teaching = with_augment(spec.protocol.evaluation(images, phases(spec.scheduler)), problem.augment)
+        teaching = spec.protocol.evaluation(images, phases(spec.scheduler)).on(problem.augment)
         seed = problem.seed / "selection"
         # What students know before the phase that this set adds; nothing where that phase is their first.
         known = tuple(spec.scheduler.phases(index + 1))[:-1]
@@ -193,7 +192,7 @@ class Run:
     def _describe(self, curriculum: Curriculum, task: Problem) -> Distilled:
         spec = self.spec
         images = spec.ipc * task.classes
-        teaching = with_augment(spec.protocol.evaluation(images, phases(spec.scheduler)), task.augment)
+        teaching = spec.protocol.evaluation(images, phases(spec.scheduler)).on(task.augment)
         about = {
             "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
             "selection": self.spec.protocol.selects,

@@ -12,11 +12,12 @@ from functools import cached_property
 from typing import Any
 
 from ddbench.base.cache import digest
-from ddbench.base.options import changed, describe, make, options
+from ddbench.base.options import changed, describe, known, make, options
 from ddbench.errors import UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, named
 from ddbench.grade.protocol import altered as renamed
-from ddbench.plugins import Plugin, RecipeEntry, registry
+from ddbench.hookspecs import DatasetSource, Matcher, NetworkSource, Scheduler
+from ddbench.plugins import Plugin, RecipeEntry, decodes, main_option, registry
 from ddbench.problem.decode import IDENTITY, Decoder
 from ddbench.train.fit import TRAINER_VERSION, Recipe
 
@@ -50,10 +51,10 @@ class Request:
 class RunSpec:
     """A run, fully resolved. ``dataset``, ``matcher``, ``scheduler`` and ``network`` are plugin objects."""
 
-    dataset: Any
-    matcher: Any
-    scheduler: Any
-    network: Any
+    dataset: DatasetSource
+    matcher: Matcher[object]
+    scheduler: Scheduler
+    network: NetworkSource
     ipc: int
     seed: int
     experts: Recipe
@@ -127,9 +128,16 @@ def resolve(request: Request) -> Resolved:
         threads=_threads(),
         versions=_versions(chosen),
     )
-    if spec.decoder.factor > 1 and not getattr(spec.matcher, "decodes", False):
+    if spec.decoder.factor > 1 and not decodes(spec.matcher):
         raise UsageError(f"matcher {spec.matcher.name!r} works on stored images alone; leave decoder.factor at 1")
     return Resolved(spec, origins)
+
+
+def known_options(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without options that plugins no longer have, where these stand at what was their default."""
+    classes = {kind: registry().get(kind, record[kind]["name"]).cls for kind in PLUGGED}
+    kept = {kind: known(cls, record[kind]["options"], kind) for kind, cls in classes.items()}
+    return record | {kind: record[kind] | {"options": options} for kind, options in kept.items()}
 
 
 def from_record(record: dict[str, Any]) -> RunSpec:
@@ -247,7 +255,7 @@ def split_dataset(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     short, colon, value = name.partition(":")
     if not colon:
         return name, ()
-    option = getattr(registry().get("dataset", short).cls, "argument", None)
+    option = main_option(registry().get("dataset", short))
     if option is None:
         raise UsageError(f"the dataset {short!r} takes nothing after a colon; write --dataset {short}")
     return short, ((f"dataset.{option}", value),)

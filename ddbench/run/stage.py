@@ -25,12 +25,12 @@ from ddbench.data.dataset import RealData
 from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import Verdict, judge
+from ddbench.hookspecs import Matcher
+from ddbench.plugins import needs, notes, resume
 from ddbench.problem.experts import Experts
 from ddbench.problem.problem import Needs, Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum, SyntheticSet
-from ddbench.train.compile import account, settle, verdicts
-from ddbench.train.fit import Recipe
 
 OUT_OF_RANGE = 1e4
 EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
@@ -58,7 +58,7 @@ class Stage:
 
     index: int
     problem: Problem
-    matcher: Any
+    matcher: Matcher[object]
     protocol: Protocol
     phases: tuple[tuple[int, ...], ...]
     judges: Starts
@@ -100,28 +100,27 @@ class Stage:
         notes_path, result = self.folder / "result.json", self.folder / "result.safetensors"
         if not notes_path.exists():
             return None
-        notes = read_json(notes_path)
-        if not result.exists() or file_digest(result) != notes["sha256"]:
+        record = read_json(notes_path)
+        if not result.exists() or file_digest(result) != record["sha256"]:
             raise DataError(f"{result} is damaged; delete {self.folder} and run again to distil this stage anew")
-        return load_state(result, self.device)[0], notes
+        return load_state(result, self.device)[0], record
 
     def _prepare(self) -> None:
         """Make what the matcher needs: experts from this problem's starts."""
-        needs = self.matcher.needs(self.problem) if hasattr(self.matcher, "needs") else None
-        if needs is None:
-            return
-        self.problem = prepared(self.problem, needs)
-        if needs.experts:
-            self.expert_seconds += self.problem.experts.seconds(needs.experts)
+        wanted = needs(self.matcher, self.problem)
+        self.problem = prepared(self.problem, wanted)
+        if wanted.experts:
+            self.expert_seconds += self.problem.experts.seconds(wanted.experts)
         if self.problem.teachers is not None:
-            self.expert_seconds += self.problem.teachers.seconds(needs.teachers)
+            self.expert_seconds += self.problem.teachers.seconds(wanted.teachers)
 
-    def _restore(self) -> Any:
+    def _restore(self) -> object:
         if self.checkpoint.exists():
-            saved, notes = load_state(self.checkpoint, self.device)
-            self.ledger, self.best = Ledger(**notes), saved["best"]
-            settle(self.ledger.engine)
+            saved, ledger = load_state(self.checkpoint, self.device)
+            self.ledger, self.best = Ledger(**ledger), saved["best"]
+            resume(self.matcher, self.ledger.engine)
             return saved["state"]
+        resume(self.matcher, {})
         previous = self.folder.parent / f"stage-{self.index - 1}" / "result.json"
         self.ledger.metrics_end = read_json(previous)["metrics_end"] if previous.exists() else 0
         with (self.seed / "init").scope():
@@ -244,7 +243,7 @@ class Stage:
         stream.flush()
         os.fsync(stream.fileno())
         self.ledger.metrics_end = stream.tell()
-        self.ledger.engine |= verdicts()
+        self.ledger.engine |= notes(self.matcher)
         self._tick()
         if has_nan(state):
             raise DivergedError(
@@ -263,7 +262,7 @@ class Stage:
         assert self.ledger.best is not None
         result = self.folder / "result.safetensors"
         save_state(result, self.best, {})
-        notes = {
+        record = {
             "sha256": file_digest(result),
             "selected": self.ledger.best,
             "checks": self.ledger.checks,
@@ -275,43 +274,38 @@ class Stage:
             "peak_bytes": self.ledger.peak,
             "metrics_end": self.ledger.metrics_end,
         }
-        compiled = list((self.ledger.engine | verdicts()).values())
-        account()  # the next stage has its own
-        write_json(self.folder / "result.json", notes | ({"engine": compiled} if compiled else {}))
+        noted = list((self.ledger.engine | notes(self.matcher)).values())
+        write_json(self.folder / "result.json", record | ({"engine": noted} if noted else {}))
         self.checkpoint.unlink(missing_ok=True)
-        return self.best, notes
+        return self.best, record
 
 
-def prepared(problem: Problem, needs: Needs) -> Problem:
+def prepared(problem: Problem, wanted: Needs) -> Problem:
     """The problem with what a matcher needs: as many start networks as experts, the experts, and teachers."""
-    if needs.experts:
-        recipe = _with_augment(needs.recipe or problem.expert_recipe, problem)
-        starts = replace(problem.starts, count=needs.experts)
+    if wanted.experts:
+        recipe = (wanted.recipe or problem.expert_recipe).on(problem.augment)
+        starts = replace(problem.starts, count=wanted.experts)
         problem = replace(problem, starts=starts, expert_recipe=recipe)
-        problem.experts.build(needs.experts, needs.snapshots)
-    if needs.teachers:
-        problem = replace(problem, teachers=_teachers(problem, needs))
+        problem.experts.build(wanted.experts, wanted.snapshots)
+    if wanted.teachers:
+        problem = replace(problem, teachers=_teachers(problem, wanted))
     return problem
 
 
-def _teachers(problem: Problem, needs: Needs) -> Experts:
+def _teachers(problem: Problem, wanted: Needs) -> Experts:
     """Networks trained on the real data to the end of their recipe, from starts that no stage has taught."""
     network = problem.network
-    if needs.teacher_network is not None:
-        network = replace(network, source=needs.teacher_network)
+    if wanted.teacher_network is not None:
+        network = replace(network, source=wanted.teacher_network)
     starts = replace(
         problem.starts, network=network, seed=Seed(problem.starts.seed.root) / "teacher", taught=Curriculum()
     )
-    recipe = _with_augment(needs.teacher_recipe or problem.expert_recipe, problem)
+    recipe = (wanted.teacher_recipe or problem.expert_recipe).on(problem.augment)
     if recipe.epochs is None:
         raise UsageError("a teacher's recipe must say for how many epochs it trains; set its epochs")
     teachers = Experts(starts, problem.real, replace(recipe, imported=""))  # imported ones are of another network
-    teachers.build(needs.teachers, (recipe.epochs,))
+    teachers.build(wanted.teachers, (recipe.epochs,))
     return teachers
-
-
-def _with_augment(recipe: Recipe, problem: Problem) -> Recipe:
-    return replace(recipe, augment=problem.augment) if recipe.augment == "dataset" else recipe
 
 
 def steps_unread(device: torch.device) -> int:

@@ -138,7 +138,7 @@ def _loaded(cell: Cell, say: Callable[[str], None]) -> Any:
 
 def _cost(cell: Cell, dataset: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """Bytes on disk and of memory, from the forecast of ``ddbench run --dry-run``."""
-    from ddbench.run.references import forecast
+    from ddbench.run.forecast import forecast
 
     try:
         found = forecast(replace(cell.spec, device="cpu"), dataset)

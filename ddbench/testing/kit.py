@@ -26,7 +26,8 @@ from torch.func import vmap
 from ddbench import Curriculum, Dataset, Examinee, Needs, Network, Problem, Seed, SyntheticSet, UsageError, predict
 from ddbench.base.cache import Cache, digest
 from ddbench.base.options import describe, make
-from ddbench.plugins import check_class, registry
+from ddbench.hookspecs import DatasetSource, Examining, Marking, Matcher, Metric, NetworkSource, Scheduler
+from ddbench.plugins import check_class, needs, registry
 from ddbench.run.run import build_task
 from ddbench.run.spec import Request, resolve
 from ddbench.run.stage import prepared
@@ -48,7 +49,7 @@ def toy_task(*, ipc: int = 2, seed: int = 0, folder: Path | None = None) -> Prob
     return replace(task, starts=replace(task.starts, cache=Cache(folder or _scratch())))
 
 
-def check_matcher(matcher: Any) -> None:
+def check_matcher(matcher: type | Matcher[object]) -> None:
     """Drive a matcher through two stages of ``pdd`` on the toy task, a few steps each, as the harness does.
 
     ``needs`` names every snapshot that is read; ``init``, ``step`` and ``result`` depend on the problem and
@@ -61,15 +62,15 @@ def check_matcher(matcher: Any) -> None:
         task, scheduler = toy_task(ipc=3, folder=folder), registry().get("scheduler", "pdd").cls(stages=2)
         while (problem := scheduler.next(task, done)) is not None:
             said = f"needs() of matcher {method.name!r} must return the same ddbench.Needs whenever it is asked"
-            needs = _steady(lambda p=problem: method.needs(p) if hasattr(method, "needs") else Needs(), said)
-            require(isinstance(needs, Needs), said)
+            wanted = _steady(lambda p=problem: needs(method, p), said)
+            require(isinstance(wanted, Needs), said)
             with explained(f"making what needs() of matcher {method.name!r} names"):
-                problem = prepared(problem, needs)
+                problem = prepared(problem, wanted)
             made = Trial(method, problem, folder / "state.safetensors").check()
             done = Curriculum((*done.sets, made), scheduler.phases(len(done) + 1))
 
 
-def check_scheduler(scheduler: Any) -> None:
+def check_scheduler(scheduler: type | Scheduler) -> None:
     """Walk a scheduler through all its stages: no image is lost, what is done stays, phases only grow."""
     plan = _made("scheduler", scheduler, stages=1)
     task, stages, outcome = toy_task(), plan.stages, "returns a problem"
@@ -83,7 +84,7 @@ def check_scheduler(scheduler: Any) -> None:
     require(stages == 1 or not outcome, said)
 
 
-def check_dataset(source: Any) -> None:
+def check_dataset(source: type | DatasetSource) -> None:
     """Load a dataset twice: uint8 pixels, every class to train on, parts that do not overlap, equal bits."""
     plugin = _made("dataset", source)
     data, name = plugin.load(), f"dataset {plugin.name!r}"
@@ -107,7 +108,9 @@ def check_dataset(source: Any) -> None:
         require(common <= DUPLICATES * size, said)
 
 
-def check_network(source: Any, *, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10) -> None:
+def check_network(
+    source: type | NetworkSource, *, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10
+) -> None:
     """Use a network as a pure function of a flat vector: repeatable, stackable, twice differentiable.
 
     Stacking is tried in evaluation and in training, and ``features`` and ``activations`` where there are any.
@@ -167,14 +170,14 @@ def _check_training(network: Network, vectors: torch.Tensor, x: torch.Tensor) ->
     require(alike and stacked.isfinite().all(), f"{name} gives other logits in training mode when vectors are stacked")
 
 
-def check_metric(metric: Any) -> None:
+def check_metric(metric: type | Metric) -> None:
     """Measure made-up predictions: finite floats, the same each time, and arguments left as they were.
 
     A metric with ``examine`` is shown a network of the toy task, with the marks that it asks for.
     """
     measure = _made("metric", metric)
     name = f"metric {measure.name!r}"
-    if hasattr(measure, "examine"):
+    if isinstance(measure, Examining):
         _check_examination(measure, name)
         return
     targets = torch.arange(30) % 5
@@ -190,10 +193,15 @@ def check_metric(metric: Any) -> None:
         _steady(lambda given=given: measure(*given), f"{name} gives two numbers for the same {case} predictions")
 
 
-def _check_examination(measure: Any, name: str) -> None:
+def _marks(measure: object, steps: int) -> list[int]:
+    """The steps that a metric asks for, as it names them."""
+    return sorted(measure.marks(steps)) if isinstance(measure, Marking) else []
+
+
+def _check_examination(measure: Examining, name: str) -> None:
     problem, steps = toy_task(), 20
     vectors = [problem.starts[i] for i in range(steps + 1)]
-    marks = sorted(measure.marks(steps)) if hasattr(measure, "marks") else []
+    marks = _marks(measure, steps)
     require(all(isinstance(m, int) for m in marks), f"{name} must mark optimiser steps by whole numbers, got {marks}")
     trail = tuple((m, vectors[m]) for m in marks if 0 < m <= steps)
     logits, targets = predict(problem.network, vectors[-1], problem.real)
@@ -243,14 +251,14 @@ def _made(kind: str, given: Any, **counts: int) -> Any:
     return plugin
 
 
-def _walk(plan: Any, task: Problem) -> None:
+def _walk(plan: Scheduler, task: Problem) -> None:
     """Play all stages with blank sets."""
     done, name, spent = Curriculum(), f"next() of {plan.name!r}", 0
     for stage in range(plan.stages):
-        problem = plan.next(task, done)
-        require(problem and problem.ipc >= 1, f"{name} must give {plan.stages} problems of ipc 1 or more, not {stage}")
-        said = f"{name} must give the same problem when a resumed run asks again"
-        _steady(lambda done=done: plan.next(task, done).ipc, said)
+        said = f"{name} must give {plan.stages} problems of ipc 1 or more, not {stage}"
+        problem = _problem(plan, task, done, said)
+        again = f"{name} must give the same problem when a resumed run asks again"
+        _steady(lambda done=done, said=said: _problem(plan, task, done, said).ipc, again)
         kept = problem.frozen.sets == done.sets and problem.frozen.phases == done.phases
         require(kept, f"{name} must pass on what is done: replace(task, ipc=..., frozen=done)")
         require(set(problem.starts.taught.sets) <= set(done.sets), f"{name} teaches sets that are not in `done`")
@@ -263,7 +271,14 @@ def _walk(plan: Any, task: Problem) -> None:
     require(plan.next(task, done) is None, f"{name} must give None when there are {plan.stages} sets")
 
 
-def _phases(plan: Any, n: int, *, grows: bool) -> tuple[tuple[int, ...], ...]:
+def _problem(plan: Scheduler, task: Problem, done: Curriculum, otherwise: str) -> Problem:
+    problem = plan.next(task, done)
+    if problem is None or problem.ipc < 1:
+        raise AssertionError(otherwise)
+    return problem
+
+
+def _phases(plan: Scheduler, n: int, *, grows: bool) -> tuple[tuple[int, ...], ...]:
     """The phases of n sets, checked; ``grows`` where start networks are students of the phases before."""
     phases, what = plan.phases(n), f"phases({n}) of {plan.name!r}"
     plain = isinstance(phases, tuple) and all(isinstance(phase, tuple) and phase for phase in phases)

@@ -15,6 +15,7 @@ from ddbench import Problem, Seed, SyntheticSet
 from ddbench.base.cache import digest
 from ddbench.base.state import has_nan, load_state, save_state
 from ddbench.base.tensors import load_tensors
+from ddbench.hookspecs import Matcher
 
 STEPS = 3  # of a matcher that are taken: enough to stop after each and go on
 
@@ -48,7 +49,7 @@ MODES = {
 class Trial:
     """A matcher at work on one problem."""
 
-    method: Any
+    method: Matcher[object]
     problem: Problem
     file: Path
     mode: str = "straight on"

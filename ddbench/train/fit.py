@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch.autograd import grad
 
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
-from ddbench.data.augment import DSA, Draw
+from ddbench.data.augment import DSA, Draw, strategy
 from ddbench.data.dataset import Examples, RealData
 from ddbench.data.mixing import Mix, Mixing
 from ddbench.errors import UsageError
@@ -65,6 +65,10 @@ class Recipe:
     imported: Annotated[
         str, "id of trajectories brought in by `ddbench import --experts`, instead of training (experts only)"
     ] = ""
+
+    def on(self, augment: str) -> Recipe:
+        """The recipe on a dataset whose own augmentation is ``augment``."""
+        return replace(self, augment=strategy(self.augment, augment))
 
     def rate(self, step: int, total: int, lr: float) -> float:
         """The learning rate of optimiser step ``step`` of ``total``."""

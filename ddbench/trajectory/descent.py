@@ -9,10 +9,9 @@ With g the gradient of an iteration, t the number of iterations, and mu = ``mome
 | ``outer`` | a pixel x |
 | --- | --- |
 | ``sgd`` | m <- mu m + g;  x <- x - lr_img m, as MTT and TESLA do |
-| ``normalised`` | m <- mu m + (1 - mu) g / rms(g);  x <- x - lr_img m, with the root mean square of each image |
 | ``adam`` | Adam (Kingma & Ba, ICLR 2015) with beta_1 = mu and beta_2 = 0.999 |
 
-In the last two, lr_img is about how far a pixel moves in an iteration, whatever the size of the gradients.
+With the last, lr_img is about how far a pixel moves in an iteration, whatever the size of the gradients.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from ddbench.trajectory.unroll import Gradient
 
 LABEL_MOMENTUM = 0.9  # outer momentum of learned label logits
 BETA2 = 0.999
-# Added to the root of Adam's second moment, and to root mean squares. Pixels' gradients are 1e-4 to 1e-9 here, so that
+# Added to the root of Adam's second moment. Pixels' gradients are 1e-4 to 1e-9 here, so that
 # Adam's usual 1e-8 would decide; this one only keeps zeros from being divided by zeros.
 TINY = 1e-16
 NOTHING = 1e-17  # what Adam's first moment still adds may be left out when it is below this share
 
-Outer = Literal["sgd", "adam", "normalised"]
+Outer = Literal["sgd", "adam"]
 
 
 class Moving(Protocol):
@@ -172,10 +171,7 @@ def softmax_pullback(logits: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _move_images(method: Moving, state: PixelState, rows: Tensor, found: Tensor) -> None:
-    if method.outer == "normalised":
-        size = found.flatten(1).square().mean(1).sqrt() + TINY
-        found = found * ((1 - method.momentum) / size).view(-1, 1, 1, 1)
-    elif method.clip is not None:
+    if method.clip is not None:
         found = _clipped(found, state, method.clip)
     held = state.images_momentum[rows].mul_(method.momentum)
     if state.images_square is None:

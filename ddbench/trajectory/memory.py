@@ -19,15 +19,9 @@ from ddbench.data.augment import DSA, Draw
 from ddbench.data.dataset import Examples
 from ddbench.problem.synthetic import Pool
 from ddbench.train.network import Network
-from ddbench.trajectory.method import Differentiate
-from ddbench.trajectory.unroll import Plan, matching, student_loss
+from ddbench.trajectory.unroll import Differentiate, Plan, Task, matching, student_loss
 
 PLAYED = 10  # student steps that are played; what more steps add is the same for each
-
-
-def state_bytes(images: int, image: int, classes: int, moments: int = 1) -> int:
-    """Images with their momentum (two moments for Adam), and labels, in float32; ``image``: values of one image."""
-    return 4 * images * ((1 + moments) * image + classes)
 
 
 def unroll_bytes(differentiate: Differentiate, network: Network, strategy: str, batch: int, steps: int) -> int:
@@ -54,7 +48,7 @@ def _peak(differentiate: Differentiate, network: Network, draw: Draw, batch: int
         buffers = torch.empty(network.length - network.parameters)
         pool = Pool(Examples(torch.empty(batch, *network.shape), torch.empty(batch, network.classes)))
         loss = student_loss(network, buffers)
-        differentiate(loss, matching(start, target), start, pool, torch.empty(()), plan)
+        differentiate(Task(loss, matching(start, target), start, pool, torch.empty(()), plan))
     return counted.peak
 
 

@@ -1,61 +1,57 @@
-"""What all trajectory matchers share: options, segments of experts, an iteration, labels from experts.
+"""What trajectory matchers are made of: options, segments of experts, what a student is shown of a set, labels.
 
-A trajectory matcher is a :class:`Method` with a way to differentiate the unroll; TESLA and MTT differ in nothing
-else. Under a decoder, n images are stored and n copies are what students see: plans, batches and gradients are of
-the latter, and what moves are the stored ones.
+A method is :class:`Method`, or :class:`Swept` if the engine's sweep gives its gradient, and writes its own step with
+the pieces below; :func:`begin` and :func:`finish` are its ends. Under a decoder, n images are stored and n copies are
+what students see: plans, batches and gradients are of the latter, and what moves are the stored ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
+from ddbench.base.options import Removed
 from ddbench.data.augment import DSA
 from ddbench.data.dataset import Examples
-from ddbench.errors import UsageError
 from ddbench.problem.labels import mean_labels, teacher_labels
-from ddbench.problem.problem import Needs, Problem
+from ddbench.problem.problem import Memory, Needs, Problem
 from ddbench.problem.synthetic import Pool, SyntheticSet, targets
-from ddbench.train.compile import Kind
-from ddbench.train.fit import Recipe
-from ddbench.train.fit_together import trains_together
+from ddbench.train.compile import Kind, settle, verdicts
 from ddbench.train.precision import Precision
 from ddbench.trajectory.decoded import View, mean_of_copies
 from ddbench.trajectory.descent import Outer, PixelState, catch_up, caught_up, check_lr, check_outer, descend
 from ddbench.trajectory.engine import Engine, Probe
-from ddbench.trajectory.stacking import Task, stacked
-from ddbench.trajectory.unroll import Curvature, Gradient, Loss, Plan, Terminal, matching, reverse, student_loss
+from ddbench.trajectory.memory import unroll_bytes
+from ddbench.trajectory.unroll import Curvature, Gradient, Plan, Task, reverse
 
 SHARP = 10.0  # the logit of the true class when learned labels start from hard ones
-
-# (loss, terminal, theta_0, pool, student lr, plan) -> gradients at the end of the unroll
-Differentiate = Callable[[Loss, Terminal, Tensor, Pool, Tensor, Plan], Gradient]
 
 
 @dataclass(frozen=True)
 class Method:
-    """The options of a trajectory matcher, by the names that recipes use, and how it works on a problem.
+    """The options of a trajectory matcher, by the names that recipes use.
 
-    A matcher adds a name, ``differentiate`` and options of its own; it says which ``labels`` and ``pix_init`` it has.
-    Its state is a :class:`PixelState`, or holds one. ``batch_syn`` counts images as students see them, decoded.
+    A matcher adds a name, ``step``, ``differentiate`` and options of its own; it says which ``labels`` and ``pix_init``
+    it has. Its state is a :class:`PixelState`, or holds one. ``batch_syn`` counts images as students see them, decoded.
     """
 
     decodes = True
+    removed: ClassVar[dict[str, Removed]] = {
+        "segments": Removed(1, "more iterations gain as much"),
+        "outer=normalised": Removed("sgd", "it did not reach what SGD and Adam reach"),
+        "stacked": Removed(None, "segments, which it stacked, are no longer taken several at a time"),
+    }
     steps: Annotated[int, Ge(1), "iterations per stage"] = 500
     syn_steps: Annotated[int, Ge(1), "student steps per iteration, T"] = 10
     span: Annotated[int, Ge(1), "expert epochs between start and target, M"] = 2
     max_start: Annotated[int, Ge(1), "start epochs are drawn from 0..max_start-1"] = 10
     experts: Annotated[int, Ge(1), "expert trajectories"] = 10
     batch_syn: Annotated[int | None, Ge(1), "synthetic images per student step; none for all"] = None
-    segments: Annotated[int, Ge(1), "segments whose mean gradient an iteration descends"] = 1
-    stacked: Annotated[bool | None, "differentiate segments by one vectorised unroll; none: on CUDA"] = None
-    outer: Annotated[Outer, "what moves the images: SGD, Adam, or SGD on normalised gradients"] = "sgd"
+    outer: Annotated[Outer, "what moves the images: SGD or Adam"] = "sgd"
     lr_img: Annotated[float, Gt(0), "outer learning rate of the images"] = 100.0
     lr_lr: Annotated[float, Ge(0), "outer learning rate of the student lr"] = 1e-5
     lr_label: Annotated[float, Ge(0), "outer learning rate of label logits (labels=learned)"] = 2.0
@@ -64,19 +60,16 @@ class Method:
     labels: str = "hard"
     teacher_epochs: Annotated[int | None, Ge(1), "epochs of the experts that label; none: where segments end"] = None
     relabel: Annotated[bool, "teacher labels anew in every iteration, as TESLA's code does"] = False
-    clip: Annotated[
-        float | None, Gt(0), "bound of the image gradient, times its running mean; not with outer=normalised"
-    ] = 2.0
+    clip: Annotated[float | None, Gt(0), "bound of the image gradient, times its running mean"] = 2.0
     pix_init: str = "real"
     augment: Annotated[bool, "DSA in the student's steps"] = True
 
     def __post_init__(self) -> None:
         check_outer(self)
-        apart = _why_apart(self)
-        if self.stacked and self.segments > 1 and apart:
-            raise UsageError(
-                f"segments cannot be stacked with {apart}; leave matcher.stacked alone, or set it to false"
-            )
+
+    def differentiate(self, task: Task) -> Gradient:
+        """The gradients of an unroll as this method takes them; what ``ddbench check-grad`` examines."""
+        raise NotImplementedError
 
     def needs(self, problem: Problem) -> Needs:  # noqa: ARG002 - others ask what the problem has
         return needs(self)
@@ -84,21 +77,23 @@ class Method:
     def init(self, problem: Problem) -> Any:
         return begin(self, problem, problem.sample())
 
-    def step(self, problem: Problem, state: Any, k: int) -> tuple[Any, dict[str, float | Tensor]]:
-        return advance(self, problem, state, k, self.on(problem))
-
-    def on(self, problem: Problem) -> Differentiate:  # noqa: ARG002 - others ask what the problem has
-        """``differentiate`` with what it needs of the problem."""
-        return self.differentiate
-
-    def differentiate(
-        self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
-    ) -> Gradient:
-        """The gradients of an unroll as this method takes them; what ``ddbench check-grad`` examines."""
-        raise NotImplementedError
-
     def result(self, problem: Problem, state: Any) -> SyntheticSet:
         return finish(self, problem, state)
+
+    def memory(self, problem: Problem) -> Memory:
+        """The set with its momenta, and the peak of one iteration, which is played on the meta device."""
+        shown = problem.ipc * problem.classes * problem.decoder.copies
+        batch = min(self.batch_syn or shown, shown)
+        iteration = unroll_bytes(self.differentiate, problem.network, problem.augment, batch, self.syn_steps)
+        return Memory(problem.state_bytes(2 if self.outer == "adam" else 1), iteration)
+
+    def notes(self) -> dict[str, Any]:
+        """How student steps were compiled or lowered in this stage."""
+        return verdicts()
+
+    def resume(self, notes: dict[str, Any]) -> None:
+        """Hold to what an interrupted stage began with."""
+        settle(notes)
 
 
 @dataclass(frozen=True)
@@ -110,30 +105,28 @@ class Swept(Method):
     engine: Annotated[Kind, "compile student steps: where it pays (auto), never, or always"] = "auto"
     precision: Annotated[Precision, "of convolutions in student steps, where it is near enough to float32"] = "float32"
 
-    def on(self, problem: Problem) -> Differentiate:
-        """``differentiate``, which judges a lower precision by the latest snapshot before ``max_start``, too."""
-        if self.precision == "float32":
-            return self.differentiate
-        kept = problem.workspace
-        if "probe" not in kept:
-            kept["probe"] = max(epoch for epoch in self.needs(problem).snapshots if epoch < self.max_start)
-        name = f"{problem.experts.folder.name}/{kept['probe']}"
-        return partial(self.differentiate, probe=Probe(name, lambda: problem.experts.snapshot(0, kept["probe"])))
+    def differentiate(self, task: Task) -> Gradient:
+        return swept(self, task)
 
-    def differentiate(
-        self,
-        loss: Loss,
-        terminal: Terminal,
-        start: Tensor,
-        pool: Pool,
-        lr: Tensor,
-        plan: Plan,
-        probe: Probe | None = None,
-    ) -> Gradient:
-        engine = Engine(self.engine, self.steps * self.segments, self.precision, probe)
-        return reverse(
-            loss, terminal, start, pool, lr, plan, curvature=self.curvature, window=self.window, engine=engine
-        )
+
+def swept(method: Swept, task: Task, problem: Problem | None = None) -> Gradient:
+    """The gradients of a task by the reverse sweep, with the method's curvature, window and engine."""
+    return reverse(*task, curvature=method.curvature, window=method.window, engine=engine_for(method, problem))
+
+
+def engine_for(method: Swept, problem: Problem | None = None) -> Engine:
+    """How the method's student steps are computed; on a ``problem``, its experts judge a lower precision as well."""
+    trained = None if problem is None or method.precision == "float32" else _probe(method, problem)
+    return Engine(method.engine, method.steps, method.precision, trained)
+
+
+def _probe(method: Swept, problem: Problem) -> Probe:
+    """Where a lower precision has to be near enough besides a fresh network: the last snapshot before ``max_start``."""
+    kept = problem.workspace
+    if "probe" not in kept:
+        kept["probe"] = max(epoch for epoch in method.needs(problem).snapshots if epoch < method.max_start)
+    name = f"{problem.experts.folder.name}/{kept['probe']}"
+    return Probe(name, lambda: problem.experts.snapshot(0, kept["probe"]))
 
 
 def needs(method: Method, starts: range | None = None) -> Needs:
@@ -166,118 +159,79 @@ def begin(method: Method, problem: Problem, examples: Examples, logits: Tensor |
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """A piece of an expert's trajectory, and what the student does that is to follow it."""
+    """A piece of an expert's trajectory, which a student is to follow."""
 
     expert: int
     epoch: int
     start: Tensor  # theta*_s
     target: Tensor  # theta*_{s+M}
-    plan: Plan
 
     @classmethod
-    def draw(cls, method: Method, problem: Problem, starts: range, images: int) -> Segment:
-        """A segment that begins at one of ``starts``, and a student's plan for frozen and new ``images``."""
+    def draw(cls, method: Method, problem: Problem, starts: range | None = None) -> Segment:
+        """A segment that begins at one of ``starts``, by default any that the method names."""
+        starts = starts or range(method.max_start)
         expert, epoch = int(torch.randint(method.experts, ())), int(torch.randint(starts.start, starts.stop, ()))
-        start, target = problem.experts.segment(expert, epoch, method.span)
-        dsa = problem.dsa if method.augment else DSA()
-        plan = Plan.draw(images, method.syn_steps, method.batch_syn, dsa)
-        return cls(expert, epoch, start, target, plan)
+        return cls(expert, epoch, *problem.experts.segment(expert, epoch, method.span))
+
+    def buffers(self, problem: Problem) -> Tensor:
+        """The batch-norm buffers of its first snapshot; empty for networks without."""
+        if problem.network.length == problem.network.parameters:
+            return torch.empty(0, device=problem.network.device)  # nothing to read from the file, in every step
+        return problem.experts.snapshot(self.expert, self.epoch)[problem.network.parameters :]
 
 
-def advance(
-    method: Method,
-    problem: Problem,
-    state: PixelState,
-    k: int,
-    differentiate: Differentiate,
-    starts: range | None = None,
-    threshold: float | None = None,
-) -> tuple[PixelState, dict[str, float | Tensor]]:
-    """One iteration: draw segments and a student's plan for each, differentiate, descend the mean gradient.
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the student of one iteration sees: the rows in its plan's batches, and no others.
 
-    Of the new images and labels only the rows in the plans' batches are read, labelled and moved, so that an
-    iteration costs the same however many images there are. ``starts`` are the epochs at which a segment may begin.
-    A segment whose loss is above ``threshold`` (or not a number) is left out of the mean; without any, nothing
-    moves: neither values nor momenta. The metric ``skipped`` is the share of segments left out.
+    An iteration then costs the same however many images there are: only these are read, labelled and moved.
     """
-    starts = starts or range(method.max_start)
-    everything = _frozen(problem) + len(state.images) * problem.decoder.copies
-    drawn = [Segment.draw(method, problem, starts, everything) for _ in range(method.segments)]
-    seen, plans = Plan.compact([segment.plan for segment in drawn], _frozen(problem))
-    segments = [replace(segment, plan=plan) for segment, plan in zip(drawn, plans, strict=True)]
-    view = View.of(problem.decoder, seen, state.images.device)
-    catch_up(method, state, view.rows)
-    images = state.images[view.rows]
-    shown = view.images(images)
-    tasks = [_task(method, problem, state, segment, view, images, shown) for segment in segments]
-    total, count, losses = _mean(method, problem, tasks, differentiate, threshold)
-    if total is not None:
-        descend(method, state, view.rows, view.pull(images, total))
+
+    view: View
+    stored: Tensor  # (r, c, h, w)
+    images: Tensor  # (d, c, h, w), decoded
+    labels: Tensor  # (r, k), of what is stored
+    plan: Plan  # for a pool of the frozen images and these
+
+    @classmethod
+    def draw(cls, method: Method, problem: Problem, state: PixelState) -> Shown:
+        """A plan for frozen and new images, and the rows of the state that it uses, brought up to date."""
+        frozen = sum(len(s) * s.decoder.copies for s in problem.frozen.sets)
+        dsa = problem.dsa if method.augment else DSA()
+        everything = frozen + len(state.images) * problem.decoder.copies
+        rows, plan = Plan.draw(everything, method.syn_steps, method.batch_syn, dsa).compact(frozen)
+        view = View.of(problem.decoder, rows, state.images.device)
+        catch_up(method, state, view.rows)
+        stored = state.images[view.rows]
+        return cls(view, stored, view.images(stored), state.labels[view.rows], plan)
+
+    def pool(self, problem: Problem, labels: Tensor) -> Pool:
+        """The frozen images and those shown, with ``labels`` ``(r, k)``, which are probabilities."""
+        return problem.frozen.pool(self.images, self.view.labels(labels))
+
+
+def targets_of(method: Method, problem: Problem, segment: Segment, shown: Shown) -> Tensor:
+    """What the student of an iteration learns ``(r, k)``: stored labels, softmax of logits, or those of the target."""
+    if method.labels == "learned":
+        return targets(shown.labels, "logit")
+    if method.labels == "teacher" and method.relabel:
+        teacher = problem.experts.snapshot(segment.expert, segment.epoch + method.span)
+        decoded = teacher_labels(problem, problem.decoder(shown.stored), teacher, _at_once(method))
+        return mean_of_copies(decoded, problem.decoder)
+    return shown.labels
+
+
+def move(method: Method, state: PixelState, shown: Shown, gradient: Gradient, k: int) -> dict[str, float | Tensor]:
+    """Iteration ``k`` of the outer descent, in place; the numbers to report of it."""
+    descend(method, state, shown.view.rows, shown.view.pull(shown.stored, gradient))
+    return report_of(method, state, gradient, k)
+
+
+def report_of(method: Method, state: PixelState, gradient: Gradient, k: int) -> dict[str, float | Tensor]:
+    """Loss and student lr, which must not have died or run away."""
     if k % 10 == 9:  # not every step: reading a number makes a GPU wait
         check_lr(float(state.lr), method.lr_init)
-    numbers: dict[str, float | Tensor] = {"loss": losses, "lr": state.lr.clone()}
-    return state, numbers if threshold is None else numbers | {"skipped": 1 - count / method.segments}
-
-
-def _frozen(problem: Problem) -> int:
-    return sum(len(s) * s.decoder.copies for s in problem.frozen.sets)
-
-
-def _task(
-    method: Method, problem: Problem, state: PixelState, segment: Segment, view: View, images: Tensor, shown: Tensor
-) -> Task:
-    """A segment's unroll of the stored ``images`` ``(r, c, h, w)``, which students see as ``shown``."""
-    labels = state.labels[view.rows]
-    if method.labels == "learned":
-        labels = targets(labels, "logit")
-    elif method.labels == "teacher" and method.relabel:
-        teacher = problem.experts.snapshot(segment.expert, segment.epoch + method.span)
-        decoded = teacher_labels(problem, problem.decoder(images), teacher, _at_once(method))
-        labels = mean_of_copies(decoded, problem.decoder)
-    pool = problem.frozen.pool(shown, view.labels(labels))
-    loss = student_loss(problem.network, buffers(problem, segment.expert, segment.epoch))
-    end = matching(segment.start, segment.target)
-    return Task(loss, end, segment.start, pool, state.lr.to(segment.start.dtype), segment.plan)
-
-
-def _mean(
-    method: Method, problem: Problem, tasks: list[Task], differentiate: Differentiate, threshold: float | None
-) -> tuple[Gradient | None, int, Tensor]:
-    """The mean gradient of those segments whose loss is small enough, how many they are, and the mean loss of all."""
-    if threshold is None and at_once(method, problem) > 1:
-        total = differentiate(*stacked(tasks))
-        return total.times(1 / len(tasks)), len(tasks), total.loss / len(tasks)
-    total, count, losses = None, 0, []
-    for task in tasks:
-        found = differentiate(*task)
-        losses.append(found.loss)
-        if threshold is None or float(found.loss) <= threshold:
-            total, count = found if total is None else total.plus(found), count + 1
-    loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-    return total if total is None or count == 1 else total.times(1 / count), count, loss
-
-
-def at_once(method: Method, problem: Problem) -> int:
-    """How many segments one vectorised unroll takes: all of them, or one."""
-    key = f"stacked {method.stacked}"
-    if method.segments == 1 or _why_apart(method):
-        return 1
-    if key not in problem.workspace:  # the answer costs a trial with the network
-        problem.workspace[key] = trains_together(problem.network, Recipe(augment=""), method.stacked)
-    return method.segments if problem.workspace[key] else 1
-
-
-def _why_apart(method: Method) -> str | None:
-    """The option under which segments are differentiated one after the other."""
-    if getattr(method, "threshold", None) is not None:
-        return "matcher.threshold, which each loss is compared with"
-    if method.relabel:
-        return "matcher.relabel, which gives each segment labels of its own"
-    if getattr(method, "precision", "float32") != "float32":
-        return "matcher.precision, which is checked for one student"
-    if getattr(method, "engine", "auto") == "compiled":
-        return "matcher.engine=compiled, which compiles the steps of one student"
-    return None
+    return {"loss": gradient.loss, "lr": state.lr.clone()}
 
 
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
@@ -287,13 +241,6 @@ def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
     if method.labels == "teacher" and method.relabel:
         labels = ensemble_labels(method, problem, images)
     return SyntheticSet(images, labels, float(state.lr), "logit" if learned else "probability", method.labels)
-
-
-def buffers(problem: Problem, expert: int, epoch: int) -> Tensor:
-    """The batch-norm buffers of an expert's snapshot; empty for networks without."""
-    if problem.network.length == problem.network.parameters:
-        return torch.empty(0, device=problem.network.device)  # nothing to read from the file, in every step
-    return problem.experts.snapshot(expert, epoch)[problem.network.parameters :]
 
 
 def ensemble_labels(method: Method, problem: Problem, images: Tensor) -> Tensor:

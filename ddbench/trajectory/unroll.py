@@ -22,9 +22,9 @@ the Hessian product that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,24 +65,37 @@ class Plan:
         batches = tuple(chunks[:steps])
         return cls(batches, tuple(augment.draw(len(rows)) for rows in batches))
 
-    @staticmethod
-    def compact(plans: Sequence[Plan], frozen: int = 0) -> tuple[Tensor, list[Plan]]:
-        """Which new rows the plans use ``(r,)``, ascending and counted from 0, and plans for a pool of just those.
+    def compact(self, frozen: int = 0) -> tuple[Tensor, Plan]:
+        """Which new rows the plan uses ``(r,)``, ascending and counted from 0, and the plan for a pool of just those.
 
         Rows below ``frozen`` stay as they are. With a large set, the gradients of one unroll are those few rows.
         """
-        used = torch.cat([rows for plan in plans for rows in plan.batches])
+        used = torch.cat(self.batches)
         rows = used[used >= frozen].unique()  # ascending
 
         def renumbered(batch: Tensor) -> Tensor:
             return torch.where(batch < frozen, batch, frozen + torch.searchsorted(rows, batch))
 
-        return rows - frozen, [replace(plan, batches=tuple(map(renumbered, plan.batches))) for plan in plans]
+        return rows - frozen, replace(self, batches=tuple(map(renumbered, self.batches)))
 
     @classmethod
     def plain(cls, batches: list[Tensor]) -> Plan:
         """The given rows without augmentation."""
         return cls(tuple(batches), (NO_DRAW,) * len(batches))
+
+
+class Task(NamedTuple):
+    """What a gradient at the end of an unroll depends on, in the order in which :func:`reverse` takes it.
+
+    ``start`` is theta_0 ``(p,)``, ``lr`` a 0-dim tensor.
+    """
+
+    loss: Loss
+    terminal: Terminal
+    start: Tensor
+    pool: Pool
+    lr: Tensor
+    plan: Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +112,8 @@ class Gradient:
     lr: Tensor
     end: Tensor
 
-    def plus(self, other: Gradient) -> Gradient:
-        """The sum with another of the same rows."""
-        images, labels = self.images + other.images, self.labels + other.labels
-        return Gradient(self.loss + other.loss, images, labels, self.lr + other.lr, other.end)
 
-    def times(self, factor: float) -> Gradient:
-        return Gradient(self.loss * factor, self.images * factor, self.labels * factor, self.lr * factor, self.end)
+Differentiate = Callable[[Task], Gradient]
 
 
 def student_loss(network: Network, buffers: Tensor | None = None) -> StudentLoss:

@@ -6,15 +6,15 @@ Feng, Vedantam & Kempe, "Embarrassingly Simple Dataset Distillation", ICLR 2024.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DSA, DivergedError, Examples, Problem, SyntheticSet, UsageError
-from ddbench.train.compile import Kind
+from ddbench import DivergedError, Examples, Problem, SyntheticSet, UsageError
+from ddbench.train.compile import Kind, settle, verdicts
 from ddbench.train.optimisers import SGD, Adam, Optimiser
 from ddbench.train.optimisers import State as Moments
 from ddbench.trajectory.engine import Engine
@@ -92,6 +92,14 @@ class RatBptt:
                 f"set matcher.total to {self.window} or more"
             )
 
+    def notes(self) -> dict[str, Any]:
+        """How student steps were compiled in this stage."""
+        return verdicts()
+
+    def resume(self, notes: dict[str, Any]) -> None:
+        """Hold to what an interrupted stage began with."""
+        settle(notes)
+
     def init(self, problem: Problem) -> State:
         """Noise of norm 1 per image (or real images) with hard labels."""
         examples = problem.sample()
@@ -141,9 +149,9 @@ class RatBptt:
         start, buffers = problem.starts[int(torch.randint(2**31, ()))].split([p, problem.network.length - p])
         loss = student_loss(problem.network, buffers)
         pool = problem.frozen.pool(images, labels)
-        plan = Plan.draw(len(pool), length, self.batch_syn, _strategy(self.augment, problem))
+        plan = Plan.draw(len(pool), length, self.batch_syn, problem.strategy(self.augment))
         real = _real_batch(problem, self.batch_real)
-        shown = _strategy(self.augment_real, problem).draw(len(real))(real.images)
+        shown = problem.strategy(self.augment_real).draw(len(real))(real.images)
         terminal: Terminal = lambda theta: loss(theta, shown, real.labels)  # noqa: E731
         rate = lr.to(start.dtype)
         mean = (self.window + self.total) // 2  # lengths are drawn from this range
@@ -167,10 +175,6 @@ class RatBptt:
             raise DivergedError(
                 f"the learned student lr went from {self.lr_init:g} to {lr:g}; try a smaller matcher.lr_lr, or 0"
             )
-
-
-def _strategy(name: str, problem: Problem) -> DSA:
-    return problem.dsa if name == "dataset" else DSA(name)
 
 
 def _real_batch(problem: Problem, size: int) -> Examples:

@@ -7,13 +7,16 @@ Matching", ICLR 2024.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 from torch import Tensor
 
 from ddbench import DivergedError, Needs, Problem, UsageError
-from ddbench.trajectory.method import PixelState, Swept, advance, begin, needs
+from ddbench.trajectory.descent import PixelState
+from ddbench.trajectory.method import Swept, begin, needs, swept
+from ddbench_trajectories.common import advance
 from ddbench_trajectories.correct import check_budget, correct_images, expert_logits
 from ddbench_trajectories.flat import Alpha, Flat, Rho, flat_needs
 
@@ -96,7 +99,8 @@ class Datm(Swept):
         return begin(self, problem, real, logits)
 
     def step(self, problem: Problem, state: PixelState, k: int) -> tuple[PixelState, dict[str, float | Tensor]]:
-        moved, numbers = advance(self, problem, state, k, self.on(problem), self.starts(k), self.threshold)
+        differentiate = partial(swept, self, problem=problem)
+        moved, numbers = advance(self, problem, state, k, differentiate, self.starts(k), self.threshold)
         if moved.steps == 0 and k + 1 == min(self.steps, PATIENCE):
             raise DivergedError(
                 f"all {k + 1} losses exceeded matcher.threshold {self.threshold:g}, so that nothing has moved; try a "

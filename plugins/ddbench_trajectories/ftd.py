@@ -6,6 +6,7 @@ Du, Jiang, Tan, Zhou & Li, "Minimizing the Accumulated Trajectory Error to Impro
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ddbench import Needs, Problem, SyntheticSet
 from ddbench.trajectory.descent import catch_up
-from ddbench.trajectory.method import PixelState, Swept, advance, begin, finish, needs
+from ddbench.trajectory.method import PixelState, Swept, begin, finish, needs, swept
+from ddbench_trajectories.common import advance
 from ddbench_trajectories.flat import Alpha, Flat, Rho, flat_needs
 
 
@@ -64,7 +66,7 @@ class Ftd(Swept):
         return AveragedState(pixels, pixels.images.clone())
 
     def step(self, problem: Problem, state: AveragedState, k: int) -> tuple[AveragedState, dict[str, float | Tensor]]:
-        pixels, numbers = advance(self, problem, state.pixels, k, self.on(problem))
+        pixels, numbers = advance(self, problem, state.pixels, k, partial(swept, self, problem=problem))
         # every row must be where dense descent has it, since momentum moves those outside this step's batches too
         catch_up(self, pixels, torch.arange(len(pixels.images), device=pixels.images.device))
         state.average.mul_(self.decay).add_(pixels.images, alpha=1 - self.decay)

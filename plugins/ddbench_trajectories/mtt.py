@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from ddbench import Pool
+from ddbench import Problem
+from ddbench.trajectory.descent import PixelState
 from ddbench.trajectory.method import Method
-from ddbench.trajectory.unroll import Gradient, Loss, Plan, Terminal, autograd_unroll
+from ddbench.trajectory.unroll import Gradient, Task, autograd_unroll
+from ddbench_trajectories.common import advance
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Mtt(Method):
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "hard"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
 
-    def differentiate(
-        self, loss: Loss, terminal: Terminal, start: Tensor, pool: Pool, lr: Tensor, plan: Plan
-    ) -> Gradient:
-        return autograd_unroll(loss, terminal, start, pool, lr, plan)
+    def step(self, problem: Problem, state: PixelState, k: int) -> tuple[PixelState, dict[str, float | Tensor]]:
+        return advance(self, problem, state, k, self.differentiate)
+
+    def differentiate(self, task: Task) -> Gradient:
+        return autograd_unroll(*task)

@@ -19,8 +19,8 @@ from ddbench.problem.labels import teacher_labels
 from ddbench.run.run import build_task
 from ddbench.run.stage import prepared
 from ddbench.trajectory.descent import PixelState, catch_up, check_lr, descend, softmax_pullback
-from ddbench.trajectory.method import advance, ensemble_labels, finish, needs
-from ddbench.trajectory.unroll import Gradient
+from ddbench.trajectory.method import ensemble_labels, finish, needs
+from ddbench.trajectory.unroll import Gradient, Task
 
 TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()}
 METHODS = [Tesla(**TINY, labels="hard"), Tesla(**TINY, labels="hard", curvature="exact"), Mtt(**TINY)]
@@ -197,10 +197,17 @@ def test_a_window_as_long_as_the_unroll_changes_nothing_and_a_shorter_one_does(p
     assert not torch.equal(images(None), images(1))
 
 
+def advance(method: Tesla, problem: Problem, state: Any, k: int, differentiate: Any) -> Any:
+    """One step whose gradient is ``differentiate``'s."""
+    with patch("ddbench_tesla.tesla.reverse", lambda *task, **_: differentiate(Task(*task))):
+        return method.step(problem, state, k)
+
+
 def test_without_augmentation_nothing_is_augmented(problem):
     seen = []
 
-    def differentiate(loss: Any, terminal: Any, begin: Any, pool: Any, lr: Any, plan: Any) -> Gradient:
+    def differentiate(task: Task) -> Gradient:
+        pool, plan = task.pool, task.plan
         seen.append((plan, pool.new.images.clone()))
         return gradient(state, 0.0)
 
@@ -221,7 +228,8 @@ def test_student_batches_come_from_frozen_and_new_images(problem):
     later = replace(later, starts=replace(later.starts, count=2))
     sizes = []
 
-    def differentiate(loss: Any, terminal: Any, begin: Any, pool: Any, lr: Any, plan: Any) -> Gradient:
+    def differentiate(task: Task) -> Gradient:
+        pool = task.pool
         sizes.append(len(pool))
         assert torch.equal(pool.frozen.images, frozen.images)
         return gradient(state)
@@ -280,7 +288,8 @@ def test_relabelled_images_are_stored_with_the_labels_of_all_experts_and_not_of_
 def test_relabelling_trains_each_student_on_the_predictions_of_its_own_target(problem):
     seen = []
 
-    def differentiate(loss: Any, terminal: Any, begin: Any, pool: Any, lr: Any, plan: Any) -> Gradient:
+    def differentiate(task: Task) -> Gradient:
+        begin, pool = task.start, task.pool
         seen.append((begin, pool.new.labels.clone()))
         return gradient(state, 0.0)
 

@@ -15,6 +15,7 @@ import torch
 from ddbench_networks import ConvNet
 from ddbench_tesla import Tesla
 from ddbench_trajectories import correct
+from ddbench_trajectories.common import advance
 from ddbench_trajectories.correct import agreed, correct_images, expert_logits
 from ddbench_trajectories.datm import PATIENCE, Datm
 from ddbench_trajectories.ftd import Ftd
@@ -27,8 +28,8 @@ from ddbench.run.run import build_task
 from ddbench.run.stage import prepared
 from ddbench.trajectory.check import compare_gradients
 from ddbench.trajectory.descent import PixelState
-from ddbench.trajectory.method import advance, ensemble_labels, finish, needs
-from ddbench.trajectory.unroll import Gradient, Plan, reverse
+from ddbench.trajectory.method import ensemble_labels, finish, needs
+from ddbench.trajectory.unroll import Gradient, Plan, Task, reverse
 
 TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()}
 
@@ -152,9 +153,9 @@ def test_relabelled_batches_have_the_mean_label_of_all_copies(problem):
     made = with_experts(replace(problem, decoder=Decoder(2), ipc=1), problem.experts)
     method, seen = Tesla(**TINY | {"syn_steps": 1, "batch_syn": 1, "max_start": 1, "experts": 1}, relabel=True), []
 
-    def differentiate(loss: Any, terminal: Any, begin: Any, pool: Any, lr: Any, plan: Any) -> Gradient:
-        seen.append(pool.new)
-        return reverse(loss, terminal, begin, pool, lr, plan)
+    def differentiate(task: Task) -> Gradient:
+        seen.append(task.pool.new)
+        return reverse(*task)
 
     with made.seed.scope():
         state = method.init(made)
@@ -259,8 +260,8 @@ def test_a_skipped_iteration_is_no_step_of_any_momentum(problem):
     for k, value in enumerate(losses):
         x, y = torch.randn(2, 1, 8, 8, generator=generator).double(), torch.randn(2, 3, generator=generator).double()
 
-        def differentiate(loss, terminal, begin, pool, lr, plan, x=x, y=y, value=value):
-            return Gradient(torch.tensor(value), x, y, torch.tensor(0.7, dtype=torch.float64), begin)
+        def differentiate(task, x=x, y=y, value=value):
+            return Gradient(torch.tensor(value), x, y, torch.tensor(0.7, dtype=torch.float64), task.start)
 
         torch.manual_seed(k)
         state, numbers = advance(method, made, state, k, differentiate, range(1), method.threshold)

@@ -34,7 +34,7 @@ from ddbench.grade.student import measured_students
 from ddbench.problem.problem import Problem
 from ddbench.run.record import rows
 from ddbench.run.references import references
-from ddbench.run.run import Run, Settings, build_task, with_augment
+from ddbench.run.run import Run, Settings, build_task
 from ddbench.run.stage import prepared
 from ddbench.train.fit import Student
 from ddbench.trajectory.method import check_lr
@@ -472,7 +472,7 @@ def test_the_judge_prefers_the_lr_that_does_best_on_the_data_it_is_given(at_home
     problem = at_home.problems["random", "single"][0]
     dataset = spec("random").dataset.load()
     candidate = replace(stage_set(at_home.folders["random", "single"], 0), lr=None)
-    teaching = with_augment(spec("random").protocol.evaluation(9, 1), dataset.augment)
+    teaching = spec("random").protocol.evaluation(9, 1).on(dataset.augment)
     students = replace(problem.starts, teaching=replace(teaching, steps=60))
     verdict = judge(
         candidate, Curriculum(), ((0,),), students, dataset.validation, Protocol(lrs=(1e-7, 0.03), judges=1)
@@ -546,7 +546,7 @@ def test_the_ceiling_is_trained_once_and_then_read(at_home, tmp_path, monkeypatc
     made, dataset = spec("random", "single", 1, protocol__ceiling_epochs=2), spec("random").dataset.load()
 
     def top() -> dict[str, Any]:
-        return ceiling(dataset, made.network, made.protocol, dataset.augment, 2, "cpu", 1)
+        return ceiling(dataset, made.network, made.protocol, 2, "cpu", 1)
 
     first = top()
     assert len(first["accuracies"]) == 2
@@ -558,12 +558,12 @@ def test_the_ceiling_is_trained_once_and_then_read(at_home, tmp_path, monkeypatc
     monkeypatch.setattr("ddbench.grade.evaluation.fit", never)
     assert top() == first
     with pytest.raises(AssertionError, match="trained again"):
-        ceiling(dataset, made.network, replace(made.protocol, ceiling_epochs=20), dataset.augment, 2, "cpu", 1)
+        ceiling(dataset, made.network, replace(made.protocol, ceiling_epochs=20), 2, "cpu", 1)
 
 
 def test_the_ceiling_takes_no_fewer_steps_than_students_of_a_synthetic_set(at_home):
     made, dataset = spec("random", "single", 1, protocol__steps=7), spec("random").dataset.load()
-    top = ceiling(dataset, made.network, made.protocol, dataset.augment, 1, "cpu", 1)
+    top = ceiling(dataset, made.network, made.protocol, 1, "cpu", 1)
     assert top["epochs"] == 7  # one batch holds the whole training set
 
 

@@ -347,5 +347,5 @@ def test_a_request_with_another_seed_differs_in_nothing_else():
 
 def test_the_registry_of_a_test_is_the_real_one():
     assert isinstance(registry(), Registry)
-    assert registry().get("matcher", "tesla").cls.__module__ == "ddbench_tesla"
+    assert registry().get("matcher", "tesla").cls.__module__ == "ddbench_tesla.tesla"
     assert Recipe().epochs is None

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -27,6 +26,7 @@ from ddbench.train.precision import arithmetic, autocast, switched
 from ddbench.trajectory import derivatives, engine
 from ddbench.trajectory.derivatives import Along, Passes
 from ddbench.trajectory.engine import Engine
+from ddbench.trajectory.method import engine_for
 from ddbench.trajectory.unroll import Gradient, Plan, matching, reverse, student_loss
 
 CUDA = torch.device("cuda")  # a name: no GPU is asked
@@ -496,10 +496,9 @@ def test_a_lower_precision_is_judged_by_the_last_expert_that_segments_begin_at(t
         made = spec("tesla", **{"matcher.precision": "bf16", "matcher.max_start": 2})
         task = build_task(made, made.dataset.load())
         problem = prepared(task, made.matcher.needs(task))
-        bound = made.matcher.on(problem)
-        assert isinstance(bound, partial)
-        probe = bound.keywords["probe"]
+        probe = engine_for(made.matcher, problem).probe
         assert torch.equal(probe.vector(), problem.experts.snapshot(0, 1))
         assert problem.experts.folder.name in probe.name, "other experts, other judgement"
         plain = spec("tesla")
-        assert not isinstance(plain.matcher.on(problem), partial)
+        assert engine_for(plain.matcher, problem).probe is None
+        assert engine_for(made.matcher).probe is None, "without a problem there are no experts"

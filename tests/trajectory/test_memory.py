@@ -9,8 +9,9 @@ from ddbench_tesla import Tesla
 from ddbench_trajectories.mtt import Mtt
 
 from ddbench import DSA, Examples, Network, Pool, Seed
-from ddbench.trajectory.memory import state_bytes, unroll_bytes
-from ddbench.trajectory.unroll import Plan, matching, student_loss
+from ddbench.problem.problem import state_bytes
+from ddbench.trajectory.memory import unroll_bytes
+from ddbench.trajectory.unroll import Plan, Task, matching, student_loss
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 METHODS = {"tesla": Tesla(), "exact": Tesla(curvature="exact"), "mtt": Mtt()}
@@ -30,7 +31,7 @@ def allocated(method, steps: int, batch: int, norm: str) -> int:
     loss = student_loss(net, vectors[0][net.parameters :])
     with torch.autograd.profiler.profile(profile_memory=True) as record:
         pool = Pool(Examples(torch.randn(batch, *net.shape), torch.randn(batch, 10).softmax(1)))
-        METHODS[method].differentiate(loss, matching(start, target), start, pool, torch.tensor(0.01), plan)
+        METHODS[method].differentiate(Task(loss, matching(start, target), start, pool, torch.tensor(0.01), plan))
     events = [e for e in record.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

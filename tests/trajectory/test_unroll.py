@@ -342,7 +342,7 @@ def test_a_compact_plan_for_the_rows_it_uses_gives_the_same_gradient(frozen):
     generator = torch.Generator().manual_seed(3)
     batches = [torch.tensor(rows) for rows in ([0, 9, 5], [5, 3, 1], [9, 8])]
     plan = Plan.plain(batches)
-    rows, (compact,) = Plan.compact([plan], frozen)
+    rows, compact = plan.compact(frozen)
     used = sorted({i - frozen for b in batches for i in b.tolist() if i >= frozen})
     assert rows.tolist() == used
     images = torch.randn(10 - frozen, 2, 3, generator=generator, dtype=torch.float64)
@@ -356,7 +356,7 @@ def test_a_compact_plan_for_the_rows_it_uses_gives_the_same_gradient(frozen):
 
 
 def test_a_plan_of_frozen_rows_alone_uses_no_new_row():
-    rows, (compact,) = Plan.compact([Plan.plain([torch.tensor([0, 2]), torch.tensor([1])])], frozen=3)
+    rows, compact = Plan.plain([torch.tensor([0, 2]), torch.tensor([1])]).compact(frozen=3)
     assert len(rows) == 0
     assert [b.tolist() for b in compact.batches] == [[0, 2], [1]]
 

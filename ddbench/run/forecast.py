@@ -1,0 +1,42 @@
+"""What a run will take, before anything is trained."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from ddbench.data.dataset import Dataset
+from ddbench.plugins import memory, needs
+from ddbench.problem.synthetic import Curriculum
+from ddbench.run.run import build_task
+from ddbench.run.spec import RunSpec
+
+
+def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
+    """What a run will take: stages, iterations, experts, student steps, disk and memory. Trains nothing.
+
+    Memory is that of the device: the set with its momentum, and for methods that unroll a student the peak of one
+    iteration. Real pixels stay on the host, mapped from a file when there are many.
+    """
+    task = build_task(spec, dataset)
+    stages = spec.scheduler.stages
+    spec.scheduler.next(task, Curriculum())  # raises when the budget cannot be divided
+    wanted, held = needs(spec.matcher, task), memory(spec.matcher, task)
+    vector = task.network.length * 4
+    count, image = spec.ipc * task.classes, prod(task.real.shape)
+    taken = {"memory of the set (bytes)": held.state, "memory of one iteration (bytes)": held.iteration}
+    return {
+        "train images": len(task.real),
+        "validation images": len(dataset.validation),
+        "test images": len(dataset.test),
+        "parameters": task.network.parameters,
+        "stages": stages,
+        "iterations": stages * spec.matcher.steps,
+        "student steps N": spec.protocol.budget(spec.ipc * task.classes),
+        "experts": wanted.experts * stages,
+        "epochs of an expert": max(wanted.snapshots, default=0),
+        "teachers": wanted.teachers,
+        "disk for experts (bytes)": stages * wanted.experts * len(wanted.snapshots) * vector,
+        "disk for the set (bytes)": 4 * count * (image + task.classes),
+        **{name: size for name, size in taken.items() if size is not None},
+    }

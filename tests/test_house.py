@@ -60,3 +60,5 @@ def test_the_design_page_names_every_room_and_nothing_that_is_gone(house):
     rows = re.findall(r"^\| `([\w./]+)` \|", section, flags=re.MULTILINE)
     assert sorted(rows) == sorted(house["words"](room)[0] for room in house["files"]())
     assert "](house.svg)" in section
+    for path in re.findall(r"`(\w+/[\w/]+\.py)`", text):
+        assert (DOCS.parent / path).exists() or (DOCS.parent / "ddbench" / path).exists(), path

@@ -65,8 +65,8 @@ def imported(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and id(node) not in hidden:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    constants = {"ddbench.API_VERSION", "ddbench.PUBLIC_MODULES"}
-    return {room_of(name) for name in found - constants if name.startswith("ddbench.")}
+    rooms = {room_of(name) for name in found if name.startswith("ddbench.")}
+    return {room for room in rooms if (CORE / room).is_dir() or (CORE / f"{room}.py").exists()}  # and no constants
 
 
 def files() -> dict[str, list[Path]]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from pydoc import locate
 
 import click
 import pytest
 
+import ddbench
 from ddbench import hookspecs
 from ddbench.cli.main import cli
 from ddbench.plugins import registry
 from ddbench.run.spec import GROUPS, PLUGGED, Request, resolve
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/*.md")])
-PAGES = [page for page in PAGES if "node_modules" not in page.parts and ".venv" not in page.parts]
+FOLDERS = ("docs", "benchmarks", "leaderboards", "ddbench", "plugins", "tests")
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for f in FOLDERS for p in (ROOT / f).rglob("*.md"))])
 
 
 def shell_lines(page: Path) -> list[str]:
@@ -65,7 +67,7 @@ def test_run_commands_in_the_docs_name_plugins_and_options_that_exist(page, line
     names = {kind: given[kind] for kind in PLUGGED}
     mapped = "dataset.root" in dict(given["options"]) and page.name == "writing-a-plugin.md"
     if mapped or "means" in names.values():
-        return  # the guide's own plugin, which tests/test_conformance.py installs
+        return  # the guide's own plugin, which tests/testing/test_kit.py writes and runs
     flags = tuple(pair for pair in given["options"])
     assert resolve(Request(**names, ipc=given["ipc"], protocol=given["protocol"], device="cpu", flags=flags)).spec
 
@@ -78,11 +80,40 @@ def test_the_set_up_commands_are_the_ones_that_continuous_integration_runs():
     assert "pip install . && .venv/bin/ddbench run --matcher tesla --scheduler pdd --ipc 10" in readme
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_to_files(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+def anchors(page: Path) -> set[str]:
+    """The names by which a page's headings can be linked to."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_between_pages_lead_to_files_and_headings(page):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            found = page.parent / target if target else page
+            assert found.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(found), f"{page.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_paths_and_modules_that_pages_name_exist(page):
+    text = page.read_text().replace("tests/test_extras.py", "")  # the guide's own
+    for path in re.findall(r"\b((?:ddbench|plugins|tests|benchmarks)/[\w./-]*\w)", text):
+        assert (ROOT / path).exists() or "NAME" in path, f"{page.name} names {path}"
+    dotted = re.findall(r"\bddbench(?:\.[A-Za-z_]\w*)+", text)
+    for module, names in re.findall(r"^from (ddbench(?:\.[\w.]+)?) import \(?([\w, \n]+)", text, flags=re.M):
+        dotted += [f"{module}.{name}" for name in re.findall(r"\w+", names)]
+    for name in dotted:
+        assert locate(name) is not None, f"{page.name} names {name}"
+
+
+def test_the_guide_uses_public_names_alone():
+    guide = (ROOT / "docs" / "writing-a-plugin.md").read_text()
+    named = set(re.findall(r"\bddbench(?:\.[a-z_]\w*)+", guide))
+    assert {"ddbench.testing", "ddbench.trajectory.unroll"} <= named
+    for dotted in named - {f"ddbench.{name}" for name in ddbench.__all__}:
+        assert any(dotted == m or dotted.startswith(f"{m}.") for m in ddbench.PUBLIC_MODULES), dotted
+    assert "ddbench.testing.kit" not in named
 
 
 def test_every_hook_is_documented_for_plugin_authors():

@@ -15,7 +15,18 @@ from torch import Tensor
 
 from ddbench import Examples, Needs, Problem, SyntheticSet, Teacher, UsageError
 from ddbench_decoupled.crops import cut, draw_boxes, surround, tile
-from ddbench_decoupled.teachers import batch_normed, teacher_labels, teacher_needs, teacher_of
+from ddbench_decoupled.teachers import (
+    Labels,
+    TeacherBatch,
+    TeacherEpochs,
+    TeacherLr,
+    Temperature,
+    batch_normed,
+    hard_labels,
+    teacher_labels,
+    teacher_needs,
+    teacher_of,
+)
 
 AT_ONCE = 256  # crops per forward pass
 
@@ -50,12 +61,12 @@ class Rded:
     candidates: Annotated[int, Ge(1), "real images per class to choose from, as far as there are so many"] = 300
     crops: Annotated[int, Ge(1), "random crops of each candidate"] = 5
     smallest: Annotated[float, Gt(0), Le(1), "least share of an image's area in a crop; 1 for whole images"] = 0.08
-    labels: Annotated[Literal["teacher", "hard"], "the fixed labels"] = "teacher"
-    temperature: Annotated[float, Gt(0), "of the fixed labels (labels=teacher)"] = 1.0
+    labels: Labels = "teacher"
+    temperature: Temperature = 1.0
     teacher_norm: Annotated[Literal["batch", "same"], "the teacher's norm: batch, or that of the students"] = "batch"
-    teacher_epochs: Annotated[int, Ge(1), "epochs that the teacher is trained for"] = 30
-    teacher_lr: Annotated[float, Gt(0), "its first learning rate, of a cosine"] = 0.05
-    teacher_batch: Annotated[int, Ge(1), "its batch size"] = 128
+    teacher_epochs: TeacherEpochs = 30
+    teacher_lr: TeacherLr = 0.05
+    teacher_batch: TeacherBatch = 128
 
     def needs(self, problem: Problem) -> Needs:
         self._check_budget(problem)
@@ -80,8 +91,7 @@ class Rded:
         images = problem.real.preprocessing(torch.cat(stored))
         if self.labels == "teacher":
             return Examples(images, teacher_labels(problem, images, self.temperature))
-        hard = torch.eye(problem.classes, dtype=images.dtype, device=images.device)
-        return Examples(images, hard.repeat_interleave(problem.ipc, 0))
+        return Examples(images, hard_labels(problem, images))
 
     def step(self, problem: Problem, state: Examples, k: int) -> tuple[Examples, dict]:
         return state, {}

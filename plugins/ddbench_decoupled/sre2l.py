@@ -18,7 +18,18 @@ from torch.autograd import grad
 from ddbench import Needs, Problem, Seed, SyntheticSet, Teacher, soft_cross_entropy
 from ddbench.train.optimisers import Adam
 from ddbench.train.optimisers import State as Moments
-from ddbench_decoupled.teachers import batch_normed, teacher_labels, teacher_needs, teacher_of
+from ddbench_decoupled.teachers import (
+    Labels,
+    TeacherBatch,
+    TeacherEpochs,
+    TeacherLr,
+    Temperature,
+    batch_normed,
+    hard_labels,
+    teacher_labels,
+    teacher_needs,
+    teacher_of,
+)
 
 OUTER = Adam(0.5, 0.9)
 
@@ -64,11 +75,11 @@ class Sre2l:
     jitter: Annotated[int | None, Ge(0), "largest roll in pixels; by default an eighth of the side, 4 of 32"] = None
     batch: Annotated[int | None, Ge(1), "images whose statistics are matched together; none for one per class"] = None
     pix_init: Annotated[Literal["noise", "real"], "where the images start"] = "noise"
-    labels: Annotated[Literal["teacher", "hard"], "the fixed labels"] = "teacher"
-    temperature: Annotated[float, Gt(0), "of the fixed labels (labels=teacher)"] = 1.0
-    teacher_epochs: Annotated[int, Ge(1), "epochs that the teacher is trained for"] = 30
-    teacher_lr: Annotated[float, Gt(0), "its first learning rate, of a cosine"] = 0.05
-    teacher_batch: Annotated[int, Ge(1), "its batch size"] = 128
+    labels: Labels = "teacher"
+    temperature: Temperature = 1.0
+    teacher_epochs: TeacherEpochs = 30
+    teacher_lr: TeacherLr = 0.05
+    teacher_batch: TeacherBatch = 128
 
     def needs(self, problem: Problem) -> Needs:
         source = batch_normed(problem, ", or a matcher that needs none, such as rded with matcher.teacher_norm=same")
@@ -79,9 +90,8 @@ class Sre2l:
             examples = problem.sample()
             images, targets = examples.images, examples.labels
         else:
-            device = problem.network.device
-            images = torch.randn(problem.classes * problem.ipc, *problem.real.shape).to(device)
-            targets = torch.eye(problem.classes, device=device).repeat_interleave(problem.ipc, 0)
+            images = torch.randn(problem.classes * problem.ipc, *problem.real.shape).to(problem.network.device)
+            targets = hard_labels(problem, images)
         return State(images, targets, OUTER.init(images))
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:

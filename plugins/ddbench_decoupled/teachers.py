@@ -18,12 +18,12 @@ from ddbench.data.augment import COMPOSED
 AUGMENT = ("flip", "crop")  # what networks on CIFAR are usually trained with, in SRe2L's code too
 Labels = Annotated[Literal["teacher", "hard"], "the fixed labels"]
 Temperature = Annotated[float, Gt(0), "of the fixed labels (labels=teacher)"]
-TeacherEpochs = Annotated[int, Ge(1), "epochs that the teacher is trained for"]
-TeacherLr = Annotated[float, Gt(0), "its first learning rate, of a cosine"]
-TeacherBatch = Annotated[int, Ge(1), "its batch size"]
+Epochs = Annotated[int, Ge(1), "epochs that the teacher is trained for"]
+Lr = Annotated[float, Gt(0), "its first learning rate, of a cosine"]
+Batch = Annotated[int, Ge(1), "its batch size"]
 
 
-def teacher_needs(problem: Problem, source: Any, epochs: int, lr: float, batch: int) -> Needs:
+def needs(problem: Problem, source: Any, epochs: int, lr: float, batch: int) -> Needs:
     """One teacher with the architecture ``source``, in the first stage.
 
     Trained as in SRe2L's code: SGD with momentum 0.9 and weight decay 5e-4, a cosine from ``lr`` to zero, random crops
@@ -59,15 +59,15 @@ def batch_normed(problem: Problem, otherwise: str) -> Any:
     )
 
 
-def teacher_of(problem: Problem) -> Teacher:
+def of(problem: Problem) -> Teacher:
     """The one teacher of a run: later stages go on with that of the first, whatever their own data and starts."""
     earlier = _earlier(problem)
     return problem.teacher(0) if earlier is None else earlier
 
 
-def teacher_labels(problem: Problem, images: Tensor, temperature: float) -> Tensor:
+def labels(problem: Problem, images: Tensor, temperature: float) -> Tensor:
     """The teacher's predictions ``(n, k)`` on ``images``, softened by ``temperature``."""
-    return (teacher_of(problem).logits(images, problem.classes) / temperature).softmax(1)
+    return (of(problem).logits(images, problem.classes) / temperature).softmax(1)
 
 
 def hard_labels(problem: Problem, images: Tensor) -> Tensor:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ddbench import Examples, Needs, Problem
-from ddbench_coresets.coreset import Coreset
-from ddbench_coresets.features import check_features, choose_by_features
-from ddbench_coresets.greedy import Epochs
+from ddbench_coresets.features import ByFeatures
 
 
 @dataclass(frozen=True)
-class KMeans(Coreset):
+class KMeans(ByFeatures):
     """The image nearest to each centroid of its class's features, as in DC-BENCH (Cui et al., NeurIPS 2022).
 
     Every class is divided into as many clusters as it is to have images. In a later stage these are all images so
@@ -27,17 +23,10 @@ class KMeans(Coreset):
     """
 
     name = "k-means"
-    epochs: Epochs = 20
     restarts: Annotated[int, Ge(1), "clusterings from other first centroids, of which the tightest counts"] = 3
 
-    def reads(self) -> tuple[int, ...]:
-        return (self.epochs,)
-
-    def needs(self, problem: Problem) -> Needs:
-        return check_features(problem, super().needs(problem))
-
-    def choose(self, problem: Problem) -> Examples:
-        return choose_by_features(problem, self.experts, self.epochs, partial(k_means, restarts=self.restarts))
+    def pick(self, features: Tensor, taken: Tensor, count: int) -> Tensor:
+        return k_means(features, taken, count, self.restarts)
 
 
 def k_means(features: Tensor, taken: Tensor, count: int, restarts: int = 1) -> Tensor:

@@ -36,6 +36,9 @@ class Coreset:
         raise NotImplementedError
 
     def needs(self, problem: Problem) -> Needs:
+        """Raises UsageError, before any expert is trained, when a class has too few images to choose from."""
+        if self.reads():
+            _check_budget(problem)
         epochs = {*self.reads(), *([self.teacher_epochs] if self.labels == "teacher" else [])}
         return Needs(self.experts, tuple(sorted(epochs))) if epochs else Needs()
 
@@ -58,8 +61,7 @@ class Coreset:
         return replace(made, teacher=Teacher(problem.network.source, vector))
 
 
-def check_budget(problem: Problem) -> None:
-    """Raise UsageError, before any expert is trained, when a class has too few images."""
+def _check_budget(problem: Problem) -> None:
     before = sum(len(s) * s.decoder.copies for s in problem.frozen.sets) // problem.classes
     asked, smallest = before + problem.shown, problem.real.smallest_class
     if asked > smallest:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from ddbench import Examples, Needs, Problem
-from ddbench_coresets.coreset import Coreset
-from ddbench_coresets.features import check_features, choose_by_features
-
-Epochs = Annotated[int, Ge(1), "epochs of the experts after which features are taken"]
+from ddbench_coresets.features import ByFeatures
 
 
 @dataclass(frozen=True)
-class Herding(Coreset):
+class Herding(ByFeatures):
     """Images whose mean feature follows that of their class (Welling, ICML 2009; Rebuffi et al., CVPR 2017).
 
     With k images chosen, the next one is ``argmin_x |(k + 1) mu - sum_chosen phi - phi(x)|``, where mu is the mean of
@@ -26,20 +20,13 @@ class Herding(Coreset):
     """
 
     name = "herding"
-    epochs: Epochs = 20
 
-    def reads(self) -> tuple[int, ...]:
-        return (self.epochs,)
-
-    def needs(self, problem: Problem) -> Needs:
-        return check_features(problem, super().needs(problem))
-
-    def choose(self, problem: Problem) -> Examples:
-        return choose_by_features(problem, self.experts, self.epochs, herding)
+    def pick(self, features: Tensor, taken: Tensor, count: int) -> Tensor:
+        return herding(features, taken, count)
 
 
 @dataclass(frozen=True)
-class KCenter(Coreset):
+class KCenter(ByFeatures):
     """Images that cover their class: each is the farthest from those before it (Sener & Savarese, ICLR 2018).
 
     The first is the nearest to the mean of the class, the next ``argmax_x min_chosen |phi(x) - phi|``: the greedy
@@ -48,16 +35,9 @@ class KCenter(Coreset):
     """
 
     name = "k-center"
-    epochs: Epochs = 20
 
-    def reads(self) -> tuple[int, ...]:
-        return (self.epochs,)
-
-    def needs(self, problem: Problem) -> Needs:
-        return check_features(problem, super().needs(problem))
-
-    def choose(self, problem: Problem) -> Examples:
-        return choose_by_features(problem, self.experts, self.epochs, k_center)
+    def pick(self, features: Tensor, taken: Tensor, count: int) -> Tensor:
+        return k_center(features, taken, count)
 
 
 def herding(features: Tensor, taken: Tensor, count: int) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ddbench import Examples, Needs, Problem
-from ddbench_coresets.coreset import Coreset, check_budget
+from ddbench import Examples, Problem
+from ddbench_coresets.coreset import Coreset
 from ddbench_coresets.taken import taken
 
 AT_ONCE = 256  # images per forward pass
@@ -44,10 +44,6 @@ class Forgetting(Coreset):
     def reads(self) -> tuple[int, ...]:
         return tuple(range(1, self.epochs + 1))
 
-    def needs(self, problem: Problem) -> Needs:
-        check_budget(problem)
-        return super().needs(problem)
-
     def choose(self, problem: Problem) -> Examples:
         scores = torch.zeros(len(problem.real), dtype=torch.int64)
         for expert in range(self.experts):
@@ -74,10 +70,6 @@ class El2n(Coreset):
 
     def reads(self) -> tuple[int, ...]:
         return (self.epochs,)
-
-    def needs(self, problem: Problem) -> Needs:
-        check_budget(problem)
-        return super().needs(problem)
 
     def choose(self, problem: Problem) -> Examples:
         errors = sum(_errors(problem, problem.experts.snapshot(i, self.epochs)) for i in range(self.experts))

@@ -11,7 +11,7 @@ import torch
 from ddbench import DataError, Pixels, report
 from ddbench_datasets import store
 from ddbench_datasets.building import Plan, refusal
-from ddbench_datasets.common import Choices, Chosen, choose
+from ddbench_datasets.common import Choices, Chosen, choose, halves
 from ddbench_datasets.layout import Layout, listed, targets
 from ddbench_datasets.sources import Files
 
@@ -32,7 +32,7 @@ class Collection:
     skip_broken: bool
 
     def identity(self, options: Choices) -> dict[str, Any]:
-        """Everything that decides the decoded pixels; Pillow's version, since JPEG decoders differ."""
+        """Everything that decides the decoded pixels."""
         return {"format": 2, "content": self.content, **self._decided(options)}
 
     def missing(self, options: Choices) -> str | None:
@@ -40,10 +40,8 @@ class Collection:
         return None if store.there(self.identity(options)) else f"the images of {self.origin} have to be decoded, once"
 
     def _decided(self, options: Choices) -> dict[str, Any]:
-        from PIL import __version__ as pillow
-
         chosen = {"classes": options.classes, "imbalance": options.imbalance, "limit": options.limit}
-        return {"pillow": pillow, "size": self.size, "channels": self.channels, **chosen}
+        return {"pillow": store.pillow(), "size": self.size, "channels": self.channels, **chosen}
 
     def load(self, options: Choices) -> tuple[Chosen, Pixels, Pixels, dict[str, Any]]:
         """What the options choose, the pixels of both parts, and facts about them."""
@@ -60,9 +58,7 @@ class Collection:
             facts["skipped"] = f"{len(names)} of {len(kept)} images, which cannot be decoded: {listed(names)}"
             kept[[row for row, _, _ in broken]] = False
             chosen = _without(chosen, kept)
-        rows = torch.nonzero(kept).flatten()
-        first = len(chosen.train)
-        return chosen, Pixels(images, rows[:first]), Pixels(images, rows[first:]), facts
+        return chosen, *halves(images, torch.nonzero(kept).flatten(), len(chosen.train)), facts
 
     def _plan(self, options: Choices) -> Plan:
         layout = self.arrange()

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from ddbench import Dataset, Pixels, Preprocessing, UsageError, did_you_mean, stratified
+from ddbench import DataError, Dataset, Pixels, Preprocessing, Store, UsageError, did_you_mean, stratified
 
 # A constant of the datasets, not of the run: every run with the same options sees the same images.
 SEED = 0
 # Mirrored digits and patterns are other digits and patterns, so the DSA strategy has no flip.
 NO_FLIP = "color_crop_cutout_scale_rotate"
 FLIP = "color_crop_cutout_flip_scale_rotate"
+TEST_SHARE = 0.2  # of the images of a dataset that is not divided
+
+# options of several sources
+Size = Annotated[int | None, Ge(1), "resize to size x size pixels; by default all must have one size"]
+Channels = Annotated[Literal["auto", "1", "3"], "grey (1), colour (3), or grey if all images are grey"]
+Flip = Annotated[bool, "whether a mirrored image keeps its class; decides how training augments"]
+SkipBroken = Annotated[bool, "leave out images that cannot be decoded, and count them; by default they are an error"]
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,34 @@ class Whole:
         held[stratified(targets, round(len(targets) * share), SEED)] = True
         train, test = (_picked(pixels, torch.nonzero(part).flatten()) for part in (~held, held))
         return cls(classes, train, targets[~held], test, targets[held])
+
+
+def told(missing: Callable[[S], str | None]) -> Callable[[S], str | None]:
+    """A source's ``missing``, of which an error is the answer: the sentence that ``load`` would refuse with."""
+
+    @wraps(missing)
+    def answer(source: S) -> str | None:
+        try:
+            return missing(source)
+        except (DataError, UsageError) as error:
+            return str(error)
+
+    return answer
+
+
+def origin(source: Any) -> dict[str, Any]:
+    """The facts that a source says about itself."""
+    return {"source": source.about["homepage"], "licence": source.about["licence"]}
+
+
+def titled(text: str, otherwise: str) -> str:
+    """A dataset's name after what the user calls it: lower case letters, digits, and ``._-``."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-") or otherwise
+
+
+def halves(images: Store, rows: Tensor, first: int) -> tuple[Pixels, Pixels]:
+    """The train part of stored images, which are the ``first`` ones of ``rows`` ``(n,)``, and the test part."""
+    return Pixels(images, rows[:first]), Pixels(images, rows[first:])
 
 
 def assemble(

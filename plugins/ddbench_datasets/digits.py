@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from ddbench import Dataset
-from ddbench_datasets.common import NO_FLIP, Choices, Whole, assemble
-
-TEST_SHARE = 0.2
+from ddbench_datasets.common import NO_FLIP, TEST_SHARE, Choices, Whole, assemble
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from ddbench import DataError, Dataset, Pixels, UsageError, did_you_mean
 from ddbench.base import cache
-from ddbench_datasets.common import FLIP, NO_FLIP, Choices, Chosen, build, choose
+from ddbench_datasets import store
+from ddbench_datasets.common import (
+    FLIP,
+    NO_FLIP,
+    Channels,
+    Choices,
+    Chosen,
+    Flip,
+    Size,
+    build,
+    choose,
+    halves,
+    titled,
+    told,
+)
 from ddbench_datasets.given import Given, decoded
 from ddbench_datasets.layout import natural
 from ddbench_datasets.places import Place
@@ -49,9 +61,9 @@ class HF(Choices):
     label: Annotated[str | None, "column of the classes; by default the only one of type ClassLabel"] = None
     train: Annotated[str, "split to train on"] = "train"
     test: Annotated[str, "split to test on; where there is no test, validation takes its place"] = TEST
-    size: Annotated[int | None, Ge(1), "resize to size x size pixels; by default all must have one size"] = None
-    channels: Annotated[Literal["auto", "1", "3"], "grey (1), colour (3), or grey if all images are grey"] = "auto"
-    flip: Annotated[bool, "whether a mirrored image keeps its class; decides how training augments"] = True
+    size: Size = None
+    channels: Channels = "auto"
+    flip: Flip = True
 
     def load(self) -> Dataset:
         library = _library()
@@ -67,13 +79,12 @@ class HF(Choices):
             "test": f"split {names[1]}" + ("" if names[1] == self.test else f", since there is no {self.test}"),
         }
         train, test = self._pixels(library, parts, names, image, chosen)
-        return build(self, chosen, _title(self.path), train, test, augment=FLIP if self.flip else NO_FLIP, facts=facts)
+        title = titled(local.stem if (local := Path(self.path).expanduser()).exists() else self.path, "hf")
+        return build(self, chosen, title, train, test, augment=FLIP if self.flip else NO_FLIP, facts=facts)
 
+    @told
     def missing(self) -> str | None:
-        try:
-            folder = Path(_library().config.HF_DATASETS_CACHE)
-        except DataError as error:
-            return str(error)
+        folder = Path(_library().config.HF_DATASETS_CACHE)
         if not self.path:
             return WHICH
         *owner, name = self.path.split("/")  # the package's folders are called owner___name, in snake case
@@ -98,15 +109,13 @@ class HF(Choices):
         self, library: ModuleType, parts: Sequence[Any], names: Sequence[str], column: str, chosen: Chosen
     ) -> tuple[Pixels, Pixels]:
         """The chosen images of both parts, decoded once for all runs that choose the same."""
-        from PIL import __version__ as pillow  # JPEG decoders differ
-
         rows = (chosen.train.tolist(), chosen.test.tolist())
         identity = {
             "format": 1,
             "fingerprints": [import_module("datasets.fingerprint").generate_fingerprint(part) for part in parts],
             "rows": [cache.digest(numbers) for numbers in rows],
             "options": [column, self.size, self.channels],
-            "pillow": pillow,
+            "pillow": store.pillow(),
         }
 
         def given() -> tuple[Given, dict[str, Any]]:
@@ -121,8 +130,7 @@ class HF(Choices):
 
         mend = f"mend or remove it in {self.path}"
         images, _ = decoded(identity, given, channels=self.channels, size=self.size, mend=mend)
-        order = torch.arange(len(images.array))
-        return Pixels(images, order[: len(rows[0])]), Pixels(images, order[len(rows[0]) :])
+        return halves(images, torch.arange(len(images.array)), len(rows[0]))
 
 
 def _place(held: dict[str, Any] | None) -> Place:
@@ -200,9 +208,3 @@ def _classes(parts: Sequence[Any], names: Sequence[str], column: str) -> tuple[t
                     f"of {column}; choose a split with labels, or another column as dataset.label"
                 )
     return classes, [torch.tensor([numbers[value] for value in part]) for part in values]
-
-
-def _title(path: str) -> str:
-    """The dataset's name, after its path: lower case letters, digits, and ``._-``."""
-    local = Path(path).expanduser()
-    return re.sub(r"[^a-z0-9._-]+", "-", (local.stem if local.exists() else path).lower()).strip("._-") or "hf"

@@ -8,18 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from annotated_types import Ge, Le, MultipleOf
 
-from ddbench import DataError, Dataset, Preprocessing, UsageError
+from ddbench import DataError, Dataset
 from ddbench.base import cache
 from ddbench_datasets import truth
 from ddbench_datasets.collection import Collection
-from ddbench_datasets.common import FLIP, Choices, build
-from ddbench_datasets.images import SkipBroken
-from ddbench_datasets.layout import Layout, Tree, checked, listed
-from ddbench_datasets.sources import Folder, is_image, printable
-from ddbench_datasets.wnids import MEAN, STD, SUBSETS, WNID, numbers, readable, words
+from ddbench_datasets.common import Choices, SkipBroken, told
+from ddbench_datasets.layout import Layout, listed
+from ddbench_datasets.sources import Folder, printable
+from ddbench_datasets.synsets import PARTS, Numbered, arranged, parts_among
+from ddbench_datasets.wnids import SUBSETS, WNID, numbers, readable, words
 
 GET = "get it from https://image-net.org after agreeing to its terms, or pass -o dataset.root=FOLDER"
 KAGGLE = "ILSVRC/Data/CLS-LOC"  # where Kaggle's archive of it has the images
@@ -53,45 +52,32 @@ class ImageNet(Choices):
     skip_broken: SkipBroken = False
 
     def load(self) -> Dataset:
-        with self._collection() as (options, collection, names):
-            chosen, train, test, facts = collection.load(options)
-        origin = {"source": self.about["homepage"], "licence": self.about["licence"]}
-        return build(
-            self,
-            replace(chosen, classes=tuple(names[wnid] for wnid in chosen.classes)),
-            self.name if self.subset == "all" else f"{self.name}-{self.subset}",
-            train,
-            test,
-            augment=FLIP,
-            preprocessing=Preprocessing(torch.tensor(MEAN), torch.tensor(STD)),
-            facts={**origin, **facts},
-        )
+        with self._opened() as images:
+            return images.load(self.name if self.subset == "all" else f"{self.name}-{self.subset}")
 
+    @told
     def missing(self) -> str | None:
-        try:
-            with self._collection() as (options, collection, _):
-                return collection.missing(options)
-        except (DataError, UsageError) as error:
-            return str(error)
+        with self._opened() as images:
+            return images.missing()
 
     @contextmanager
-    def _collection(self) -> Iterator[tuple[ImageNet, Collection, dict[str, str]]]:
-        """The images by the numbers of the classes used, these options with numbers as well, and the names."""
+    def _opened(self) -> Iterator[Numbered]:
+        """The images of the classes that are used."""
         root, base = self._root()
         names = self._classes(root, base)
         wanted = numbers(self.classes, names)
         used = [wnid for wnid in names if wanted is None or wnid in wanted]
         files = Folder(base, lambda inner, folders: _worth_searching(inner, folders, used), times=False)
-        collection = Collection(
-            files,
-            [self.name, truth.stamp(root, base), files.identity()],
-            str(root),
-            lambda: _arranged(files, root, base, used),
-            self.size,
-            "3",
-            self.skip_broken,
-        )
-        yield replace(self, classes=wanted), collection, names
+        content = [self.name, truth.stamp(root, base), files.identity()]
+
+        def untold(image: str) -> str:
+            return f"no file of {root} tells the class of {image}; {truth.SORT}"
+
+        def arrange() -> Layout:
+            return arranged(files.names(), str(root), used, lambda: truth.read(root, base), untold)
+
+        collection = Collection(files, content, str(root), arrange, self.size, "3", self.skip_broken)
+        yield Numbered(replace(self, classes=wanted), collection, names)
 
     def _root(self) -> tuple[Path, Path]:
         """The folder given, and the one in it that has ``train`` and ``val``."""
@@ -99,9 +85,9 @@ class ImageNet(Choices):
         if not root.is_dir():
             raise DataError(f"ImageNet is not there: there is no folder {root}; {GET}")
         for base in (root, root / KAGGLE):
-            if (base / "train").is_dir() and (base / "val").is_dir():
+            if all((base / part).is_dir() for part in PARTS):
                 return root, base
-        lacking = [part for part in ("train", "val") if not (root / part).is_dir()]
+        lacking = [part for part in PARTS if not (root / part).is_dir()]
         raise DataError(f"{root} has no folder {' and no folder '.join(lacking)}, so it is not ImageNet; {GET}")
 
     def _classes(self, root: Path, base: Path) -> dict[str, str]:
@@ -131,26 +117,5 @@ def _known(root: Path, base: Path, wnids: list[str]) -> dict[str, str]:
 
 def _worth_searching(inner: tuple[str, ...], folders: list[str], wanted: list[str]) -> list[str]:
     if not inner:
-        return [name for name in folders if name in ("train", "val")]
+        return parts_among(folders)
     return sorted(set(folders) & set(wanted)) if len(inner) == 1 else []
-
-
-def _arranged(files: Folder, root: Path, base: Path, wnids: list[str]) -> Layout:
-    train: Tree = {wnid: [] for wnid in wnids}
-    test: Tree = {wnid: [] for wnid in wnids}
-    flat = []
-    for image in filter(is_image, files.names()):
-        part, *inner, _ = image.split("/")
-        if inner:
-            (train if part == "train" else test)[inner[0]].append(image)
-        elif part == "val":
-            flat.append(image)
-    if flat:
-        known = truth.read(root, base)
-        for image in flat:
-            wnid = known.get(Path(image).stem)
-            if wnid is None:
-                raise DataError(f"no file of {root} tells the class of {image}; {truth.SORT}")
-            if wnid in test:
-                test[wnid].append(image)
-    return checked(train, test, str(root), None, ("train", "val"), wnids)

@@ -7,17 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
-from annotated_types import Ge
-
-from ddbench import DataError, Dataset, UsageError
+from ddbench import Dataset
 from ddbench_datasets import sources
 from ddbench_datasets.collection import Collection
-from ddbench_datasets.common import FLIP, NO_FLIP, Choices, build
+from ddbench_datasets.common import FLIP, NO_FLIP, Channels, Choices, Flip, Size, SkipBroken, build, titled, told
 from ddbench_datasets.layout import arrange
-
-SkipBroken = Annotated[bool, "leave out images that cannot be decoded, and count them; by default they are an error"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +31,9 @@ class Images(Choices):
     argument = "root"
     about: ClassVar[dict[str, str]] = {"licence": "that of your images", "images": "any number, of one size or resized"}
     root: Annotated[str, "folder, zip or tar with train/<class>/ and test/<class>/, or with <class>/"] = ""
-    size: Annotated[int | None, Ge(1), "resize to size x size pixels; by default all must have one size"] = None
-    channels: Annotated[Literal["auto", "1", "3"], "grey (1), colour (3), or grey if all images are grey"] = "auto"
-    flip: Annotated[bool, "whether a mirrored image keeps its class; decides how training augments"] = True
+    size: Size = None
+    channels: Channels = "auto"
+    flip: Flip = True
     skip_broken: SkipBroken = False
 
     def load(self) -> Dataset:
@@ -55,13 +51,10 @@ class Images(Choices):
             facts={"source": root.name, **known, **facts},
         )
 
+    @told
     def missing(self) -> str | None:
-        try:
-            root = sources.find(self.root)
-            with self._collection(root) as collection:
-                return collection.missing(self)
-        except (DataError, UsageError) as error:
-            return str(error)
+        with self._collection(sources.find(self.root)) as collection:
+            return collection.missing(self)
 
     @contextmanager
     def _collection(self, root: Path) -> Iterator[Collection]:
@@ -78,7 +71,7 @@ class Images(Choices):
 
 
 def title(root: Path) -> str:
-    """The dataset's name, after its folder or archive: lower case letters, digits, and ``._-``."""
+    """The dataset's name, after its folder or archive."""
     stem = root.name if root.is_dir() else re.sub(r"\.tar\.\w+$", "", root.name, flags=re.IGNORECASE)
     stem = stem if root.is_dir() or stem != root.name else root.stem
-    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("._-") or "images"
+    return titled(stem, "images")

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from ddbench import DataError, stratified
-from ddbench_datasets.common import SEED
+from ddbench_datasets.common import SEED, TEST_SHARE
 from ddbench_datasets.places import shown
 from ddbench_datasets.sources import DIVIDED, PARTS, TESTS, checked_name, is_image
 
 WANTED = "images must lie in train/<class>/ and test/<class>/, or in <class>/, possibly under one folder"
-TEST_SHARE = 0.2  # of the images of a dataset that is not divided
 
 Tree = dict[str, list[str]]  # the images of each class
 

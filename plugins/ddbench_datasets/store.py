@@ -63,6 +63,13 @@ def decoded(identity: Any, plan: Callable[[], Plan]) -> tuple[Store, dict[str, A
     return Store(torch.from_numpy(array), about["content"]), about
 
 
+def pillow() -> str:
+    """The version of Pillow, which belongs to what decides pixels: JPEG decoders differ."""
+    from PIL import __version__
+
+    return __version__
+
+
 def there(identity: Any) -> bool:
     """Whether the store of ``identity`` is complete."""
     return _read(place(identity)) is not None

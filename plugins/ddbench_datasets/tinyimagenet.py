@@ -8,18 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import torch
-
-from ddbench import DataError, Dataset, Preprocessing, UsageError
+from ddbench import DataError, Dataset
 from ddbench.base import cache
 from ddbench_datasets import sources
 from ddbench_datasets.collection import Collection
-from ddbench_datasets.common import FLIP, Choices, build
-from ddbench_datasets.images import SkipBroken
-from ddbench_datasets.layout import Layout, Tree, checked
+from ddbench_datasets.common import Choices, SkipBroken, told
+from ddbench_datasets.layout import Layout
 from ddbench_datasets.places import Broken, fetch
-from ddbench_datasets.sources import Files, Folder, is_image
-from ddbench_datasets.wnids import MEAN, STD, WNID, labels, numbers, readable, words
+from ddbench_datasets.sources import Files, Folder
+from ddbench_datasets.synsets import Numbered, arranged, parts_among
+from ddbench_datasets.wnids import WNID, labels, numbers, readable, words
 
 NAME = "tiny-imagenet-200"
 GET = "get tiny-imagenet-200.zip from http://cs231n.stanford.edu, put it there, unpacked or not"
@@ -47,48 +45,37 @@ class TinyImageNet(Choices):
     skip_broken: SkipBroken = False
 
     def load(self) -> Dataset:
-        with self._collection() as (options, collection, names):
-            chosen, train, test, facts = collection.load(options)
-        origin = {"source": self.about["homepage"], "licence": self.about["licence"]}
-        return build(
-            self,
-            replace(chosen, classes=tuple(names[wnid] for wnid in chosen.classes)),
-            self.name,
-            train,
-            test,
-            augment=FLIP,
-            preprocessing=Preprocessing(torch.tensor(MEAN), torch.tensor(STD)),
-            facts={**origin, **facts},
-        )
+        with self._opened() as images:
+            return images.load(self.name)
 
+    @told
     def missing(self) -> str | None:
-        try:
-            with self._collection() as (options, collection, _):
-                return collection.missing(options)
-        except (DataError, UsageError) as error:
-            return str(error)
+        with self._opened() as images:
+            return images.missing()
 
     @contextmanager
-    def _collection(self) -> Iterator[tuple[TinyImageNet, Collection, dict[str, str]]]:
-        """The images by the numbers of their classes, these options with numbers as well, and the names of all."""
+    def _opened(self) -> Iterator[Numbered]:
+        """The images of all classes."""
         root = self._root()
-        with _opened(root) as files:
+        with _files(root) as files:
             top = _top(files, root)
             found = {name.removeprefix(top).split("/")[1] for name in files.names() if _is_train(name, top)}
             wnids = sorted(name for name in found if WNID.fullmatch(name))
             names = readable(wnids, words(_text(files, f"{top}words.txt", "")))
-            told = f"{top}val/val_annotations.txt"
-            content = [self.name, files.identity(), files.size(told) if told in files.names() else 0]
-            collection = Collection(
-                files,
-                content,
-                str(root),
-                lambda: _arranged(files, top, str(root), wnids),
-                SIZE,
-                "3",
-                self.skip_broken,
-            )
-            yield replace(self, classes=numbers(self.classes, names)), collection, names
+            annotations = f"{top}val/val_annotations.txt"
+            content = [self.name, files.identity(), files.size(annotations) if annotations in files.names() else 0]
+
+            def truth() -> dict[str, str]:
+                return {image: wnid for image, wnid in labels(_text(files, annotations)).items() if wnid in names}
+
+            def untold(image: str) -> str:
+                return f"val_annotations.txt of {root} does not tell the class of {image}; unpack it again"
+
+            def arrange() -> Layout:
+                return arranged(files.names(), str(root), wnids, truth, untold, top)
+
+            collection = Collection(files, content, str(root), arrange, SIZE, "3", self.skip_broken)
+            yield Numbered(replace(self, classes=numbers(self.classes, names)), collection, names)
 
     def _root(self) -> Path:
         if self.root:
@@ -101,7 +88,7 @@ class TinyImageNet(Choices):
 
 
 @contextmanager
-def _opened(root: Path) -> Iterator[Files]:
+def _files(root: Path) -> Iterator[Files]:
     if root.is_dir():
         yield Folder(root, _worth_searching, times=False)
         return
@@ -111,9 +98,9 @@ def _opened(root: Path) -> Iterator[Files]:
 
 def _worth_searching(inner: tuple[str, ...], folders: list[str]) -> list[str]:
     if not inner:
-        return [name for name in folders if name in ("train", "val")] or [n for n in folders if n == NAME]
+        return parts_among(folders) or [name for name in folders if name == NAME]
     if inner == (NAME,):
-        return [name for name in folders if name in ("train", "val")]
+        return parts_among(folders)
     return [name for name in folders if name == "images" or WNID.fullmatch(name)]
 
 
@@ -140,27 +127,3 @@ def _text(files: Files, name: str, default: str | None = None) -> str:
         return fetch(next(files.places([name]))).decode()
     except (Broken, UnicodeDecodeError) as error:
         raise DataError(f"{name} of Tiny-ImageNet {error}; unpack it again") from error
-
-
-def _arranged(files: Files, top: str, root: str, wnids: list[str]) -> Layout:
-    """Train images lie in the folder of their class; those of ``val`` do too, or a text tells their classes."""
-    train: Tree = {wnid: [] for wnid in wnids}
-    test: Tree = {wnid: [] for wnid in wnids}
-    flat = []
-    for image in filter(is_image, files.names()):
-        part, _, rest = image.removeprefix(top).partition("/")
-        wnid = rest.partition("/")[0]
-        if part == "train" and wnid in train:
-            train[wnid].append(image)
-        elif part == "val" and wnid in test:
-            test[wnid].append(image)
-        elif part == "val":
-            flat.append(image)
-    if flat:
-        known = labels(_text(files, f"{top}val/val_annotations.txt"))
-        for image in flat:
-            wnid = known.get(Path(image).stem, "")
-            if wnid not in test:
-                raise DataError(f"val_annotations.txt of {root} does not tell the class of {image}; unpack it again")
-            test[wnid].append(image)
-    return checked(train, test, root, None, ("train", "val"), wnids)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Le, MultipleOf
 
 from ddbench import Dataset, Preprocessing
 from ddbench_datasets import vision_read as read
-from ddbench_datasets import vision_store as stored
-from ddbench_datasets.common import FLIP, NO_FLIP, Choices, Whole, assemble
-from ddbench_datasets.vision_get import Files, get
+from ddbench_datasets.common import FLIP, NO_FLIP, Choices, assemble, origin
+from ddbench_datasets.vision_get import Files
+from ddbench_datasets.vision_store import Read, Stored, arrays, squares, stretched
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -26,19 +26,32 @@ MNIST_STATISTICS: Statistics = ((0.1307,), (0.3081,))
 FASHION_STATISTICS: Statistics = ((0.2861,), (0.3530,))
 
 NO_LICENCE = "none stated by the authors"
-EUROSAT_TEST = 0.2
 
 
-def load(
-    source: Any, whole: Whole, augment: str, statistics: Statistics | None = None, facts: dict[str, Any] | None = None
-) -> Dataset:
-    """The dataset of a source: its options, its name and what it says about itself, with the images of ``whole``.
+@dataclass(frozen=True)
+class Downloaded(Choices):
+    """A dataset that torchvision gets. What it is, a subclass says in class attributes; the code is here."""
 
-    Without ``statistics`` the preprocessing is fitted.
-    """
-    origin = {"source": source.about["homepage"], "licence": source.about["licence"]}
-    fixed = None if statistics is None else Preprocessing(*(torch.tensor(values) for values in statistics))
-    return assemble(source, source.name, whole, augment=augment, preprocessing=fixed, facts=origin | (facts or {}))
+    name = ""
+    files = Files("", {})
+    form: ClassVar[Read | Stored]
+    about: ClassVar[dict[str, str]]
+    augment = FLIP
+    constants: ClassVar[Statistics | None] = None
+    facts: ClassVar[dict[str, str]] = {}
+
+    def load(self) -> Dataset:
+        statistics = self.normalised_by()
+        fixed = None if statistics is None else Preprocessing(*(torch.tensor(values) for values in statistics))
+        whole, facts = self.form.whole(self), origin(self) | self.facts
+        return assemble(self, self.name, whole, augment=self.augment, preprocessing=fixed, facts=facts)
+
+    def missing(self) -> str | None:
+        return self.form.missing(self)
+
+    def normalised_by(self) -> Statistics | None:
+        """Mean and deviation of the channels; None to fit them."""
+        return self.constants
 
 
 def _idx(kind: str) -> Files:
@@ -47,11 +60,13 @@ def _idx(kind: str) -> Files:
 
 
 @dataclass(frozen=True)
-class MNIST(Choices):
+class MNIST(Downloaded):
     """Handwritten digits (LeCun et al. 1998): 60,000 and 10,000 grey images, 28x28, 10 classes."""
 
     name = "mnist"
     files = _idx("MNIST")
+    form = Read(read.idx("MNIST"))
+    augment, constants = NO_FLIP, MNIST_STATISTICS
     about: ClassVar[dict[str, str]] = {
         "homepage": "http://yann.lecun.com/exdb/mnist/",
         "licence": NO_LICENCE,
@@ -59,19 +74,15 @@ class MNIST(Choices):
         "images": "60,000 train, 10,000 test; 28x28, grey; 10 classes",
     }
 
-    def load(self) -> Dataset:
-        return load(self, get(self, read.idx("MNIST")), NO_FLIP, MNIST_STATISTICS)
-
-    def missing(self) -> str | None:
-        return self.files.missing()
-
 
 @dataclass(frozen=True)
-class FashionMNIST(Choices):
+class FashionMNIST(Downloaded):
     """Clothes (Xiao et al. 2017): 60,000 and 10,000 grey images, 28x28, 10 classes."""
 
     name = "fashionmnist"
     files = _idx("FashionMNIST")
+    form = Read(read.idx("FashionMNIST"))
+    constants = FASHION_STATISTICS
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://github.com/zalandoresearch/fashion-mnist",
         "licence": "MIT",
@@ -80,19 +91,15 @@ class FashionMNIST(Choices):
         "images": "60,000 train, 10,000 test; 28x28, grey; 10 classes",
     }
 
-    def load(self) -> Dataset:
-        return load(self, get(self, read.idx("FashionMNIST")), FLIP, FASHION_STATISTICS)
-
-    def missing(self) -> str | None:
-        return self.files.missing()
-
 
 @dataclass(frozen=True)
-class KMNIST(Choices):
+class KMNIST(Downloaded):
     """Cursive Japanese characters (Clanuwat et al. 2018): 60,000 and 10,000 grey images, 28x28, 10 classes."""
 
     name = "kmnist"
     files = _idx("KMNIST")
+    form = Read(read.idx("KMNIST"))
+    augment = NO_FLIP
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://github.com/rois-codh/kmnist",
         "licence": "CC BY-SA 4.0",
@@ -101,19 +108,15 @@ class KMNIST(Choices):
         "images": "60,000 train, 10,000 test; 28x28, grey; 10 classes",
     }
 
-    def load(self) -> Dataset:
-        return load(self, get(self, read.idx("KMNIST")), NO_FLIP)
-
-    def missing(self) -> str | None:
-        return self.files.missing()
-
 
 @dataclass(frozen=True)
-class SVHN(Choices):
+class SVHN(Downloaded):
     """Cropped house numbers (Netzer et al. 2011): 73,257 and 26,032 colour images, 32x32, 10 classes."""
 
     name = "svhn"
     files = Files("SVHN", {"train_32x32.mat": (), "test_32x32.mat": ()})
+    form = Read(read.svhn)
+    augment, constants = NO_FLIP, SVHN_STATISTICS
     about: ClassVar[dict[str, str]] = {
         "homepage": "http://ufldl.stanford.edu/housenumbers/",
         "licence": "for non-commercial use only",
@@ -122,19 +125,15 @@ class SVHN(Choices):
         "images": "73,257 train, 26,032 test; 32x32, colour; 10 classes; the 531,131 extra ones are not used",
     }
 
-    def load(self) -> Dataset:
-        return load(self, get(self, read.svhn), NO_FLIP, SVHN_STATISTICS)
-
-    def missing(self) -> str | None:
-        return self.files.missing()
-
 
 @dataclass(frozen=True)
-class CIFAR10(Choices):
+class CIFAR10(Downloaded):
     """CIFAR-10 (Krizhevsky 2009): 50,000 and 10,000 colour images, 32x32, 10 classes."""
 
     name = "cifar10"
     files = Files("CIFAR-10", {"cifar-10-python.tar.gz": ("cifar-10-batches-py",)})
+    form = Read(read.cifar("CIFAR10"))
+    constants = CIFAR10_STATISTICS
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://www.cs.toronto.edu/~kriz/cifar.html",
         "licence": NO_LICENCE,
@@ -142,19 +141,14 @@ class CIFAR10(Choices):
         "images": "50,000 train, 10,000 test; 32x32, colour; 10 classes",
     }
 
-    def load(self) -> Dataset:
-        return load(self, get(self, read.cifar("CIFAR10")), FLIP, CIFAR10_STATISTICS)
-
-    def missing(self) -> str | None:
-        return self.files.missing()
-
 
 @dataclass(frozen=True)
-class CIFAR100(Choices):
+class CIFAR100(Downloaded):
     """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 colour images, 32x32, 100 classes."""
 
     name = "cifar100"
     files = Files("CIFAR-100", {"cifar-100-python.tar.gz": ("cifar-100-python",)})
+    form = Read(read.cifar("CIFAR100"))
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://www.cs.toronto.edu/~kriz/cifar.html",
         "licence": NO_LICENCE,
@@ -165,20 +159,17 @@ class CIFAR100(Choices):
         Literal["own", "cifar10"], "mean and deviation: its own as in DC and DM, or CIFAR-10's as in MTT, TESLA and PDD"
     ] = "own"
 
-    def load(self) -> Dataset:
-        chosen = {"own": CIFAR100_STATISTICS, "cifar10": CIFAR10_STATISTICS}[self.statistics]
-        return load(self, get(self, read.cifar("CIFAR100")), FLIP, chosen)
-
-    def missing(self) -> str | None:
-        return self.files.missing()
+    def normalised_by(self) -> Statistics:
+        return {"own": CIFAR100_STATISTICS, "cifar10": CIFAR10_STATISTICS}[self.statistics]
 
 
 @dataclass(frozen=True)
-class STL10(Choices):
+class STL10(Downloaded):
     """The labelled part of STL-10 (Coates et al. 2011): 5,000 and 8,000 colour images, 96x96, 10 classes."""
 
     name = "stl10"
     files = Files("STL-10", {"stl10_binary.tar.gz": ("stl10_binary",)})
+    form = Stored(arrays, read.stl10)
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://cs.stanford.edu/~acoates/stl10/",
         "licence": f"{NO_LICENCE}; the images are from ImageNet",
@@ -186,20 +177,15 @@ class STL10(Choices):
         "images": "5,000 train, 8,000 test; 96x96, colour; 10 classes; the 100,000 without labels are not used",
     }
 
-    def load(self) -> Dataset:
-        return load(self, stored.stl10(self), FLIP)
-
-    def missing(self) -> str | None:
-        return stored.missing(self)
-
 
 @dataclass(frozen=True)
-class Imagenette(Choices):
+class Imagenette(Downloaded):
     """Ten easy classes of ImageNet (Howard 2019), the 160 px version: 9,469 and 3,925 colour images."""
 
     name = "imagenette"
     files = Files("Imagenette", {"imagenette2-160.tgz": ("imagenette2-160",)})
     counts = (9_469, 3_925)
+    form = Stored(squares, read.imagenette)
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://github.com/fastai/imagenette",
         "licence": "Apache 2.0; the images are from ImageNet, which has terms of its own",
@@ -209,15 +195,9 @@ class Imagenette(Choices):
     }
     size: Annotated[int, MultipleOf(64), Ge(64), Le(128), "pixels along each side, 64 or 128"] = 128
 
-    def load(self) -> Dataset:
-        return load(self, stored.squares(self, read.imagenette, self.size), FLIP)
-
-    def missing(self) -> str | None:
-        return stored.missing(self, self.size)
-
 
 @dataclass(frozen=True)
-class EuroSAT(Choices):
+class EuroSAT(Downloaded):
     """Land use seen by Sentinel-2 (Helber et al. 2019), RGB: 27,000 colour images, 64x64, 10 classes.
 
     The authors published no test part: a fifth of the images, stratified and the same in every run, is taken.
@@ -226,6 +206,8 @@ class EuroSAT(Choices):
     name = "eurosat"
     files = Files("EuroSAT", {"EuroSAT.zip": ("2750",)}, "eurosat")
     counts = (27_000, 0)
+    form, size = Stored(squares, read.eurosat), 64
+    facts: ClassVar[dict[str, str]] = {"split": "80/20 by ddbench, stratified; the authors published none"}
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://github.com/phelber/EuroSAT",
         "licence": "MIT",
@@ -234,17 +216,9 @@ class EuroSAT(Choices):
         "images": "27,000 without a published split, here 21,600 train, 5,400 test; 64x64, colour; 10 classes",
     }
 
-    def load(self) -> Dataset:
-        whole = stored.squares(self, read.eurosat, 64)
-        divided = Whole.divided(whole.classes, whole.train, whole.train_targets, EUROSAT_TEST)
-        return load(self, divided, FLIP, facts={"split": "80/20 by ddbench, stratified; the authors published none"})
-
-    def missing(self) -> str | None:
-        return stored.missing(self, 64)
-
 
 @dataclass(frozen=True)
-class GTSRB(Choices):
+class GTSRB(Downloaded):
     """German traffic signs (Stallkamp et al. 2012): 26,640 and 12,630 colour images of 43 classes, made 32x32."""
 
     name = "gtsrb"
@@ -258,18 +232,12 @@ class GTSRB(Choices):
         "gtsrb",
     )
     counts = (26_640, 12_630)
+    form, size = Stored(stretched, read.gtsrb), 32
+    augment = NO_FLIP
+    facts: ClassVar[dict[str, str]] = {"validation": "shares signs with train: each was photographed 30 times"}
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://benchmark.ini.rub.de/",
         "licence": "not known to ddbench; see the homepage",
         "citation": "Stallkamp, Schlipsing, Salmen & Igel: Man vs. computer, Neural Networks 32, 2012",
         "images": "26,640 train, 12,630 test; 15 to 250 pixels, colour; 43 classes",
     }
-
-    def load(self) -> Dataset:
-        whole = stored.stretched(self, read.gtsrb, 32)
-        return load(
-            self, whole, NO_FLIP, facts={"validation": "shares signs with train: each was photographed 30 times"}
-        )
-
-    def missing(self) -> str | None:
-        return stored.missing(self, 32)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ddbench_datasets.common import Whole
 
 DIGITS = tuple("0123456789")
+STL_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 # The archives only number the signs; these are the names in common use.
 SIGNS = (
     *(f"Speed limit ({limit}km/h)" for limit in (20, 30, 50, 60, 70, 80)),
@@ -69,6 +71,14 @@ def svhn(datasets: ModuleType, folder: str) -> Whole:
     parts = [datasets.SVHN(folder, split=part, download=True) for part in ("train", "test")]
     read = [(torch.from_numpy(part.data.copy()), torch.from_numpy(part.labels)) for part in parts]
     return Whole(DIGITS, *read[0], *read[1])
+
+
+def stl10(datasets: ModuleType, folder: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """The labelled images. Slow: torchvision checks all of STL-10, most of which has no labels."""
+    train, test = (datasets.STL10(folder, split=part, download=True) for part in ("train", "test"))
+    targets = [int(label) for part in (train, test) for label in part.labels]
+    about = {"classes": STL_CLASSES, "train": len(train.labels), "targets": targets}
+    return np.concatenate([train.data, test.data]), about
 
 
 def imagenette(datasets: ModuleType, folder: str) -> Listing:

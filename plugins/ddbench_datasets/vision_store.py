@@ -1,8 +1,12 @@
-"""What is slow to read from torchvision's files is read once, and stored: image files, and the 3 GB of STL-10."""
+"""How the images of torchvision's datasets are had: as it reads them, or, where that is slow, read once and stored.
+
+Stored are image files, and the 3 GB of STL-10.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -10,16 +14,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ddbench import DataError, Pixels, Store, report
+from ddbench import DataError, Store, report
 from ddbench.base import cache
 from ddbench_datasets import store
-from ddbench_datasets.common import Whole
+from ddbench_datasets.common import TEST_SHARE, Whole, halves
 from ddbench_datasets.given import Given, decoded
 from ddbench_datasets.places import Broken, Place, fetch
 from ddbench_datasets.vision_get import Source, get
 from ddbench_datasets.vision_read import Lister, Listing
 
-STL_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+About = dict[str, Any]  # classes, targets of both parts, and how many of them are the train part
 
 
 class ImageSource(Source, Protocol):
@@ -29,38 +33,65 @@ class ImageSource(Source, Protocol):
     def counts(self) -> tuple[int, int]: ...
 
 
-def missing(source: Source, size: int | None = None) -> str | None:
-    """What has to be done before the images can be used, in one sentence; None if nothing."""
-    if store.there(_identity(source, size)):
-        return None
-    return source.files.missing() or f"{source.files.title} is in {source.files.folder}, and has to be decoded, once"
+@dataclass(frozen=True)
+class Read:
+    """Images as torchvision reads them, every time."""
+
+    read: Callable[[ModuleType, str], Whole]
+
+    def whole(self, source: Source) -> Whole:
+        return get(source, self.read)
+
+    def missing(self, source: Source) -> str | None:
+        """What has to be done before the images can be used, in one sentence; None if nothing."""
+        return source.files.missing()
 
 
-def stl10(source: Source) -> Whole:
-    """The labelled images: at each reading torchvision would check all of STL-10, most of which has no labels."""
+@dataclass(frozen=True)
+class Stored:
+    """Images that ``make(source, identity, read)`` gives, once; a fifth is the test part where there is none."""
 
-    def read(datasets: ModuleType, folder: str) -> store.Made:
-        train, test = (datasets.STL10(folder, split=part, download=True) for part in ("train", "test"))
-        targets = [int(label) for part in (train, test) for label in part.labels]
-        return np.concatenate([train.data, test.data]), _about(STL_CLASSES, len(train.labels), targets)
+    make: Callable[[Any, dict[str, Any], Any], tuple[Store, About]]
+    read: Lister | Callable[[ModuleType, str], store.Made]
 
-    array, about = store.cached(_identity(source, None), lambda: get(source, read))
-    return _whole(Store(torch.from_numpy(array), about["content"]), about)
+    def whole(self, source: Source) -> Whole:
+        images, about = self.make(source, self._identity(source), self.read)
+        targets, classes, first = torch.tensor(about["targets"]), tuple(about["classes"]), about["train"]
+        train, test = halves(images, torch.arange(len(targets)), first)
+        if not len(test):
+            return Whole.divided(classes, train, targets, TEST_SHARE)
+        return Whole(classes, train, targets[:first], test, targets[first:])
+
+    def missing(self, source: Source) -> str | None:
+        if store.there(self._identity(source)):
+            return None
+        files = source.files
+        return files.missing() or f"{files.title} is in {files.folder}, and has to be decoded, once"
+
+    def _identity(self, source: Source) -> dict[str, Any]:
+        """What decides the pixels."""
+        size = getattr(source, "size", None)
+        return {"format": 1, "torchvision": source.files.title, "size": size, "pillow": store.pillow()}
 
 
-def squares(source: ImageSource, lister: Lister, size: int) -> Whole:
+def arrays(source: Source, identity: dict[str, Any], read: Callable[..., store.Made]) -> tuple[Store, About]:
+    """Images that torchvision decodes."""
+    return _kept(identity, lambda: get(source, read))
+
+
+def squares(source: ImageSource, identity: dict[str, Any], lister: Lister) -> tuple[Store, About]:
     """Images ``size`` x ``size``: the shorter side resized, the middle of the longer one kept."""
 
-    def given() -> tuple[Given, dict[str, Any]]:
+    def given() -> tuple[Given, About]:
         paths, about = _listed(source, lister)
         return Given(paths, lambda path: Place(str(cache.data_home() / path))), about
 
-    identity = _identity(source, size)
-    return _whole(*decoded(identity, given, channels="3", size=size, mend=_mend(source)))
+    return decoded(identity, given, channels="3", size=identity["size"], mend=_mend(source))
 
 
-def stretched(source: ImageSource, lister: Lister, size: int) -> Whole:
+def stretched(source: ImageSource, identity: dict[str, Any], lister: Lister) -> tuple[Store, About]:
     """Images ``size`` x ``size``: both sides resized, so that nothing is cut off."""
+    size = identity["size"]
 
     def make() -> store.Made:
         paths, about = _listed(source, lister)
@@ -71,18 +102,15 @@ def stretched(source: ImageSource, lister: Lister, size: int) -> Whole:
                 report("decoding", i + 1, len(paths))
         return pixels, about
 
-    array, about = store.cached(_identity(source, size), make)
-    return _whole(Store(torch.from_numpy(array), about["content"]), about)
+    return _kept(identity, make)
 
 
-def _identity(source: Source, size: int | None) -> dict[str, Any]:
-    """What decides the pixels; Pillow's version, since JPEG decoders differ."""
-    from PIL import __version__ as pillow
-
-    return {"format": 1, "torchvision": source.files.title, "size": size, "pillow": pillow}
+def _kept(identity: dict[str, Any], make: Callable[[], store.Made]) -> tuple[Store, About]:
+    array, about = store.cached(identity, make)
+    return Store(torch.from_numpy(array), about["content"]), about
 
 
-def _listed(source: ImageSource, lister: Lister) -> tuple[list[str], dict[str, Any]]:
+def _listed(source: ImageSource, lister: Lister) -> tuple[list[str], About]:
     """The image files of both parts below the data folder, and what is to be known of them.
 
     Refuses a folder that was unpacked only in part, which torchvision takes as it is.
@@ -97,7 +125,7 @@ def _listed(source: ImageSource, lister: Lister) -> tuple[list[str], dict[str, A
             )
     paths, targets = zip(*listing.train, *listing.test, strict=True)
     names = [str(Path(path).relative_to(cache.data_home())) for path in paths]
-    return names, _about(listing.classes, len(listing.train), targets)
+    return names, {"classes": listing.classes, "train": len(listing.train), "targets": targets}
 
 
 def _stretched(source: ImageSource, path: str, size: int) -> np.ndarray:
@@ -117,14 +145,3 @@ def _stretched(source: ImageSource, path: str, size: int) -> np.ndarray:
 def _mend(source: Source) -> str:
     held = [name for names in source.files.archives.values() for name in names]
     return f"delete {', '.join(held)} in {source.files.folder} and run again"
-
-
-def _about(classes: Sequence[str], train: int, targets: Sequence[int]) -> dict[str, Any]:
-    return {"classes": classes, "train": train, "targets": targets}
-
-
-def _whole(stored: Store, about: dict[str, Any]) -> Whole:
-    targets, rows = torch.tensor(about["targets"]), torch.arange(len(about["targets"]))
-    train, test = rows[: about["train"]], rows[about["train"] :]
-    classes = tuple(about["classes"])
-    return Whole(classes, Pixels(stored, train), targets[train], Pixels(stored, test), targets[test])

@@ -14,8 +14,8 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ddbench import Examples, Needs, Problem, SyntheticSet, Teacher, UsageError
+from ddbench_decoupled import teachers
 from ddbench_decoupled.crops import cut, draw_boxes, surround, tile
-from ddbench_decoupled.teachers import batch_normed, teacher_labels, teacher_needs, teacher_of
 
 AT_ONCE = 256  # crops per forward pass
 
@@ -50,25 +50,25 @@ class Rded:
     candidates: Annotated[int, Ge(1), "real images per class to choose from, as far as there are so many"] = 300
     crops: Annotated[int, Ge(1), "random crops of each candidate"] = 5
     smallest: Annotated[float, Gt(0), Le(1), "least share of an image's area in a crop; 1 for whole images"] = 0.08
-    labels: Annotated[Literal["teacher", "hard"], "the fixed labels"] = "teacher"
-    temperature: Annotated[float, Gt(0), "of the fixed labels (labels=teacher)"] = 1.0
+    labels: teachers.Labels = "teacher"
+    temperature: teachers.Temperature = 1.0
     teacher_norm: Annotated[Literal["batch", "same"], "the teacher's norm: batch, or that of the students"] = "batch"
-    teacher_epochs: Annotated[int, Ge(1), "epochs that the teacher is trained for"] = 30
-    teacher_lr: Annotated[float, Gt(0), "its first learning rate, of a cosine"] = 0.05
-    teacher_batch: Annotated[int, Ge(1), "its batch size"] = 128
+    teacher_epochs: teachers.Epochs = 30
+    teacher_lr: teachers.Lr = 0.05
+    teacher_batch: teachers.Batch = 128
 
     def needs(self, problem: Problem) -> Needs:
         self._check_budget(problem)
         source = problem.network.source
         if self.teacher_norm == "batch":
-            source = batch_normed(problem, "; or set matcher.teacher_norm=same")
-        return teacher_needs(problem, source, self.teacher_epochs, self.teacher_lr, self.teacher_batch)
+            source = teachers.batch_normed(problem, "; or set matcher.teacher_norm=same")
+        return teachers.needs(problem, source, self.teacher_epochs, self.teacher_lr, self.teacher_batch)
 
     @torch.no_grad()
     def init(self, problem: Problem) -> Examples:
         """The stored images with their labels."""
         before, wanted = self._budget(problem)
-        teacher, stored = teacher_of(problem), []
+        teacher, stored = teachers.of(problem), []
         with (problem.seed / "rded").scope():  # not the stage's: every stage is to see the same ranking
             drawn = [self._draw(problem, members) for members in problem.real.members]
         for label, (rows, boxes) in enumerate(drawn):
@@ -79,16 +79,15 @@ class Rded:
             stored.append(tile(patches, self.factor, problem.real.shape[1:]))
         images = problem.real.preprocessing(torch.cat(stored))
         if self.labels == "teacher":
-            return Examples(images, teacher_labels(problem, images, self.temperature))
-        hard = torch.eye(problem.classes, dtype=images.dtype, device=images.device)
-        return Examples(images, hard.repeat_interleave(problem.ipc, 0))
+            return Examples(images, teachers.labels(problem, images, self.temperature))
+        return Examples(images, teachers.hard_labels(problem, images))
 
     def step(self, problem: Problem, state: Examples, k: int) -> tuple[Examples, dict]:
         return state, {}
 
     def result(self, problem: Problem, state: Examples) -> SyntheticSet:
         return SyntheticSet(
-            state.images.clone(), state.labels.clone(), label_type=self.labels, teacher=teacher_of(problem)
+            state.images.clone(), state.labels.clone(), label_type=self.labels, teacher=teachers.of(problem)
         )
 
     def _draw(self, problem: Problem, members: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch.autograd import grad
 from ddbench import Needs, Problem, Seed, SyntheticSet, Teacher, soft_cross_entropy
 from ddbench.train.optimisers import Adam
 from ddbench.train.optimisers import State as Moments
-from ddbench_decoupled.teachers import batch_normed, teacher_labels, teacher_needs, teacher_of
+from ddbench_decoupled import teachers
 
 OUTER = Adam(0.5, 0.9)
 
@@ -64,24 +64,24 @@ class Sre2l:
     jitter: Annotated[int | None, Ge(0), "largest roll in pixels; by default an eighth of the side, 4 of 32"] = None
     batch: Annotated[int | None, Ge(1), "images whose statistics are matched together; none for one per class"] = None
     pix_init: Annotated[Literal["noise", "real"], "where the images start"] = "noise"
-    labels: Annotated[Literal["teacher", "hard"], "the fixed labels"] = "teacher"
-    temperature: Annotated[float, Gt(0), "of the fixed labels (labels=teacher)"] = 1.0
-    teacher_epochs: Annotated[int, Ge(1), "epochs that the teacher is trained for"] = 30
-    teacher_lr: Annotated[float, Gt(0), "its first learning rate, of a cosine"] = 0.05
-    teacher_batch: Annotated[int, Ge(1), "its batch size"] = 128
+    labels: teachers.Labels = "teacher"
+    temperature: teachers.Temperature = 1.0
+    teacher_epochs: teachers.Epochs = 30
+    teacher_lr: teachers.Lr = 0.05
+    teacher_batch: teachers.Batch = 128
 
     def needs(self, problem: Problem) -> Needs:
-        source = batch_normed(problem, ", or a matcher that needs none, such as rded with matcher.teacher_norm=same")
-        return teacher_needs(problem, source, self.teacher_epochs, self.teacher_lr, self.teacher_batch)
+        otherwise = ", or a matcher that needs none, such as rded with matcher.teacher_norm=same"
+        source = teachers.batch_normed(problem, otherwise)
+        return teachers.needs(problem, source, self.teacher_epochs, self.teacher_lr, self.teacher_batch)
 
     def init(self, problem: Problem) -> State:
         if self.pix_init == "real":
             examples = problem.sample()
             images, targets = examples.images, examples.labels
         else:
-            device = problem.network.device
-            images = torch.randn(problem.classes * problem.ipc, *problem.real.shape).to(device)
-            targets = torch.eye(problem.classes, device=device).repeat_interleave(problem.ipc, 0)
+            images = torch.randn(problem.classes * problem.ipc, *problem.real.shape).to(problem.network.device)
+            targets = teachers.hard_labels(problem, images)
         return State(images, targets, OUTER.init(images))
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
@@ -106,13 +106,13 @@ class Sre2l:
     def result(self, problem: Problem, state: State) -> SyntheticSet:
         labels = state.targets.clone()
         if self.labels == "teacher":
-            labels = teacher_labels(problem, state.images, self.temperature)
-        return SyntheticSet(state.images.clone(), labels, label_type=self.labels, teacher=teacher_of(problem))
+            labels = teachers.labels(problem, state.images, self.temperature)
+        return SyntheticSet(state.images.clone(), labels, label_type=self.labels, teacher=teachers.of(problem))
 
     def _squeezed(self, problem: Problem) -> Squeezed:
         """Made of the teacher alone, so that a restored run makes the same one."""
         if "sre2l" not in problem.workspace:
-            problem.workspace["sre2l"] = Squeezed(teacher_of(problem), problem.real.shape, problem.classes)
+            problem.workspace["sre2l"] = Squeezed(teachers.of(problem), problem.real.shape, problem.classes)
         return problem.workspace["sre2l"]
 
 

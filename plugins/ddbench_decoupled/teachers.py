@@ -1,4 +1,4 @@
-"""The teacher of both methods: its architecture, how it is trained, and the labels that it gives.
+"""The teacher of both methods: its options, its architecture, how it is trained, and the labels that it gives.
 
 Shapes: n images, k classes.
 """
@@ -6,18 +6,24 @@ Shapes: n images, k classes.
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from ddbench import Needs, Problem, Recipe, Teacher, UsageError
 from ddbench.data.augment import COMPOSED
 
 AUGMENT = ("flip", "crop")  # what networks on CIFAR are usually trained with, in SRe2L's code too
+Labels = Annotated[Literal["teacher", "hard"], "the fixed labels"]
+Temperature = Annotated[float, Gt(0), "of the fixed labels (labels=teacher)"]
+Epochs = Annotated[int, Ge(1), "epochs that the teacher is trained for"]
+Lr = Annotated[float, Gt(0), "its first learning rate, of a cosine"]
+Batch = Annotated[int, Ge(1), "its batch size"]
 
 
-def teacher_needs(problem: Problem, source: Any, epochs: int, lr: float, batch: int) -> Needs:
+def needs(problem: Problem, source: Any, epochs: int, lr: float, batch: int) -> Needs:
     """One teacher with the architecture ``source``, in the first stage.
 
     Trained as in SRe2L's code: SGD with momentum 0.9 and weight decay 5e-4, a cosine from ``lr`` to zero, random crops
@@ -53,15 +59,21 @@ def batch_normed(problem: Problem, otherwise: str) -> Any:
     )
 
 
-def teacher_of(problem: Problem) -> Teacher:
+def of(problem: Problem) -> Teacher:
     """The one teacher of a run: later stages go on with that of the first, whatever their own data and starts."""
     earlier = _earlier(problem)
     return problem.teacher(0) if earlier is None else earlier
 
 
-def teacher_labels(problem: Problem, images: Tensor, temperature: float) -> Tensor:
+def labels(problem: Problem, images: Tensor, temperature: float) -> Tensor:
     """The teacher's predictions ``(n, k)`` on ``images``, softened by ``temperature``."""
-    return (teacher_of(problem).logits(images, problem.classes) / temperature).softmax(1)
+    return (of(problem).logits(images, problem.classes) / temperature).softmax(1)
+
+
+def hard_labels(problem: Problem, images: Tensor) -> Tensor:
+    """One-hot labels ``(n, k)`` of ``images`` that lie class by class."""
+    one_hot = torch.eye(problem.classes, dtype=images.dtype, device=images.device)
+    return one_hot.repeat_interleave(problem.ipc, 0)
 
 
 def _earlier(problem: Problem) -> Teacher | None:

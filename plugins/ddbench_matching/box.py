@@ -6,10 +6,16 @@ one where a normalised image moves by 1/std of its channel, so the two are the s
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import torch
 from torch import Tensor
 
 from ddbench import DSA, Problem
 from ddbench.data.augment import COMPOSED
+from ddbench.train.optimisers import Optimiser, State
+
+Augment = Annotated[str, "operations before matching, as far as the dataset's own strategy has them"]
 
 
 def pixel_unit(problem: Problem) -> Tensor | float:
@@ -29,6 +35,15 @@ def clamped(problem: Problem, images: Tensor) -> Tensor:
         return images.clone()
     mean, std = preprocessing.mean.view(1, -1, 1, 1), preprocessing.std.view(1, -1, 1, 1)
     return images.clamp(-mean / std, (1 - mean) / std)
+
+
+def moved(
+    rule: Optimiser, images: Tensor, moments: State, rows: slice, gradient: Tensor, rate: float | Tensor
+) -> tuple[Tensor, State]:
+    """All ``images`` and their moments after a step by the ``gradient`` of some ``rows``: momentum moves the others."""
+    whole = torch.zeros_like(images)
+    whole[rows] = gradient
+    return rule.update(images, moments, whole, rate)
 
 
 def matching_augmentation(problem: Problem, wanted: str) -> DSA:

@@ -1,4 +1,4 @@
-"""What dc, dsa and dm share: images with momentum, batches of a class, and distances of gradients.
+"""What the methods share: images with momentum, batches of a class, gradients and distances of gradients.
 
 Shapes: n images, k classes, c x h x w pixels, p numbers of a network.
 """
@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
+from torch.autograd import grad
 
-from ddbench import DSA, Network, Problem, SyntheticSet
+from ddbench import DSA, Network, Problem, Seed, SyntheticSet, soft_cross_entropy
 from ddbench.train.optimisers import SGD
 from ddbench.train.optimisers import State as Moments
 
 EPS = 1e-6  # in the denominator of cosines, as in the released code of DC
 Metric = Literal["ours", "mse", "cos"]
+Momentum = Annotated[float, Ge(0), "momentum of the images"]
+PixInit = Annotated[Literal["real", "noise"], "where the images start"]
 
 
 @dataclass
@@ -50,6 +54,10 @@ def fresh(problem: Problem) -> Tensor:
     return problem.starts[int(torch.randint(2**31, ()))]
 
 
+def drawn_seed() -> Seed:
+    return Seed(int(torch.randint(2**62, ())))
+
+
 def real_images(problem: Problem, label: int, count: int) -> Tensor:
     """``count`` random real images of a class, or all of them if there are fewer."""
     members = len(problem.real.members[label])
@@ -78,6 +86,27 @@ def siamese(dsa: DSA, real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
     return draw(real), draw(synthetic)
 
 
+def all_of_class(label: int, images: Tensor, classes: int) -> Tensor:
+    """One-hot labels ``(n, k)`` for ``images`` of one class."""
+    labels = torch.zeros(len(images), classes, dtype=images.dtype, device=images.device)
+    labels[:, label] = 1
+    return labels
+
+
+def class_gradient(
+    network: Network, vector: Tensor, images: Tensor, label: int, *, train: bool = True, differentiable: bool = False
+) -> Tensor:
+    """The gradient ``(p,)`` by the parameters of the mean cross entropy of ``images``, all of class ``label``.
+
+    Batch norm uses their statistics, or without ``train`` those in ``vector``.
+    """
+    theta, buffers = vector.detach().split([network.parameters, network.length - network.parameters])
+    theta = theta.requires_grad_()
+    logits = network.apply(torch.cat([theta, buffers]), images, train=train)
+    loss = soft_cross_entropy(logits, all_of_class(label, images, network.classes))
+    return grad(loss, theta, create_graph=differentiable)[0]
+
+
 def distance(network: Network, real: Tensor, synthetic: Tensor, metric: Metric) -> Tensor:
     """How far the gradient ``synthetic`` ``(p,)`` is from ``real`` ``(p,)``, differentiable by both.
 
@@ -98,13 +127,21 @@ def distance(network: Network, real: Tensor, synthetic: Tensor, metric: Metric) 
     return torch.stack([_one_minus_cosine(a, b).sum() for a, b in pairs]).sum()
 
 
+def parameters_of(network: Network, vector: Tensor) -> Iterator[Tensor]:
+    """The parameters in a whole ``vector``, each in its shape."""
+    seen = 0
+    for layer in network.layers(vector).values():
+        if seen == network.parameters:
+            return  # buffers follow
+        yield layer
+        seen += layer.numel()
+
+
 def _weights(network: Network, gradient: Tensor) -> Iterator[Tensor]:
     """The gradients of weights of two dimensions or more, each as (output channels, rest)."""
-    padding, seen = gradient.new_zeros(network.length - network.parameters), 0
-    for layer in network.layers(torch.cat([gradient, padding])).values():
-        seen += layer.numel()
-        if layer.ndim > 1 and seen <= network.parameters:  # buffers follow the parameters
-            yield layer.flatten(1)
+    padding = gradient.new_zeros(network.length - network.parameters)
+    layers = parameters_of(network, torch.cat([gradient, padding]))
+    return (layer.flatten(1) for layer in layers if layer.ndim > 1)
 
 
 def _one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:

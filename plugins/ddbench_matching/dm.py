@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DSA, Needs, Problem, SyntheticSet
+from ddbench import DSA, Problem, SyntheticSet
 from ddbench_matching.common import (
+    Momentum,
+    PixInit,
     State,
     begin,
     descend,
@@ -56,12 +58,9 @@ class Dm:
     steps: Annotated[int, Ge(1), "iterations per stage"] = 300
     batch_real: Annotated[int, Ge(1), "real images per class and iteration, as far as there are so many"] = 256
     lr_img: Annotated[float, Gt(0), "learning rate of the images"] = 1.0
-    momentum: Annotated[float, Ge(0), "momentum of the images"] = 0.5
-    pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
+    momentum: Momentum = 0.5
+    pix_init: PixInit = "real"
     augment: Annotated[bool, "the same DSA for the real and synthetic images of a class"] = True
-
-    def needs(self, problem: Problem) -> Needs:
-        return Needs()
 
     def init(self, problem: Problem) -> State:
         return begin(problem, self.pix_init, self.momentum)

@@ -24,20 +24,24 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DSA, Needs, Network, Problem, Recipe, Seed, Student, SyntheticSet, fit, soft_cross_entropy
+from ddbench import DSA, Problem, Recipe, Student, SyntheticSet, fit
 from ddbench_matching.common import (
     Metric,
+    Momentum,
+    PixInit,
     State,
     begin,
+    class_gradient,
     descend,
     distance,
+    drawn_seed,
     finish,
     fresh,
     per_class,
@@ -69,13 +73,10 @@ class Dc:
     metric: Annotated[Metric, "distance of gradients"] = "ours"
     batch_real: Annotated[int, Ge(1), "real images per class and step, as far as there are so many"] = 256
     lr_img: Annotated[float, Gt(0), "learning rate of the images"] = 0.1
-    momentum: Annotated[float, Ge(0), "momentum of the images"] = 0.5
+    momentum: Momentum = 0.5
     batch_net: Annotated[int, Ge(1), "batch size of the network's training"] = 256
     lr_net: Annotated[float, Gt(0), "learning rate of the network"] = 0.01
-    pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "noise"
-
-    def needs(self, problem: Problem) -> Needs:
-        return Needs()
+    pix_init: PixInit = "noise"
 
     def init(self, problem: Problem) -> State:
         return begin(problem, self.pix_init, self.momentum)
@@ -95,7 +96,7 @@ class Dsa(Dc):
     """
 
     name = "dsa"
-    pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
+    pix_init: PixInit = "real"
     augment: Annotated[bool, "DSA: siamese for matching, for each image in the network's training"] = True
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
@@ -115,40 +116,27 @@ def condense(method: Dc, problem: Problem, state: State, dsa: DSA) -> tuple[Stat
         if t < outer - 1:
             decoder = problem.decoder
             pool = problem.frozen.pool(decoder(state.images), decoder.labels(state.labels))
-            seed = Seed(int(torch.randint(2**62, ())))
-            student = fit(problem.network, student, pool, recipe, seed, what=None)
+            student = fit(problem.network, student, pool, recipe, drawn_seed(), what=None)
     return state, {"loss": torch.stack(losses).mean()}
 
 
 def match(method: Dc, problem: Problem, vector: Tensor, images: Tensor, dsa: DSA) -> tuple[Tensor, Tensor]:
-    """The sum of D over classes in the network ``vector``, and its gradient ``(n, c, h, w)`` by stored ``images``."""
+    """The sum of D over classes in the network ``vector``, and its gradient ``(n, c, h, w)`` by stored ``images``.
+
+    Networks with batch norm use the statistics in ``vector``: those of a batch of one class would hide the class.
+    """
     network, total, gradients = problem.network, torch.zeros((), device=images.device), []
-    vector = frozen_statistics(problem, vector)
+    vector, train = frozen_statistics(problem, vector), network.length == network.parameters
     for label in range(problem.classes):
         leaf = images[rows_of(problem, label)].detach().requires_grad_()
         real, synthetic = real_images(problem, label, method.batch_real), shown_images(problem, leaf, label)
         real, synthetic = siamese(dsa, real, synthetic)
-        g_real = class_gradient(network, vector, real, label).detach()
-        g_syn = class_gradient(network, vector, synthetic, label, differentiable=True)
+        g_real = class_gradient(network, vector, real, label, train=train).detach()
+        g_syn = class_gradient(network, vector, synthetic, label, train=train, differentiable=True)
         loss = distance(network, g_real, g_syn, method.metric)
         gradients += grad(loss, leaf)
         total = total + loss.detach()
     return total, torch.cat(gradients)
-
-
-def class_gradient(
-    network: Network, vector: Tensor, images: Tensor, label: int, *, differentiable: bool = False
-) -> Tensor:
-    """The gradient ``(p,)`` by the parameters of the mean cross entropy of ``images``, all of class ``label``.
-
-    Networks with batch norm use the statistics in ``vector``: those of a batch of one class would hide the class.
-    """
-    theta, buffers = vector.detach().split([network.parameters, network.length - network.parameters])
-    theta = theta.requires_grad_()
-    labels = torch.zeros(len(images), network.classes, dtype=images.dtype, device=images.device)
-    labels[:, label] = 1
-    logits = network.apply(torch.cat([theta, buffers]), images, train=not len(buffers))
-    return grad(soft_cross_entropy(logits, labels), theta, create_graph=differentiable)[0]
 
 
 @torch.no_grad()
@@ -163,7 +151,7 @@ def frozen_statistics(problem: Problem, vector: Tensor) -> Tensor:
         return vector
     real = torch.cat([real_images(problem, label, BATCH_NORM) for label in range(problem.classes)])
     theta, before = vector.split([network.parameters, network.length - network.parameters])
-    same = Seed(int(torch.randint(2**62, ())))  # both passes must drop the same units
+    same = drawn_seed()  # both passes must drop the same units
     with same.scope():
         after = network.apply_with_buffers(vector, real)[1]
     moving = after != before  # buffers of another kind stay what they are

@@ -15,11 +15,22 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import Needs, Network, Problem, Recipe, Seed, Student, SyntheticSet, UsageError, fit, soft_cross_entropy
+from ddbench import Network, Problem, Recipe, Student, SyntheticSet, UsageError, fit
 from ddbench.train.optimisers import SGD
 from ddbench.train.optimisers import State as Moments
-from ddbench_matching.box import clamped, matching_augmentation, pixel_unit
-from ddbench_matching.common import fresh, per_class, real_images, rows_of, shown_images, siamese
+from ddbench_matching.box import Augment, clamped, matching_augmentation, moved, pixel_unit
+from ddbench_matching.common import (
+    Momentum,
+    class_gradient,
+    drawn_seed,
+    fresh,
+    parameters_of,
+    per_class,
+    real_images,
+    rows_of,
+    shown_images,
+    siamese,
+)
 
 IPC = 10  # the images per class that the published learning rates are for
 
@@ -66,10 +77,8 @@ class Idc:
     batch_real: Annotated[int, Ge(1), "real images per class and iteration"] = 64
     batch_syn: Annotated[int, Ge(1), "most decoded synthetic images of a class per iteration"] = 128
     lr_img: Annotated[float, Gt(0), "learning rate of pixels in [0, 1], at 10 images per class"] = 0.3
-    momentum: Annotated[float, Ge(0), "momentum of the images"] = 0.5
-    augment: Annotated[str, "operations before matching, as far as the dataset's own strategy has them"] = (
-        "color_crop_cutout"
-    )
+    momentum: Momentum = 0.5
+    augment: Augment = "color_crop_cutout"
     n_data: Annotated[int, Ge(0), "real images that the network trains on per iteration"] = 256
     batch_net: Annotated[int, Ge(1), "batch size of the network's training"] = 64
     lr_net: Annotated[float, Gt(0), "learning rate of the network"] = 0.01
@@ -77,9 +86,6 @@ class Idc:
     decay_net: Annotated[float, Ge(0), "weight decay of the network"] = 5e-4
     mix_probability: Annotated[float, Ge(0), Le(1), "share of the network's batches with CutMix"] = 0.5
     early: Annotated[int, Ge(0), "epochs on real data before a network is first matched in"] = 0
-
-    def needs(self, problem: Problem) -> Needs:
-        return Needs()
 
     def init(self, problem: Problem) -> State:
         """Real images (under a decoder, packed from several: the paper's "mix") and a first network."""
@@ -96,9 +102,7 @@ class Idc:
         for label in range(problem.classes):
             rows = rows_of(problem, label)
             loss, gradient = self.match(problem, state.vector, state.images[rows], label)
-            whole = torch.zeros_like(state.images)
-            whole[rows] = gradient
-            state.images, state.momentum = rule.update(state.images, state.momentum, whole, rate)
+            state.images, state.momentum = moved(rule, state.images, state.momentum, rows, gradient, rate)
             losses.append(loss)
         if (k + 1) % self.inner:
             student = self._trained(problem, Student(state.vector, state.net_momentum))
@@ -130,9 +134,8 @@ class Idc:
         """A network from the problem's starts, trained on real data for ``early`` epochs."""
         student = Student(fresh(problem))
         if self.early:
-            return fit(
-                problem.network, student, problem.real, self._recipe(problem, epochs=self.early), _seed(), what=None
-            )
+            recipe = self._recipe(problem, epochs=self.early)
+            return fit(problem.network, student, problem.real, recipe, drawn_seed(), what=None)
         rule = SGD(self.momentum_net, self.decay_net)
         return Student(student.vector, rule.init(student.vector[: problem.network.parameters]))
 
@@ -141,7 +144,7 @@ class Idc:
         if not self.n_data:
             return student
         recipe = self._recipe(problem, steps=math.ceil(self.n_data / self.batch_net))
-        return fit(problem.network, student, problem.real, recipe, _seed(), what=None)
+        return fit(problem.network, student, problem.real, recipe, drawn_seed(), what=None)
 
     def _recipe(self, problem: Problem, *, steps: int | None = None, epochs: int | None = None) -> Recipe:
         """SGD on augmented images, without cutout where CutMix follows."""
@@ -160,43 +163,21 @@ class Idc:
         )
 
 
-def _seed() -> Seed:
-    return Seed(int(torch.randint(2**62, ())))
-
-
 def matched_weights(network: Network) -> Tensor:
     """Which parameters are matched, ``(p,)`` bool: weights of two dimensions or more, without the classifier.
 
     The released code leaves out all linear layers; here only the last one with a row for each class, so that a
     transformer has weights to match. For the ConvNet and the ResNets this is the same.
     """
-    layers, used = [], 0
-    for layer in network.layers(torch.empty(network.length)).values():
-        if used == network.parameters:
-            break  # buffers follow
-        layers.append(layer.shape)
-        used += layer.numel()
-    heads = [i for i, shape in enumerate(layers) if len(shape) == 2 and shape[0] == network.classes]
-    skipped = {i for i, shape in enumerate(layers) if len(shape) == 1} | set(heads[-1:])
+    layers = list(parameters_of(network, torch.empty(network.length)))
+    heads = [i for i, layer in enumerate(layers) if layer.ndim == 2 and len(layer) == network.classes]
+    skipped = {i for i, layer in enumerate(layers) if layer.ndim == 1} | set(heads[-1:])
     if len(skipped) == len(layers):
         raise UsageError(
             f"network {network.source.name!r} has no weights below its classifier, and idc matches only those; "
             "choose another network, or another matcher (dc, dm)"
         )
-    parts = [torch.full((shape.numel(),), i not in skipped) for i, shape in enumerate(layers)]
-    return torch.cat(parts)
-
-
-def class_gradient(
-    network: Network, vector: Tensor, images: Tensor, label: int, *, differentiable: bool = False
-) -> Tensor:
-    """The gradient ``(p,)`` by the parameters of the mean cross entropy of ``images``, all of class ``label``."""
-    theta, buffers = vector.detach().split([network.parameters, network.length - network.parameters])
-    theta = theta.requires_grad_()
-    labels = torch.zeros(len(images), network.classes, dtype=images.dtype, device=images.device)
-    labels[:, label] = 1
-    loss = soft_cross_entropy(network.apply(torch.cat([theta, buffers]), images), labels)
-    return grad(loss, theta, create_graph=differentiable)[0]
+    return torch.cat([torch.full((layer.numel(),), i not in skipped) for i, layer in enumerate(layers)])
 
 
 def distance(real: Tensor, synthetic: Tensor, mask: Tensor, metric: str) -> Tensor:

@@ -19,8 +19,8 @@ from torch.nn.functional import normalize
 from ddbench import Needs, Problem, SyntheticSet, soft_cross_entropy
 from ddbench.train.optimisers import Adam
 from ddbench.train.optimisers import State as Moments
-from ddbench_matching.box import clamped, matching_augmentation, pixel_unit
-from ddbench_matching.common import real_images, rows_of, shown_images, siamese
+from ddbench_matching.box import Augment, clamped, matching_augmentation, moved, pixel_unit
+from ddbench_matching.common import all_of_class, real_images, rows_of, shown_images, siamese
 
 SCALE = 300.0  # of the discrepancy beside the calibration loss, as in the released code
 EPS = 1e-12  # under square roots, whose derivative at zero is infinite
@@ -79,9 +79,7 @@ class Ncfm:
     batch_real: Annotated[int, Ge(1), "real images per class and iteration, as far as there are so many"] = 256
     lr_img: Annotated[float, Gt(0), "learning rate of pixels in [0, 1]"] = 0.002
     patience: Annotated[int | None, Ge(1), "halve lr_img after so many iterations without a lower loss"] = 500
-    augment: Annotated[str, "operations before matching, as far as the dataset's own strategy has them"] = (
-        "color_crop_cutout"
-    )
+    augment: Augment = "color_crop_cutout"
 
     def needs(self, problem: Problem) -> Needs:
         return Needs(self.models, (0, self.epochs))
@@ -124,8 +122,7 @@ class Ncfm:
         """The weighted cross entropy of one class's images in the network ``vector``."""
         shown = shown_images(problem, images, label)
         draw = matching_augmentation(problem, self.augment).draw(1, siamese=True)
-        labels = torch.zeros(len(shown), problem.classes, dtype=shown.dtype, device=shown.device)
-        labels[:, label] = 1
+        labels = all_of_class(label, shown, problem.classes)
         return self.calibration * soft_cross_entropy(problem.network.apply(vector, draw(shown)), labels)
 
     def _pass(self, problem: Problem, state: State, classes: range, vector: Tensor, loss_of: LossOf) -> Tensor:
@@ -135,9 +132,8 @@ class Ncfm:
             rows = rows_of(problem, label)
             leaf = state.images[rows].detach().requires_grad_()
             loss = loss_of(problem, vector, leaf, label)
-            whole = torch.zeros_like(state.images)
-            whole[rows] = grad(loss, leaf)[0]
-            state.images, state.moments = OUTER.update(state.images, state.moments, whole, rate)
+            gradient = grad(loss, leaf)[0]
+            state.images, state.moments = moved(OUTER, state.images, state.moments, rows, gradient, rate)
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 

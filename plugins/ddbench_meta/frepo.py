@@ -14,9 +14,10 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DivergedError, Problem, SyntheticSet
+from ddbench import DivergedError, Problem, SyntheticSet, squared_error
 from ddbench.train.optimisers import Adam, Lamb
 from ddbench.train.optimisers import State as Moments
+from ddbench_meta.common import fresh, real_batch
 
 ONLINE = Adam()
 OUTER = Lamb()
@@ -89,7 +90,7 @@ class Frepo:
         classes = examples.labels.shape[1]
         images = torch.randn_like(examples.images) if self.pix_init == "noise" else examples.images
         labels = (examples.labels - 1 / classes) / math.sqrt(classes / 10)
-        vectors = torch.stack([_fresh(problem) for _ in range(self.networks)])
+        vectors = torch.stack([fresh(problem) for _ in range(self.networks)])
         moments = torch.zeros_like(vectors[:, : problem.network.parameters])
         ages = [i * (self.max_online // self.networks) for i in range(self.networks)]
         updates = torch.zeros(self.networks, dtype=vectors.dtype, device=vectors.device)
@@ -100,7 +101,7 @@ class Frepo:
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
         """One step of images and labels on the features of a random online network, and one step of that network."""
         chosen = int(torch.randint(self.networks, ()))
-        real = problem.real.at_hand[torch.randperm(len(problem.real))[: self.batch_real]]
+        real = real_batch(problem, self.batch_real)
         images, labels = state.images.detach().requires_grad_(), state.labels.detach().requires_grad_()
         predicted = self.predict(problem, state.vectors[chosen], images, labels, real.images)
         error = squared_error(predicted, real.labels - 1 / problem.classes)
@@ -144,7 +145,7 @@ class Frepo:
         """One step of network ``chosen`` on the set as it is now, or a new initialisation when its time is up."""
         p = problem.network.parameters
         if state.ages[chosen] >= self.max_online:
-            state.vectors[chosen] = _fresh(problem)
+            state.vectors[chosen] = fresh(problem)
             state.first[chosen], state.second[chosen], state.updates[chosen] = 0, 0, 0
             state.ages[chosen] = 0
             return
@@ -160,15 +161,6 @@ class Frepo:
         state.vectors[chosen] = torch.cat([theta, buffers])
         state.first[chosen], state.second[chosen], state.updates[chosen] = moments
         state.ages[chosen] += 1
-
-
-def _fresh(problem: Problem) -> Tensor:
-    return problem.starts[int(torch.randint(2**31, ()))]
-
-
-def squared_error(predicted: Tensor, targets: Tensor) -> Tensor:
-    """Half the squared distance of the rows, averaged over them; both ``(n, k)``."""
-    return (predicted - targets).square().sum(1).mean() / 2
 
 
 def label_margin(labels: Tensor) -> Tensor:

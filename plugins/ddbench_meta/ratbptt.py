@@ -13,12 +13,13 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DivergedError, Examples, Problem, SyntheticSet, UsageError
+from ddbench import DivergedError, Problem, SyntheticSet, UsageError
 from ddbench.train.compile import Kind, settle, verdicts
 from ddbench.train.optimisers import SGD, Adam, Optimiser
 from ddbench.train.optimisers import State as Moments
 from ddbench.trajectory.engine import Engine
 from ddbench.trajectory.unroll import Gradient, Plan, Terminal, reverse, student_loss
+from ddbench_meta.common import fresh, real_batch
 
 OUTER = Adam()
 
@@ -146,11 +147,11 @@ class RatBptt:
     def unrolled(self, problem: Problem, images: Tensor, labels: Tensor, lr: Tensor, length: int) -> Gradient:
         """The gradients by decoded ``images``, their ``labels`` and ``lr`` after ``length`` steps of a student."""
         p = problem.network.parameters
-        start, buffers = problem.starts[int(torch.randint(2**31, ()))].split([p, problem.network.length - p])
+        start, buffers = fresh(problem).split([p, problem.network.length - p])
         loss = student_loss(problem.network, buffers)
         pool = problem.frozen.pool(images, labels)
         plan = Plan.draw(len(pool), length, self.batch_syn, problem.strategy(self.augment))
-        real = _real_batch(problem, self.batch_real)
+        real = real_batch(problem, self.batch_real)
         shown = problem.strategy(self.augment_real).draw(len(real))(real.images)
         terminal: Terminal = lambda theta: loss(theta, shown, real.labels)  # noqa: E731
         rate = lr.to(start.dtype)
@@ -175,11 +176,6 @@ class RatBptt:
             raise DivergedError(
                 f"the learned student lr went from {self.lr_init:g} to {lr:g}; try a smaller matcher.lr_lr, or 0"
             )
-
-
-def _real_batch(problem: Problem, size: int) -> Examples:
-    """``size`` real images without replacement; all when there are fewer."""
-    return problem.real.at_hand[torch.randperm(len(problem.real))[:size]]
 
 
 def _bounded(gradient: Tensor, norm: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:

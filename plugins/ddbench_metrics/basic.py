@@ -9,6 +9,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 
+def accuracy(logits: Tensor, targets: Tensor) -> float:
+    return float((logits.argmax(1) == targets).double().mean())
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """The share of images whose most likely class is the right one."""
@@ -16,7 +20,7 @@ class Accuracy:
     name = "accuracy"
 
     def __call__(self, logits: Tensor, targets: Tensor) -> float:
-        return float((logits.argmax(1) == targets).double().mean())
+        return accuracy(logits, targets)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ddbench import RealData, UsageError, did_you_mean, stratified
+from ddbench_metrics.basic import accuracy
 from ddbench_metrics.kinds import KINDS, SEVERITIES, block_size, corrupt
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Corruptions:
     def examine(self, student: Examinee) -> dict[str, float]:
         chosen = self._chosen(student.targets)
         data = student.test.subset(chosen)
-        clean = float((student.logits[chosen].argmax(1) == student.targets[chosen]).double().mean())
+        clean = accuracy(student.logits[chosen], student.targets[chosen])
         found = {kind: mean(self._accuracy(student, data, kind, s) for s in self.severities) for kind in self.kinds}
         overall = mean(found.values())
         return found | {"mean": overall, "relative": overall / clean if clean else 0.0}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from ddbench import UsageError, predict
+from ddbench_metrics.basic import accuracy
 
 if TYPE_CHECKING:
     from ddbench import Examinee
@@ -37,6 +38,5 @@ class Curve:
     def examine(self, student: Examinee) -> dict[str, float]:
         points = {}
         for step, vector in student.trail:
-            logits, targets = predict(student.network, vector, student.test)
-            points[str(step)] = float((logits.argmax(1) == targets).double().mean())
+            points[str(step)] = accuracy(*predict(student.network, vector, student.test))
         return points

@@ -79,6 +79,11 @@ def norm_layers(norm: Norm, shape: tuple[int, int, int]) -> list[nn.Module]:
     return [nn.BatchNorm2d(channels)] if norm == "batch" else []
 
 
+def convolved(inputs: int, outputs: int, kernel: int, padding: int, norm: Norm = "none") -> list[nn.Module]:
+    """A convolution, a norm that is told no sides (so not ``layer``), and ReLU."""
+    return [nn.Conv2d(inputs, outputs, kernel, padding=padding), *norm_layers(norm, (outputs, 0, 0)), nn.ReLU()]
+
+
 def padded(shape: tuple[int, int, int], padding: int) -> tuple[int, tuple[int, int]]:
     """The first convolution's padding, and the sides (h, w) that the images count as.
 

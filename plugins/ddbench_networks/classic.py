@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 from torch import nn
 
-from ddbench_networks.blocks import Blocks, norm_layers, padded, require_side
+from ddbench_networks.blocks import Blocks, convolved, padded, require_side
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class LeNet:
         require_side(self.name, shape, sides, 16, "its two 5x5 convolutions and poolings leave nothing of them")
         height, width = (((s - 4) // 2 - 4) // 2 for s in sides)
         blocks = [
-            nn.Sequential(nn.Conv2d(shape[0], 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)),
-            nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+            nn.Sequential(*convolved(shape[0], 6, 5, padding), nn.MaxPool2d(2)),
+            nn.Sequential(*convolved(6, 16, 5, 0), nn.MaxPool2d(2)),
             _dense(16 * height * width, 120),
             _dense(120, 84),
         ]
@@ -67,10 +68,7 @@ class AlexNet:
         require_side(self.name, shape, sides, 8, "it halves them three times")
         middle, most = 3 * self.width // 2, 2 * self.width
 
-        def layers(inputs: int, outputs: int, kernel: int, padding: int) -> list[nn.Module]:
-            norm = norm_layers(self.norm, (outputs, 0, 0))
-            return [nn.Conv2d(inputs, outputs, kernel, padding=padding), *norm, nn.ReLU()]
-
+        layers = partial(convolved, norm=self.norm)
         last = [*layers(middle, most, 3, 1), *layers(most, middle, 3, 1), *layers(middle, middle, 3, 1)]
         blocks = [
             nn.Sequential(*layers(shape[0], self.width, 5, padding), nn.MaxPool2d(2)),
@@ -101,8 +99,7 @@ class VGG11:
             layers: list[nn.Module] = []
             for multiple in stage:
                 outputs = multiple * self.width
-                convolution = nn.Conv2d(channels, outputs, 3, padding=1 if stages else padding)
-                layers += [convolution, *norm_layers(self.norm, (outputs, 0, 0)), nn.ReLU()]
+                layers += convolved(channels, outputs, 3, 1 if stages else padding, self.norm)
                 channels = outputs
             stages.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
         return Blocks(stages, channels, classes, "mean")

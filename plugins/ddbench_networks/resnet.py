@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ddbench_networks.blocks import Blocks, norm_layers, require_side
 
 Normed = Literal["instance", "batch"]
+NormOption = Annotated[Normed, "normalisation after each convolution"]
+Width = Annotated[int, Ge(1), "channels of the first stage, doubled by each of the other three"]
 FLAT = "instance norm makes constants of maps of one pixel, as its last stage would have"
 
 
@@ -24,8 +26,8 @@ class ResNet18:
     """
 
     name = "resnet18"
-    width: Annotated[int, Ge(1), "channels of the first stage, doubled by each of the other three"] = 64
-    norm: Annotated[Normed, "normalisation after each convolution"] = "instance"
+    width: Width = 64
+    norm: NormOption = "instance"
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         if self.norm == "instance":
@@ -42,8 +44,8 @@ class ResNet18AP:
     """
 
     name = "resnet18-ap"
-    width: Annotated[int, Ge(1), "channels of the first stage, doubled by each of the other three"] = 64
-    norm: Annotated[Normed, "normalisation after each convolution"] = "instance"
+    width: Width = 64
+    norm: NormOption = "instance"
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         height, width = shape[1:]

@@ -338,3 +338,8 @@ def test_the_images_source_reads_imagenet_too(data):
     dataset = Images(root=where, size=64).load()
     assert dataset.facts["test"] == "the folder 'val', since there is no 'test' with classes"
     assert torch.equal(dataset.test.pixels[:], ImageNet().load().test.pixels[:])
+
+
+def test_an_image_beside_the_folders_of_imagenet_is_left_alone(data):
+    folder(data / "imagenet", imagenet() | {"cover.jpg": photo(1, 64, 64)})
+    assert counts(ImageNet().load()) == [[5] * 4, [2] * 4]

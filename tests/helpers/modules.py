@@ -63,3 +63,13 @@ class Smooth:
 
     def build(self, shape, classes):
         return Tanh(shape, classes)
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A linear classifier, which tells neither features nor activations."""
+
+    name = "bare"
+
+    def build(self, shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))

@@ -12,8 +12,9 @@ from unittest.mock import patch
 import pytest
 import torch
 from ddbench_networks import ConvNet
+from float64 import error
 from tiny import TRAJECTORY, run, spec
-from unrolls import FULL, RULES, assert_same, case, error, rule_case, unrolled
+from unrolls import FULL, RULES, assert_same, case, rule_case, unrolled
 
 from ddbench import DSA, Examples, Network, Pool, Seed
 from ddbench.base.progress import listening

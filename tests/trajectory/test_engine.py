@@ -11,10 +11,11 @@ from unittest.mock import patch
 import pytest
 import torch
 from ddbench_networks import ConvNet
+from float64 import error
 from tiny import run, spec
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
-from unrolls import FULL, RULES, assert_same, case, error, rule_case, unrolled
+from unrolls import FULL, RULES, assert_same, case, rule_case, unrolled
 
 from ddbench import Network, Seed
 from ddbench.train import compile as compiling

@@ -318,7 +318,7 @@ def test_first_labels_are_the_mean_of_the_experts_that_are_right():
 
 def fake(problem: Problem, table: torch.Tensor) -> tuple[Problem, Any]:
     """A problem whose experts say ``table[expert, row]`` of real image ``row``; and the patch that lets them."""
-    pixels = problem.real[torch.arange(len(problem.real))].images
+    pixels = everything(problem.real).images
     experts = SimpleNamespace(snapshot=lambda i, epoch: torch.tensor(i))
 
     def said(problem: Problem, vector: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
@@ -329,7 +329,7 @@ def fake(problem: Problem, table: torch.Tensor) -> tuple[Problem, Any]:
 
 
 def rows_of(problem: Problem, images: torch.Tensor) -> list[int]:
-    pixels = problem.real[torch.arange(len(problem.real))].images
+    pixels = everything(problem.real).images
     gaps = torch.cdist(images.flatten(1), pixels.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
     assert gaps.min(1).values.max() == 0
     return gaps.argmin(1).tolist()
@@ -370,7 +370,7 @@ def test_trained_experts_agree_with_the_images_that_they_chose(problem):
     examples = correct_images(problem, 2, 3)
     said = [problem.network.apply(problem.experts.snapshot(i, 3), examples.images, train=False) for i in (0, 1)]
     right = torch.stack([logits.argmax(1) == examples.labels.argmax(1) for logits in said])
-    possible = problem.real[torch.arange(len(problem.real))]
+    possible = everything(problem.real)
     first = problem.network.apply(problem.experts.snapshot(0, 3), possible.images, train=False).argmax(1)
     for label in range(3):
         enough = int(((first == label) & (problem.real.targets == label)).sum()) >= 2

@@ -15,6 +15,8 @@ from ddbench.plugins import registry
 from ddbench.run.run import build_task
 from ddbench.run.spec import RunSpec
 from ddbench.run.stage import prepared
+from ddbench.trajectory.descent import PixelState
+from ddbench.trajectory.unroll import Gradient
 
 TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()}  # fields of a trajectory matcher
 
@@ -123,3 +125,10 @@ def assert_frozen(method: Any) -> None:
         method.steps = 1
     assert method == type(method)()
     assert hash(method) == hash(type(method)())
+
+
+def gradient_of_ones(state: PixelState, images: float = 1.0, lr: float = 0.0) -> Gradient:
+    """A made-up gradient: ``images`` in every pixel, one in every label."""
+    ones = torch.ones_like
+    rate = torch.tensor(lr, dtype=torch.float64)
+    return Gradient(torch.tensor(1.0), ones(state.images) * images, ones(state.labels), rate, torch.zeros(1))

@@ -1,45 +1,27 @@
-"""What moves the images (SGD, Adam, normalised gradients), and several segments per iteration."""
+"""What moves images, labels and the student lr: SGD on the rows of a batch, Adam, normalised gradients."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from ddbench_tesla import Tesla
 from ddbench_trajectories.datm import Datm
 from ddbench_trajectories.mtt import Mtt
-from tiny import TRAJECTORY, spec
+from problems import TINY, begin, gradient_of_ones, toy_with_experts
 
-from ddbench import Problem, UsageError
-from ddbench.run.run import build_task
-from ddbench.run.stage import prepared
-from ddbench.trajectory.descent import PixelState, catch_up, caught_up, descend
-from ddbench.trajectory.method import advance, at_once
-from ddbench.trajectory.stacking import StackedLoss
+from ddbench import DivergedError, Problem, UsageError
+from ddbench.trajectory.descent import PixelState, catch_up, caught_up, check_lr, descend, softmax_pullback
+from ddbench.trajectory.method import advance
 from ddbench.trajectory.unroll import Gradient
 
-TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()} | {"labels": "hard"}
+HARD = TINY | {"labels": "hard"}
 BATCHES = ([0, 1, 2], [2, 5], [], [1], [1], [6, 0], [5], [3])  # rows come and go, are empty, or wait for many steps
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Iterator[str]:
-    folder = str(tmp_path_factory.mktemp("home"))
-    with patch.dict("os.environ", {"DDBENCH_HOME": folder}):
-        yield folder
-
-
 @pytest.fixture(scope="module", params=["group", "batch"])
-def problem(home, request) -> Problem:
-    """Toy images, two per class, with two experts, in float64, on networks without and with buffers."""
-    made = spec("tesla", ipc=2, **{"network.norm": request.param})
-    task = build_task(made, made.dataset.load())
-    return prepared(task, made.matcher.needs(task))
+def problem(module_home, request) -> Problem:
+    """On networks without and with buffers."""
+    return toy_with_experts(**{"network.norm": request.param})
 
 
 def fed(images: torch.Tensor) -> Gradient:
@@ -160,9 +142,8 @@ def test_a_state_whose_running_norm_was_a_float_goes_on():
 @pytest.mark.parametrize("outer", ["adam", "normalised"])
 def test_outer_optimisers_descend_the_matching_loss(problem, outer):
     """On one segment again and again."""
-    method = Tesla(**TINY | {"outer": outer, "lr_img": 0.02, "curvature": "exact", "augment": False})
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
+    method = Tesla(**HARD | {"outer": outer, "lr_img": 0.02, "curvature": "exact", "augment": False})
+    state = begin(method, problem)
     losses = []
     for k in range(15):
         with (problem.seed / "step" / 0).scope():
@@ -171,135 +152,115 @@ def test_outer_optimisers_descend_the_matching_loss(problem, outer):
     assert losses[-1] < 0.97 * losses[0]
 
 
-# --------------------------------------------------------------------------------- several segments
+# --------------------------------------------------------------------------------- sgd, lazily, and the student lr
 
 
-def in_float64(problem: Problem) -> Problem:
-    """The same problem whose network computes, and whose experts are read, in float64."""
-    network, experts = replace(problem.network, dtype=torch.float64), problem.experts
-    made = replace(problem, starts=replace(problem.starts, network=network))
-    double = SimpleNamespace(
-        segment=lambda *where: tuple(t.double() for t in experts.segment(*where)),
-        snapshot=lambda *where: experts.snapshot(*where).double(),
-    )
-    object.__setattr__(made, "experts", double)
-    return made
+ALL = torch.arange(2)  # the rows of ``start()``
 
 
-def found_by(method: Any, problem: Problem) -> tuple[list[Gradient], dict[str, Any], PixelState]:
-    """The gradients that one iteration asks for, its numbers, and the state that it leaves."""
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    state.images, state.labels = state.images.double(), state.labels.double()
-    state.images_momentum = state.images_momentum.double()
-    state.labels_momentum = state.labels_momentum.double()
-    made = []
-
-    def differentiate(*task: Any) -> Gradient:
-        made.append(method.differentiate(*task))
-        return made[-1]
-
-    threshold = getattr(method, "threshold", None)
-    with (problem.seed / "step" / 0).scope():
-        state, numbers = advance(method, problem, state, 0, differentiate, None, threshold)
-    return made, numbers, state
+def start(labels: torch.Tensor | None = None) -> PixelState:
+    labels = torch.eye(2) if labels is None else labels
+    return PixelState.start(torch.zeros(2, 1, 4, 4), labels.clone(), 0.01, learn_labels=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_syn": 2}, {"labels": "learned", "batch_syn": 3}], ids=str)
-def test_an_iteration_descends_the_mean_gradient_of_its_segments(problem, options):
-    method = Tesla(**TINY | {"segments": 3, "momentum": 0.0, "clip": None, "lr_img": 2.0} | options)
-    made, numbers, after = found_by(method, in_float64(problem))
-    assert len(made) == 3
-    assert len({float(g.loss) for g in made}) == 3, "three different segments"
-    assert float(numbers["loss"]) == pytest.approx(sum(float(g.loss) for g in made) / 3, rel=1e-12)
-    with (problem.seed / "init").scope():
-        before = method.init(problem)
-    moved = torch.nonzero(after.seen == 1).flatten()
-    mean = sum(g.images for g in made) / 3
-    expected = before.images.double()[moved] - 2.0 * mean
-    torch.testing.assert_close(after.images[moved], expected, rtol=1e-12, atol=1e-12)
+def test_the_gradient_of_logits_is_that_of_autograd():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    upstream = torch.randn(4, 5, dtype=torch.float64, generator=generator)
+    (expected,) = torch.autograd.grad((logits.softmax(1) * upstream).sum(), logits)
+    assert torch.allclose(softmax_pullback(logits.detach(), upstream), expected, atol=1e-14)
 
 
-@pytest.mark.parametrize("method", [Tesla, Mtt])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"curvature": "exact"}, {"batch_syn": 4}, {"labels": "learned", "batch_syn": 4, "window": 2}],
-    ids=str,
-)
-def test_stacked_segments_are_the_same_as_one_after_the_other(problem, method, options):
-    if method is Mtt:
-        options = {name: value for name, value in options.items() if name not in ("curvature", "window")}
-    common = TINY | {"segments": 3, "syn_steps": 3} | options
-    apart, told, left = found_by(method(**common, stacked=False), in_float64(problem))
-    together, said, right = found_by(method(**common, stacked=True), in_float64(problem))
-    assert (len(apart), len(together)) == (3, 1)
-    for name in ("images", "labels", "lr", "loss"):
-        expected = sum(getattr(g, name) for g in apart)
-        torch.testing.assert_close(getattr(together[0], name), expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(right.images, left.images, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(right.labels, left.labels, rtol=1e-9, atol=1e-12)
-    assert float(said["loss"]) == pytest.approx(float(told["loss"]), rel=1e-9)
+def test_descent_on_images_has_momentum():
+    method, state = Tesla(lr_img=2.0, momentum=0.5), start()
+    for expected in (-2.0, -5.0, -8.5):  # velocities 1, 1.5, 1.75
+        descend(method, state, ALL, gradient_of_ones(state))
+        assert torch.allclose(state.images, torch.full_like(state.images, expected))
 
 
-def test_one_segment_is_never_stacked(problem):
-    seen = []
-    method = Tesla(**TINY, stacked=True)
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    with (problem.seed / "step" / 0).scope():
-        advance(method, problem, state, 0, lambda *task: (seen.append(task[0]), method.differentiate(*task))[1])
-    assert not isinstance(seen[0], StackedLoss)
+@pytest.mark.parametrize("push", [1e12, -1e12, 1.0, -1.0])
+def test_the_student_lr_cannot_leave_the_positive_numbers(push):
+    method, state = Tesla(lr_lr=1.0, momentum=0.9), start()
+    for _ in range(200):
+        before = float(state.lr)
+        descend(method, state, ALL, gradient_of_ones(state, 0.0, push))
+        after = float(state.lr)
+        assert after > 0
+        assert 1 / 3 < after / before < 3
 
 
-def test_segments_are_stacked_on_a_gpu_or_when_asked_to_be(problem):
-    assert at_once(Tesla(segments=3), problem) == 1, "this is a CPU"
-    assert at_once(Tesla(segments=3, stacked=True), problem) == 3
-    assert at_once(Tesla(stacked=True), problem) == 1
+def test_a_small_step_of_the_student_lr_is_the_published_one():
+    method, state = Tesla(lr_lr=1e-7, momentum=0.5), start()
+    descend(method, state, ALL, gradient_of_ones(state, 0.0, 3.0))
+    assert float(state.lr) == pytest.approx(0.01 - 1e-7 * 3.0, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("method", "options"),
-    [(Tesla, {"relabel": True}), (Datm, {}), (Tesla, {"precision": "tf32"}), (Tesla, {"engine": "compiled"})],
-    ids=str,
-)
-def test_what_one_vectorised_unroll_cannot_do_takes_segments_apart(problem, method, options):
-    """And an option that asks for both is refused instead of ignored."""
-    with patch("ddbench.trajectory.method.trains_together", lambda *_: True):  # as on a GPU
-        apart = replace(problem)
-        assert at_once(method(segments=3, **options), apart) == 1
-        assert at_once(Tesla(segments=3), apart) == 3
-    with pytest.raises(UsageError, match=r"cannot be stacked with matcher\.\w+.*; leave matcher\.stacked alone"):
-        method(segments=3, stacked=True, **options)
-    assert method(segments=1, stacked=True, **options).segments == 1
+def test_a_dead_or_runaway_student_lr_ends_the_run_with_advice():
+    check_lr(0.01, 0.01)
+    for lr in (1e-7, 1e2, float("nan"), float("inf")):
+        with pytest.raises(DivergedError, match=r"try a smaller matcher\.lr_lr"):
+            check_lr(lr, 0.01)
 
 
-def test_segments_above_the_threshold_are_left_out_of_the_mean(problem):
-    common = {k: v for k, v in TINY.items() if k != "labels"} | {"segments": 4, "lr_img": 1.0}
-    common |= {"momentum": 0.0, "clip": None, "labels": "hard", "pix_init": "real"}
-    made, _, _ = found_by(Datm(**common, threshold=1e9), in_float64(problem))
-    losses = sorted(float(g.loss) for g in made)
-    between = (losses[1] + losses[2]) / 2
-    made, numbers, after = found_by(Datm(**common, threshold=between), in_float64(problem))
-    assert numbers["skipped"] == pytest.approx(0.5)
-    kept = [g for g in made if float(g.loss) <= between]
-    assert len(kept) == 2
-    with (problem.seed / "init").scope():
-        before = Datm(**common).init(problem)
-    expected = before.images.double() - (kept[0].images + kept[1].images) / 2
-    torch.testing.assert_close(after.images, expected, rtol=1e-12, atol=1e-12)
-    _, numbers, after = found_by(Datm(**common, threshold=losses[0] / 2), in_float64(problem))
-    assert numbers["skipped"] == 1.0
-    torch.testing.assert_close(after.images, before.images.double(), rtol=0, atol=0)
-    assert after.steps == 0
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("labels", ["hard", "learned"])
+def test_row_wise_descent_with_lazy_momentum_equals_dense_sgd(momentum, labels):
+    """Against torch.optim.SGD on all rows, in float64: rows come and go, are empty, or wait for many steps."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 1, 3, 3, dtype=torch.float64, generator=generator)
+    logits = torch.randn(7, 4, dtype=torch.float64, generator=generator)
+    method = Tesla(lr_img=0.3, lr_label=0.2, momentum=momentum, labels=labels, clip=None)
+    state = PixelState.start(images.clone(), logits.clone(), 0.01, learn_labels=labels == "learned")
+    dense, soft = images.clone().requires_grad_(), logits.clone().requires_grad_()
+    optimisers = [torch.optim.SGD([dense], 0.3, momentum), torch.optim.SGD([soft], 0.2, 0.9)]
+    for rows in ([0, 1, 2], [2, 5], [], [1], [1], [6, 0], [5], [3]):
+        index = torch.tensor(rows, dtype=torch.int64)
+        weights = torch.randn(len(rows), 9, dtype=torch.float64, generator=generator)
+        catch_up(method, state, index)
+        seen = state.images[index]
+        torch.testing.assert_close(seen, dense.detach()[index], rtol=1e-12, atol=1e-12)
+        # a gradient that depends on the values, as a real one does
+        upstream = torch.randn(len(rows), 4, dtype=torch.float64, generator=generator)
+        made = Gradient(torch.tensor(0.0), seen * weights.view_as(seen), upstream, torch.tensor(0.0), torch.zeros(1))
+        descend(method, state, index, made)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=False)
+        dense.grad, soft.grad = torch.zeros_like(dense), torch.zeros_like(soft)
+        dense.grad[index] = dense.detach()[index] * weights.view_as(seen)
+        soft.grad[index] = torch.autograd.grad((soft[index].softmax(1) * upstream).sum(), soft)[0][index]
+        for optimiser in optimisers:
+            optimiser.step()
+    catch_up(method, state, torch.arange(7))
+    torch.testing.assert_close(state.images, dense.detach(), rtol=1e-12, atol=1e-12)
+    expected = soft.detach() if labels == "learned" else logits
+    torch.testing.assert_close(state.labels, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_teacher_labels_of_every_iteration_are_those_of_each_segment(problem):
-    """Then pools differ, and segments are not stacked."""
-    method = Tesla(**TINY | {"labels": "teacher", "relabel": True, "segments": 3})
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    pools = []
-    with (problem.seed / "step" / 0).scope():
-        advance(method, problem, state, 0, lambda *task: (pools.append(task[3]), method.differentiate(*task))[1])
-    assert len(pools) == 3
-    assert len({float(pool.new.labels.square().sum()) for pool in pools}) > 1
+def test_clipping_bounds_a_gradient_by_the_running_mean_of_norms():
+    method, state = Tesla(lr_img=1.0, momentum=0.0, clip=2.0), start()
+    size = float(torch.ones_like(state.images).norm())
+    descend(method, state, ALL, gradient_of_ones(state, 1.0))
+    assert torch.allclose(state.images, -torch.ones_like(state.images))
+    descend(method, state, ALL, gradient_of_ones(state, 1000.0))
+    moved = float((state.images + 1).norm())
+    assert moved == pytest.approx(2 * size, rel=1e-5)
+    before = state.images.clone()
+    descend(method, state, ALL, gradient_of_ones(state, 0.5))
+    assert float((state.images - before).norm()) == pytest.approx(0.5 * size, rel=1e-5)
+
+
+def test_a_zero_gradient_with_clipping_is_no_division_by_zero():
+    method, state = Tesla(lr_img=1.0, clip=2.0), start()
+    descend(method, state, ALL, gradient_of_ones(state, 0.0))
+    descend(method, state, ALL, gradient_of_ones(state, 0.0))
+    assert torch.equal(state.images, torch.zeros_like(state.images))
+
+
+def test_labels_move_only_when_they_are_learned():
+    for labels in ("hard", "teacher", "learned"):
+        method, state = Tesla(labels=labels, lr_label=1.0), start(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+        before = state.labels.clone()
+        made = gradient_of_ones(state)
+        made.labels[:, 0] = 5.0
+        descend(method, state, ALL, made)
+        assert torch.equal(state.labels, before) is (labels != "learned")

@@ -174,3 +174,34 @@ RULES = {
 def rule_case(name: str, **options) -> Case:
     smooth = {"source": Smooth()} if "adam" in name else {}
     return case(lr=RULES[name][2], **smooth, **options)
+
+
+def on_noise(
+    width: int = 32, images: int = 16, steps: int = 3, device: str = "cpu", augment: str = ""
+) -> Callable[..., Gradient]:
+    """A sweep over noise in float32, to be called with options of ``reverse``."""
+    network = Network(ConvNet(width=width), (3, 32, 32), 10, torch.device(device))
+    start, target = (network.init(Seed(0) / end) for end in ("start", "target"))
+    with Seed(0).scope():
+        pool = Pool(Examples(torch.randn(images, 3, 32, 32).to(device), torch.randn(images, 10).softmax(1).to(device)))
+        plan = Plan.draw(images, steps, None, DSA(augment))
+    task = (student_loss(network), matching(start, target), start, pool, torch.tensor(0.01, device=device), plan)
+    return lambda **options: reverse(*task, **options)
+
+
+def same_bits(seen: Gradient, expected: Gradient) -> bool:
+    """Whether two gradients are equal in all that they hold."""
+    return all(torch.equal(getattr(seen, n), getattr(expected, n)) for n in ("loss", "images", "labels", "lr", "end"))
+
+
+SOURCES = {
+    "instance": ConvNet(width=4, depth=2),
+    "batch": ConvNet(width=4, depth=2, norm="batch"),
+    "layer": ConvNet(width=4, depth=2, norm="layer"),
+    "none": ConvNet(width=4, depth=2, norm="none"),
+    "swish": ConvNet(width=4, depth=2, activation="swish"),
+    "sigmoid": ConvNet(width=4, depth=2, activation="sigmoid"),
+    "leaky": ConvNet(width=4, depth=2, activation="leakyrelu"),
+    "max": ConvNet(width=4, depth=2, pooling="max"),
+    "no pooling": ConvNet(width=4, depth=1, pooling="none"),
+}

@@ -17,10 +17,10 @@ from beginnings import (
     experts,
     files,
     real,
-    some_set,
     starts,
 )
 from ddbench_networks import ConvNet
+from sets import some_set
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -143,7 +143,7 @@ def test_starts_taught_other_sets_live_in_another_folder(cache):
     variants = [
         starts(cache, 1),
         starts(cache, 2),
-        replace(starts(cache), taught=Curriculum((some_set(5, 9, lr=0.03),), ((0,),))),
+        replace(starts(cache), taught=Curriculum((some_set(5, 9, labels="hard", lr=0.03),), ((0,),))),
         replace(starts(cache), taught=Curriculum((replace(SETS[0], lr=0.04),), ((0,),))),
         replace(starts(cache), taught=Curriculum(SETS[:2], ((0, 1),))),
         replace(starts(cache), taught=Curriculum(SETS[:2], ((1,),))),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sets import some_set as any_set
 
-from ddbench import Curriculum, Examples, Pool, Seed, SyntheticSet, UsageError, share
+from ddbench import Curriculum, Examples, Pool, SyntheticSet, UsageError, share
 from ddbench.problem.synthetic import targets
 
-
-def some_set(n: int, seed: int = 0, **options) -> SyntheticSet:
-    with (Seed(9) / seed).scope():
-        return SyntheticSet(torch.randn(n, 2, 3, 3), torch.rand(n, 4), **options)
+some_set = partial(any_set, shape=(2, 3, 3), classes=4)
 
 
 # -- shares --------------------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from ddbench import (
 from ddbench.base.cache import Cache
 from ddbench.base.options import make
 from ddbench.base.progress import Event, listening
-from ddbench.base.tensors import RowFile, load_tensors, read_labelled_row
 from ddbench.errors import InterruptedRun
 from ddbench.grade.student import Pupil, taught
 from ddbench.plugins import registry
@@ -270,32 +269,3 @@ def test_experts_that_train_together_go_on_where_they_were_interrupted(tmp_path)
             assert torch.equal(stopped.snapshot(index, epoch), whole.snapshot(index, epoch))
     leftover = [p for p in stopped.folder.iterdir() if p.suffix in (".partial", ".rows")]
     assert leftover == []
-
-
-def test_a_trajectory_takes_memory_for_one_row_and_is_whole_or_not_there(tmp_path):
-    target = tmp_path / "000000.safetensors"
-    file = RowFile(target, (0, 3, 7), 5)
-    file.create()
-    rows = {epoch: torch.arange(5.0) + epoch for epoch in (7, 0, 3)}
-    for epoch, row in rows.items():
-        assert not target.exists()
-        file.write(epoch, row)
-    assert file.begun
-    assert not RowFile(target, (0, 3, 8), 5).begun  # other snapshots: not to be gone on with
-    file.finish()
-    tensors, _ = load_tensors(target)
-    assert tensors["epochs"].tolist() == [0, 3, 7]
-    assert torch.equal(tensors["snapshots"], torch.stack([rows[e] for e in (0, 3, 7)]))
-    row, _ = read_labelled_row(target, "epochs", 3, "snapshots")
-    assert row is not None
-    assert torch.equal(row, rows[3])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_rows_keep_their_bits(tmp_path, dtype):
-    file = RowFile(tmp_path / "a.safetensors", (1,), 3, dtype)
-    file.create()
-    row = torch.tensor([1 / 3, -2.5, 1e-8], dtype=dtype)
-    file.write(1, row)
-    file.finish()
-    assert torch.equal(load_tensors(file.target)[0]["snapshots"][0], row)

@@ -14,6 +14,7 @@ from ddbench_decoupled.rded import Rded, rank
 from ddbench_decoupled.sre2l import Squeezed, Sre2l, batches, clamped
 from ddbench_decoupled.teachers import batch_normed
 from ddbench_networks import LeNet, ResNet18
+from noise import noise
 from problems import begin, pixels, play, solve, solve_in_stages, toy
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,11 +33,6 @@ def ready(method: Any, ipc: int = 2, **more: Any) -> Problem:
     """The toy task with the teacher that a method asks for."""
     problem = toy(ipc, **more)
     return prepared(problem, method.needs(problem))
-
-
-def pictures(count: int, *shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
 
 
 # --------------------------------------------------------------------------------- crops and tiles
@@ -69,7 +65,7 @@ def test_boxes_are_those_of_torchvision_on_square_images():
 
 
 def test_whole_images_are_cut_as_they_are():
-    pixels = pictures(5, 3, 7, 9)
+    pixels = noise(5, 3, 7, 9)
     torch.manual_seed(0)
     assert torch.equal(cut(pixels, draw_boxes(5, (7, 9), 1.0), (7, 9)), pixels)
 
@@ -77,7 +73,7 @@ def test_whole_images_are_cut_as_they_are():
 @pytest.mark.parametrize("size", [(8, 8), (4, 4)])
 def test_crops_are_resized_as_torchvision_does_with_antialiasing(size):
     torch.manual_seed(0)
-    pixels, boxes = pictures(40, 3, 8, 8), draw_boxes(40, (8, 8), 0.05)
+    pixels, boxes = noise(40, 3, 8, 8), draw_boxes(40, (8, 8), 0.05)
     assert len(boxes[:, 2].unique()) > 4
     made = cut(pixels, boxes, size)
     for image, box, found in zip(pixels, boxes.tolist(), made, strict=True):
@@ -86,7 +82,7 @@ def test_crops_are_resized_as_torchvision_does_with_antialiasing(size):
 
 
 def test_patches_are_judged_in_the_middle_of_a_blank_image():
-    cells, blank = pictures(2, 3, 3, 4), pictures(1, 3, 7, 8)[0]
+    cells, blank = noise(2, 3, 3, 4), noise(1, 3, 7, 8)[0]
     images = surround(cells, (7, 8), blank)
     for image, cell in zip(images, cells, strict=True):
         for y in range(7):
@@ -108,7 +104,7 @@ def test_an_image_is_tiled_from_patches_that_are_ipc_ranks_apart():
 
 
 def test_tiles_keep_every_pixel_and_longer_ones_come_first():
-    cells = pictures(4, 1, 2, 2)
+    cells = noise(4, 1, 2, 2)
     image = tile(cells, 2, (5, 5))[0, 0]
     assert image[3:, 3:].tolist() == cells[3, 0].tolist()
     assert image[:3, 3:].tolist() == cells[1, 0][[0, 0, 1]].tolist()
@@ -299,7 +295,7 @@ def test_a_network_that_has_batch_norm_is_taken_as_it_is():
 
 
 def test_a_network_that_cannot_have_batch_norm_is_refused_with_a_way_out():
-    real = RealData(Pixels.of(pictures(60, 1, 32, 32)), torch.arange(60) % 3, toy(2).real.preprocessing, 3)
+    real = RealData(Pixels.of(noise(60, 1, 32, 32)), torch.arange(60) % 3, toy(2).real.preprocessing, 3)
     problem = with_network(replace(toy(2), real=real), LeNet())
     with pytest.raises(UsageError, match=r"network 'lenet' has no batch norm, .* such as convnet or resnet18"):
         SRE2L.needs(problem)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+from tiny import Forks
 
 from ddbench.base.cache import Cache
+from ddbench.train import compile as compiling
 
 settings.register_profile("ddbench", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("ddbench")
@@ -27,6 +29,42 @@ def _own_folders(tmp_path_factory, monkeypatch):
 def cache(tmp_path) -> Cache:
     """A cache folder that starts empty."""
     return Cache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory) -> Iterator[str]:
+    """A cache that all tests of a module share, for what their fixtures make; each test has its own besides."""
+    with pytest.MonkeyPatch.context() as patched:
+        folder = str(tmp_path_factory.mktemp("home"))
+        patched.setenv("DDBENCH_HOME", folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory) -> Iterator[Forks]:
+    """A server that starts commands as processes."""
+    server = Forks(tmp_path_factory.mktemp("processes"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch) -> None:
+    """No compiled steps and no verdicts from earlier tests."""
+    for held in ("_made", "_used", "_settled"):
+        monkeypatch.setattr(compiling, held, {})
+
+
+@pytest.fixture
+def uncompiled(monkeypatch) -> None:
+    """``torch.compile`` does nothing: what would be compiled runs eagerly."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.fixture
+def anything_goes(monkeypatch) -> None:
+    """No error of steps in a lower precision is too large."""
+    monkeypatch.setattr("ddbench.trajectory.engine.ROUNDED", (10.0, 10.0))
 
 
 def _peak_bytes(work: Callable[[], object]) -> int:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 
 import pytest
 from annotated_types import Ge
-from tiny import THREAD, Answer, Forks, ddbench, words
+from tiny import THREAD, Answer, ddbench, words
 
 from ddbench import hookimpl, plugins
 from ddbench.errors import DataError, UsageError
@@ -167,13 +166,6 @@ def installed(tmp_path_factory) -> str:
 def twins(tmp_path_factory, installed) -> str:
     base = tmp_path_factory.mktemp("twins")
     return install(base / "site", package(base, "dd-means-too", TWIN))
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory) -> Iterator[Forks]:
-    server = Forks(tmp_path_factory.mktemp("processes"))
-    yield server
-    server.close()
 
 
 def script(*arguments: str, path: str, home: Path) -> Answer:

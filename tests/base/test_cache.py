@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from ddbench.base.cache import (
     Cache,
@@ -29,7 +28,6 @@ from ddbench.base.cache import (
     read_json,
     write_json,
 )
-from ddbench.base.tensors import load_tensors, read_labelled_row, save_tensors
 from ddbench.errors import BusyError, DataError
 
 
@@ -79,6 +77,12 @@ def test_cache_folder_tells_what_it_was_made_for_and_differs_by_it(tmp_path):
     assert first == cache.folder("experts", {"seed": 1})
     assert first != cache.folder("lessons", {"seed": 1})
     assert read_json(first / "identity.json") == {"seed": 1}
+
+
+def test_identity_is_readable_json(tmp_path):
+    folder = Cache(tmp_path).folder("lessons", {"seed": [1, "a"]})
+    assert json.loads((folder / "identity.json").read_text()) == {"seed": [1, "a"]}
+    assert names(folder) == ["identity.json"]
 
 
 # -- atomic writing ------------------------------------------------------------------------------------------
@@ -258,100 +262,3 @@ def test_lock_can_be_taken_again_and_after_an_error_inside(tmp_path):
     for _ in range(2):
         with lock(tmp_path / "lock", wait=False):
             assert (tmp_path / "lock").read_text() == f"process {os.getpid()}"
-
-
-# -- tensors in files ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tensor_file(tmp_path):
-    path = tmp_path / "file.safetensors"
-    save_tensors(path, {"vector": torch.arange(6.0), "rows": torch.arange(6.0).view(3, 2).double()}, {"note": "hello"})
-    return path
-
-
-def test_tensors_come_back_with_their_metadata(tensor_file):
-    tensors, metadata = load_tensors(tensor_file)
-    assert torch.equal(tensors["vector"], torch.arange(6.0))
-    assert torch.equal(tensors["rows"], torch.arange(6.0).view(3, 2).double())
-    assert tensors["rows"].dtype == torch.float64
-    assert metadata == {"note": "hello"}
-
-
-def test_only_the_named_tensors_are_read(tensor_file):
-    assert list(load_tensors(tensor_file, only=("rows",))[0]) == ["rows"]
-
-
-def test_one_row_is_found_by_its_label(tmp_path):
-    path = tmp_path / "rows.safetensors"
-    save_tensors(path, {"labels": torch.tensor([7, 3, 5]), "rows": torch.arange(6.0).view(3, 2).double()})
-    row, labels = read_labelled_row(path, "labels", 3, "rows")
-    assert labels == [7, 3, 5]
-    assert row is not None
-    assert torch.equal(row, torch.tensor([2.0, 3.0], dtype=torch.float64))
-    assert read_labelled_row(path, "labels", 4, "rows") == (None, [7, 3, 5])
-    assert read_labelled_row(tmp_path / "none.safetensors", "labels", 3, "rows") == (None, [])
-
-
-def test_views_of_one_storage_are_saved_apart(tmp_path):
-    whole = torch.arange(6.0)
-    save_tensors(tmp_path / "file", {"head": whole[:2], "tail": whole[4:], "transposed": whole.view(2, 3).T})
-    tensors, _ = load_tensors(tmp_path / "file")
-    assert torch.equal(tensors["tail"], torch.tensor([4.0, 5.0]))
-    assert torch.equal(tensors["transposed"], whole.view(2, 3).T)
-
-
-def test_loaded_tensors_outlive_and_do_not_change_the_file(tensor_file):
-    tensors, _ = load_tensors(tensor_file)
-    tensors["vector"].zero_()
-    assert torch.equal(load_tensors(tensor_file)[0]["vector"], torch.arange(6.0))
-    tensor_file.unlink()
-    assert torch.equal(tensors["rows"][2], torch.tensor([4.0, 5.0], dtype=torch.float64))
-
-
-def test_no_flipped_bit_in_the_header_gets_past_as_another_error(tensor_file):
-    raw = tensor_file.read_bytes()
-    header = 8 + int.from_bytes(raw[:8], "little")
-    refused = 0
-    for bit in range(0, 8 * header, 3):
-        damaged = bytearray(raw)
-        damaged[bit // 8] ^= 1 << bit % 8
-        tensor_file.write_bytes(damaged)
-        try:
-            load_tensors(tensor_file)
-        except DataError:
-            refused += 1
-    assert refused > header  # most of them are noticed; a changed name or note cannot be
-
-
-@pytest.mark.parametrize("byte", [0, 3, 8, 9])
-def test_flipped_header_byte_is_a_data_error_with_the_way_out(tensor_file, byte):
-    damaged = bytearray(tensor_file.read_bytes())
-    damaged[byte] ^= 0xFF
-    tensor_file.write_bytes(damaged)
-    for read in (load_tensors, lambda path: read_labelled_row(path, "vector", 0, "rows")):
-        with pytest.raises(DataError, match=r"file\.safetensors is damaged.*delete it"):
-            read(tensor_file)
-
-
-@pytest.mark.parametrize("length", [0, 4, 30, -1])
-def test_truncated_tensor_file_is_a_data_error(tensor_file, length):
-    tensor_file.write_bytes(tensor_file.read_bytes()[:length])
-    with pytest.raises(DataError, match="damaged"):
-        load_tensors(tensor_file)
-
-
-def test_missing_tensor_file_is_a_data_error(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
-        load_tensors(tmp_path / "none.safetensors")
-
-
-def test_missing_tensor_in_a_file_is_a_data_error(tensor_file):
-    with pytest.raises(DataError, match="damaged"):
-        load_tensors(tensor_file, only=("nothing",))
-
-
-def test_identity_is_readable_json(tmp_path):
-    folder = Cache(tmp_path).folder("lessons", {"seed": [1, "a"]})
-    assert json.loads((folder / "identity.json").read_text()) == {"seed": [1, "a"]}
-    assert names(folder) == ["identity.json"]

@@ -1,4 +1,4 @@
-"""Real data: preprocessing against NumPy, stratified shares, draws, splits, digests."""
+"""Real data: draws, stratified shares, splits, digests."""
 
 from __future__ import annotations
 
@@ -7,108 +7,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from noise import smooth_noise
 
 from ddbench import DataError, Dataset, Preprocessing, RealData, Seed, UsageError, stratified
-
-
-def some_pixels(n: int, shape=(3, 4, 5), seed: int = 0) -> torch.Tensor:
-    """Random pixels whose channels differ in level and spread, and whose neighbours correlate."""
-    rng = np.random.default_rng(seed)
-    smooth = rng.normal(size=(n, *shape)).cumsum(-1) * 20 + 120 + 15 * np.arange(shape[0])[:, None, None]
-    return torch.from_numpy(smooth.clip(0, 255).astype(np.uint8))
 
 
 def some_real(counts=(5, 3, 7), seed: int = 0, shape=(3, 4, 5)) -> RealData:
     targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     targets = targets[torch.from_numpy(np.random.default_rng(seed).permutation(len(targets)))]
-    pixels = some_pixels(len(targets), shape, seed)
+    pixels = smooth_noise(len(targets), shape, seed)
     return RealData(pixels, targets, Preprocessing.fit(pixels), len(counts))
-
-
-# -- preprocessing -------------------------------------------------------------------------------------------
-
-
-def test_mean_and_std_are_those_of_each_channel():
-    pixels = some_pixels(2345)  # more than one block of the running sums
-    x = pixels.numpy().astype(np.float64) / 255
-    fitted = Preprocessing.fit(pixels)
-    np.testing.assert_allclose(fitted.mean, x.mean((0, 2, 3)), rtol=1e-6)
-    np.testing.assert_allclose(fitted.std, x.std((0, 2, 3)), rtol=1e-6)
-    assert fitted.kind == "meanstd"
-    expected = (x - x.mean((0, 2, 3), keepdims=True)) / x.std((0, 2, 3), keepdims=True)
-    np.testing.assert_allclose(fitted(pixels), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_mean_and_std_come_back_to_the_pixels():
-    pixels = some_pixels(20)
-    fitted = Preprocessing.fit(pixels)
-    torch.testing.assert_close(fitted.invert(fitted(pixels)), pixels / 255, rtol=0, atol=1e-6)
-
-
-def numpy_zca(pixels: torch.Tensor, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """kornia's ZCAWhitening in float64, by singular values: mean and W = U diag(1 / sqrt(S + eps)) U^T."""
-    x = pixels.numpy().reshape(len(pixels), -1).astype(np.float64) / 255
-    mean = x.mean(0)
-    u, s, _ = np.linalg.svd((x - mean).T @ (x - mean) / (len(x) - 1))
-    return mean, u @ np.diag(1 / np.sqrt(s + eps)) @ u.T
-
-
-@pytest.mark.parametrize("n", [2345, 40])  # more blocks than one; fewer images than dimensions
-def test_zca_is_the_whitening_that_kornia_computes(n):
-    pixels = some_pixels(n)
-    mean, whiten = numpy_zca(pixels, 0.1)
-    fitted = Preprocessing.fit(pixels, zca=True)
-    np.testing.assert_allclose(fitted.mean, mean, rtol=1e-6)
-    np.testing.assert_allclose(fitted.whiten, whiten, rtol=1e-5, atol=1e-6)
-    expected = ((pixels.numpy().reshape(n, -1) / 255.0 - mean) @ whiten).reshape(n, 3, 4, 5)
-    np.testing.assert_allclose(fitted(pixels), expected, rtol=1e-4, atol=1e-5)
-    assert fitted.kind == "zca"
-    assert fitted.std is None
-
-
-def test_zca_without_regularisation_leaves_uncorrelated_pixels():
-    pixels = torch.randint(0, 256, (3000, 1, 3, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    white = Preprocessing.fit(pixels, zca=True, eps=0)(pixels).flatten(1).double()
-    np.testing.assert_allclose(np.cov(white.numpy().T), np.eye(9), atol=1e-4)
-
-
-def test_zca_comes_back_to_the_pixels():
-    pixels = some_pixels(200)
-    fitted = Preprocessing.fit(pixels, zca=True)
-    torch.testing.assert_close(fitted.invert(fitted(pixels)), pixels / 255, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("zca", [False, True])
-def test_inverted_images_stay_in_the_range_of_pixels(zca):
-    pixels = some_pixels(200)
-    fitted = Preprocessing.fit(pixels, zca=zca)
-    restored = fitted.invert(3 * fitted(pixels))
-    assert restored.min() == 0
-    assert restored.max() == 1
-
-
-def test_preprocessing_is_rebuilt_from_its_tensors():
-    pixels = some_pixels(50)
-    for zca in (False, True):
-        fitted = Preprocessing.fit(pixels, zca=zca)
-        again = Preprocessing(**fitted.tensors())
-        assert torch.equal(again(pixels), fitted(pixels))
-        assert torch.equal(fitted.to("cpu")(pixels), fitted(pixels))
-
-
-@pytest.mark.parametrize("level", [0, 85, 77, 128, 255])
-@pytest.mark.parametrize("n", [7, 5000])
-def test_constant_channel_is_refused(level, n):
-    pixels = some_pixels(n)
-    pixels[:, 1] = level
-    with pytest.raises(DataError, match="channel is constant"):
-        Preprocessing.fit(pixels)
-
-
-def test_channel_with_one_other_pixel_is_not_constant():
-    pixels = torch.full((100, 1, 8, 8), 128, dtype=torch.uint8)
-    pixels[17, 0, 3, 3] = 129
-    assert Preprocessing.fit(pixels).std.item() == pytest.approx(pixels.double().div(255).std(correction=0).item())
 
 
 # -- real data -----------------------------------------------------------------------------------------------
@@ -142,7 +50,7 @@ def test_members_are_the_images_of_each_class():
 
 
 def test_class_without_images_has_no_members():
-    real = RealData(some_pixels(3), torch.tensor([0, 2, 0]), Preprocessing.fit(some_pixels(3)), 4)
+    real = RealData(smooth_noise(3), torch.tensor([0, 2, 0]), Preprocessing.fit(smooth_noise(3)), 4)
     assert [m.tolist() for m in real.members] == [[0, 2], [], [1], []]
     assert real.smallest_class == 0
 
@@ -182,7 +90,7 @@ def test_subset_keeps_pixels_targets_and_preprocessing():
 
 
 def test_images_that_are_whitened_once_are_those_whitened_batch_by_batch():
-    pixels = some_pixels(1200, (1, 4, 4))
+    pixels = smooth_noise(1200, (1, 4, 4))
     targets = torch.arange(1200) % 3
     for zca in (True, False):
         real = RealData(pixels, targets, Preprocessing.fit(pixels, zca=zca), 3)
@@ -196,7 +104,7 @@ def test_images_that_are_whitened_once_are_those_whitened_batch_by_batch():
 
 
 def test_more_images_than_fit_are_whitened_batch_by_batch(monkeypatch):
-    pixels = some_pixels(60)
+    pixels = smooth_noise(60)
     real = RealData(pixels, torch.arange(60) % 3, Preprocessing.fit(pixels, zca=True), 3)
     monkeypatch.setattr("ddbench.data.dataset.LARGEST_WHITENED", 100)
     assert real.at_hand is real
@@ -319,10 +227,10 @@ def test_impossible_count_is_refused_with_the_choice(count):
 
 
 def some_dataset(**options) -> Dataset:
-    pixels = some_pixels(60)
+    pixels = smooth_noise(60)
     targets = spread([30, 20, 10])
     return Dataset.split(
-        "toy", ("a", "b", "c"), (pixels, targets), (some_pixels(9, seed=1), spread([3, 3, 3])), **options
+        "toy", ("a", "b", "c"), (pixels, targets), (smooth_noise(9, seed=1), spread([3, 3, 3])), **options
     )
 
 
@@ -331,13 +239,13 @@ def test_split_divides_the_train_set_into_train_and_validation():
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (48, 12, 9)
     assert torch.bincount(dataset.validation.targets).tolist() == [6, 4, 2]
     together = torch.cat([dataset.train.pixels[:], dataset.validation.pixels[:]]).flatten(1)
-    assert sorted(together.tolist()) == sorted(some_pixels(60).flatten(1).tolist())
+    assert sorted(together.tolist()) == sorted(smooth_noise(60).flatten(1).tolist())
 
 
 @pytest.mark.parametrize("zca", [False, True])
 def test_preprocessing_is_fitted_before_validation_is_carved_out(zca):
     dataset = some_dataset(validation=0.5, zca=zca)
-    whole, part = Preprocessing.fit(some_pixels(60), zca=zca), Preprocessing.fit(dataset.train.pixels, zca=zca)
+    whole, part = Preprocessing.fit(smooth_noise(60), zca=zca), Preprocessing.fit(dataset.train.pixels, zca=zca)
     for name, tensor in whole.tensors().items():
         assert not torch.equal(tensor, part.tensors()[name])
         for split in (dataset.train, dataset.validation, dataset.test):
@@ -357,7 +265,7 @@ def test_split_is_a_function_of_the_datasets_own_seed():
 
 
 def test_dataset_digest_changes_with_a_class_name():
-    parts = (some_pixels(60), spread([30, 20, 10]))
+    parts = (smooth_noise(60), spread([30, 20, 10]))
     one = Dataset.split("toy", ("a", "b", "c"), parts, parts)
     two = Dataset.split("toy", ("a", "b", "d"), parts, parts)
     assert one.digest != two.digest
@@ -369,7 +277,7 @@ def test_validation_is_a_tenth_by_default_and_never_empty():
 
 
 def test_every_class_keeps_a_train_image_after_validation_is_carved_out():
-    parts = (some_pixels(20), spread([12, 7, 1]))
+    parts = (smooth_noise(20), spread([12, 7, 1]))
     dataset = Dataset.split("toy", ("a", "b", "c"), parts, parts, validation=0.2)
     assert dataset.train.smallest_class >= 1
 
@@ -388,26 +296,26 @@ BAD_PARTS = {
 @pytest.mark.parametrize("fault", BAD_PARTS)
 def test_faulty_train_set_is_refused_by_name(fault):
     damage, message = BAD_PARTS[fault]
-    good = (some_pixels(60), spread([30, 20, 10]))
+    good = (smooth_noise(60), spread([30, 20, 10]))
     with pytest.raises(DataError, match=rf"dataset 'toy'.*{message}"):
         Dataset.split("toy", ("a", "b", "c"), damage(*good), good)
 
 
 def test_empty_test_set_is_refused():
-    good = (some_pixels(60), spread([30, 20, 10]))
+    good = (smooth_noise(60), spread([30, 20, 10]))
     with pytest.raises(DataError, match=r"dataset 'toy'.*test"):
         Dataset.split("toy", ("a", "b", "c"), good, (good[0][:0], good[1][:0]))
 
 
 def test_test_set_may_lack_a_class_but_not_have_another():
-    good = (some_pixels(60), spread([30, 20, 10]))
-    assert len(Dataset.split("toy", ("a", "b", "c"), good, (some_pixels(4), spread([2, 2]))).test) == 4
+    good = (smooth_noise(60), spread([30, 20, 10]))
+    assert len(Dataset.split("toy", ("a", "b", "c"), good, (smooth_noise(4), spread([2, 2]))).test) == 4
     with pytest.raises(DataError, match=r"test targets must lie in 0\.\.2"):
-        Dataset.split("toy", ("a", "b", "c"), good, (some_pixels(4), torch.tensor([0, 1, 2, 3])))
+        Dataset.split("toy", ("a", "b", "c"), good, (smooth_noise(4), torch.tensor([0, 1, 2, 3])))
 
 
 def test_one_class_is_no_classification():
-    pixels = some_pixels(4)
+    pixels = smooth_noise(4)
     targets = torch.zeros(4, dtype=torch.int64)
     with pytest.raises(DataError, match="needs at least two"):
         Dataset.split("toy", ("a",), (pixels, targets), (pixels, targets))

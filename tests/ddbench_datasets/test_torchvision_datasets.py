@@ -26,8 +26,9 @@ from ddbench_datasets import (
     Imagenette,
 )
 from miniature import CIFAR10_CLASSES, CIFAR100_CLASSES, LAND, STL_CLASSES, TEST, TRAIN, offline, write
+from refusals import refused
 
-from ddbench import DataError, Dataset
+from ddbench import Dataset
 from ddbench.base import cache
 from ddbench.base.options import make
 from ddbench.testing import check_dataset
@@ -45,11 +46,7 @@ def folder():
 
 
 def refusal(source) -> str:
-    with pytest.raises(DataError) as caught:
-        source.load()
-    assert caught.value.exit_code == 3
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(source.load)
 
 
 def content(pixels, targets) -> Counter:

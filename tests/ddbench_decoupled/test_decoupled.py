@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,14 +14,14 @@ from ddbench_decoupled.rded import Rded, rank
 from ddbench_decoupled.sre2l import Squeezed, Sre2l, batches, clamped
 from ddbench_decoupled.teachers import batch_normed
 from ddbench_networks import LeNet, ResNet18
-from tiny import spec
+from noise import noise
+from problems import begin, pixels, play, solve, solve_in_stages, toy
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
 from ddbench import Curriculum, Network, Pixels, Problem, RealData, Recipe, Seed, SyntheticSet, Teacher, UsageError
 from ddbench.plugins import registry
-from ddbench.run.run import build_task
 from ddbench.run.stage import prepared
 
 QUICK: dict[str, Any] = {"teacher_epochs": 2, "teacher_batch": 20}
@@ -31,45 +29,10 @@ RDED = Rded(**QUICK, crops=3, smallest=0.2)
 SRE2L = Sre2l(**QUICK, steps=6)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory) -> Iterator[None]:
-    with patch.dict("os.environ", {"DDBENCH_HOME": str(tmp_path_factory.mktemp("home"))}):
-        yield
-
-
-def task(ipc: int, **more: Any) -> Problem:
-    chosen: dict[str, Any] = {"network__width": 4} | more
-    made = spec("random", ipc=ipc, **chosen)
-    return build_task(made, made.dataset.load())
-
-
 def ready(method: Any, ipc: int = 2, **more: Any) -> Problem:
     """The toy task with the teacher that a method asks for."""
-    problem = task(ipc, **more)
+    problem = toy(ipc, **more)
     return prepared(problem, method.needs(problem))
-
-
-def solve(method: Any, problem: Problem, steps: int | None = None) -> SyntheticSet:
-    """What a method makes of a problem, seeded as the harness does."""
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    for k in range(method.steps if steps is None else steps):
-        with (problem.seed / "step" / k).scope():
-            state, _ = method.step(problem, state, k)
-    return method.result(problem, state)
-
-
-def stages(method: Any, whole: Problem, scheduler: str, count: int) -> list[SyntheticSet]:
-    plan, done = registry().get("scheduler", scheduler).cls(stages=count), Curriculum()
-    while (problem := plan.next(whole, done)) is not None:
-        made = solve(method, prepared(problem, method.needs(problem)))
-        done = Curriculum((*done.sets, made), plan.phases(len(done) + 1))
-    return list(done.sets)
-
-
-def pictures(count: int, *shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
 
 
 # --------------------------------------------------------------------------------- crops and tiles
@@ -102,7 +65,7 @@ def test_boxes_are_those_of_torchvision_on_square_images():
 
 
 def test_whole_images_are_cut_as_they_are():
-    pixels = pictures(5, 3, 7, 9)
+    pixels = noise(5, 3, 7, 9)
     torch.manual_seed(0)
     assert torch.equal(cut(pixels, draw_boxes(5, (7, 9), 1.0), (7, 9)), pixels)
 
@@ -110,7 +73,7 @@ def test_whole_images_are_cut_as_they_are():
 @pytest.mark.parametrize("size", [(8, 8), (4, 4)])
 def test_crops_are_resized_as_torchvision_does_with_antialiasing(size):
     torch.manual_seed(0)
-    pixels, boxes = pictures(40, 3, 8, 8), draw_boxes(40, (8, 8), 0.05)
+    pixels, boxes = noise(40, 3, 8, 8), draw_boxes(40, (8, 8), 0.05)
     assert len(boxes[:, 2].unique()) > 4
     made = cut(pixels, boxes, size)
     for image, box, found in zip(pixels, boxes.tolist(), made, strict=True):
@@ -119,7 +82,7 @@ def test_crops_are_resized_as_torchvision_does_with_antialiasing(size):
 
 
 def test_patches_are_judged_in_the_middle_of_a_blank_image():
-    cells, blank = pictures(2, 3, 3, 4), pictures(1, 3, 7, 8)[0]
+    cells, blank = noise(2, 3, 3, 4), noise(1, 3, 7, 8)[0]
     images = surround(cells, (7, 8), blank)
     for image, cell in zip(images, cells, strict=True):
         for y in range(7):
@@ -141,7 +104,7 @@ def test_an_image_is_tiled_from_patches_that_are_ipc_ranks_apart():
 
 
 def test_tiles_keep_every_pixel_and_longer_ones_come_first():
-    cells = pictures(4, 1, 2, 2)
+    cells = noise(4, 1, 2, 2)
     image = tile(cells, 2, (5, 5))[0, 0]
     assert image[3:, 3:].tolist() == cells[3, 0].tolist()
     assert image[:3, 3:].tolist() == cells[1, 0][[0, 0, 1]].tolist()
@@ -223,7 +186,7 @@ def test_whole_images_without_choice_are_real_images_of_the_right_class():
 def test_stages_take_the_next_ranks_so_that_no_image_is_used_twice(scheduler, factor):
     method = replace(RDED, factor=factor)
     whole = ready(method, ipc=3)
-    found = stages(method, whole, scheduler, 2)
+    found = solve_in_stages(method, whole, scheduler, 2)
     assert [len(s) for s in found] == [6, 3]
     ranked = brute_force(method, whole)
     rows = [row for of_class in ranked for _, row, _ in of_class]
@@ -276,7 +239,7 @@ def test_whitened_images_are_cropped_before_they_are_whitened():
 
 
 def test_too_few_images_are_refused_before_a_teacher_is_trained():
-    problem = task(5)
+    problem = toy(5)
     with pytest.raises(UsageError, match=r"20 patches per class .* 18 training images .* smaller --ipc"):
         replace(RDED, factor=2).needs(problem)
     with pytest.raises(UsageError, match=r"5 patches per class .* 4 candidates; set matcher.candidates=5 or more"):
@@ -298,7 +261,7 @@ def small(real: RealData) -> RealData:
 
 
 def test_the_teacher_is_the_batch_norm_variant_trained_with_what_the_dataset_allows():
-    problem = task(2)
+    problem = toy(2)
     needs = SRE2L.needs(problem)
     assert needs.teachers == 1
     assert needs.teacher_network == replace(problem.network.source, norm="batch")
@@ -325,15 +288,15 @@ def test_a_network_that_has_batch_norm_is_taken_as_it_is():
         def build(self, shape, classes):
             return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(128, classes))
 
-    problem = task(2)
+    problem = toy(2)
     assert batch_normed(with_network(problem, Own()), "") == Own()
     normed = ResNet18(width=4, norm="batch")
     assert batch_normed(with_network(problem, normed), "") is normed
 
 
 def test_a_network_that_cannot_have_batch_norm_is_refused_with_a_way_out():
-    real = RealData(Pixels.of(pictures(60, 1, 32, 32)), torch.arange(60) % 3, task(2).real.preprocessing, 3)
-    problem = with_network(replace(task(2), real=real), LeNet())
+    real = RealData(Pixels.of(noise(60, 1, 32, 32)), torch.arange(60) % 3, toy(2).real.preprocessing, 3)
+    problem = with_network(replace(toy(2), real=real), LeNet())
     with pytest.raises(UsageError, match=r"network 'lenet' has no batch norm, .* such as convnet or resnet18"):
         SRE2L.needs(problem)
     with pytest.raises(UsageError, match=r"set matcher.teacher_norm=same"):
@@ -445,8 +408,7 @@ def test_a_batch_has_one_image_of_each_class():
 def test_steps_are_those_of_torch_s_adam_on_each_batch_alone():
     method = Sre2l(**QUICK, steps=5, jitter=0, r_bn=0.3, first_bn=7.0, lr_img=0.1)
     problem = ready(method)
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
+    state = begin(method, problem)
     teacher = problem.teacher(0)
     squeezed = Squeezed(teacher, problem.real.shape, problem.classes)
     by_index = [state.images[i::2].clone().requires_grad_() for i in range(2)]
@@ -473,20 +435,12 @@ def test_steps_are_those_of_torch_s_adam_on_each_batch_alone():
 def test_recovering_lowers_the_loss_and_keeps_pixels_in_range():
     method = Sre2l(teacher_epochs=20, teacher_batch=20, steps=40)
     problem = ready(method)
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    losses = []
-    for k in range(40):
-        with (problem.seed / "step" / k).scope():
-            state, numbers = method.step(problem, state, k)
-        losses.append(float(numbers["loss"]))
-    assert losses[-1] < losses[0] / 5
-    mean, std = problem.real.preprocessing.mean, problem.real.preprocessing.std
-    assert std is not None
-    pixels = state.images * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
-    assert float(pixels.min()) >= -1e-6
-    assert float(pixels.max()) <= 1 + 1e-6
-    assert bool(((pixels < 1e-4) | (pixels > 1 - 1e-4)).any())  # some would have left it
+    state, trail = play(method, problem, 40)
+    assert trail[-1]["loss"] < trail[0]["loss"] / 5
+    shown = pixels(problem, state.images)
+    assert float(shown.min()) >= -1e-6
+    assert float(shown.max()) <= 1 + 1e-6
+    assert bool(((shown < 1e-4) | (shown > 1 - 1e-4)).any())  # some would have left it
 
 
 def test_whitened_images_are_not_clamped():
@@ -500,8 +454,7 @@ def test_whitened_images_are_not_clamped():
 def test_batches_are_rolled_by_up_to_the_jitter_along_each_axis(jitter, reach):
     method = replace(SRE2L, jitter=jitter)
     problem = ready(method)
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
+    state = begin(method, problem)
     seen, shifts = [], set()
     squeezed = Squeezed(problem.teacher(0), problem.real.shape, problem.classes)
     problem.workspace["sre2l"] = lambda x: (seen.append(x.detach()), squeezed(x))[1]
@@ -528,12 +481,12 @@ def test_images_start_from_noise_or_from_real_images_that_no_stage_took():
 @pytest.mark.parametrize("method", [RDED, SRE2L], ids=["rded", "sre2l"])
 def test_one_teacher_serves_all_stages(method, scheduler):
     whole = ready(method, ipc=3)
-    found = stages(method, whole, scheduler, 2)
+    found = solve_in_stages(method, whole, scheduler, 2)
     assert [len(s) for s in found] == [6, 3]
     assert found[0].teacher is not None
     assert found[1].teacher is not None
     assert torch.equal(found[0].teacher.vector, found[1].teacher.vector)
-    later = registry().get("scheduler", scheduler).cls(stages=2).next(task(3), Curriculum((found[0],), ((0,),)))
+    later = registry().get("scheduler", scheduler).cls(stages=2).next(toy(3), Curriculum((found[0],), ((0,),)))
     assert later is not None
     assert method.needs(later).teachers == 0
     assert not torch.equal(found[0].images[:3], found[1].images)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,8 @@ from ddbench_matching.box import clamped, matching_augmentation, pixel_unit
 from ddbench_matching.idc import Idc, class_gradient, distance, matched_weights
 from ddbench_networks.convnet import ConvNet
 from ddbench_networks.vit import ViT
+from modules import Bare
+from problems import pixels, play, second_stage
 from torch import Tensor, nn
 
 from ddbench import Curriculum, Network, Preprocessing, Problem, Seed, SyntheticSet, UsageError
@@ -32,30 +33,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def problem(folder) -> Problem:
     return toy_task(ipc=2, folder=folder)
-
-
-def play(method: Idc, problem: Problem, steps: int) -> tuple[Any, list[float]]:
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    losses = []
-    for k in range(steps):
-        with (problem.seed / "step" / k).scope():
-            state, numbers = method.step(problem, state, k)
-        losses.append(float(numbers["loss"]))
-    return state, losses
-
-
-def pixels(problem: Problem, images: Tensor) -> Tensor:
-    p = problem.real.preprocessing
-    assert p.std is not None
-    return images * p.std.view(1, -1, 1, 1) + p.mean.view(1, -1, 1, 1)
-
-
-def frozen(problem: Problem) -> Problem:
-    """The problem with an earlier stage of two images per class, stored under the same decoder."""
-    earlier = replace(problem, seed=problem.seed / "earlier").sample()
-    done = SyntheticSet(earlier.images, earlier.labels, decoder=problem.decoder)
-    return replace(problem, frozen=Curriculum((done,), ((0,),)))
 
 
 # --------------------------------------------------------------------------------- what is matched
@@ -86,14 +63,8 @@ def test_of_linear_layers_the_classifier_alone_is_left_out():
 
 
 def test_a_network_that_is_a_classifier_alone_is_refused():
-    class Flat:
-        name = "flat"
-
-        def build(self, shape, classes):
-            return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
-
-    with pytest.raises(UsageError, match="'flat' has no weights below its classifier"):
-        matched_weights(Network(Flat(), (1, 4, 4), 3))
+    with pytest.raises(UsageError, match="'bare' has no weights below its classifier"):
+        matched_weights(Network(Bare(), (1, 4, 4), 3))
 
 
 @pytest.mark.parametrize("metric", ["mse", "l1"])
@@ -155,7 +126,7 @@ def test_matching_alike_images_costs_nothing_since_both_share_a_draw_of_the_augm
 
 @pytest.mark.parametrize("factor", [1, 2])
 def test_the_synthetic_batch_is_what_students_see_of_the_class_frozen_images_included(problem, factor):
-    task = frozen(replace(problem, decoder=Decoder(factor)))
+    task = second_stage(replace(problem, decoder=Decoder(factor)))
     images, vector = task.sample().images, task.starts[0]
     loss, gradient = EXACT.match(task, vector, images[2:4], 1)
     shown = torch.cat([task.decoder(task.frozen.sets[0].images[2:4]), task.decoder(images[2:4])])
@@ -186,7 +157,7 @@ def test_a_large_synthetic_batch_is_sampled(problem, monkeypatch):
 
 def test_images_that_a_sample_leaves_out_stay(problem):
     """With many frozen images, a small sample may hold none of the new ones."""
-    task = frozen(problem)
+    task = second_stage(problem)
     method = replace(EXACT, batch_syn=1)
     with Seed(0).scope():
         gradients = [method.match(task, task.starts[0], task.sample().images[:2], 0)[1] for _ in range(8)]
@@ -210,7 +181,7 @@ def test_augmentation_keeps_to_what_the_dataset_allows(problem):
 @pytest.mark.parametrize("earlier", [False, True])
 def test_images_move_as_pixels_do_under_one_sgd_that_steps_after_each_class(problem, monkeypatch, earlier):
     """Against torch.optim on pixels in [0, 1], whose learning rate is that of the paper, times ipc / 10."""
-    task = frozen(problem) if earlier else problem
+    task = second_stage(problem) if earlier else problem
     generator = torch.Generator().manual_seed(0)
     pushes = [torch.randn(2, *task.real.shape, generator=generator) for _ in range(9)]
     given = iter(pushes)
@@ -256,8 +227,8 @@ def test_whitened_images_are_not_clamped(problem):
 
 
 def test_descent_brings_gradients_together(problem):
-    _, losses = play(replace(EXACT, lr_img=0.1), problem, 12)
-    assert losses[-1] < 0.6 * losses[0]
+    _, trail = play(replace(EXACT, lr_img=0.1), problem, 12)
+    assert trail[-1]["loss"] < 0.6 * trail[0]["loss"]
 
 
 # --------------------------------------------------------------------------------- how the network moves
@@ -319,7 +290,7 @@ def test_under_pdd_networks_start_where_students_of_the_earlier_stage_ended(prob
 
 
 def test_the_same_seed_gives_the_same_iterations(problem):
-    (one, losses), (other, again) = play(SMALL, problem, 3), play(SMALL, problem, 3)
-    assert losses == again
+    (one, trail), (other, again) = play(SMALL, problem, 3), play(SMALL, problem, 3)
+    assert trail == again
     assert torch.equal(one.images, other.images)
-    assert play(SMALL, replace(problem, seed=problem.seed / "other"), 3)[1] != losses
+    assert play(SMALL, replace(problem, seed=problem.seed / "other"), 3)[1] != trail

@@ -17,60 +17,29 @@ from ddbench_matching.common import distance, fresh, siamese
 from ddbench_matching.dm import Dm
 from ddbench_matching.gradient import LOOPS, Dc, Dsa, frozen_statistics, loops, match
 from ddbench_networks import ConvNet
+from float64 import TIGHT, close, four_cells, precise
+from modules import Bare, module_of
+from problems import play
 from torch import Tensor, nn
 from torch.autograd import grad
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 
-from ddbench import DSA, Curriculum, Examples, Network, Problem, RealData, SyntheticSet, UsageError
-from ddbench.problem.decode import Decoder
+from ddbench import DSA, Curriculum, Network, Problem, UsageError
 from ddbench.testing import toy_task
 
-TIGHT = 1e-9
 CLASS = 36  # real images of each class on the toy task
 INSTANCE, BATCH = ConvNet(width=4), ConvNet(width=4, norm="batch")
 QUICK = {"batch_real": 9, "outer": 2, "inner": 1}
 
 
-class Double(RealData):
-    """Real data in float64."""
-
-    def __getitem__(self, index: Tensor) -> Examples:
-        batch = super().__getitem__(index)
-        return Examples(batch.images.double(), batch.labels.double())
-
-
-def precise(*, ipc: int = 2, frozen: int = 0, factor: int = 1, source: Any = INSTANCE) -> Problem:
-    """The toy task in float64, after a stage with ``frozen`` images per class."""
-    task = toy_task(ipc=ipc)
-    real = Double(task.real.pixels, task.real.targets, task.real.preprocessing, task.classes)
-    starts = replace(task.starts, network=replace(task.network, source=source, dtype=torch.float64))
-    done = Curriculum()
-    if frozen:
-        generator = torch.Generator().manual_seed(7)
-        images = torch.randn(3 * frozen, *real.shape, generator=generator).double()
-        labels = torch.eye(3).double().repeat_interleave(frozen, 0)
-        done = Curriculum((SyntheticSet(images, labels),), ((0,),))
-    return replace(task, real=real, starts=starts, frozen=done, decoder=Decoder(factor))
-
-
 SITUATIONS = [{"frozen": f, "factor": d, "source": s} for f in (0, 2) for d in (1, 2) for s in (INSTANCE, BATCH)]
 
 
-def module_of(problem: Problem, vector: Tensor) -> nn.Module:
-    """The network as a torch module in float64, with the weights and buffers of ``vector``."""
-    network = problem.network
-    module = network.source.build(network.shape, network.classes).double()
-    module.load_state_dict(network.layers(vector.clone()), strict=False)
-    return module
-
-
 def shown(problem: Problem, images: Tensor, label: int) -> Tensor:
-    """The images of one class that students see, a decoder's cells written out for factor 2 on 8x8 images."""
+    """The images of one class that students see."""
     own = images[label * problem.ipc : (label + 1) * problem.ipc]
     if problem.decoder.factor == 2:
-        corners = [(0, 0), (0, 4), (4, 0), (4, 4)]
-        cells = torch.cat([own[:, :, y : y + 4, x : x + 4] for y, x in corners])
-        own = interpolate(cells, scale_factor=2, mode="bilinear", align_corners=False)
+        own = four_cells(own).transpose(0, 1).flatten(0, 1)
     for old in problem.frozen.sets:
         own = torch.cat([own, old.images[old.labels.argmax(1) == label]])
     return own
@@ -78,24 +47,6 @@ def shown(problem: Problem, images: Tensor, label: int) -> Tensor:
 
 def real_of(problem: Problem, label: int) -> Tensor:
     return problem.real[problem.real.members[label]].images
-
-
-def close(seen: Tensor, expected: Tensor, bound: float = TIGHT) -> bool:
-    assert seen.shape == expected.shape
-    assert expected.norm() > 0
-    return bool((seen - expected).norm() < bound * expected.norm())
-
-
-def play(method: Any, problem: Problem, steps: int) -> tuple[Any, list[float]]:
-    """Some iterations, seeded as the harness does; the last state, and the losses."""
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    losses = []
-    for k in range(steps):
-        with (problem.seed / "step" / k).scope():
-            state, numbers = method.step(problem, state, k)
-        losses.append(float(numbers["loss"]))
-    return state, losses
 
 
 def leaf_images(problem: Problem) -> Tensor:
@@ -118,7 +69,7 @@ def test_dm_is_the_squared_distance_of_class_means_of_features(situation):
     vector, images = problem.starts[5], leaf_images(problem)
     seen, gradient = Dm(augment=False, batch_real=1000).match(problem, vector, images)
 
-    module, leaf = module_of(problem, vector).train(), images.clone().requires_grad_()
+    module, leaf = module_of(problem.network, vector).train(), images.clone().requires_grad_()
     parts = [shown(problem, leaf, c) for c in range(3)]
     synthetic = module.features(torch.cat(parts))
     with torch.no_grad():
@@ -134,12 +85,12 @@ def test_dm_is_the_squared_distance_of_class_means_of_features(situation):
 
 
 def test_dm_gives_the_same_numbers_for_any_grouping_of_classes(monkeypatch):
-    problem = precise(ipc=3)
+    problem = precise(INSTANCE, ipc=3)
     found = []
     for numbers in (1, 2 * 9 * 64, 10**9):  # one class at a time, two, all
         monkeypatch.setattr(dm_module, "NUMBERS_AT_ONCE", numbers)
-        state, losses = play(Dm(batch_real=9), problem, 2)
-        found.append((state.images, losses))
+        state, trail = play(Dm(batch_real=9), problem, 2)
+        found.append((state.images, [numbers["loss"] for numbers in trail]))
     for images, losses in found[1:]:
         assert losses == pytest.approx(found[0][1], rel=TIGHT)
         assert close(images, found[0][0])
@@ -154,7 +105,7 @@ def test_dm_groups_classes_unless_there_is_batch_norm(monkeypatch):
 @pytest.mark.parametrize("operation", ["color", "crop", "cutout", "flip", "scale", "rotate"])
 def test_dm_augments_real_and_synthetic_images_of_a_class_alike(operation, monkeypatch):
     """When a class's synthetic images are all its real ones, the two means agree under one draw, and no other."""
-    problem = replace(precise(ipc=CLASS), augment=operation)
+    problem = replace(precise(INSTANCE, ipc=CLASS), augment=operation)
     images = torch.cat([real_of(problem, c) for c in range(3)])
     vector = problem.starts[0]
     with problem.seed.scope():
@@ -188,7 +139,7 @@ def test_dm_draws_an_augmentation_for_each_class(monkeypatch):
         return siamese(dsa, real, synthetic)
 
     monkeypatch.setattr(dm_module, "siamese", counted)
-    problem = precise(frozen=1)
+    problem = precise(INSTANCE, frozen=1)
     play(Dm(batch_real=9), problem, 2)
     assert drawn == [(problem.augment, 9, 3)] * 6
     drawn.clear()
@@ -197,23 +148,8 @@ def test_dm_draws_an_augmentation_for_each_class(monkeypatch):
 
 
 def test_dm_asks_for_a_network_with_features():
-    class Bare(nn.Module):
-        def __init__(self, numbers: int, classes: int) -> None:
-            super().__init__()
-            self.out = nn.Linear(numbers, classes)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(x.flatten(1))
-
-    @dataclass(frozen=True)
-    class Source:
-        name = "bare"
-
-        def build(self, shape, classes):
-            return Bare(shape[0] * shape[1] * shape[2], classes)
-
     with pytest.raises(UsageError, match="'bare' has no features"):
-        play(Dm(batch_real=9), precise(source=Source()), 1)
+        play(Dm(batch_real=9), precise(Bare()), 1)
 
 
 # --------------------------------------------------------------------------------- distances of gradients
@@ -330,7 +266,7 @@ def test_matching_sums_the_distance_of_gradients_over_classes(situation):
         torch.manual_seed(0)
         seen, gradient = match(Dc(batch_real=1000, metric=metric), problem, vector, images, DSA())
         torch.manual_seed(0)
-        module = module_of(problem, frozen_statistics(problem, vector)).eval()
+        module = module_of(problem.network, frozen_statistics(problem, vector)).eval()
         expected, wanted = by_modules(problem, module, images, metric)
         assert close(seen, expected), metric
         assert close(gradient, wanted), metric
@@ -356,7 +292,7 @@ def test_batch_norm_is_frozen_to_the_statistics_of_16_real_images_per_class(mome
     seen = frozen_statistics(problem, vector)
     torch.manual_seed(4)
     real = torch.cat([problem.real.draw(16, [c]).images for c in range(3)])
-    module = module_of(problem, vector).train()
+    module = module_of(problem.network, vector).train()
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = 1.0  # a momentum of one keeps nothing but the batch's statistics
@@ -371,7 +307,7 @@ def test_batch_norm_is_frozen_to_the_statistics_of_16_real_images_per_class(mome
 
 
 def test_networks_without_batch_norm_draw_nothing_for_its_statistics():
-    problem = precise()
+    problem = precise(INSTANCE)
     before, vector = torch.get_rng_state(), problem.starts[0]
     assert frozen_statistics(problem, vector) is vector
     assert torch.equal(torch.get_rng_state(), before)
@@ -380,7 +316,7 @@ def test_networks_without_batch_norm_draw_nothing_for_its_statistics():
 @pytest.mark.parametrize("operation", ["color", "crop", "cutout", "scale", "rotate"])
 def test_dsa_augments_real_and_synthetic_images_of_a_class_alike(operation, monkeypatch):
     """When a class's synthetic images are all its real ones, their gradients agree under one draw."""
-    problem = replace(precise(ipc=CLASS), augment=operation)
+    problem = replace(precise(INSTANCE, ipc=CLASS), augment=operation)
     images = torch.cat([real_of(problem, c) for c in range(3)])
     method, vector = Dsa(batch_real=CLASS, metric="mse"), problem.starts[0]
     torch.manual_seed(0)
@@ -397,7 +333,7 @@ def test_dsa_augments_real_and_synthetic_images_of_a_class_alike(operation, monk
 @pytest.mark.parametrize("metric", ["ours", "mse"])
 def test_an_iteration_is_one_step_per_match_and_training_on_the_synthetic_set_in_between(metric):
     """Against torch.optim.SGD on images and on a module, with all images in each batch and nothing random."""
-    problem = precise(frozen=1)
+    problem = precise(INSTANCE, frozen=1)
     method = Dc(
         outer=3, inner=4, batch_real=1000, batch_net=1000, metric=metric, lr_img=0.7, momentum=0.6, lr_net=0.05,
         pix_init="real",
@@ -405,7 +341,7 @@ def test_an_iteration_is_one_step_per_match_and_training_on_the_synthetic_set_in
     torch.manual_seed(11)
     begun = method.init(problem)
     torch.manual_seed(12)
-    module = module_of(problem, fresh(problem))
+    module = module_of(problem.network, fresh(problem))
     images = begun.images.clone().requires_grad_()
     outer = torch.optim.SGD([images], lr=0.7, momentum=0.6)
     inner, losses = torch.optim.SGD(module.parameters(), lr=0.05), []
@@ -440,7 +376,7 @@ def trained(monkeypatch) -> list[tuple[int, Any]]:
 
 def test_the_network_learns_frozen_and_new_decoded_images_after_every_match_but_the_last(monkeypatch):
     calls = trained(monkeypatch)
-    problem = precise(ipc=2, frozen=1, factor=2)
+    problem = precise(INSTANCE, ipc=2, frozen=1, factor=2)
     play(Dsa(**QUICK | {"outer": 3, "inner": 5}), problem, 2)
     assert [n for n, _ in calls] == [3 + 3 * 2 * 4] * 4
     recipe = calls[0][1]
@@ -464,16 +400,16 @@ def test_loops_are_the_published_ones_and_lie_in_between_for_other_ipc(monkeypat
     assert inner[:10] == sorted(inner[:10])
     assert inner[9:] == sorted(inner[9:], reverse=True)
     calls = trained(monkeypatch)
-    play(Dc(batch_real=9), precise(ipc=1, frozen=1), 1)  # two images per class in all
+    play(Dc(batch_real=9), precise(INSTANCE, ipc=1, frozen=1), 1)  # two images per class in all
     assert [recipe.epochs for _, recipe in calls] == [loops(2)[1]]
     calls.clear()
-    play(Dc(batch_real=9, outer=3), precise(ipc=2), 1)
+    play(Dc(batch_real=9, outer=3), precise(INSTANCE, ipc=2), 1)
     assert [recipe.epochs for _, recipe in calls] == [loops(2)[1]] * 2
 
 
 def test_dsa_without_augmentation_from_noise_is_dc():
     assert [f.name for f in fields(Dsa)] == [*(f.name for f in fields(Dc)), "augment"]
-    problem = precise()
+    problem = precise(INSTANCE)
     one = play(Dc(**QUICK), problem, 2)
     other = play(Dsa(**QUICK, augment=False, pix_init="noise"), problem, 2)
     assert one[1] == other[1]
@@ -489,7 +425,7 @@ BY_NAME = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 
 @BY_NAME
 def test_images_start_as_published_and_as_asked_for(method):
-    problem = precise()
+    problem = precise(INSTANCE)
     real = problem.sample().images
     with problem.seed.scope():
         default, noise = method.init(problem).images, replace(method, pix_init="noise").init(problem).images
@@ -501,7 +437,7 @@ def test_images_start_as_published_and_as_asked_for(method):
 
 @BY_NAME
 def test_every_iteration_has_a_new_network_of_the_problems_starts(method):
-    problem, asked = precise(), []
+    problem, asked = precise(INSTANCE), []
 
     class Spy:
         network = problem.network
@@ -516,17 +452,17 @@ def test_every_iteration_has_a_new_network_of_the_problems_starts(method):
 
 @BY_NAME
 def test_a_class_with_fewer_real_images_than_asked_for_gives_all_it_has(method):
-    problem = precise()
+    problem = precise(INSTANCE)
     keep = torch.cat([m[:n] for m, n in zip(problem.real.members, (2, 20, 36), strict=True)])
     few = replace(problem, real=problem.real.subset(keep))
-    state, losses = play(replace(method, batch_real=25), few, 1)
-    assert np.isfinite(losses).all()
+    state, trail = play(replace(method, batch_real=25), few, 1)
+    assert np.isfinite([numbers["loss"] for numbers in trail]).all()
     assert state.images.isfinite().all()
 
 
 @BY_NAME
 def test_frozen_images_change_the_gradient_and_stay(method):
-    problem = precise(frozen=2)
+    problem = precise(INSTANCE, frozen=2)
     before = problem.frozen.sets[0].digest
     state, _ = play(method, problem, 1)
     alone, _ = play(method, replace(problem, frozen=Curriculum()), 1)
@@ -537,7 +473,7 @@ def test_frozen_images_change_the_gradient_and_stay(method):
 
 def test_images_of_dm_move_by_sgd_with_momentum():
     """The velocity is the gradient plus a share of the last one; dc's and dsa's is tested above, against torch's."""
-    problem, method = precise(), Dm(batch_real=9, momentum=0.5, lr_img=0.25)
+    problem, method = precise(INSTANCE), Dm(batch_real=9, momentum=0.5, lr_img=0.25)
     first, second = (play(method, problem, n)[0] for n in (1, 2))
     velocity = (problem.sample().images.double() - first.images) / 0.25
     assert close(first.momentum[0], velocity, 1e-6)
@@ -569,7 +505,7 @@ def test_the_loss_falls(method):
 
 @BY_NAME
 def test_results_are_stored_images_with_hard_labels_in_class_order(method):
-    problem = precise(ipc=2, factor=2)
+    problem = precise(INSTANCE, ipc=2, factor=2)
     state, _ = play(method, problem, 1)
     made = method.result(problem, state)
     assert made.images.shape == (6, 1, 8, 8)

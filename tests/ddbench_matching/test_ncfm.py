@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ddbench_matching.ncfm import SCALE, Ncfm, State, discrepancy
+from ddbench_matching.ncfm import SCALE, Ncfm, discrepancy
+from problems import pixels, play, second_stage
 from torch import Tensor, nn
 
-from ddbench import Curriculum, Preprocessing, Problem, SyntheticSet
+from ddbench import Preprocessing, Problem
 from ddbench.problem.decode import Decoder
 from ddbench.run.stage import prepared
 from ddbench.testing import toy_task
@@ -31,34 +32,11 @@ def problem(made) -> Problem:
     return replace(made)
 
 
-def play(method: Ncfm, problem: Problem, steps: int) -> tuple[State, list[dict[str, float]]]:
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    trail = []
-    for k in range(steps):
-        with (problem.seed / "step" / k).scope():
-            state, numbers = method.step(problem, state, k)
-        trail.append({name: float(value) for name, value in numbers.items()})
-    return state, trail
-
-
 def samples(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Two samples of unequal size and 30 frequencies, in float64."""
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randn(7, 4, generator=generator), 1 + torch.randn(5, 4, generator=generator)
     return x.double(), y.double(), torch.randn(30, 4, generator=generator).double()
-
-
-def pixels(problem: Problem, images: Tensor) -> Tensor:
-    p = problem.real.preprocessing
-    assert p.std is not None
-    return images * p.std.view(1, -1, 1, 1) + p.mean.view(1, -1, 1, 1)
-
-
-def frozen(problem: Problem) -> Problem:
-    earlier = replace(problem, seed=problem.seed / "earlier").sample()
-    done = SyntheticSet(earlier.images, earlier.labels, decoder=problem.decoder)
-    return replace(problem, frozen=Curriculum((done,), ((0,),)))
 
 
 # --------------------------------------------------------------------------------- the discrepancy
@@ -166,7 +144,7 @@ def test_an_iteration_matches_between_start_and_end_of_a_network_and_calibrates_
 
 @pytest.mark.parametrize("factor", [1, 2])
 def test_calibration_is_the_trained_networks_loss_on_what_students_see(problem, factor):
-    task = frozen(replace(problem, decoder=Decoder(factor)))
+    task = second_stage(replace(problem, decoder=Decoder(factor)))
     images, vector = task.sample().images, problem.experts.snapshot(0, 2)
     loss = replace(EXACT, calibration=0.25).calibrate(task, vector, images[4:6], 2)
     shown = torch.cat([task.decoder(task.frozen.sets[0].images[4:6]), task.decoder(images[4:6])])
@@ -178,7 +156,7 @@ def test_calibration_is_the_trained_networks_loss_on_what_students_see(problem, 
 def test_frozen_and_decoded_images_are_matched_together(problem, monkeypatch):
     seen = []
     monkeypatch.setattr("ddbench_matching.ncfm.discrepancy", lambda x, y, t, a, b: seen.append(y) or y.sum())
-    task = frozen(replace(problem, decoder=Decoder(2)))
+    task = second_stage(replace(problem, decoder=Decoder(2)))
     images, vector = task.sample().images[:2], problem.experts.snapshot(0, 2)
     EXACT.match(task, vector, images, 0)
     shown = torch.cat([task.decoder(task.frozen.sets[0].images[:2]), task.decoder(images)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ddbench_meta.ratbptt as module_under_test
@@ -12,86 +12,26 @@ import torch
 from ddbench_meta.frepo import Frepo, label_margin, readout, squared_error
 from ddbench_meta.ratbptt import RatBptt, _bounded, on_simplex
 from ddbench_networks import ConvNet
+from float64 import close, four_cells, precise
+from modules import Smooth, module_and_leaves
+from problems import everything
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from ddbench import Curriculum, DivergedError, Examples, Problem, RealData, Starts, SyntheticSet, UsageError
-from ddbench.problem.decode import Decoder
+from ddbench import Curriculum, DivergedError, Examples, Problem, Starts, SyntheticSet, UsageError
 from ddbench.testing import toy_task
 from ddbench.train.optimisers import Lamb
 from ddbench.trajectory.unroll import Gradient
 
-TIGHT = 1e-9
 RAT = {"total": 6, "window": 3, "batch_real": 500, "augment": ""}
 
 
-class Tanh(nn.Module):
-    """Two layers without kinks, dead units or units that a norm cancels: Adam divides by gradients."""
-
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
-        super().__init__()
-        self.inside = nn.Sequential(nn.Conv2d(shape[0], 4, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten())
-        self.out = nn.Linear(4 * shape[1] * shape[2] // 4, classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.inside(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.inside(x))
-
-
-@dataclass(frozen=True)
-class Smooth:
-    name = "smooth"
-
-    def build(self, shape, classes):
-        return Tanh(shape, classes)
-
-
-class Double(RealData):
-    """Real data in float64."""
-
-    def __getitem__(self, index: Tensor) -> Examples:
-        batch = super().__getitem__(index)
-        return Examples(batch.images.double(), batch.labels.double())
-
-
-def precise(*, ipc: int = 2, frozen: int = 0, factor: int = 1, source: Any = Smooth()) -> Problem:
-    """The toy task in float64 for a smooth network, after a stage with ``frozen`` images per class."""
-    task = toy_task(ipc=ipc)
-    data = task.real
-    real = Double(data.pixels, data.targets, data.preprocessing, data.classes)
-    network = replace(task.network, source=source, dtype=torch.float64)
-    done = Curriculum()
-    if frozen:
-        generator = torch.Generator().manual_seed(7)
-        images = torch.randn(3 * frozen, *data.shape, generator=generator).double()
-        labels = torch.rand(3 * frozen, 3, generator=generator).double()
-        done = Curriculum((SyntheticSet(images, labels, label_kind="real", label_type="learned"),), ((0,),))
-    starts = replace(task.starts, network=network)
-    return replace(task, real=real, starts=starts, frozen=done, decoder=Decoder(factor))
-
-
-def everything(problem: Problem) -> Examples:
-    return problem.real[torch.arange(len(problem.real))]
-
-
-def module_of(problem: Problem, start: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The network as a torch module, and its parameters at ``start`` as leaves."""
-    module = problem.network.source.build(problem.real.shape, problem.classes).double()
-    pieces = start.split([p.numel() for p in module.parameters()])
-    named = zip(module.named_parameters(), pieces, strict=True)
-    return module, {name: piece.view(p.shape).clone().requires_grad_() for (name, p), piece in named}
-
-
 def union(problem: Problem, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Frozen and new images with their labels; a decoder's cells written out for factor 2 on 8x8 images."""
+    """Frozen and new images with their labels."""
     if problem.decoder.factor == 2:
-        corners = [(0, 0), (0, 4), (4, 0), (4, 4)]
-        cells = torch.stack([images[:, :, y : y + 4, x : x + 4] for y, x in corners], 1).flatten(0, 1)
-        images = nn.functional.interpolate(cells, scale_factor=2, mode="bilinear", align_corners=False)
+        images = four_cells(images).flatten(0, 1)
         labels = torch.stack([labels] * 4, 1).flatten(0, 1)
     for old in problem.frozen.sets:
         images, labels = (
@@ -101,18 +41,12 @@ def union(problem: Problem, images: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     return images, labels
 
 
-def close(seen: Tensor, expected: Tensor, bound: float = TIGHT) -> bool:
-    assert seen.shape == expected.shape
-    assert expected.norm() > 0
-    return bool((seen - expected).norm() < bound * expected.norm())
-
-
 # -- rat-bptt: the gradient --------------------------------------------------------------------------------------
 
 
 def truncated(problem: Problem, method: RatBptt, state: Any, start: Tensor, length: int) -> list[Tensor]:
     """Loss and gradients by autograd through the last steps of a student trained by hand, on all images at once."""
-    module, theta = module_of(problem, start)
+    module, theta = module_and_leaves(problem.network, start)
     images, labels = state.images.clone().requires_grad_(), state.labels.clone().requires_grad_()
     lr = state.log_lr.exp().requires_grad_()
     shown, told = union(problem, images, labels)
@@ -132,7 +66,7 @@ def truncated(problem: Problem, method: RatBptt, state: Any, start: Tensor, leng
         if t == length - method.window:
             for kept in (theta, first, second):
                 kept.update({k: v.detach().requires_grad_() for k, v in kept.items()})
-    real = everything(problem)
+    real = everything(problem.real)
     end = cross_entropy(functional_call(module, theta, (real.images,)), real.labels)
     return [end.detach(), *grad(end, [images, labels, lr])]
 
@@ -141,7 +75,7 @@ def truncated(problem: Problem, method: RatBptt, state: Any, start: Tensor, leng
 @pytest.mark.parametrize(("length", "window"), [(3, 3), (6, 3), (7, 1)])
 @pytest.mark.parametrize(("frozen", "factor"), [(0, 1), (2, 1), (2, 2)])
 def test_gradient_is_that_of_autograd_through_the_window_alone(optimizer, length, window, frozen, factor):
-    problem = precise(frozen=frozen, factor=factor)
+    problem = precise(Smooth(), frozen=frozen, factor=factor, label_kind="real")
     method = RatBptt(**RAT | {"window": window, "total": 9}, optimizer=optimizer, lr_init=0.02, pix_init="real")
     state = method.init(problem)
     state.labels = torch.rand(state.labels.shape, dtype=torch.float64).softmax(1)
@@ -157,7 +91,7 @@ def test_gradient_is_that_of_autograd_through_the_window_alone(optimizer, length
 
 
 def test_truncation_is_no_small_matter():
-    problem, whole = precise(), RatBptt(**RAT | {"window": 6}, lr_init=0.02, pix_init="real")
+    problem, whole = precise(Smooth()), RatBptt(**RAT | {"window": 6}, lr_init=0.02, pix_init="real")
     state = whole.init(problem)
     found = []
     for method in (whole, replace(whole, window=2)):
@@ -340,7 +274,7 @@ def ridge_by_hand(
     problem: Problem, vector: Tensor, state: Any, real: Examples, ridge: float, flip: bool
 ) -> list[Tensor]:
     """Error, margin, and the gradients of error - margin, with an explicit inverse and loops over entries."""
-    module, theta = module_of(problem, vector)
+    module, theta = module_and_leaves(problem.network, vector)
     theta = {f"net.{k}": v.detach() for k, v in theta.items()}
 
     class Features(nn.Module):
@@ -372,7 +306,7 @@ def ridge_by_hand(
 
 @pytest.mark.parametrize(("frozen", "factor", "flip"), [(0, 1, False), (2, 1, True), (1, 2, False)])
 def test_gradient_is_that_of_autograd_through_an_explicit_inverse(frozen, factor, flip, monkeypatch):
-    problem = precise(frozen=frozen, factor=factor)
+    problem = precise(Smooth(), frozen=frozen, factor=factor, label_kind="real")
     method = Frepo(networks=1, batch_real=20, flip=flip, ridge=1e-4)
     with problem.seed.scope():
         state = method.init(problem)
@@ -465,7 +399,7 @@ def test_lamb_moves_what_is_zero_by_adams_step_and_nothing_without_a_gradient():
 
 
 def test_images_and_labels_move_by_lamb_with_cosine_decay(monkeypatch):
-    problem, method = precise(), Frepo(steps=4, networks=1, lr_img=0.2, lr_label=0.1)
+    problem, method = precise(Smooth()), Frepo(steps=4, networks=1, lr_img=0.2, lr_label=0.1)
     state, taken = method.init(problem), []
     images, labels = state.images.numpy().copy(), state.labels.numpy().copy()
     update = Lamb.update
@@ -500,10 +434,13 @@ def test_online_networks_begin_at_different_ages():
 
 
 def test_an_online_network_learns_the_set_by_torchs_adam_and_is_drawn_anew_in_time(monkeypatch):
-    problem, method = precise(frozen=1), Frepo(networks=1, max_online=3, lr_net=0.01, batch_real=9)
+    problem, method = (
+        precise(Smooth(), frozen=1, label_kind="real"),
+        Frepo(networks=1, max_online=3, lr_net=0.01, batch_real=9),
+    )
     state = method.init(problem)
     start = state.vectors[0].clone()
-    module, theta = module_of(problem, start)
+    module, theta = module_and_leaves(problem.network, start)
     module.load_state_dict(theta)
     adam = torch.optim.Adam(module.parameters(), lr=0.01)
     for k in range(3):
@@ -534,10 +471,10 @@ def test_only_the_chosen_network_learns():
 
 
 def test_batch_norm_embeds_by_statistics_that_online_steps_move():
-    problem = precise(source=ConvNet(width=4, depth=2, norm="batch"))
+    problem = precise(ConvNet(width=4, depth=2, norm="batch"))
     method = Frepo(networks=1, max_online=50)
     state, p = method.init(problem), problem.network.parameters
-    both = everything(problem).images[:8]
+    both = everything(problem.real).images[:8]
     pair = [method.predict(problem, state.vectors[0], state.images, state.labels, part) for part in (both, both[:4])]
     assert torch.allclose(pair[0][:4], pair[1])  # an image's features do not depend on its batch
     before = state.vectors[0, p:].clone()

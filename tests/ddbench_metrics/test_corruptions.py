@@ -11,6 +11,7 @@ import pytest
 import torch
 from ddbench_metrics import KINDS, blurs, corrupt, noises, sampling, shifts, tones
 from ddbench_metrics.kinds import SEVERITIES, block_size
+from noise import noise
 from PIL import Image
 from scipy.ndimage import map_coordinates
 from torch import Tensor
@@ -18,10 +19,6 @@ from torch import Tensor
 from ddbench import Seed
 
 ALL = [(kind, severity) for kind in KINDS for severity in SEVERITIES]
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def smooth(n: int, c: int, h: int, w: int) -> Tensor:

@@ -10,23 +10,13 @@ from ddbench_pdd.easy import _forgotten
 from ddbench_pdd.progressive import Progressive
 from ddbench_schedulers.boost import Boost
 from ddbench_schedulers.seqmatch import SeqMatch
+from problems import stage_problems
 from tiny import run, spec
 
-from ddbench import Curriculum, Problem, SyntheticSet, UsageError
+from ddbench import Curriculum, Problem, UsageError
 from ddbench.grade.distilled import Distilled
 from ddbench.run.record import rows
 from ddbench.testing import toy_task
-
-
-def problems(plan, task: Problem) -> list[Problem]:
-    """The problems of all stages, each solved with the problem's own sample."""
-    found, done = [], Curriculum()
-    while (problem := plan.next(task, done)) is not None:
-        found.append(problem)
-        sample = problem.sample()
-        sets = (*done.sets, SyntheticSet(sample.images, sample.labels, lr=0.01 * len(found)))
-        done = Curriculum(sets, plan.phases(len(sets)))
-    return found
 
 
 @pytest.fixture
@@ -36,8 +26,8 @@ def task(tmp_path) -> Problem:
 
 @pytest.mark.parametrize("kind", [Progressive, SeqMatch, Boost])
 def test_unequal_stages_get_the_sizes_that_are_named(kind, task):
-    assert [p.ipc for p in problems(kind(stages=3, sizes=(4, 1, 2)), task)] == [4, 1, 2]
-    assert [p.ipc for p in problems(kind(stages=3), task)] == [3, 2, 2]
+    assert [p.ipc for p in stage_problems(kind(stages=3, sizes=(4, 1, 2)), task)] == [4, 1, 2]
+    assert [p.ipc for p in stage_problems(kind(stages=3), task)] == [3, 2, 2]
 
 
 @pytest.mark.parametrize("kind", [Progressive, SeqMatch, Boost])
@@ -53,7 +43,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_way_out(kind, task):
 
 
 def test_chained_stages_go_on_from_the_same_initialisations(task):
-    first, second, third = problems(Progressive(stages=3), task)
+    first, second, third = stage_problems(Progressive(stages=3), task)
     assert first.starts.seed == second.starts.seed == third.starts.seed
     second.starts[0]
     lessons = set(task.starts.cache.root.rglob("lessons/**/*.safetensors"))
@@ -64,7 +54,7 @@ def test_chained_stages_go_on_from_the_same_initialisations(task):
 
 @pytest.mark.parametrize("plan", [SeqMatch(stages=3), Progressive(stages=3, chain=False)])
 def test_fresh_stages_draw_other_initialisations_and_learn_all_earlier_sets(plan, task):
-    stages = problems(plan, task)
+    stages = stage_problems(plan, task)
     inits = [p.network.init(p.starts.seed / 0 / "init") for p in stages]
     assert not torch.equal(inits[0], inits[1])
     assert not torch.equal(inits[1], inits[2])
@@ -75,7 +65,7 @@ def test_fresh_stages_draw_other_initialisations_and_learn_all_earlier_sets(plan
 
 def test_seqmatch_teaches_every_earlier_stage_at_its_own_rate_also_with_three(task):
     """The released code keeps the first learning rate only, so that with three stages networks learn S1 alone."""
-    third = problems(SeqMatch(stages=3), task)[2]
+    third = stage_problems(SeqMatch(stages=3), task)[2]
     taught = third.starts.taught
     assert [taught.lr(phase) for phase in range(2)] == [0.01, 0.02]
     without = replace(third.starts, taught=Curriculum(taught.sets, taught.phases[:1]))
@@ -84,7 +74,7 @@ def test_seqmatch_teaches_every_earlier_stage_at_its_own_rate_also_with_three(ta
 
 
 def test_blocks_meet_fresh_networks_and_students_learn_their_union_at_once(task):
-    stages = problems(Boost(stages=3), task)
+    stages = stage_problems(Boost(stages=3), task)
     for problem in stages:
         assert torch.equal(problem.starts[5], task.starts[5])
     assert [len(p.frozen) for p in stages] == [0, 1, 2]
@@ -110,7 +100,7 @@ def test_students_of_stages_divide_their_steps_among_the_phases(tmp_path, schedu
 
 
 def test_easy_real_examples_are_those_that_all_taught_networks_get_right(task):
-    first, second = problems(Progressive(stages=2, drop="correct", judges=2, keep=0.0), task)
+    first, second = stage_problems(Progressive(stages=2, drop="correct", judges=2, keep=0.0), task)
     assert len(first.real) == len(task.real)
     assert len(second.real) < len(task.real)
     kept = {image.numpy().tobytes() for image in second.real.pixels}
@@ -126,16 +116,16 @@ def test_easy_real_examples_are_those_that_all_taught_networks_get_right(task):
 
 
 def test_easy_examples_stay_with_the_probability_asked_for(task):
-    whole = problems(Progressive(stages=2, drop="correct", judges=1, keep=1.0), task)[1]
-    none, some = (problems(Progressive(stages=2, drop="correct", judges=1, keep=k), task)[1] for k in (0.0, 0.5))
+    whole = stage_problems(Progressive(stages=2, drop="correct", judges=1, keep=1.0), task)[1]
+    none, some = (stage_problems(Progressive(stages=2, drop="correct", judges=1, keep=k), task)[1] for k in (0.0, 0.5))
     assert len(none.real) < len(some.real) < len(whole.real) == len(task.real)
-    again = problems(Progressive(stages=2, drop="correct", judges=1, keep=0.5), task)[1]
+    again = stage_problems(Progressive(stages=2, drop="correct", judges=1, keep=0.5), task)[1]
     assert torch.equal(again.real.targets, some.real.targets)
 
 
 def test_forgetting_raises_the_bar_stage_by_stage(task):
     quick = replace(task, expert_recipe=replace(task.expert_recipe, epochs=4, lr=0.1))
-    stages = problems(Progressive(stages=3, drop="forgetting", judges=2, interval=1), quick)
+    stages = stage_problems(Progressive(stages=3, drop="forgetting", judges=2, interval=1), quick)
     counts = _forgotten(quick, 2)
     assert counts.min() == 0
     assert counts.max() > 0

@@ -1,9 +1,8 @@
-"""What the descendants of MTT add, and trajectories under decoders: each number against one computed otherwise."""
+"""What the descendants of MTT add: each number against one computed otherwise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,26 +18,22 @@ from ddbench_trajectories.common import advance
 from ddbench_trajectories.correct import agreed, correct_images, expert_logits
 from ddbench_trajectories.datm import PATIENCE, Datm
 from ddbench_trajectories.ftd import Ftd
-from tiny import TRAJECTORY, spec
+from ddbench_trajectories.mtt import Mtt
+from problems import TINY, assert_frozen, begin, everything, play, rows_of, task_of, with_experts
+from tiny import spec
 
 from ddbench import Curriculum, DivergedError, Problem, SyntheticSet, UsageError
-from ddbench.plugins import registry
 from ddbench.problem.decode import Decoder
-from ddbench.run.run import build_task
 from ddbench.run.stage import prepared
 from ddbench.trajectory.check import compare_gradients
 from ddbench.trajectory.descent import PixelState
-from ddbench.trajectory.method import ensemble_labels, finish, needs
-from ddbench.trajectory.unroll import Gradient, Plan, Task, reverse
-
-TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()}
+from ddbench.trajectory.method import finish, needs
+from ddbench.trajectory.unroll import Gradient, Plan
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory) -> Iterator[Problem]:
-    with patch.dict("os.environ", {"DDBENCH_HOME": str(tmp_path_factory.mktemp("home"))}):
-        made = spec("tesla", ipc=2)
-        yield build_task(made, made.dataset.load())
+def task(module_home) -> Problem:
+    return task_of(spec("tesla", ipc=2))
 
 
 @pytest.fixture(scope="module")
@@ -46,132 +41,6 @@ def problem(task) -> Problem:
     """Toy images, two per class, with two experts of three epochs."""
     endless = replace(task, expert_recipe=replace(task.expert_recipe, epochs=None))
     return prepared(endless, needs(Tesla(**TINY | {"max_start": 3})))
-
-
-def play(method: Any, problem: Problem, steps: int = 3) -> tuple[Any, list[dict[str, float]]]:
-    """Some iterations, seeded as the harness does; the last state, and the metrics."""
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    trail = []
-    for k in range(steps):
-        with (problem.seed / "step" / k).scope():
-            state, numbers = method.step(problem, state, k)
-        trail.append({name: float(value) for name, value in numbers.items()})
-    return state, trail
-
-
-def with_experts(problem: Problem, experts: Any, **changes: Any) -> Problem:
-    """The problem with other experts than those on disk."""
-    made = replace(problem, **changes)
-    object.__setattr__(made, "experts", experts)
-    return made
-
-
-# --------------------------------------------------------------------------------- decoders
-
-
-def doubled(problem: Problem, factor: int) -> tuple[Problem, torch.Tensor, torch.Tensor, SyntheticSet]:
-    """A problem in float64 whose experts are two made-up vectors; stored images and label logits; a frozen set."""
-    network = replace(problem.network, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(3)
-    start = network.init(problem.seed / "start").double()
-    target = start + 0.02 * torch.randn(len(start), generator=generator, dtype=torch.float64)
-    images = torch.randn(6, 1, 8, 8, generator=generator, dtype=torch.float64)
-    logits = torch.randn(6, 3, generator=generator, dtype=torch.float64)
-    held = torch.randn(3, 1, 8, 8, generator=generator, dtype=torch.float64)
-    frozen = SyntheticSet(held, torch.eye(3, dtype=torch.float64), decoder=Decoder(factor))
-    experts = SimpleNamespace(segment=lambda i, epoch, span: (start, target))
-    made = with_experts(
-        problem, experts, starts=replace(problem.starts, network=network), decoder=Decoder(factor),
-        frozen=Curriculum((frozen,), ((0,),)),
-    )  # fmt: skip
-    return made, images, logits, frozen
-
-
-@pytest.mark.parametrize("factor", [1, 2, 3])
-def test_stored_images_and_logits_move_along_the_gradient_through_decoder_and_unroll(problem, factor):
-    """Against autograd through the decoder and a plain loop of SGD over all decoded images, frozen ones first."""
-    made, images, logits, frozen = doubled(problem, factor)
-    common = {"lr_img": 3.0, "lr_label": 2.0, "momentum": 0.0, "clip": None, "lr_lr": 0.0, "lr_init": 0.05}
-    method = Tesla(**TINY | common | {"batch_syn": 5}, labels="learned", curvature="exact")
-    state = PixelState.start(images.clone(), logits.clone(), method.lr_init, learn_labels=True)
-    torch.manual_seed(11)
-    advance(method, made, state, 0, method.differentiate)
-
-    torch.manual_seed(11)
-    torch.randint(method.experts, ()), torch.randint(method.max_start, ())
-    copies = factor**2
-    plan = Plan.draw((3 + 6) * copies, method.syn_steps, 5, made.dsa)
-    x, y = images.clone().requires_grad_(), logits.clone().requires_grad_()
-    shown = torch.cat([Decoder(factor)(frozen.images), Decoder(factor)(x)])
-    wanted = torch.cat([frozen.labels.repeat_interleave(copies, 0), y.softmax(1).repeat_interleave(copies, 0)])
-    start, target = made.experts.segment(0, 0, 1)
-    theta = start.clone().requires_grad_()
-    for rows, draw in zip(plan.batches, plan.draws, strict=True):
-        said = made.network.apply(theta, draw(shown[rows])).log_softmax(1)
-        loss = -(said * wanted[rows]).sum() / len(rows)
-        theta = theta - method.lr_init * torch.autograd.grad(loss, theta, create_graph=True)[0]
-    value = (theta - target).square().sum() / (start - target).square().sum()
-    by_x, by_y = torch.autograd.grad(value, (x, y))
-    torch.testing.assert_close((images - state.images) / 3.0, by_x, rtol=1e-8, atol=1e-12)
-    torch.testing.assert_close((logits - state.labels) / 2.0, by_y, rtol=1e-8, atol=1e-12)
-    assert by_x.any()
-    used = torch.cat(plan.batches).unique()
-    shown_of_each = torch.bincount((used[used >= 3 * copies] - 3 * copies) // copies, minlength=6)
-    assert factor == 1 or ((shown_of_each > 0) & (shown_of_each < copies)).any()
-    assert ((images - state.images).flatten(1).any(1) == (shown_of_each > 0)).all()
-
-
-def test_only_stored_images_of_which_a_copy_is_in_a_batch_are_touched(problem):
-    made, images, logits, _ = doubled(problem, 2)
-    made = with_experts(made, made.experts, frozen=Curriculum())
-    method = Tesla(**TINY | {"syn_steps": 1, "batch_syn": 1}, labels="learned")
-    state = PixelState.start(images.clone(), logits.clone(), 0.05, learn_labels=True)
-    advance(method, made, state, 0, method.differentiate)
-    moved = (state.images != images).flatten(1).any(1)
-    assert int(moved.sum()) == 1
-    assert state.seen.tolist() == moved.int().tolist()
-    quarters = (state.images != images)[moved][0, 0].unflatten(0, (2, 4)).unflatten(2, (2, 4)).any(1).any(2)
-    assert int(quarters.sum()) == 1  # of its four cells, one was shown
-
-
-def test_teacher_labels_of_a_stored_image_are_the_mean_over_what_it_decodes_to(problem):
-    packed = replace(problem, decoder=Decoder(2), ipc=1)
-    made = with_experts(packed, problem.experts)
-    stored = made.sample().images
-    method = Tesla(**TINY | {"batch_syn": 2})
-    found = ensemble_labels(method, made, stored)
-    for image, label in zip(stored, found, strict=True):
-        parts = [
-            problem.network.apply(problem.experts.snapshot(i, 2), piece[None], train=False).softmax(1)[0]
-            for i in (0, 1) for piece in Decoder(2)(image[None])
-        ]  # fmt: skip
-        torch.testing.assert_close(label, torch.stack(parts).mean(0), rtol=1e-4, atol=1e-5)
-
-
-def test_relabelled_batches_have_the_mean_label_of_all_copies(problem):
-    made = with_experts(replace(problem, decoder=Decoder(2), ipc=1), problem.experts)
-    method, seen = Tesla(**TINY | {"syn_steps": 1, "batch_syn": 1, "max_start": 1, "experts": 1}, relabel=True), []
-
-    def differentiate(task: Task) -> Gradient:
-        seen.append(task.pool.new)
-        return reverse(*task)
-
-    with made.seed.scope():
-        state = method.init(made)
-        stored = state.images.clone()
-        advance(method, made, state, 0, differentiate)
-    (shown,) = seen
-    assert len(shown) == 1
-    decoded = Decoder(2)(stored)
-    row = int((decoded == shown.images).flatten(1).all(1).nonzero())
-    said = problem.network.apply(problem.experts.snapshot(0, 1), decoded, train=False).softmax(1)
-    torch.testing.assert_close(shown.labels[0], said[row // 4 * 4 : row // 4 * 4 + 4].mean(0), rtol=1e-4, atol=1e-5)
-
-
-def test_every_trajectory_matcher_handles_decoders(problem):
-    for name in ("tesla", "mtt", "datm", "ftd"):
-        assert registry().get("matcher", name).cls.decodes
 
 
 # --------------------------------------------------------------------------------- gradients
@@ -207,9 +76,9 @@ def test_start_epochs_are_drawn_from_the_range_of_their_iteration(problem):
         drawn.append((expert, epoch, span))
         return problem.experts.segment(expert, 0, 1)
 
-    def nothing(self, loss, terminal, begin, pool, lr, plan) -> Gradient:
-        zeros = torch.zeros_like
-        return Gradient(torch.tensor(0.5), zeros(pool.new.images), zeros(pool.new.labels), zeros(lr), begin)
+    def nothing(method, task, problem) -> Gradient:
+        zeros, new = torch.zeros_like, task.pool.new
+        return Gradient(torch.tensor(0.5), zeros(new.images), zeros(new.labels), zeros(task.lr), task.start)
 
     method = Datm(experts=2, span=1, syn_steps=1, min_start=3, cur_max=5, max_start=9, expansion_end=100, threshold=9.0)
     watched = with_experts(problem, SimpleNamespace(segment=segment, snapshot=problem.experts.snapshot))
@@ -217,7 +86,7 @@ def test_start_epochs_are_drawn_from_the_range_of_their_iteration(problem):
     for k, allowed in ((0, {3, 4}), (30, {3, 4, 5}), (100, set(range(3, 9)))):
         drawn.clear()
         for _ in range(60):
-            with patch.object(Datm, "differentiate", nothing):
+            with patch("ddbench_trajectories.datm.swept", nothing):
                 method.step(watched, state, k)
         assert {epoch for _, epoch, _ in drawn} == allowed
 
@@ -319,7 +188,7 @@ def test_first_labels_are_the_mean_of_the_experts_that_are_right():
 
 def fake(problem: Problem, table: torch.Tensor) -> tuple[Problem, Any]:
     """A problem whose experts say ``table[expert, row]`` of real image ``row``; and the patch that lets them."""
-    pixels = problem.real[torch.arange(len(problem.real))].images
+    pixels = everything(problem.real).images
     experts = SimpleNamespace(snapshot=lambda i, epoch: torch.tensor(i))
 
     def said(problem: Problem, vector: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
@@ -327,13 +196,6 @@ def fake(problem: Problem, table: torch.Tensor) -> tuple[Problem, Any]:
         return table[int(vector), rows]
 
     return with_experts(problem, experts), patch.object(correct, "_logits", said)
-
-
-def rows_of(problem: Problem, images: torch.Tensor) -> list[int]:
-    pixels = problem.real[torch.arange(len(problem.real))].images
-    gaps = torch.cdist(images.flatten(1), pixels.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
-    assert gaps.min(1).values.max() == 0
-    return gaps.argmin(1).tolist()
 
 
 def test_images_start_at_those_that_are_classified_correctly_and_else_nearest_to_that(problem):
@@ -354,7 +216,7 @@ def test_images_start_at_those_that_are_classified_correctly_and_else_nearest_to
         with patched:
             examples = correct_images(made, 2, 3)
             logits = expert_logits(made, examples, 2, 3)
-        rows = rows_of(made, examples.images)
+        rows = rows_of(examples.images, made.real)
         assert set(rows[:2]) <= set(good.tolist())
         assert len(set(rows)) == 6
         assert rows[2:4] == b[[3, 5]].tolist()  # expert 0's first
@@ -371,7 +233,7 @@ def test_trained_experts_agree_with_the_images_that_they_chose(problem):
     examples = correct_images(problem, 2, 3)
     said = [problem.network.apply(problem.experts.snapshot(i, 3), examples.images, train=False) for i in (0, 1)]
     right = torch.stack([logits.argmax(1) == examples.labels.argmax(1) for logits in said])
-    possible = problem.real[torch.arange(len(problem.real))]
+    possible = everything(problem.real)
     first = problem.network.apply(problem.experts.snapshot(0, 3), possible.images, train=False).argmax(1)
     for label in range(3):
         enough = int(((first == label) & (problem.real.targets == label)).sum()) >= 2
@@ -433,8 +295,7 @@ def test_the_result_is_the_moving_average_of_all_iterates_from_the_real_images_o
     common = TINY | {"batch_syn": 2, "syn_steps": 1, "lr_img": 30.0}
     method = Ftd(**common, decay=decay)
     plain = Tesla(**common, labels="hard", curvature="exact")
-    with (problem.seed / "init").scope():
-        state = plain.init(problem)
+    state = begin(plain, problem)
     average = state.images.double().numpy().copy()
     for k in range(6):
         with (problem.seed / "step" / k).scope():
@@ -467,3 +328,10 @@ def test_flat_experts_are_trained_by_gsam_and_are_others(task, cls):
     flat, sharp = prepared(task, asked).experts, prepared(task, replace(asked, recipe=None)).experts
     assert torch.equal(flat.snapshot(0, 0), sharp.snapshot(0, 0))
     assert not torch.equal(flat.snapshot(0, 2), sharp.snapshot(0, 2))
+
+
+# --------------------------------------------------------------------------------- mtt
+
+
+def test_mtt_is_its_frozen_hyperparameters():
+    assert_frozen(Mtt())

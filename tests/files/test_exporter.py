@@ -14,6 +14,7 @@ from ddbench_networks import ConvNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sets import some_set
 from torch import Tensor
 
 from ddbench import Curriculum, Preprocessing, Recipe, SyntheticSet, Teaching
@@ -31,12 +32,9 @@ STEP = Preprocessing(torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25
 GROWING = ((0,), (0, 1), (0, 1, 2))
 
 
-def some(seed: int, kind: str = "hard", count: int = 6, **more: Any) -> SyntheticSet:
-    generator = torch.Generator().manual_seed(seed)
-    images, rows = torch.randn(count, 3, 8, 8, generator=generator), torch.randn(count, 3, generator=generator)
-    labels = {"hard": torch.eye(3)[torch.arange(count) % 3], "soft": rows.softmax(1)}.get(kind, rows)
-    kinds = {"hard": "probability", "soft": "probability"}
-    return SyntheticSet(images, labels, 0.01 * (seed + 1), kinds.get(kind, kind), kind, **more)
+def some(seed: int, kind: str = "hard", count: int = 6) -> SyntheticSet:
+    labels, stored = (kind, "probability") if kind in ("hard", "soft") else ("raw", kind)
+    return some_set(count, seed, labels=labels, lr=0.01 * (seed + 1), label_kind=stored, label_type=kind)
 
 
 def distilled(*sets: SyntheticSet, phases: tuple[tuple[int, ...], ...] | None = None) -> Distilled:

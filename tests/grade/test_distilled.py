@@ -1,49 +1,39 @@
-"""The file that describes itself, and checkpoints: round trips to the bit, and refusals of anything else."""
+"""The file that describes itself: round trips to the bit, and refusals of anything else."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ddbench_networks import ConvNet
-from hypothesis import given
-from hypothesis import strategies as st
+from sets import some_set
 from tiny import spec
 from torch import Tensor
 
-from ddbench import Curriculum, Preprocessing, Recipe, SyntheticSet, Teaching
+from ddbench import Curriculum, Preprocessing, Recipe, Teaching
 from ddbench.base.cache import home
-from ddbench.base.state import load_state, save_state
-from ddbench.base.tensors import content_digest, load_tensors, save_tensors
+from ddbench.base.tensors import load_tensors, save_tensors
 from ddbench.errors import DataError, UsageError
 from ddbench.files.target import EvalOptions, evaluated
 from ddbench.grade.distilled import FORMAT, Distilled
-from ddbench.trajectory.descent import PixelState
 
-CPU = torch.device("cpu")
 CLASSES = ("cat", "dog", "öre")
 
 
-def some_set(seed: int, count: int = 3, kind: str = "probability", **more: Any) -> SyntheticSet:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randn(count, 3, generator=generator)
-    images = torch.randn(count, 1, 8, 8, generator=generator)
-    return SyntheticSet(images, labels.softmax(1) if kind == "probability" else labels, 0.02, kind, **more)
-
-
 def distilled(preprocessing: Preprocessing | None = None, name: str = "toy") -> Distilled:
-    sets = (some_set(0), some_set(1, kind="logit", label_type="learned"))
+    first = some_set(3, 0, shape=(1, 8, 8), lr=0.02)
+    second = some_set(3, 1, shape=(1, 8, 8), labels="raw", lr=0.02, label_kind="logit", label_type="learned")
     about = {"dataset": {"name": name, "digest": "x"}, "selection": "validation", "spec": spec("random").record()}
     step = preprocessing or Preprocessing(torch.tensor([0.4]), torch.tensor([0.3]))
     teaching = Teaching(Recipe(batch=7, lr=0.03, momentum=0.9, augment=""), steps=11, phases=2)
-    return Distilled(Curriculum(sets, ((0,), (0, 1))), step, CLASSES, (1, 8, 8), ConvNet(width=8), teaching, about)
+    return Distilled(
+        Curriculum((first, second), ((0,), (0, 1))), step, CLASSES, (1, 8, 8), ConvNet(width=8), teaching, about
+    )
 
 
 @pytest.fixture
@@ -236,228 +226,3 @@ def test_the_same_images_with_another_preprocessing_are_another_evaluation(tmp_p
         made.save(tmp_path / f"{mean}.safetensors")
         evaluated(str(tmp_path / f"{mean}.safetensors"), tmp_path, EvalOptions(students=1))
     assert len(list(tmp_path.glob("*/evaluations/*.json")) + list((home() / "files").glob("*/evaluations/*.json"))) == 2
-
-
-# --------------------------------------------------------------------------------- checkpoints
-
-
-@dataclass
-class Inner:
-    values: Tensor
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Frozen:
-    scale: float
-
-
-@dataclass
-class State:
-    images: Tensor
-    momenta: dict[str, Tensor]
-    inner: Inner
-    history: list[float]
-    pairs: tuple[tuple[int, float], ...]
-    frozen: Frozen
-    nothing: None = None
-    flag: bool = True
-    count: int = 0
-    table: dict[int, Any] = field(default_factory=dict)
-    derived: int = field(default=0, init=False)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal in type, value and bits."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and a.device == b.device and bits(a) == bits(b)
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if hasattr(a, "__dataclass_fields__"):
-        return all(same(getattr(a, n), getattr(b, n)) for n in a.__dataclass_fields__)
-    return repr(a) == repr(b)  # tells 0.0 from -0.0, and nan equals nan
-
-
-def bits(t: Tensor) -> bytes:
-    return t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
-
-
-def state() -> State:
-    generator = torch.Generator().manual_seed(0)
-    made = State(
-        images=torch.randn(2, 3, 4, generator=generator),
-        momenta={"a": torch.randn(3, dtype=torch.float64, generator=generator), "b": torch.tensor(float("nan"))},
-        inner=Inner(torch.arange(4), ("x", "ü")),
-        history=[0.1, 1e-300, 1 / 3, float("inf")],
-        pairs=((1, 0.5), (2, -0.0)),
-        frozen=Frozen(2**0.5),
-        count=2**60,
-        table={1: [None, {"deep": (True, False)}], 2: torch.zeros(0)},
-    )
-    made.derived = 7
-    return made
-
-
-def test_a_state_comes_back_to_the_bit(tmp_path):
-    save_state(tmp_path / "c.safetensors", state(), {"step": 3, "note": None})
-    back, notes = load_state(tmp_path / "c.safetensors", CPU)
-    assert same(back, state())
-    assert notes == {"step": 3, "note": None}
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.tensor(1.5), torch.tensor([True, False]), torch.arange(3, dtype=torch.uint8), torch.zeros(0, 4),
-        torch.randn(4, 3).T, torch.randn(6)[::2], torch.randn(3).to(torch.bfloat16), torch.tensor([-0.0, torch.inf]),
-    ],
-    ids=["scalar", "bool", "uint8", "empty", "transposed", "strided", "bfloat16", "special"],
-)  # fmt: skip
-def test_every_kind_of_tensor_comes_back_to_the_bit(tmp_path, tensor):
-    save_state(tmp_path / "c.safetensors", tensor, {})
-    assert same(load_state(tmp_path / "c.safetensors", CPU)[0], tensor.contiguous())
-
-
-plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-nested = st.recursive(
-    plain,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
-        | inner.map(lambda value: Inner(torch.zeros(2), (repr(value),)))
-    ),
-    max_leaves=12,
-)
-
-
-@given(nested)
-def test_any_nesting_of_plain_values_comes_back_as_it_was(tmp_path_factory, value):
-    path = tmp_path_factory.getbasetemp() / "nested.safetensors"
-    save_state(path, value, {})
-    assert same(load_state(path, CPU)[0], value)
-
-
-def test_a_set_and_the_state_of_a_trajectory_matcher_come_back(tmp_path):
-    made = {"state": PixelState.start(torch.randn(2, 1, 4, 4), torch.eye(2), 0.01), "best": some_set(3)}
-    save_state(tmp_path / "c.safetensors", made, {})
-    back, _ = load_state(tmp_path / "c.safetensors", CPU)
-    assert same(back["state"], made["state"])
-    assert back["best"].digest == made["best"].digest
-
-
-class Pair(NamedTuple):
-    first: float
-    second: Tensor
-
-
-@pytest.mark.parametrize(
-    "value", [Pair(1.0, torch.zeros(1)), torch.randn(2, 3).shape], ids=["namedtuple", "torch.Size"]
-)
-def test_what_could_not_be_read_back_is_refused_when_it_is_written(tmp_path, value):
-    try:
-        save_state(tmp_path / "c.safetensors", {"value": value}, {})
-    except UsageError:
-        return
-    back = load_state(tmp_path / "c.safetensors", CPU)[0]["value"]
-    assert repr(tuple(back)) == repr(tuple(value))
-
-
-@pytest.mark.parametrize("value", [object(), {1, 2}, lambda: 0, b"bytes", torch.nn.Linear(1, 1), complex(1, 2)])
-def test_a_state_of_something_else_is_refused_by_name(tmp_path, value):
-    with pytest.raises(UsageError, match="a matcher's state may hold"):
-        save_state(tmp_path / "c.safetensors", {"value": value}, {})
-
-
-def hostile(path: Path, module: str, name: str, fields: dict[str, Any]) -> Path:
-    shape = {"record": [module, name], "fields": fields}
-    save_tensors(path, {}, {"state": json.dumps(shape), "notes": "{}"})
-    return path
-
-
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("os", "system"), ("builtins", "eval"), ("subprocess", "Popen"), ("pathlib", "Path"),
-        ("ddbench.base.state", "sys.modules"), ("no.such.module", "Thing"), ("antigravity", "fly"),
-        ("", ""), ("ddbench.run.stage", "Stage.solve"), ("ddbench.base.state", "__builtins__"),
-    ],
-)  # fmt: skip
-def test_a_checkpoint_can_name_nothing_but_loaded_dataclasses(tmp_path, module, name):
-    with pytest.raises(DataError, match="not a checkpoint of this version"):
-        load_state(hostile(tmp_path / "c.safetensors", module, name, {}), CPU)
-
-
-def test_a_checkpoint_imports_no_module(tmp_path):
-    import sys
-
-    with pytest.raises(DataError):
-        load_state(hostile(tmp_path / "c.safetensors", "this", "Zen", {}), CPU)
-    assert "this" not in sys.modules
-
-
-def test_a_state_that_lacks_a_field_of_the_plugin_of_now_is_refused_with_what_to_do(tmp_path):
-    made = hostile(tmp_path / "c.safetensors", Inner.__module__, "Inner", {"names": {"tuple": []}})
-    with pytest.raises(DataError, match="delete it to start the stage again"):
-        load_state(made, CPU)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', '{"tensor": "t9"}', '{"dict": 3}', '{"record": ["a"]}'])
-def test_a_checkpoint_whose_shape_is_nonsense_is_a_data_error(tmp_path, text):
-    save_tensors(tmp_path / "c.safetensors", {}, {"state": text, "notes": "{}"})
-    with pytest.raises(DataError):
-        load_state(tmp_path / "c.safetensors", CPU)
-
-
-def test_a_truncated_checkpoint_is_a_data_error(tmp_path):
-    path = tmp_path / "c.safetensors"
-    save_state(path, state(), {})
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(DataError, match="damaged"):
-        load_state(path, CPU)
-
-
-def test_notes_that_are_not_numbers_of_json_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        save_state(tmp_path / "c.safetensors", None, {"loss": float("nan")})
-    assert not (tmp_path / "c.safetensors").exists()
-
-
-def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
-    """The library orders metadata anew in every process and file."""
-    metadata = {name: f'{name} ä \u0007 \\ / "' for name in "abcdefgh"}
-    for i in range(5):
-        save_tensors(tmp_path / f"{i}.safetensors", {"x": torch.arange(3.0), "a": torch.eye(2)}, metadata)
-    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(5)}) == 1
-    tensors, read = load_tensors(tmp_path / "0.safetensors")
-    assert read == metadata
-    assert torch.equal(tensors["a"], torch.eye(2))
-    assert torch.equal(tensors["x"], torch.arange(3.0))
-
-
-def test_the_digest_of_a_file_is_that_of_its_tensors_alone(tmp_path):
-    held = {
-        "b.images": torch.arange(12.0).view(3, 4).t(),  # not contiguous
-        "a.labels": torch.tensor([1, 2]),
-        "c.half": torch.ones(2, dtype=torch.bfloat16),
-        "d.scalar": torch.tensor(True),
-        "e.none": torch.zeros(0, 3),
-    }
-    save_tensors(tmp_path / "one", held, {"version": "1"})
-    save_tensors(tmp_path / "two", dict(reversed(held.items())), {"version": "2", "more": "words"})
-    expected = hashlib.sha256()
-    for name, dtype, shape, raw in (
-        ("a.labels", "torch.int64", [2], np.array([1, 2]).tobytes()),
-        ("b.images", "torch.float32", [4, 3], np.arange(12, dtype="f4").reshape(3, 4).T.tobytes("C")),
-        ("c.half", "torch.bfloat16", [2], b"\x80\x3f\x80\x3f"),
-        ("d.scalar", "torch.bool", [], b"\x01"),
-        ("e.none", "torch.float32", [0, 3], b""),
-    ):
-        expected.update(f"{name} {dtype} {shape}\n".encode() + raw)
-    assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two") == expected.hexdigest()
-    save_tensors(tmp_path / "other", held | {"a.labels": torch.tensor([2, 1])})
-    assert content_digest(tmp_path / "other") != expected.hexdigest()

@@ -8,19 +8,16 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-import torch
 from tiny import ddbench, run, spec
 
-from ddbench import Curriculum, Network, Seed, Student, SyntheticSet, UsageError, teach
+from ddbench import UsageError
 from ddbench.base.cache import read_json
 from ddbench.base.options import changed
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import PROTOCOLS, Protocol, altered, named
-from ddbench.grade.student import accuracy, look_steps, measured_students
-from ddbench.plugins import registry
 from ddbench.run.record import rows
 from ddbench.run.run import Run, Settings
-from ddbench.train.fit import Recipe, Watch
+from ddbench.train.fit import Recipe
 
 FROZEN = Path(__file__).parent / "protocols.json"
 PAPERS = ("mtt-paper", "pdd-paper", "dc-paper", "dsa-paper", "idc-paper", "rded-paper", "sre2l-paper", "ddranking")
@@ -137,43 +134,3 @@ def test_where_nothing_is_selected_no_judge_trains_and_the_last_checkpoint_is_ke
     assert found.lr == 0.02
     notes = read_json(folder / "stage-0" / "result.json")
     assert [check["accuracy"] for check in notes["checks"]] == [None]
-
-
-def test_looks_come_every_so_many_epochs_of_the_last_phase_and_at_the_end():
-    images, labels = torch.zeros(10, 1, 8, 8), torch.eye(2)[[0, 1] * 5]
-    one = SyntheticSet(images, labels, lr=0.1)
-    plan = Curriculum((one, one), ((0,), (0, 1)))
-    rules = Protocol(selects="test", epochs=7, looks=2, batch=5)
-    teaching = rules.evaluation(20, 2)  # phases of 7 epochs: 2 steps each in the first, 4 in the second
-    assert sorted(look_steps(plan, teaching, rules)) == [14 + 8, 14 + 16, 14 + 24, 14 + 28]
-    late = replace(rules, looks_after=0.5)
-    assert sorted(look_steps(plan, teaching, late)) == [14 + 14, 14 + 22, 14 + 28]
-    assert look_steps(plan, teaching, Protocol()) == frozenset()
-
-
-def test_the_best_look_counts_and_its_vector_is_what_metrics_see():
-    dataset = registry().get("dataset", "toy").cls().load()
-    source = spec("random").network
-    net = Network(source, dataset.train.shape, dataset.train.classes)
-    shown = dataset.train.draw(2)
-    plan = Curriculum((SyntheticSet(shown.images, shown.labels, lr=0.02),), ((0,),))
-    rules = Protocol(selects="test", epochs=12, looks=3, batch=3, augment="")
-    seen: list[torch.Tensor] = []
-
-    class Vector:
-        def examine(self, student) -> dict[str, float]:
-            seen.append(student.vector)
-            return {"accuracy": float((student.logits.argmax(1) == student.targets).double().mean())}
-
-    found = list(
-        measured_students(
-            plan, net, rules.evaluation(6, 1), dataset.test, {"v": Vector()}, Seed(0), [0], protocol=rules
-        )
-    )
-    trail: list[torch.Tensor] = []
-    watch = Watch(look_steps(plan, rules.evaluation(6, 1), rules), lambda _, s: trail.append(s.vector.clone()))
-    teach(net, Student(net.init(Seed(0) / 0 / "init")), plan, rules.evaluation(6, 1), Seed(0) / 0, watch=watch)
-    by_hand = [accuracy(net, vector, dataset.test) for vector in trail]
-    assert len(by_hand) == 4
-    assert found[0]["accuracy"] == max(by_hand) == found[0]["v.accuracy"]
-    assert torch.equal(seen[0], trail[by_hand.index(max(by_hand))])

@@ -6,6 +6,7 @@ from collections import Counter
 
 import torch
 from ddbench_networks import ConvNet
+from sets import some_set
 
 from ddbench import (
     Curriculum,
@@ -16,7 +17,6 @@ from ddbench import (
     Recipe,
     Seed,
     Starts,
-    SyntheticSet,
     Teaching,
 )
 from ddbench.base.cache import Cache
@@ -28,13 +28,7 @@ NETWORK = Network(ConvNet(width=3, depth=2), SHAPE, CLASSES)
 RECIPE = Recipe(batch=4, lr=0.05, momentum=0.9, augment="color_crop_flip")
 
 
-def some_set(n: int, seed: int, lr: float | None = None) -> SyntheticSet:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.eye(CLASSES)[torch.arange(n) % CLASSES]
-    return SyntheticSet(torch.randn(n, *SHAPE, generator=generator), labels, lr)
-
-
-SETS = (some_set(5, 0, lr=0.03), some_set(6, 1), some_set(3, 2, lr=0.02))
+SETS = tuple(some_set(n, j, labels="hard", lr=lr) for j, (n, lr) in enumerate([(5, 0.03), (6, None), (3, 0.02)]))
 
 
 def curriculum(stages: int) -> Curriculum:

@@ -8,11 +8,9 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from ddbench_datasets import Images
 from PIL import Image
-
-from ddbench import DataError
+from refusals import refused
 
 # Four classes of ImageNet, two of one name.
 WORDS = "n01440764\ttench, Tinca tinca\nn01443537\tgoldfish, Carassius auratus\nn02012849\tcrane\nn03126707\tcrane\n"
@@ -95,8 +93,4 @@ def imagenet(wnids=WNIDS, train: int = 5, val: int = 2) -> dict[str, bytes]:
 
 def refusal(**options) -> str:
     """The one line that ``images`` says instead of loading."""
-    with pytest.raises(DataError) as caught:
-        Images(**options).load()
-    assert caught.value.exit_code == 3
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(lambda: Images(**options).load())

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from ddbench_networks import ConvNet
+from float64 import error
+from modules import Smooth, module_and_leaves
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -23,18 +25,6 @@ from ddbench.trajectory.unroll import Gradient, Plan, matching, reverse, student
 TIGHT = 1e-10
 SHAPE, CLASSES = (3, 8, 8), 3
 FULL = "color_crop_cutout_flip_scale_rotate"
-
-
-@dataclass(frozen=True)
-class Smooth:
-    """A small network without kinks or dead units, for optimisers that divide by gradients."""
-
-    name = "smooth"
-
-    def build(self, shape, classes):
-        c, h, w = shape
-        layers = [nn.Conv2d(c, 4, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(h * w, classes)]
-        return nn.Sequential(*layers)
 
 
 @dataclass
@@ -128,13 +118,6 @@ def adam(beta1: float, beta2: float, eps: float, weight_decay: float, decoupled:
     return rule
 
 
-def module_and_parameters(c: Case) -> tuple[nn.Module, Params]:
-    module = c.network.source.build(SHAPE, CLASSES).double().train()
-    pieces = c.theta.split([p.numel() for p in module.parameters()])
-    named = zip(module.named_parameters(), pieces, strict=True)
-    return module, {name: piece.view(p.shape).clone().requires_grad_() for (name, p), piece in named}
-
-
 def flat(params: Params) -> Tensor:
     return torch.cat([p.flatten() for p in params.values()])
 
@@ -152,7 +135,7 @@ def unrolled(
     ``detach_theta`` takes each theta_t as a constant where its gradient g_t is computed; the first
     ``detach_first`` steps are taken as constants altogether.
     """
-    module, theta = module_and_parameters(c)
+    module, theta = module_and_leaves(c.network, c.theta)
     leaves = [t.clone().requires_grad_() for t in (c.pool.new.images, c.pool.new.labels, c.lr)]
     memory: list[dict] = []
     for t, (rows, draw) in enumerate(zip(c.plan.batches, c.plan.draws, strict=True)):
@@ -170,11 +153,6 @@ def unrolled(
     value = terminal(end)
     gradients = torch.autograd.grad(value, leaves, materialize_grads=True)
     return Gradient(value.detach(), *gradients, end.detach())
-
-
-def error(seen: Tensor, expected: Tensor) -> float:
-    assert seen.shape == expected.shape
-    return ((seen - expected).norm() / expected.norm()).item()
 
 
 def assert_same(seen: Gradient, expected: Gradient, bound: float = TIGHT) -> None:
@@ -196,3 +174,34 @@ RULES = {
 def rule_case(name: str, **options) -> Case:
     smooth = {"source": Smooth()} if "adam" in name else {}
     return case(lr=RULES[name][2], **smooth, **options)
+
+
+def on_noise(
+    width: int = 32, images: int = 16, steps: int = 3, device: str = "cpu", augment: str = ""
+) -> Callable[..., Gradient]:
+    """A sweep over noise in float32, to be called with options of ``reverse``."""
+    network = Network(ConvNet(width=width), (3, 32, 32), 10, torch.device(device))
+    start, target = (network.init(Seed(0) / end) for end in ("start", "target"))
+    with Seed(0).scope():
+        pool = Pool(Examples(torch.randn(images, 3, 32, 32).to(device), torch.randn(images, 10).softmax(1).to(device)))
+        plan = Plan.draw(images, steps, None, DSA(augment))
+    task = (student_loss(network), matching(start, target), start, pool, torch.tensor(0.01, device=device), plan)
+    return lambda **options: reverse(*task, **options)
+
+
+def same_bits(seen: Gradient, expected: Gradient) -> bool:
+    """Whether two gradients are equal in all that they hold."""
+    return all(torch.equal(getattr(seen, n), getattr(expected, n)) for n in ("loss", "images", "labels", "lr", "end"))
+
+
+SOURCES = {
+    "instance": ConvNet(width=4, depth=2),
+    "batch": ConvNet(width=4, depth=2, norm="batch"),
+    "layer": ConvNet(width=4, depth=2, norm="layer"),
+    "none": ConvNet(width=4, depth=2, norm="none"),
+    "swish": ConvNet(width=4, depth=2, activation="swish"),
+    "sigmoid": ConvNet(width=4, depth=2, activation="sigmoid"),
+    "leaky": ConvNet(width=4, depth=2, activation="leakyrelu"),
+    "max": ConvNet(width=4, depth=2, pooling="max"),
+    "no pooling": ConvNet(width=4, depth=1, pooling="none"),
+}

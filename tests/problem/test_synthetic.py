@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sets import some_set as any_set
 
-from ddbench import Curriculum, Examples, Pool, Seed, SyntheticSet, UsageError, share
+from ddbench import Curriculum, Examples, Pool, SyntheticSet, UsageError, share
 from ddbench.problem.synthetic import targets
 
-
-def some_set(n: int, seed: int = 0, **options) -> SyntheticSet:
-    with (Seed(9) / seed).scope():
-        return SyntheticSet(torch.randn(n, 2, 3, 3), torch.rand(n, 4), **options)
+some_set = partial(any_set, shape=(2, 3, 3), classes=4)
 
 
 # -- shares --------------------------------------------------------------------------------------------------
@@ -207,3 +207,25 @@ def test_examples_are_indexed_together():
     assert part.images.flatten().tolist() == [2.0, 0.0]
     assert part.labels.argmax(1).tolist() == [2, 0]
     assert len(examples) == 3
+
+
+@pytest.mark.gpu
+def test_batches_of_a_pool_on_a_gpu_are_taken_and_scattered_without_waiting():
+    pixels, labels = torch.randn(9, 3, 4, 4), torch.randn(9, 2)
+    on_cpu = Pool(Examples(pixels[4:], labels[4:]), Examples(pixels[:4], labels[:4]))
+    pool = Pool(*(Examples(e.images.cuda(), e.labels.cuda()) for e in (on_cpu.new, on_cpu.frozen)))
+    index = torch.tensor([8, 0, 4, 3, 8])
+    into = torch.zeros_like(pool.new.images)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = pool[index]
+        pool.scatter(into, index, batch.images)
+        Pool(pool.new)[index[:3] % 5]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(batch.images.cpu(), pixels[index])
+    assert torch.equal(batch.labels.cpu(), labels[index])
+    expected = torch.zeros(5, 3, 4, 4)
+    on_cpu.scatter(expected, index, pixels[index])
+    assert torch.equal(into.cpu(), expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
@@ -39,13 +38,6 @@ def outcome(out: Path) -> dict[str, Any]:
         "checks": [stage["checks"] for stage in read_json(folder / "result.json")["stages"]],
         "students": read_json(evaluation)["students"],
     }
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory) -> Iterator[Forks]:
-    server = Forks(tmp_path_factory.mktemp("processes"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,42 +1,27 @@
-"""What moves the images: SGD and Adam, row by row; and options that are gone."""
+"""What moves images, labels and the student lr: SGD and Adam on the rows of a batch; and options that are gone."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from ddbench_tesla import Tesla
 from ddbench_trajectories.datm import Datm
 from ddbench_trajectories.mtt import Mtt
-from tiny import TRAJECTORY, spec
+from problems import TINY, begin, gradient_of_ones, step_along, toy_with_experts
 
-from ddbench import Problem, UsageError
+from ddbench import DivergedError, Problem, UsageError
 from ddbench.base.options import make, options
-from ddbench.run.run import build_task
-from ddbench.run.stage import prepared
-from ddbench.trajectory.descent import PixelState, catch_up, caught_up, descend
+from ddbench.trajectory.descent import PixelState, catch_up, caught_up, check_lr, descend, softmax_pullback
 from ddbench.trajectory.unroll import Gradient, Task, reverse
 
-TINY = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()} | {"labels": "hard"}
+HARD = TINY | {"labels": "hard"}
 BATCHES = ([0, 1, 2], [2, 5], [], [1], [1], [6, 0], [5], [3])  # rows come and go, are empty, or wait for many steps
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Iterator[str]:
-    folder = str(tmp_path_factory.mktemp("home"))
-    with patch.dict("os.environ", {"DDBENCH_HOME": folder}):
-        yield folder
-
-
 @pytest.fixture(scope="module", params=["group", "batch"])
-def problem(home, request) -> Problem:
-    """Toy images, two per class, with two experts, in float64, on networks without and with buffers."""
-    made = spec("tesla", ipc=2, **{"network.norm": request.param})
-    task = build_task(made, made.dataset.load())
-    return prepared(task, made.matcher.needs(task))
+def problem(module_home, request) -> Problem:
+    """On networks without and with buffers."""
+    return toy_with_experts(**{"network.norm": request.param})
 
 
 def fed(images: torch.Tensor) -> Gradient:
@@ -137,15 +122,128 @@ def test_a_state_whose_running_norm_was_a_float_goes_on():
 @pytest.mark.parametrize("outer", ["adam"])
 def test_outer_optimisers_descend_the_matching_loss(problem, outer):
     """On one segment again and again."""
-    method = Tesla(**TINY | {"outer": outer, "lr_img": 0.02, "curvature": "exact", "augment": False})
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
+    method = Tesla(**HARD | {"outer": outer, "lr_img": 0.02, "curvature": "exact", "augment": False})
+    state = begin(method, problem)
     losses = []
     for k in range(15):
         with (problem.seed / "step" / 0).scope():
             state, numbers = method.step(problem, state, k)
         losses.append(float(numbers["loss"]))
     assert losses[-1] < 0.97 * losses[0]
+
+
+# --------------------------------------------------------------------------------- sgd, lazily, and the student lr
+
+
+ALL = torch.arange(2)  # the rows of ``start()``
+
+
+def start(labels: torch.Tensor | None = None) -> PixelState:
+    labels = torch.eye(2) if labels is None else labels
+    return PixelState.start(torch.zeros(2, 1, 4, 4), labels.clone(), 0.01, learn_labels=True)
+
+
+def test_the_gradient_of_logits_is_that_of_autograd():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    upstream = torch.randn(4, 5, dtype=torch.float64, generator=generator)
+    (expected,) = torch.autograd.grad((logits.softmax(1) * upstream).sum(), logits)
+    assert torch.allclose(softmax_pullback(logits.detach(), upstream), expected, atol=1e-14)
+
+
+def test_descent_on_images_has_momentum():
+    method, state = Tesla(lr_img=2.0, momentum=0.5), start()
+    for expected in (-2.0, -5.0, -8.5):  # velocities 1, 1.5, 1.75
+        descend(method, state, ALL, gradient_of_ones(state))
+        assert torch.allclose(state.images, torch.full_like(state.images, expected))
+
+
+@pytest.mark.parametrize("push", [1e12, -1e12, 1.0, -1.0])
+def test_the_student_lr_cannot_leave_the_positive_numbers(push):
+    method, state = Tesla(lr_lr=1.0, momentum=0.9), start()
+    for _ in range(200):
+        before = float(state.lr)
+        descend(method, state, ALL, gradient_of_ones(state, 0.0, push))
+        after = float(state.lr)
+        assert after > 0
+        assert 1 / 3 < after / before < 3
+
+
+def test_a_small_step_of_the_student_lr_is_the_published_one():
+    method, state = Tesla(lr_lr=1e-7, momentum=0.5), start()
+    descend(method, state, ALL, gradient_of_ones(state, 0.0, 3.0))
+    assert float(state.lr) == pytest.approx(0.01 - 1e-7 * 3.0, rel=1e-9)
+
+
+def test_a_dead_or_runaway_student_lr_ends_the_run_with_advice():
+    check_lr(0.01, 0.01)
+    for lr in (1e-7, 1e2, float("nan"), float("inf")):
+        with pytest.raises(DivergedError, match=r"try a smaller matcher\.lr_lr"):
+            check_lr(lr, 0.01)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("labels", ["hard", "learned"])
+def test_row_wise_descent_with_lazy_momentum_equals_dense_sgd(momentum, labels):
+    """Against torch.optim.SGD on all rows, in float64: rows come and go, are empty, or wait for many steps."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 1, 3, 3, dtype=torch.float64, generator=generator)
+    logits = torch.randn(7, 4, dtype=torch.float64, generator=generator)
+    method = Tesla(lr_img=0.3, lr_label=0.2, momentum=momentum, labels=labels, clip=None)
+    state = PixelState.start(images.clone(), logits.clone(), 0.01, learn_labels=labels == "learned")
+    dense, soft = images.clone().requires_grad_(), logits.clone().requires_grad_()
+    optimisers = [torch.optim.SGD([dense], 0.3, momentum), torch.optim.SGD([soft], 0.2, 0.9)]
+    for rows in ([0, 1, 2], [2, 5], [], [1], [1], [6, 0], [5], [3]):
+        index = torch.tensor(rows, dtype=torch.int64)
+        weights = torch.randn(len(rows), 9, dtype=torch.float64, generator=generator)
+        catch_up(method, state, index)
+        seen = state.images[index]
+        torch.testing.assert_close(seen, dense.detach()[index], rtol=1e-12, atol=1e-12)
+        # a gradient that depends on the values, as a real one does
+        upstream = torch.randn(len(rows), 4, dtype=torch.float64, generator=generator)
+        made = Gradient(torch.tensor(0.0), seen * weights.view_as(seen), upstream, torch.tensor(0.0), torch.zeros(1))
+        descend(method, state, index, made)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=False)
+        dense.grad, soft.grad = torch.zeros_like(dense), torch.zeros_like(soft)
+        dense.grad[index] = dense.detach()[index] * weights.view_as(seen)
+        soft.grad[index] = torch.autograd.grad((soft[index].softmax(1) * upstream).sum(), soft)[0][index]
+        for optimiser in optimisers:
+            optimiser.step()
+    catch_up(method, state, torch.arange(7))
+    torch.testing.assert_close(state.images, dense.detach(), rtol=1e-12, atol=1e-12)
+    expected = soft.detach() if labels == "learned" else logits
+    torch.testing.assert_close(state.labels, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_clipping_bounds_a_gradient_by_the_running_mean_of_norms():
+    method, state = Tesla(lr_img=1.0, momentum=0.0, clip=2.0), start()
+    size = float(torch.ones_like(state.images).norm())
+    descend(method, state, ALL, gradient_of_ones(state, 1.0))
+    assert torch.allclose(state.images, -torch.ones_like(state.images))
+    descend(method, state, ALL, gradient_of_ones(state, 1000.0))
+    moved = float((state.images + 1).norm())
+    assert moved == pytest.approx(2 * size, rel=1e-5)
+    before = state.images.clone()
+    descend(method, state, ALL, gradient_of_ones(state, 0.5))
+    assert float((state.images - before).norm()) == pytest.approx(0.5 * size, rel=1e-5)
+
+
+def test_a_zero_gradient_with_clipping_is_no_division_by_zero():
+    method, state = Tesla(lr_img=1.0, clip=2.0), start()
+    descend(method, state, ALL, gradient_of_ones(state, 0.0))
+    descend(method, state, ALL, gradient_of_ones(state, 0.0))
+    assert torch.equal(state.images, torch.zeros_like(state.images))
+
+
+def test_labels_move_only_when_they_are_learned():
+    for labels in ("hard", "teacher", "learned"):
+        method, state = Tesla(labels=labels, lr_label=1.0), start(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+        before = state.labels.clone()
+        made = gradient_of_ones(state)
+        made.labels[:, 0] = 5.0
+        descend(method, state, ALL, made)
+        assert torch.equal(state.labels, before) is (labels != "learned")
 
 
 # --------------------------------------------------------------------------------- options that are gone
@@ -165,17 +263,15 @@ def test_an_option_that_is_gone_names_the_last_version_that_had_it(name, value):
 
 
 def test_teacher_labels_of_every_iteration_are_those_of_its_segment(problem):
-    method = Tesla(**TINY | {"labels": "teacher", "relabel": True})
-    with (problem.seed / "init").scope():
-        state = method.init(problem)
-    pools = []
+    method = Tesla(**HARD | {"labels": "teacher", "relabel": True})
+    state, pools = begin(method, problem), []
 
-    def seen(*task: Any, **how: Any) -> Gradient:
-        pools.append(Task(*task).pool)
-        return reverse(*task, **how)
+    def seen(task: Task) -> Gradient:
+        pools.append(task.pool)
+        return reverse(*task)
 
     for k in range(3):
-        with (problem.seed / "step" / k).scope(), patch("ddbench_tesla.tesla.reverse", seen):
-            method.step(problem, state, k)
+        with (problem.seed / "step" / k).scope():
+            step_along(method, problem, state, k, seen)
     assert len(pools) == 3
     assert len({float(pool.new.labels.square().sum()) for pool in pools}) > 1

@@ -1,101 +1,38 @@
-"""Compiled student steps: their formulas against autograd, their sweep against autograd, and what happens otherwise.
+"""Student steps that are compiled or in a lower precision: their sweep against autograd, and what happens otherwise.
 
-Most tests replace ``torch.compile`` by nothing: formulas and sweep are then the ones that are compiled, run eagerly.
+Most tests replace ``torch.compile`` by nothing: the sweep is then the one that is compiled, run eagerly.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import pytest
 import torch
 from ddbench_networks import ConvNet
-from tiny import run, spec
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
-from unrolls import FULL, RULES, assert_same, case, error, rule_case, unrolled
+from float64 import error
+from switches import newer
+from tiny import TRAJECTORY, run, spec
+from unrolls import FULL, RULES, SOURCES, assert_same, case, on_noise, rule_case, same_bits, unrolled
 
 from ddbench import Network, Seed
+from ddbench.run.run import build_task
+from ddbench.run.stage import prepared
 from ddbench.train import compile as compiling
-from ddbench.train.compile import account, forward_flops, pays
-from ddbench.trajectory import derivatives
+from ddbench.train.compile import ROUNDED, account
+from ddbench.trajectory import derivatives, engine
 from ddbench.trajectory.engine import Engine
+from ddbench.trajectory.method import engine_for
 from ddbench.trajectory.unroll import reverse
 
 # torch.func loads parts of torch that are deprecated; the engine silences them while it compiles
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*torch.jit.script.*"), pytest.mark.usefixtures("nothing_compiled")]
 
 COMPILED = Engine("compiled")
 SHAPE, CLASSES = (3, 8, 8), 3
-SOURCES = {
-    "instance": ConvNet(width=4, depth=2),
-    "batch": ConvNet(width=4, depth=2, norm="batch"),
-    "layer": ConvNet(width=4, depth=2, norm="layer"),
-    "none": ConvNet(width=4, depth=2, norm="none"),
-    "swish": ConvNet(width=4, depth=2, activation="swish"),
-    "sigmoid": ConvNet(width=4, depth=2, activation="sigmoid"),
-    "leaky": ConvNet(width=4, depth=2, activation="leakyrelu"),
-    "max": ConvNet(width=4, depth=2, pooling="max"),
-    "no pooling": ConvNet(width=4, depth=1, pooling="none"),
-}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_made(monkeypatch):
-    """Every test compiles for itself."""
-    monkeypatch.setattr(compiling, "_made", {})
-    monkeypatch.setattr(compiling, "_used", {})
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-
-
-# -- formulas --------------------------------------------------------------------------------------------------
-
-
-def double(source, curvature: bool, precision="float32"):
-    """Derivatives along a direction by the formula, and by autograd twice through a plain module."""
-    network = Network(source, SHAPE, CLASSES, dtype=torch.float64)
-    vector = network.init(Seed(3))
-    theta, buffers = vector[: network.parameters], vector[network.parameters :]
-    generator = torch.Generator().manual_seed(1)
-
-    def noise(*size):
-        return torch.randn(*size, dtype=torch.float64, generator=generator)
-
-    images, labels, u = noise(5, *SHAPE), noise(5, CLASSES).softmax(1), noise(len(theta))
-    seen = derivatives.along(derivatives.student(network, precision), curvature, precision)(
-        theta, buffers, images, labels, u
-    )
-
-    module = source.build(SHAPE, CLASSES).double().train()
-    leaves = [t.clone().requires_grad_() for t in (images, labels, theta)]
-    pieces = leaves[2].split([p.numel() for p in module.parameters()])
-    named = zip(module.named_parameters(), pieces, strict=True)
-    parameters = {name: piece.view(p.shape) for (name, p), piece in named}
-    loss = cross_entropy(functional_call(module, parameters, (leaves[0],)), leaves[1])
-    g = torch.autograd.grad(loss, leaves[2], create_graph=True)[0]
-    return seen, (*torch.autograd.grad(g @ u, leaves), g.detach() @ u)
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_derivatives_along_a_direction_are_those_of_autograd_twice(name):
-    seen, (images, labels, curved, value) = double(SOURCES[name], curvature=True)
-    for found, expected in zip((seen.images, seen.labels, seen.curved, seen.value), (images, labels, curved, value),
-                               strict=True):  # fmt: skip
-        assert expected.norm() > 0
-        assert error(found, expected) < 1e-12
-
-
-@pytest.mark.parametrize("precision", ["float32", "bf16"])  # by forward mode, and without; float64 is not lowered
-def test_without_curvature_the_hessian_product_is_left_out(precision):
-    seen, (images, labels, _, value) = double(SOURCES["instance"], curvature=False, precision=precision)
-    assert seen.curved is None
-    for found, expected in zip((seen.images, seen.labels, seen.value), (images, labels, value), strict=True):
-        assert error(found, expected) < 1e-12
 
 
 # -- the sweep -------------------------------------------------------------------------------------------------
@@ -171,19 +108,11 @@ def test_compiled_gradients_are_eager_ones_for_every_kind_of_network(name, curva
 @pytest.mark.gpu
 @pytest.mark.parametrize("curvature", ["exact", "zero"])
 def test_compiled_gradients_are_eager_ones_on_a_gpu(curvature):
-    network = Network(ConvNet(width=16), (3, 32, 32), 10, torch.device("cuda"))
-    from ddbench import DSA, Examples, Pool
-    from ddbench.trajectory.unroll import Plan, matching, student_loss
-
-    start, target = (network.init(Seed(0) / end) for end in ("start", "target"))
-    with Seed(0).scope():
-        pool = Pool(Examples(torch.randn(20, 3, 32, 32).cuda(), torch.randn(20, 10).softmax(1).cuda()))
-        plan = Plan.draw(20, 5, None, DSA(FULL))
-    task = (student_loss(network), matching(start, target), start, pool, torch.tensor(0.01, device="cuda"), plan)
+    work = on_noise(width=16, images=20, steps=5, device="cuda", augment=FULL)
     for _ in range(3):  # a CUDA graph is recorded, then replayed
-        seen = reverse(*task, curvature=curvature, engine=COMPILED)
+        seen = work(curvature=curvature, engine=COMPILED)
     assert [note["engine"] for note in account()] == ["compiled"]
-    assert_same(seen, reverse(*task, curvature=curvature), 1e-2)
+    assert_same(seen, work(curvature=curvature), 1e-2)
 
 
 # -- where code stays eager ------------------------------------------------------------------------------------
@@ -224,39 +153,7 @@ def test_only_the_loss_of_a_student_is_compiled():
     assert account() == []
 
 
-# -- when it pays ----------------------------------------------------------------------------------------------
-
-
-def network(width: int, side: int = 32, channels: int = 3, **options) -> Network:
-    return Network(ConvNet(width=width, **options), (channels, side, side), 10)
-
-
-def test_flops_of_a_forward_pass_are_those_counted_by_hand():
-    convolutions = 9 * (3 * 16 * 1024 + 16 * 16 * 256 + 16 * 16 * 64)
-    assert forward_flops(network(16)) == 2 * (convolutions + 16 * 16 * 10)
-
-
-@pytest.mark.parametrize(
-    ("net", "batch", "steps", "expected"),
-    [
-        (network(32, 8, 1), 10, 300 * 10, False),  # the recipe for digits at ipc 1
-        (network(32, 8, 1), 100, 150 * 10, False),  # at ipc 10
-        (network(16, 16, 1), 20, 40 * 10, False),  # toy
-        (network(128), 100, 10, False),  # a trial of one iteration
-        (network(128), 100, 1000 * 10, True),  # CIFAR-10
-        (network(128), 50, 500 * 30, True),
-    ],
-)
-def test_long_runs_of_large_students_are_compiled_and_others_are_not(net, batch, steps, expected):
-    assert pays(net, batch, steps) is expected
-
-
-def test_auto_compiles_where_it_was_measured_and_threads_share_what_it_saves():
-    assert not pays(Network(ConvNet(), (3, 32, 32), 10, torch.device("cuda")), 100, 100_000)
-    steps = next(n for n in range(10, 10_000, 10) if pays(network(128), 50, n))
-    with patch("torch.get_num_threads", lambda: 4):
-        assert not pays(network(128), 50, 3 * steps)
-        assert pays(network(128), 50, 4 * steps + 10)
+# -- what is compiled -------------------------------------------------------------------------------------------
 
 
 def test_auto_decides_by_shapes_and_counts_and_measures_nothing():
@@ -266,7 +163,7 @@ def test_auto_decides_by_shapes_and_counts_and_measures_nothing():
         patch("ddbench.trajectory.engine.pays") as rule,
     ):
         rule.side_effect = lambda network, batch, steps: steps > 100
-        net = network(8)
+        net = Network(ConvNet(width=8), (3, 32, 32), 10)
         args = (net, torch.empty(0), torch.zeros(net.length), plans, 10, False)
         assert Engine("auto", 30).passes(*args) == {}
         assert Engine("auto", 50).passes(*args) == {4: 4}
@@ -276,7 +173,7 @@ def test_auto_decides_by_shapes_and_counts_and_measures_nothing():
 
 
 def test_nothing_is_compiled_where_tensors_have_no_numbers():
-    net = network(8)
+    net = Network(ConvNet(width=8), (3, 32, 32), 10)
     empty = torch.empty(net.length, device="meta")
     assert COMPILED.passes(net, torch.empty(0, device="meta"), empty, [4], 10, False) == {}
 
@@ -300,3 +197,236 @@ def test_the_engine_belongs_to_the_key():
     usual, own = spec("tesla", "single", 2), spec("tesla", "single", 2, matcher__engine="compiled")
     assert usual.matcher.engine == "auto"
     assert usual.key != own.key
+
+
+# -- near enough, or not ---------------------------------------------------------------------------------------
+
+
+def test_on_a_cpu_bf16_is_too_far_off_so_that_float32_is_used_and_the_stage_says_so():
+    work = on_noise()
+    assert same_bits(work(engine=Engine(precision="bf16")), work())
+    (note,) = account()
+    assert note["engine"] == "eager"
+    assert note["precision"] == "float32"
+    assert note["shape"] == [16, 3, 32, 32]
+    assert note["reason"].startswith("bf16 and float32 disagree: ")
+    off = re.search(r"images by (\S+), at most (\S+);", note["reason"])
+    assert off is not None
+    assert 2 * ROUNDED[0] == pytest.approx(float(off[1]), rel=0.2)
+    assert float(off[2]) == ROUNDED[0]
+    assert note["reason"].endswith("; float32 is used")
+
+
+def test_tf32_exists_on_cuda_only_and_that_is_said():
+    work = on_noise(width=4, images=4)
+    assert same_bits(work(engine=Engine(precision="tf32")), work())
+    (note,) = account()
+    assert (note["engine"], note["precision"]) == ("eager", "float32")
+    assert note["reason"] == "tf32 exists on CUDA only; float32 is used"
+    work(engine=Engine(precision="bf16"))
+    (note,) = account()
+    assert note["reason"].startswith("bf16 and float32 disagree"), "each precision is asked about by itself"
+
+
+def test_float64_is_not_lowered():
+    c = case(3)
+    assert torch.equal(c.reverse(engine=Engine(precision="bf16")).images, c.reverse().images)
+    assert {note["reason"] for note in account()} == {"bf16 is for networks in float32; float32 is used"}
+
+
+@pytest.mark.usefixtures("anything_goes")
+@pytest.mark.parametrize("curvature", ["exact", "zero"])
+def test_where_it_is_near_enough_steps_are_lowered_and_everything_around_them_is_not(curvature):
+    work = on_noise()
+    seen, expected = work(engine=Engine(precision="bf16"), curvature=curvature), work(curvature=curvature)
+    (note,) = account()
+    assert (note["engine"], note["precision"]) == ("eager", "bf16")
+    assert "reason" not in note
+    assert 0.02 < note["errors"]["images"] < 0.2
+    assert ("curved" in note["errors"]) == (curvature == "exact")
+    for name in ("images", "labels", "lr", "end"):
+        assert getattr(seen, name).dtype == torch.float32
+    assert 0.01 < error(seen.images, expected.images) < 0.3
+    assert 1e-6 < error(seen.end, expected.end) < 1e-2
+
+
+@pytest.mark.parametrize("bounds", [(0.05, 10.0), (10.0, 1e-3)])
+def test_both_bounds_count(monkeypatch, bounds):
+    monkeypatch.setattr(engine, "ROUNDED", bounds)
+    work = on_noise()
+    assert same_bits(work(engine=Engine(precision="bf16")), work())
+    (note,) = account()
+    assert ("images by" in note["reason"]) == (bounds[0] < 1)
+    assert ("gradient by" in note["reason"]) == (bounds[1] < 1)
+
+
+@pytest.mark.usefixtures("anything_goes")
+def test_what_is_near_enough_does_not_depend_on_where_a_run_resumes():
+    network = Network(ConvNet(width=8), (3, 32, 32), 10)
+    notes = []
+    for scale in (0.0, 1.0, 30.0):
+        compiling._made.clear()
+        theta = scale * network.init(Seed(5))
+        Engine(precision="bf16").passes(network, torch.empty(0), theta, [6], 10, True)
+        notes += account()
+    assert notes[0]["errors"] == notes[1]["errors"] == notes[2]["errors"]
+
+
+@pytest.mark.usefixtures("anything_goes")
+def test_a_trained_network_may_be_asked_too_and_the_larger_error_counts():
+    network = Network(ConvNet(width=8), (3, 32, 32), 10)
+    fresh, other = network.init(Seed(0)), network.init(Seed(7))
+    errors = {}
+    for name, vector in {"none": None, "same": fresh, "other": other, "bad": other * torch.nan}.items():
+        probe = None if vector is None else engine.Probe(name, lambda vector=vector: vector)
+        Engine(precision="bf16", probe=probe).passes(network, torch.empty(0), other, [6], 10, True)
+        (note,) = account()
+        errors[name] = note["errors"]
+        assert (note["precision"] == "float32") == (name == "bad")
+    assert errors["same"] == errors["none"]
+    assert errors["other"] != errors["none"]
+    assert all(errors["other"][name] >= off for name, off in errors["none"].items())
+
+
+@pytest.mark.usefixtures("anything_goes")
+def test_comparing_draws_nothing_and_is_done_once():
+    work, state = on_noise(width=4, images=4), torch.get_rng_state()
+    with patch.object(engine._Shape, "_errors", autospec=True, side_effect=engine._Shape._errors) as compare:
+        for _ in range(3):
+            work(engine=Engine(precision="bf16"))
+    assert compare.call_count == 1
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_operation_that_cannot_be_lowered_leaves_steps_in_float32(monkeypatch):
+    @contextmanager
+    def refuses(device, precision):
+        if precision == "bf16":
+            raise RuntimeError("not implemented for 'BFloat16'")
+        yield
+
+    monkeypatch.setattr(derivatives, "autocast", refuses)
+    work = on_noise(width=4, images=4)
+    assert same_bits(work(engine=Engine(precision="bf16")), work())
+    (note,) = account()
+    assert note["reason"] == "RuntimeError: not implemented for 'BFloat16'; float32 is used"
+
+
+# -- lowered and compiled --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("curvature", ["exact", "zero"])
+def test_what_is_too_far_off_is_compiled_in_float32(curvature):
+    work = on_noise()
+    expected = work(curvature=curvature)
+    seen = work(engine=Engine("compiled", precision="bf16"), curvature=curvature)
+    (note,) = account()
+    assert (note["engine"], note["precision"]) == ("compiled", "float32")
+    assert note["reason"].endswith("; float32 is used")
+    assert max(note["errors"].values()) < 1e-4
+    assert error(seen.images, expected.images) < 1e-4
+
+
+@pytest.mark.usefixtures("uncompiled", "anything_goes")
+@pytest.mark.parametrize("curvature", ["exact", "zero"])
+def test_compiled_code_is_lowered_as_well(curvature):
+    work = on_noise()
+    seen = work(engine=Engine("compiled", precision="bf16"), curvature=curvature)
+    (note,) = account()
+    assert (note["engine"], note["precision"]) == ("compiled", "bf16")
+    assert 0.02 < note["errors"]["images"] < 0.2
+    assert 0.01 < error(seen.images, work(curvature=curvature).images) < 0.3
+
+
+@pytest.mark.usefixtures("anything_goes")
+def test_without_a_compiler_steps_are_lowered_all_the_same(monkeypatch):
+    def broken(function, **options):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    work = on_noise(width=4, images=4)
+    seen = work(engine=Engine("compiled", precision="bf16"))
+    (note,) = account()
+    assert (note["engine"], note["precision"], note["reason"]) == ("eager", "bf16", "RuntimeError: no compiler")
+    assert same_bits(seen, work(engine=Engine(precision="bf16")))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("anything_goes")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+@pytest.mark.parametrize("curvature", ["exact", "zero"])
+def test_a_compiler_knows_how_to_lower(curvature):
+    work = on_noise(width=8)
+    seen = work(engine=Engine("compiled", precision="bf16"), curvature=curvature)
+    (note,) = account()
+    assert (note["engine"], note["precision"]) == ("compiled", "bf16"), note
+    assert 0.01 < note["errors"]["images"] < 0.2
+    assert error(seen.images, work(curvature=curvature).images) < 0.3
+
+
+# -- lowered on a GPU ------------------------------------------------------------------------------------------
+
+
+def median_error(seen: torch.Tensor, expected: torch.Tensor) -> float:
+    return compiling.relative_error(seen.cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["eager", "compiled"])
+def test_float32_on_a_gpu_is_float32_and_tf32_is_near_it(kind):
+    expected, before = on_noise()(), newer()
+    exact = on_noise(device="cuda")(engine=Engine(kind))
+    assert median_error(exact.images, expected.images) < 1e-3
+    for precision in ("tf32", "bf16"):
+        seen = on_noise(device="cuda")(engine=Engine(kind, precision=precision))
+        note = account()[-1]
+        assert note["precision"] == precision or "float32 is used" in note["reason"]
+        assert median_error(seen.images, expected.images) < 2 * ROUNDED[0]
+        if note["precision"] == "tf32":
+            assert median_error(seen.images, expected.images) > 2e-3, "tensor cores were not used"
+    assert newer() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("kind", ["eager", "compiled"])
+def test_nothing_in_a_sweep_waits_for_the_gpu(kind, precision):
+    work = on_noise(device="cuda")
+    work(engine=Engine(kind, precision=precision))  # compared and compiled
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        work(engine=Engine(kind, precision=precision))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# -- a run that asks for less ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matcher", ["tesla", "datm", "ftd"])
+def test_a_run_whose_steps_cannot_round_says_why_and_is_the_same_as_in_float32(tmp_path, matcher):
+    with patch.dict("os.environ", {"DDBENCH_HOME": str(tmp_path / "home")}):
+        made = {
+            p: run(tmp_path / p, spec(matcher, **TRAJECTORY | {"matcher.precision": p})) for p in ("float32", "tf32")
+        }
+    notes = {p: json.loads((folder / "stage-0" / "result.json").read_text()) for p, folder in made.items()}
+    assert "engine" not in notes["float32"]
+    (note,) = notes["tf32"]["engine"]
+    assert (note["engine"], note["precision"]) == ("eager", "float32")
+    assert note["reason"] == "tf32 exists on CUDA only; float32 is used"
+    assert notes["tf32"]["sha256"] == notes["float32"]["sha256"]
+
+
+def test_a_lower_precision_is_judged_by_the_last_expert_that_segments_begin_at(tmp_path):
+    with patch.dict("os.environ", {"DDBENCH_HOME": str(tmp_path)}):
+        made = spec("tesla", **{"matcher.precision": "bf16", "matcher.max_start": 2})
+        task = build_task(made, made.dataset.load())
+        problem = prepared(task, made.matcher.needs(task))
+        probe = engine_for(made.matcher, problem).probe
+        assert torch.equal(probe.vector(), problem.experts.snapshot(0, 1))
+        assert problem.experts.folder.name in probe.name, "other experts, other judgement"
+        plain = spec("tesla")
+        assert engine_for(plain.matcher, problem).probe is None
+        assert engine_for(made.matcher).probe is None, "without a problem there are no experts"

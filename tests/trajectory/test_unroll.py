@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from ddbench_networks import ConvNet
+from float64 import error
+from modules import module_and_leaves
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -17,9 +19,7 @@ from unrolls import (
     Case,
     assert_same,
     case,
-    error,
     flat,
-    module_and_parameters,
     rule_case,
     step_gradient,
     unrolled,
@@ -75,7 +75,7 @@ def test_end_loss_may_be_a_loss_on_real_data():
     c = case(4, augment=FULL)
     x = torch.randn(9, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     y = torch.arange(9) % CLASSES
-    module, start = module_and_parameters(c)
+    module, start = module_and_leaves(c.network, c.theta)
     sizes, shapes = [p.numel() for p in start.values()], [p.shape for p in start.values()]
 
     def terminal(end: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def test_end_loss_may_be_a_loss_on_real_data():
 
 def test_student_ends_where_torchs_own_optimiser_takes_it():
     c = case(6, frozen=2, augment=FULL, lr=0.05)
-    module, start = module_and_parameters(c)
+    module, start = module_and_leaves(c.network, c.theta)
     with torch.no_grad():
         for p, value in zip(module.parameters(), start.values(), strict=True):
             p.copy_(value)
@@ -143,7 +143,7 @@ def test_error_of_zero_curvature_grows_with_the_learning_rate_and_vanishes_witho
 
 def test_zero_curvature_is_teslas_published_formula():
     c = case(5, frozen=3, augment=FULL)
-    module, theta = module_and_parameters(c)
+    module, theta = module_and_leaves(c.network, c.theta)
     images = torch.cat([c.pool.frozen.images, c.pool.new.images]).requires_grad_()
     labels = torch.cat([c.pool.frozen.labels, c.pool.new.labels]).requires_grad_()
     beta, total, gradients = c.lr.item(), torch.zeros_like(c.theta), []

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ddbench.data.pixels import Pixels, Store
     from ddbench.data.preprocessing import Preprocessing
     from ddbench.errors import DataError, DDBenchError, DivergedError, UsageError, did_you_mean
-    from ddbench.hookspecs import Examinee, hookimpl
+    from ddbench.hookspecs import Examinee, Published, hookimpl
     from ddbench.problem.experts import Experts
     from ddbench.problem.problem import Needs, Problem
     from ddbench.problem.starts import Starts, Teaching, teach
@@ -45,6 +45,7 @@ _HOME = {
     "Pixels": "data.pixels",
     "Preprocessing": "data.preprocessing",
     "Problem": "problem.problem",
+    "Published": "hookspecs",
     "RealData": "data.dataset",
     "Recipe": "train.fit",
     "Seed": "base.seeds",

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import pluggy
 
@@ -93,6 +93,8 @@ class Matcher(Protocol[State]):
     What a matcher may offer besides, each on its own: :class:`Needing`, :class:`Forecasting`, :class:`Noting`,
     :class:`Differentiating`; and the class attribute or option
 
+    - ``paper``: authors, venue and year in a few words, for lists;
+    - ``published``: the names, :class:`Published`, that its numbers stand under in the table of published accuracies;
     - ``decodes = True``: it matches ``problem.decoder(images)``, so that it can be run with a decoder;
     - ``labels``: what its images are labelled with; beside a run with other than ``hard`` ones stand random images with
       soft ones, too.
@@ -106,6 +108,20 @@ class Matcher(Protocol[State]):
     def init(self, problem: Problem) -> State: ...
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]: ...
     def result(self, problem: Problem, state: State) -> SyntheticSet: ...
+
+
+@dataclass(frozen=True)
+class Published:
+    """A name that a method has in the table of published accuracies, and what its numbers there are of.
+
+    ``labels`` is the kind that the images must have (None: whichever they have), ``factor`` that of the decoder. The
+    numbers of a ``variant`` are of another setting: they are never beside a run, and shown on request.
+    """
+
+    name: str
+    labels: Literal["hard", "soft"] | None = None
+    factor: int = 1
+    variant: bool = False
 
 
 @runtime_checkable
@@ -145,7 +161,8 @@ class Scheduler(Protocol):
     """Splits one task into problems, looking only at what is already solved.
 
     ``next`` returns the problem after the sets in ``done``, or None when there are ``stages`` of them;
-    ``phases(n)`` tells which of n sets a student sees, phase by phase.
+    ``phases(n)`` tells which of n sets a student sees, phase by phase. ``published`` is optional: the name that it has,
+    with its options, in the table of published accuracies; so is ``paper``.
     """
 
     @property

@@ -19,7 +19,7 @@ from ddbench import hookspecs
 from ddbench.errors import DataError, DDBenchError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from ddbench.hookspecs import DatasetSource, Matcher, Metric
+    from ddbench.hookspecs import DatasetSource, Matcher, Metric, Published, Scheduler
     from ddbench.problem.problem import Memory, Needs, Problem
 
 KINDS = ("dataset", "matcher", "scheduler", "network", "metric")
@@ -227,6 +227,21 @@ def decodes(matcher: Matcher[object]) -> bool:
 def soft_labels(matcher: Matcher[object]) -> bool:
     """Whether a matcher labels its images otherwise than by their class."""
     return getattr(matcher, "labels", "hard") != "hard"
+
+
+def paper(plugin: Plugin) -> str:
+    """Where a method was published, in a few words; empty where it does not say."""
+    return getattr(plugin.cls, "paper", "")
+
+
+def published(plugin: Plugin) -> tuple[Published, ...]:
+    """The names of a matcher in the table of published accuracies."""
+    return getattr(plugin.cls, "published", ())
+
+
+def published_schedule(scheduler: Scheduler) -> str | None:
+    """The name of a scheduler, with its options, in the table of published accuracies."""
+    return getattr(scheduler, "published", None)
 
 
 def missing(source: DatasetSource) -> str | None:

@@ -77,7 +77,7 @@ def check_grad(as_json: bool, **given: Any) -> int:
 
 def _show_list(what: str, out: Path, as_json: bool) -> None:
     """Plugins of a kind with their first line, or runs with their status."""
-    from ddbench.plugins import registry
+    from ddbench.plugins import paper, registry
     from ddbench.run.folder import run_folders
     from ddbench.run.record import rows
 
@@ -87,9 +87,12 @@ def _show_list(what: str, out: Path, as_json: bool) -> None:
         body = [[row[c] for c in columns] for row in found]
     else:
         kind = what.removesuffix("s")
-        columns = ("name", "summary", "package")
+        with_paper = kind in ("matcher", "scheduler")
+        columns = ("name", "summary", *(("paper",) if with_paper else ()), "package")
         chosen = [registry().get(kind, name) for name in registry().names(kind)]
-        body = [[p.name, _summary(p.cls), f"{p.package} {p.version}"] for p in chosen]
+        body = [
+            [p.name, _summary(p.cls), *([paper(p)] if with_paper else []), f"{p.package} {p.version}"] for p in chosen
+        ]
     if as_json:
         console.data_json([dict(zip(columns, line, strict=True)) for line in body])
     elif body:

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from ddbench import Published
 from ddbench_coresets.features import ByFeatures
 
 
@@ -23,6 +24,8 @@ class KMeans(ByFeatures):
     """
 
     name = "k-means"
+    paper = "Cui et al., NeurIPS 2022"
+    published = (Published("Kmeans-emb", "hard"),)
     restarts: Annotated[int, Ge(1), "clusterings from other first centroids, of which the tightest counts"] = 3
 
     def pick(self, features: Tensor, taken: Tensor, count: int) -> Tensor:

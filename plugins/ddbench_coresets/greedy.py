@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddbench import Published
 from ddbench_coresets.features import ByFeatures
 
 
@@ -20,6 +21,8 @@ class Herding(ByFeatures):
     """
 
     name = "herding"
+    paper = "Welling, ICML 2009"
+    published = (Published("Herding", "hard"),)
 
     def pick(self, features: Tensor, taken: Tensor, count: int) -> Tensor:
         return herding(features, taken, count)
@@ -35,6 +38,8 @@ class KCenter(ByFeatures):
     """
 
     name = "k-center"
+    paper = "Sener & Savarese, ICLR 2018"
+    published = (Published("K-Center", "hard"), Published("K-Center(alt)", "hard"))
 
     def pick(self, features: Tensor, taken: Tensor, count: int) -> Tensor:
         return k_center(features, taken, count)

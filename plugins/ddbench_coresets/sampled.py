@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ddbench import Examples, Problem
+from ddbench import Examples, Problem, Published
 from ddbench_coresets.coreset import Coreset
 
 
@@ -16,6 +16,12 @@ class Random(Coreset):
     """
 
     name = "random"
+    published = (
+        Published("Random", "hard"),
+        Published("Random(DC-era)", "hard"),
+        Published("RandomReal hard label", "hard", variant=True),
+        Published("RandomReal+SoftLabel(expert)", "soft"),
+    )
 
     def choose(self, problem: Problem) -> Examples:
         return problem.sample()

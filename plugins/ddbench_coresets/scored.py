@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ddbench import Examples, Problem
+from ddbench import Examples, Problem, Published
 from ddbench_coresets.coreset import Coreset
 from ddbench_coresets.taken import taken
 
@@ -38,6 +38,8 @@ class Forgetting(Coreset):
     """
 
     name = "forgetting"
+    paper = "Toneva et al., ICLR 2019"
+    published = (Published("Forgetting", "hard"),)
     epochs: Annotated[int, Ge(2), "epochs of the experts over which events are counted"] = 20
     order: Order = "easiest"
 
@@ -64,6 +66,7 @@ class El2n(Coreset):
     """
 
     name = "el2n"
+    paper = "Paul, Ganguli & Dziugaite, NeurIPS 2021"
     experts: Annotated[int, Ge(1), "networks whose errors are averaged, and that label (labels=teacher)"] = 10
     epochs: Annotated[int, Ge(1), "epochs after which errors are measured"] = 5
     order: Order = "easiest"

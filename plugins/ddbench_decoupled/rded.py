@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from ddbench import Examples, Needs, Problem, SyntheticSet, Teacher, UsageError
+from ddbench import Examples, Needs, Problem, Published, SyntheticSet, Teacher, UsageError
 from ddbench_decoupled import teachers
 from ddbench_decoupled.crops import cut, draw_boxes, surround, tile
 
@@ -45,6 +45,8 @@ class Rded:
     """
 
     name = "rded"
+    paper = "Sun et al., CVPR 2024"
+    published = (Published("RDED"),)
     steps = 0
     factor: Annotated[int, Ge(1), Le(8), "patches along each side of an image"] = 1
     candidates: Annotated[int, Ge(1), "real images per class to choose from, as far as there are so many"] = 300

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from ddbench import Needs, Problem, Seed, SyntheticSet, Teacher, soft_cross_entropy
+from ddbench import Needs, Problem, Published, Seed, SyntheticSet, Teacher, soft_cross_entropy
 from ddbench.train.optimisers import Adam
 from ddbench.train.optimisers import State as Moments
 from ddbench_decoupled import teachers
@@ -57,6 +57,8 @@ class Sre2l:
     """
 
     name = "sre2l"
+    paper = "Yin, Xing & Shen, NeurIPS 2023"
+    published = (Published("SRe2L"), Published("SRe2L(CutMix soft)", variant=True))
     steps: Annotated[int, Ge(1), "iterations per stage, in each of which every image is moved"] = 300
     lr_img: Annotated[float, Gt(0), "first learning rate of Adam, which falls to zero as a cosine"] = 0.25
     r_bn: Annotated[float, Ge(0), "weight of the gap of batch-norm statistics"] = 0.01

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DSA, Problem, SyntheticSet
+from ddbench import DSA, Problem, Published, SyntheticSet
 from ddbench_matching.common import (
     Momentum,
     PixInit,
@@ -54,6 +54,8 @@ class Dm:
     """
 
     name = "dm"
+    paper = "Zhao & Bilen, WACV 2023"
+    published = (Published("DM"),)
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 300
     batch_real: Annotated[int, Ge(1), "real images per class and iteration, as far as there are so many"] = 256

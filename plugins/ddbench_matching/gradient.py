@@ -31,7 +31,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DSA, Problem, Recipe, Student, SyntheticSet, fit
+from ddbench import DSA, Problem, Published, Recipe, Student, SyntheticSet, fit
 from ddbench_matching.common import (
     Metric,
     Momentum,
@@ -66,6 +66,8 @@ class Dc:
     """
 
     name = "dc"
+    paper = "Zhao, Mopuri & Bilen, ICLR 2021"
+    published = (Published("DC"),)
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage, each with a new network"] = 30
     outer: Annotated[int | None, Ge(1), "matching steps per iteration, by default according to ipc"] = None
@@ -96,6 +98,8 @@ class Dsa(Dc):
     """
 
     name = "dsa"
+    paper = "Zhao & Bilen, ICML 2021"
+    published = (Published("DSA"),)
     pix_init: PixInit = "real"
     augment: Annotated[bool, "DSA: siamese for matching, for each image in the network's training"] = True
 

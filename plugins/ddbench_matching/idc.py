@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import Network, Problem, Recipe, Student, SyntheticSet, UsageError, fit
+from ddbench import Network, Problem, Published, Recipe, Student, SyntheticSet, UsageError, fit
 from ddbench.train.optimisers import SGD
 from ddbench.train.optimisers import State as Moments
 from ddbench_matching.box import Augment, clamped, matching_augmentation, moved, pixel_unit
@@ -70,6 +70,8 @@ class Idc:
     """
 
     name = "idc"
+    paper = "Kim et al., ICML 2022"
+    published = (Published("IDC-I"), Published("IDC", factor=2))
     decodes = True
     steps: Annotated[int, Ge(1), "iterations of the inner loop per stage"] = 200
     inner: Annotated[int, Ge(1), "iterations after which the network is renewed"] = 20

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DivergedError, Problem, SyntheticSet, squared_error
+from ddbench import DivergedError, Problem, Published, SyntheticSet, squared_error
 from ddbench.train.optimisers import Adam, Lamb
 from ddbench.train.optimisers import State as Moments
 from ddbench_meta.common import fresh, real_batch
@@ -71,6 +71,8 @@ class Frepo:
     """
 
     name = "frepo"
+    paper = "Zhou, Nezhadarya & Ba, NeurIPS 2022"
+    published = (Published("FRePo"),)
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 500
     networks: Annotated[int, Ge(1), "online networks, m"] = 10

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DivergedError, Problem, SyntheticSet, UsageError
+from ddbench import DivergedError, Problem, Published, SyntheticSet, UsageError
 from ddbench.train.compile import Kind, settle, verdicts
 from ddbench.train.optimisers import SGD, Adam, Optimiser
 from ddbench.train.optimisers import State as Moments
@@ -68,6 +68,8 @@ class RatBptt:
     """
 
     name = "rat-bptt"
+    paper = "Feng, Vedantam & Kempe, ICLR 2024"
+    published = (Published("RaT-BPTT"),)
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 300
     total: Annotated[int, Ge(1), "longest student training, in steps, T"] = 40

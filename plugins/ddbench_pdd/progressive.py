@@ -34,6 +34,7 @@ class Progressive(Staged):
     """
 
     name = "pdd"
+    paper = "Chen et al., ICLR 2024"
     stages: Annotated[int, Ge(1), "sets distilled one after another, P"] = 5
     chain: Annotated[bool, "each stage goes on from the networks that the stage before started from"] = True
     drop: Annotated[Literal["none", "correct", "forgetting"], "which easy real examples later stages leave out"] = (
@@ -42,6 +43,11 @@ class Progressive(Staged):
     judges: Annotated[int, Ge(1), "networks that say what is easy"] = 5
     interval: Annotated[int, Ge(1), "forgetting events that every stage raises the bar by (drop=forgetting)"] = 1
     keep: Keep = 0.2
+
+    @property
+    def published(self) -> str | None:
+        """Stages of other sizes, or from other networks, are not those that numbers are published of."""
+        return None if self.sizes or not self.chain else f"PDD-P{self.stages}"
 
     def stage(self, problem: Problem, done: Curriculum) -> Problem:
         problem = replace(problem, starts=taught(problem.starts, done, chain=self.chain))

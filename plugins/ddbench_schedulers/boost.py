@@ -22,6 +22,7 @@ class Boost(Staged):
     """
 
     name = "boost"
+    paper = "Feng, Vedantam & Kempe, ICLR 2024"
     stages: Annotated[int, Ge(1), "blocks"] = 5
 
     def stage(self, problem: Problem, done: Curriculum) -> Problem:

@@ -25,6 +25,7 @@ class SeqMatch(Staged):
     """
 
     name = "seqmatch"
+    paper = "Du, Shi & Zhou, NeurIPS 2023"
     stages: Annotated[int, Ge(1), "subsets, K"] = 2
 
     def stage(self, problem: Problem, done: Curriculum) -> Problem:

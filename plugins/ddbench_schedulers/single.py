@@ -12,6 +12,7 @@ class Single:
     """The task itself, as one problem."""
 
     name = "single"
+    published = "none"
     stages = 1
 
     def next(self, task: Problem, done: Curriculum) -> Problem | None:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from ddbench import Problem
+from ddbench import Problem, Published
 from ddbench.trajectory.descent import PixelState
 from ddbench.trajectory.method import Segment, Shown, Swept, engine_for, move, targets_of
 from ddbench.trajectory.unroll import Task, matching, reverse, student_loss
@@ -47,6 +47,8 @@ class Tesla(Swept):
     """
 
     name = "tesla"
+    paper = "Cui et al., ICML 2023"
+    published = (Published("TESLA"),)
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "teacher"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
     curvature: Annotated[Literal["zero", "exact"], "TESLA's formula, or the true unrolled gradient"] = "zero"

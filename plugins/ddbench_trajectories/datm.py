@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from ddbench import DivergedError, Needs, Problem, UsageError
+from ddbench import DivergedError, Needs, Problem, Published, UsageError
 from ddbench.trajectory.descent import PixelState
 from ddbench.trajectory.method import Swept, begin, needs, swept
 from ddbench_trajectories.common import advance
@@ -47,6 +47,8 @@ class Datm(Swept):
     """
 
     name = "datm"
+    paper = "Guo et al., ICLR 2024"
+    published = (Published("DATM"),)
     labels: Annotated[Literal["learned", "teacher", "hard"], "what the images are labelled with"] = "learned"
     pix_init: Annotated[
         Literal["correct", "real", "noise"], "where the images start; correct: as experts classify them"

@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from ddbench import Needs, Problem, SyntheticSet
+from ddbench import Needs, Problem, Published, SyntheticSet
 from ddbench.trajectory.descent import catch_up
 from ddbench.trajectory.method import PixelState, Swept, begin, finish, needs, swept
 from ddbench_trajectories.common import advance
@@ -51,6 +51,8 @@ class Ftd(Swept):
     """
 
     name = "ftd"
+    paper = "Du et al., CVPR 2023"
+    published = (Published("FTD"), Published("FTD(DATM rerun)"))
     labels: Annotated[Literal["hard", "teacher"], "what the images are labelled with"] = "hard"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
     decay: Annotated[float, Ge(0), Lt(1), "of the moving average of the images; 0 for the last iterate"] = 0.95

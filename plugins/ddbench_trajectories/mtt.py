@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from ddbench import Problem
+from ddbench import Problem, Published
 from ddbench.trajectory.descent import PixelState
 from ddbench.trajectory.method import Method
 from ddbench.trajectory.unroll import Gradient, Task, autograd_unroll
@@ -23,6 +23,8 @@ class Mtt(Method):
     """
 
     name = "mtt"
+    paper = "Cazenavette et al., CVPR 2022"
+    published = (Published("MTT"), Published("MTT(no ZCA; DC-Bench avg)", variant=True))
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "hard"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
 

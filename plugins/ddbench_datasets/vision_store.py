@@ -48,7 +48,10 @@ class Read:
 
 @dataclass(frozen=True)
 class Stored:
-    """Images that ``make(source, identity, read)`` gives, once; a fifth is the test part where there is none."""
+    """Images that ``make(source, identity, read)`` gives, once, of the source's ``size`` if it has one.
+
+    Where the authors made no test part, it is a fifth of them.
+    """
 
     make: Callable[[Any, dict[str, Any], Any], tuple[Store, About]]
     read: Lister | Callable[[ModuleType, str], store.Made]

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from ddbench import DataError, report
 from ddbench.base import cache
-from ddbench_datasets.places import Place, oversize, unreadable_method
+from ddbench_datasets.places import Place, oversize
 
 # An archive of photos is about as large as the photos, and one of blank bitmaps a hundred times smaller.
 RATIO = 200  # bytes unpacked per byte of the archive,
@@ -30,6 +30,7 @@ HEADER = 1_000_000  # bytes that a tar may want to describe one member
 WORTH_KEEPING = 100_000_000  # bytes of an archive whose sha256 is kept
 LINK = "is a link, which is not followed in an archive; pack it again with the files themselves"
 TWICE = "is in the archive twice, so which one is meant is unclear; pack it again"
+CHECKSUM = "cannot be read (the zip's checksum is another)"
 OPEN: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 PACKED = (zlib.error, lzma.LZMAError, EOFError, OSError)  # what unpacking damaged bytes raises,
 HEADERS = (tarfile.TarError, zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, LookupError)
@@ -61,6 +62,16 @@ def sha256(path: Path) -> str:
     return digest
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file in an archive: where it begins, what it unpacks to, and what is wrong with it, if anything."""
+
+    offset: int
+    size: int
+    fault: str | None
+    info: zipfile.ZipInfo | None = None
+
+
 class _Archive:
     """What zips and tars have in common: members by name, in the order in which they are stored."""
 
@@ -68,7 +79,7 @@ class _Archive:
         self.ignored: list[str] = []
         self._path = path
         self._folders: list[str] = []
-        self._members: dict[str, Place] = {}
+        self._members: dict[str, _Member] = {}
 
     def names(self) -> list[str]:
         return [*self._folders, *self._members]
@@ -80,15 +91,12 @@ class _Archive:
         return self._members[name].size
 
     def order(self, names: Sequence[str]) -> list[int]:
-        return sorted(range(len(names)), key=lambda i: self._members[names[i]].offset or 0)
+        return sorted(range(len(names)), key=lambda i: self._members[names[i]].offset)
 
-    def places(self, names: Sequence[str]) -> Iterator[Place]:
-        return (self._members[name] for name in names)
-
-    def _add(self, name: str, place: Place) -> None:
+    def _add(self, name: str, member: _Member) -> None:
         name = name.replace("\\", "/").removeprefix("./")
         known = self._members.get(name)
-        self._members[name] = replace(known, fault=TWICE) if known else place
+        self._members[name] = replace(known, fault=TWICE) if known else member
 
 
 class Zip(_Archive):
@@ -102,33 +110,54 @@ class Zip(_Archive):
         for member in members:
             if member.filename.endswith("/"):  # is_dir() wants a name
                 self._folders.append(member.filename.replace("\\", "/").removeprefix("./"))
-            else:
-                self._add(member.filename, self._place(member))
+                continue
+            if stat.S_ISLNK(member.external_attr >> 16):
+                self.ignored.append(member.filename)
+            self._add(member.filename, _Member(member.header_offset, member.file_size, _fault(member), member))
 
-    def _place(self, member: zipfile.ZipInfo) -> Place:
-        fault = oversize(member.file_size) or unreadable_method(member.compress_type)
-        if member.flag_bits & 1:
-            fault = "is encrypted; unpack the zip and pass the folder"
-        if stat.S_ISLNK(member.external_attr >> 16):
-            fault = LINK
-            self.ignored.append(member.filename)
-        return Place(
-            path=str(self._path),
-            size=member.file_size,
-            offset=member.header_offset,
-            method=member.compress_type,
-            packed=member.compress_size,
-            crc=member.CRC,
-            fault=fault,
-        )
+    def places(self, names: Sequence[str]) -> Iterator[Place]:
+        with explained(self._path), zipfile.ZipFile(self._path) as archive:
+            for name in names:
+                yield _unzipped(archive, self._members[name])
+
+
+def _fault(member: zipfile.ZipInfo) -> str | None:
+    """Why a member of a zip is not to be read, if there is a reason."""
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return LINK
+    if member.flag_bits & 1:
+        return "is encrypted; unpack the zip and pass the folder"
+    if fault := oversize(member.file_size):
+        return fault
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"is packed by method {member.compress_type}; pack the zip again with the usual one, deflate"
+    return oversize(member.compress_size)
+
+
+def _unzipped(archive: zipfile.ZipFile, member: _Member) -> Place:
+    fault = member.fault
+    if fault is None:
+        assert member.info is not None
+        try:
+            with archive.open(member.info) as stream:
+                data = stream.read(member.size + 1)  # that much inflates at most, whatever it holds
+            if len(data) == member.size:
+                return Place(size=len(data), data=data)
+            fault = CHECKSUM
+        except zipfile.BadZipFile as error:
+            fault = CHECKSUM if "CRC" in str(error) else "is not where the zip's directory says; the zip is damaged"
+        except EOFError:
+            fault = "cannot be read (the archive ends before it)"
+        except (*DAMAGED, RuntimeError) as error:
+            fault = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    return Place(fault=fault)
 
 
 class Tar(_Archive):
-    """The members of a tar, found by one pass over it; those of a packed one are read by another."""
+    """The members of a tar, found by one pass over it, and read by another."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._packed = _opener(path) is not None
         self._listed = False
 
     def names(self) -> list[str]:
@@ -137,7 +166,17 @@ class Tar(_Archive):
 
     def places(self, names: Sequence[str]) -> Iterator[Place]:
         self._list()
-        return self._read(names) if self._packed else super().places(names)
+        with _unpacked(self._path) as stream, explained(self._path):
+            for name in names:
+                member = self._members[name]
+                if member.fault:
+                    yield Place(fault=member.fault)
+                    continue
+                stream.seek(member.offset)
+                data = stream.read(member.size)
+                if len(data) != member.size:
+                    raise tarfile.ReadError("it ends too early")
+                yield Place(size=len(data), data=data)
 
     def _list(self) -> None:
         """Not before it is needed: of a packed tar all bytes have to be unpacked for it."""
@@ -147,27 +186,13 @@ class Tar(_Archive):
             for member in _walk(stream):
                 if member.isdir():
                     self._folders.append(member.name.removeprefix("./").rstrip("/") + "/")
-                else:
-                    self._add(member.name, self._place(member))
+                    continue
+                fault = oversize(member.size)
+                if not member.isreg() or member.issparse():
+                    fault = LINK if member.issym() or member.islnk() else "is no plain file"
+                    self.ignored.append(member.name)
+                self._add(member.name, _Member(member.offset_data, member.size, fault))
         self._listed = True
-
-    def _place(self, member: tarfile.TarInfo) -> Place:
-        fault = oversize(member.size)
-        if not member.isreg() or member.issparse():
-            fault = LINK if member.issym() or member.islnk() else "is no plain file"
-            self.ignored.append(member.name)
-        return Place(path=str(self._path), size=member.size, offset=member.offset_data, fault=fault)
-
-    def _read(self, names: Sequence[str]) -> Iterator[Place]:
-        with _unpacked(self._path) as stream, explained(self._path):
-            for name in names:
-                place = self._members[name]
-                if not place.fault:
-                    stream.seek(place.offset or 0)
-                    place = replace(place, data=stream.read(place.size))
-                    if len(place.data or b"") != place.size:
-                        raise tarfile.ReadError("it ends too early")
-                yield place
 
 
 @dataclass

@@ -35,9 +35,9 @@ WORTH_A_PROCESS = 4  # chunks; fewer take less time than a process takes to star
 class Plan:
     """Images to decode: ``names`` in the order of the rows, ``channels`` ("1", "3", or "auto" for grey if all are).
 
-    ``size`` resizes them; without it all must have one size. Unless ``skip_broken``, each must be decodable.
-    ``about`` is kept beside the pixels; ``origin`` (JSON) tells earlier attempts at the same images; ``mend`` says what
-    to do about broken ones, where that is not to leave them out.
+    ``size`` resizes their middle squares, with ``stretch`` all of them; without it all must have one size. Unless
+    ``skip_broken``, each must be decodable. ``about`` is kept beside the pixels; ``origin`` (JSON) tells earlier
+    attempts at the same images; ``mend`` says what to do about broken ones, where that is not to leave them out.
     """
 
     files: Files
@@ -48,6 +48,7 @@ class Plan:
     origin: Any
     about: dict[str, Any] = field(default_factory=dict)
     mend: str | None = None
+    stretch: bool = False
 
 
 def build(folder: Path, plan: Plan) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _fill(plan: Plan, chunks: list[list[int]], journal: _Journal) -> None:
     done = total - sum(len(chunks[number]) for number in pending)
     report("decoding", done, total)
     begun = journal.begun
-    target = Target(str(journal.pixels), begun["offset"], tuple(begun["shape"]), plan.size, begun["grey"])
+    target = Target(str(journal.pixels), begun["offset"], tuple(begun["shape"]), plan.size, begun["grey"], plan.stretch)
     processes = min(cores(), max(1, len(pending) // WORTH_A_PROCESS))
     with closing(fill(target, _items(plan, chunks, pending), processes)) as results:
         for number, faults in results:

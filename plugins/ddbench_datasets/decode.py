@@ -27,12 +27,14 @@ def strictly() -> Iterator[None]:
         yield
 
 
-def image(data: bytes, channels: int | None, size: int | None = None, *, grey: bool = False) -> np.ndarray:
+def image(
+    data: bytes, channels: int | None, size: int | None = None, *, grey: bool = False, stretch: bool = False
+) -> np.ndarray:
     """An image as (c, h, w) uint8, upright as its EXIF data say, transparency dropped; the first of several frames.
 
-    ``channels`` is 1, 3, or None for as many as the file has. With ``size``, the middle square is resized to
-    size x size (bicubic, antialiased). Raises Broken for what cannot be decoded whole or has more than 8 bits, and
-    Coloured for a colour image where only ``grey`` ones are expected.
+    ``channels`` is 1, 3, or None for as many as the file has. With ``size``, the middle square, or with ``stretch`` all
+    of it, is resized to size x size (bicubic, antialiased). Raises Broken for what cannot be decoded whole or has more
+    than 8 bits, and Coloured for a colour image where only ``grey`` ones are expected.
     """
     if not data:
         raise Broken("is empty")
@@ -43,7 +45,7 @@ def image(data: bytes, channels: int | None, size: int | None = None, *, grey: b
             if grey and opened.mode not in GREY:
                 raise Coloured
             one = channels == 1 or (channels is None and opened.mode in GREY)
-            plain = _sized(_plain(_upright(opened), "L" if one else "RGB"), size)
+            plain = _sized(_plain(_upright(opened), "L" if one else "RGB"), size, stretch)
     except (Broken, Coloured, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -69,9 +71,11 @@ def _plain(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _sized(image: Image.Image, size: int | None) -> Image.Image:
+def _sized(image: Image.Image, size: int | None, stretch: bool) -> Image.Image:
     if size is None or image.size == (size, size):
         return image
+    if stretch:
+        return image.resize((size, size), Image.Resampling.BICUBIC)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2

@@ -40,7 +40,13 @@ class Given:
 
 
 def decoded(
-    identity: Any, given: Callable[[], tuple[Given, dict[str, Any]]], *, channels: str, size: int | None, mend: str
+    identity: Any,
+    given: Callable[[], tuple[Given, dict[str, Any]]],
+    *,
+    channels: str,
+    size: int | None,
+    mend: str,
+    stretch: bool = False,
 ) -> tuple[Store, dict[str, Any]]:
     """The images of ``given()``, decoded once per ``identity`` (JSON), and what it says about them.
 
@@ -51,6 +57,6 @@ def decoded(
         from ddbench_datasets.building import Plan
 
         images, about = given()
-        return Plan(images, images.names(), channels, size, False, identity, about, mend)
+        return Plan(images, images.names(), channels, size, False, identity, about, mend, stretch)
 
     return store.decoded(identity, plan)

@@ -5,13 +5,9 @@ from __future__ import annotations
 import io
 import os
 import stat
-import struct
-import zlib
 from dataclasses import dataclass
-from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 LARGEST = 100_000_000  # bytes of one image file; a larger one is a mistake or a bomb
-_LOCAL = struct.Struct("<4s22x2H")  # of a zip's local header: its mark, the lengths of name and extra field
 
 
 class Broken(Exception):
@@ -28,17 +24,13 @@ class OddSize(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A whole file, a span of one, a zip's member (``method`` is set), or bytes that were read already (``data``).
+    """A whole file, or bytes that were read already (``data``), ``size`` of them.
 
-    ``size`` is that of the bytes unpacked. A ``fault`` says why they are not to be fetched.
+    A ``fault`` says why there are none.
     """
 
     path: str = ""
     size: int = 0
-    offset: int | None = None
-    method: int | None = None
-    packed: int = 0
-    crc: int = 0
     data: bytes | None = None
     fault: str | None = None
 
@@ -57,7 +49,7 @@ def fetch(place: Place) -> bytes:
     try:
         # without blocking, since a pipe in the folder would wait for a writer
         with io.FileIO(os.open(place.path, os.O_RDONLY | os.O_NONBLOCK)) as stream:
-            return _whole(stream) if place.offset is None else _span(stream, place, place.offset)
+            return _whole(stream)
     except OSError as error:
         raise Broken(f"cannot be read ({error.strerror or error})") from error
 
@@ -76,41 +68,3 @@ def _whole(stream: io.FileIO) -> bytes:
     if fault := oversize(status.st_size):
         raise Broken(fault)
     return stream.readall()
-
-
-def _span(stream: io.FileIO, place: Place, offset: int) -> bytes:
-    if place.method is None:
-        return _exactly(stream, offset, place.size)
-    if fault := oversize(place.packed):
-        raise Broken(fault)
-    mark, name, extra = _LOCAL.unpack(_exactly(stream, offset, _LOCAL.size))
-    if mark != b"PK\3\4":
-        raise Broken("is not where the zip's directory says; the zip is damaged")
-    data = _exactly(stream, offset + _LOCAL.size + name + extra, place.packed)
-    if place.method == ZIP_DEFLATED:
-        data = _inflated(data, place.size)
-    if len(data) != place.size or zlib.crc32(data) != place.crc:
-        raise Broken("cannot be read (the zip's checksum is another)")
-    return data
-
-
-def _exactly(stream: io.FileIO, offset: int, size: int) -> bytes:
-    data = os.pread(stream.fileno(), size, offset)
-    if len(data) != size:
-        raise Broken("cannot be read (the archive ends before it)")
-    return data
-
-
-def _inflated(data: bytes, size: int) -> bytes:
-    try:
-        # one byte more than declared is enough to see that the member lies about its size
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
-    except zlib.error as error:
-        raise Broken(f"cannot be read ({error})") from error
-
-
-def unreadable_method(method: int) -> str | None:
-    """What is wrong with a zip member packed by ``method``, if anything."""
-    if method in (ZIP_STORED, ZIP_DEFLATED):
-        return None
-    return f"is packed by method {method}; pack the zip again with the usual one, deflate"

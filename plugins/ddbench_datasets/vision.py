@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -12,7 +13,7 @@ from ddbench import Dataset, Preprocessing
 from ddbench_datasets import vision_read as read
 from ddbench_datasets.common import FLIP, NO_FLIP, Choices, assemble, origin
 from ddbench_datasets.vision_get import Files
-from ddbench_datasets.vision_store import Read, Stored, arrays, squares, stretched
+from ddbench_datasets.vision_store import Read, Stored, arrays, images
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -185,7 +186,7 @@ class Imagenette(Downloaded):
     name = "imagenette"
     files = Files("Imagenette", {"imagenette2-160.tgz": ("imagenette2-160",)})
     counts = (9_469, 3_925)
-    form = Stored(squares, read.imagenette)
+    form = Stored(images, read.imagenette)
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://github.com/fastai/imagenette",
         "licence": "Apache 2.0; the images are from ImageNet, which has terms of its own",
@@ -206,7 +207,7 @@ class EuroSAT(Downloaded):
     name = "eurosat"
     files = Files("EuroSAT", {"EuroSAT.zip": ("2750",)}, "eurosat")
     counts = (27_000, 0)
-    form, size = Stored(squares, read.eurosat), 64
+    form, size = Stored(images, read.eurosat), 64
     facts: ClassVar[dict[str, str]] = {"split": "80/20 by ddbench, stratified; the authors published none"}
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://github.com/phelber/EuroSAT",
@@ -232,7 +233,7 @@ class GTSRB(Downloaded):
         "gtsrb",
     )
     counts = (26_640, 12_630)
-    form, size = Stored(stretched, read.gtsrb), 32
+    form, size = Stored(partial(images, stretch=True), read.gtsrb), 32
     augment = NO_FLIP
     facts: ClassVar[dict[str, str]] = {"validation": "shares signs with train: each was photographed 30 times"}
     about: ClassVar[dict[str, str]] = {

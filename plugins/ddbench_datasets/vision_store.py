@@ -11,15 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from ddbench import DataError, Store, report
+from ddbench import DataError, Store
 from ddbench.base import cache
 from ddbench_datasets import store
 from ddbench_datasets.common import TEST_SHARE, Whole, halves
 from ddbench_datasets.given import Given, decoded
-from ddbench_datasets.places import Broken, Place, fetch
+from ddbench_datasets.places import Place
 from ddbench_datasets.vision_get import Source, get
 from ddbench_datasets.vision_read import Lister, Listing
 
@@ -49,7 +48,10 @@ class Read:
 
 @dataclass(frozen=True)
 class Stored:
-    """Images that ``make(source, identity, read)`` gives, once; a fifth is the test part where there is none."""
+    """Images that ``make(source, identity, read)`` gives, once, of the source's ``size`` if it has one.
+
+    Where the authors made no test part, it is a fifth of them.
+    """
 
     make: Callable[[Any, dict[str, Any], Any], tuple[Store, About]]
     read: Lister | Callable[[ModuleType, str], store.Made]
@@ -76,38 +78,20 @@ class Stored:
 
 def arrays(source: Source, identity: dict[str, Any], read: Callable[..., store.Made]) -> tuple[Store, About]:
     """Images that torchvision decodes."""
-    return _kept(identity, lambda: get(source, read))
+    array, about = store.cached(identity, lambda: get(source, read))
+    return Store(torch.from_numpy(array), about["content"]), about
 
 
-def squares(source: ImageSource, identity: dict[str, Any], lister: Lister) -> tuple[Store, About]:
-    """Images ``size`` x ``size``: the shorter side resized, the middle of the longer one kept."""
+def images(
+    source: ImageSource, identity: dict[str, Any], lister: Lister, *, stretch: bool = False
+) -> tuple[Store, About]:
+    """Images ``size`` x ``size``: their middle squares, or with ``stretch`` all of them, so that nothing is cut off."""
 
     def given() -> tuple[Given, About]:
         paths, about = _listed(source, lister)
         return Given(paths, lambda path: Place(str(cache.data_home() / path))), about
 
-    return decoded(identity, given, channels="3", size=identity["size"], mend=_mend(source))
-
-
-def stretched(source: ImageSource, identity: dict[str, Any], lister: Lister) -> tuple[Store, About]:
-    """Images ``size`` x ``size``: both sides resized, so that nothing is cut off."""
-    size = identity["size"]
-
-    def make() -> store.Made:
-        paths, about = _listed(source, lister)
-        pixels = np.empty((len(paths), 3, size, size), np.uint8)
-        for i, path in enumerate(paths):
-            pixels[i] = _stretched(source, path, size)
-            if i % 1000 == 999 or i + 1 == len(paths):
-                report("decoding", i + 1, len(paths))
-        return pixels, about
-
-    return _kept(identity, make)
-
-
-def _kept(identity: dict[str, Any], make: Callable[[], store.Made]) -> tuple[Store, About]:
-    array, about = store.cached(identity, make)
-    return Store(torch.from_numpy(array), about["content"]), about
+    return decoded(identity, given, channels="3", size=identity["size"], mend=_mend(source), stretch=stretch)
 
 
 def _listed(source: ImageSource, lister: Lister) -> tuple[list[str], About]:
@@ -126,20 +110,6 @@ def _listed(source: ImageSource, lister: Lister) -> tuple[list[str], About]:
     paths, targets = zip(*listing.train, *listing.test, strict=True)
     names = [str(Path(path).relative_to(cache.data_home())) for path in paths]
     return names, {"classes": listing.classes, "train": len(listing.train), "targets": targets}
-
-
-def _stretched(source: ImageSource, path: str, size: int) -> np.ndarray:
-    from PIL import Image
-
-    from ddbench_datasets.decode import image, strictly
-
-    try:
-        with strictly():
-            pixels = image(fetch(Place(str(cache.data_home() / path))), 3)
-    except Broken as error:
-        raise DataError(f"{path} {error}; {_mend(source)}") from error
-    whole = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    return np.asarray(whole.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
 def _mend(source: Source) -> str:

@@ -38,7 +38,8 @@ serve({handle})
 class Target:
     """The file to write to: images of ``shape`` (c, h, w) one after another from byte ``offset`` on.
 
-    ``size`` is what images are resized to, if at all; with ``grey`` a colour image ends the work.
+    ``size`` is what their middle squares are resized to, or with ``stretch`` all of them, if at all; with ``grey`` a
+    colour image ends the work.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Target:
     shape: tuple[int, int, int]
     size: int | None
     grey: bool
+    stretch: bool = False
 
 
 def cores() -> int:
@@ -91,7 +93,7 @@ def _write(file: int, target: Target, items: list[Item]) -> Faults:
     with strictly():
         for row, name, place in items:
             try:
-                array = image(fetch(place), channels, target.size, grey=target.grey)
+                array = image(fetch(place), channels, target.size, grey=target.grey, stretch=target.stretch)
             except Broken as error:
                 faults.append((row, str(error)))
                 continue

@@ -419,6 +419,25 @@ def test_stored_members_and_a_zip_behind_other_bytes_are_read(tmp_path):
     assert Images(root=str(tmp_path / "sfx.zip")).load().digest == plain
 
 
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [
+        (0, "is not where the zip's directory says; the zip is damaged"),
+        (60, "cannot be read (the zip's checksum is another)"),
+    ],
+)
+def test_damage_to_one_member_of_a_zip_is_that_images_fault(tmp_path, at, reason):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_STORED) as archive:
+        for name, data in tree().items():
+            archive.writestr(name, data)
+        begins = archive.getinfo("train/dog/2.png").header_offset
+    raw = bytearray((tmp_path / "set.zip").read_bytes())
+    raw[begins + at] ^= 255
+    (tmp_path / "set.zip").write_bytes(raw)
+    assert refusal(root=str(tmp_path / "set.zip")).startswith(f"train/dog/2.png {reason}; replace or remove it")
+    assert Images(root=str(tmp_path / "set.zip"), skip_broken=True).load().facts["skipped"].startswith("1 of 18 images")
+
+
 # bombs
 
 

@@ -11,7 +11,7 @@ from tiny import request, spec
 
 from ddbench import Recipe, UsageError
 from ddbench.base.options import make
-from ddbench.grade.protocol import PROTOCOLS, Protocol, named
+from ddbench.grade.protocol import PROTOCOLS, Protocol
 from ddbench.plugins import Plugin, RecipeEntry, Registry, registry
 from ddbench.run.spec import (
     EXPERTS,
@@ -277,24 +277,6 @@ def test_options_of_a_scheduler_without_any_are_refused_as_such():
 
 
 # --------------------------------------------------------------------------------- protocols
-
-
-def test_the_default_protocol_gives_every_schedule_the_same_steps():
-    protocol = Protocol()
-    assert protocol.budget(10) == 1000
-    assert protocol.budget(257) == 2000
-    for phases in (1, 2, 3, 5, 7):
-        teaching = protocol.evaluation(500, phases)
-        assert sum(teaching.lesson(j).steps for j in range(phases)) == 2000
-        assert protocol.starting(500, phases) == teaching
-
-
-def test_the_published_protocol_counts_epochs():
-    paper = named("pdd-paper")
-    assert paper.budget(100) is None
-    assert paper.evaluation(100, 5).lesson(3).epochs == 501
-    assert paper.starting(100, 5).lesson(0).epochs == 1001
-    assert paper.recipe().carry
 
 
 def test_changed_rules_do_not_pass_under_the_same_name():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ddbench_tesla import Tesla
-from problems import TINY, toy_with_experts, with_experts
+from problems import TINY, with_experts
 
 from ddbench import Curriculum, Problem, SyntheticSet
 from ddbench.plugins import registry
@@ -17,11 +17,6 @@ from ddbench.problem.decode import Decoder
 from ddbench.trajectory.descent import PixelState
 from ddbench.trajectory.method import advance, ensemble_labels
 from ddbench.trajectory.unroll import Gradient, Plan, reverse
-
-
-@pytest.fixture(scope="module")
-def problem(module_home) -> Problem:
-    return toy_with_experts()
 
 
 def doubled(problem: Problem, factor: int) -> tuple[Problem, torch.Tensor, torch.Tensor, SyntheticSet]:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from hypothesis import settings
+from problems import toy_with_experts
 from tiny import Forks
 
+from ddbench import Problem
 from ddbench.base.cache import Cache
 from ddbench.train import compile as compiling
 
@@ -38,6 +40,12 @@ def module_home(tmp_path_factory) -> Iterator[str]:
         folder = str(tmp_path_factory.mktemp("home"))
         patched.setenv("DDBENCH_HOME", folder)
         yield folder
+
+
+@pytest.fixture(scope="module")
+def problem(module_home) -> Problem:
+    """The usual problem of trajectories: toy images, two per class, with two experts of two epochs."""
+    return toy_with_experts()
 
 
 @pytest.fixture(scope="module")

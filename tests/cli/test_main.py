@@ -505,21 +505,6 @@ def test_an_interrupted_command_exits_130_and_says_how_to_go_on(shop, at_home, t
             left.unlink()
 
 
-def test_the_first_signal_asks_and_the_second_stops_at_once():
-    from ddbench.base.progress import Interrupts
-    from ddbench.errors import InterruptedRun
-
-    before = signal.getsignal(signal.SIGTERM)
-    with Interrupts() as interrupts:
-        interrupts.check()
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(InterruptedRun, match="kept"):
-            interrupts.check()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
 # ---------------------------------------------------------------------------------------------- eval
 
 
@@ -970,7 +955,11 @@ def test_progress_may_hold_text_on_a_terminal(monkeypatch):
     from ddbench.base.progress import Event
     from ddbench.cli import console
 
-    terminal = Console(file=io.StringIO(), force_terminal=True)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200)
     monkeypatch.setattr(console, "_console", lambda **_: terminal)
     with console.Display() as display:
-        display(Event("skipped broken images", 1, 2, {"files": "a[/b].png", "loss": 0.25}))
+        display(Event("skipped broken [red] images", 1, 2, {"files": "a[/b].png", "loss": 0.25}))
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.file.getvalue())
+    (line,) = {text.strip() for text in re.split(r"[\r\n]+", shown) if "1/2" in text}
+    assert line.startswith("skipped broken [red] images ")
+    assert "1/2 files a[/b].png  loss 0.25 left" in line

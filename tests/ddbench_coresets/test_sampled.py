@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 from ddbench_coresets.sampled import Random
-from problems import assert_frozen, toy_with_experts
-
-from ddbench import Problem
-
-
-@pytest.fixture(scope="module")
-def problem(module_home) -> Problem:
-    return toy_with_experts()
+from problems import assert_frozen
 
 
 def test_random_images_need_experts_only_to_be_labelled(problem):

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from ddbench_networks import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet18, ResNet18AP, Torchvision, ViT, default_patch
 from ddbench_networks.vit import Attention
+from modules import module_of
 from torch import nn
 from torch.autograd import grad
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, relu
@@ -53,12 +54,6 @@ def setting(source, shape, classes: int = 3, n: int = 4, v: int = 2):
     with Seed(1).scope():
         vectors[:, : net.parameters] += 0.02 * torch.randn(v, net.parameters)
         return net, vectors, torch.randn(n, *shape, dtype=torch.float64)
-
-
-def module_of(net: Network, vector: torch.Tensor) -> nn.Module:
-    module = net.source.build(net.shape, net.classes).to(net.dtype)
-    copy(net.layers(vector).values(), [*module.parameters(), *floats(module)])
-    return module
 
 
 def floats(module: nn.Module) -> list[torch.Tensor]:

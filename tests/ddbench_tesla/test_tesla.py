@@ -6,14 +6,7 @@ import pytest
 import torch
 from ddbench_tesla import Tesla
 from ddbench_trajectories.mtt import Mtt
-from problems import TINY, assert_frozen, play, toy_with_experts
-
-from ddbench import Problem
-
-
-@pytest.fixture(scope="module")
-def problem(module_home) -> Problem:
-    return toy_with_experts()
+from problems import TINY, assert_frozen, play
 
 
 def test_a_matcher_is_its_frozen_hyperparameters():

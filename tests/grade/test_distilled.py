@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from ddbench_networks import ConvNet
-from sets import some_set
-from tiny import spec
+from sets import some_set, some_teacher
+from tiny import run, spec
 from torch import Tensor
 
-from ddbench import Curriculum, Preprocessing, Recipe, Teaching
+from ddbench import Curriculum, Preprocessing, Recipe, SyntheticSet, Teaching
 from ddbench.base.cache import home
 from ddbench.base.tensors import load_tensors, save_tensors
 from ddbench.errors import DataError, UsageError
@@ -226,3 +226,19 @@ def test_the_same_images_with_another_preprocessing_are_another_evaluation(tmp_p
         made.save(tmp_path / f"{mean}.safetensors")
         evaluated(str(tmp_path / f"{mean}.safetensors"), tmp_path, EvalOptions(students=1))
     assert len(list(tmp_path.glob("*/evaluations/*.json")) + list((home() / "files").glob("*/evaluations/*.json"))) == 2
+
+
+def test_teachers_travel_with_their_sets(tmp_path):
+    folder = run(tmp_path, spec("random"))
+    held = Distilled.load(folder / "distilled.safetensors")
+    (made,) = held.curriculum.sets
+    with_teacher = SyntheticSet(made.images, made.labels, made.lr, teacher=some_teacher())
+    assert with_teacher.digest != made.digest
+    assert with_teacher.teacher_bytes == 4 * len(some_teacher().vector)
+    assert made.teacher_bytes == 0
+    replace(held, curriculum=Curriculum((with_teacher,), ((0,),))).save(tmp_path / "set.safetensors")
+    (back,) = Distilled.load(tmp_path / "set.safetensors").curriculum.sets
+    assert back.teacher is not None
+    assert back.teacher.source == ConvNet(width=3, depth=1)
+    assert torch.equal(back.teacher.vector, some_teacher().vector)
+    assert back.digest == with_teacher.digest

@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
-from tiny import ddbench, run, spec
+from tiny import ddbench, spec
 
 from ddbench import UsageError
-from ddbench.base.cache import read_json
 from ddbench.base.options import changed
-from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import PROTOCOLS, Protocol, altered, named
-from ddbench.run.record import rows
-from ddbench.run.run import Run, Settings
-from ddbench.train.fit import Recipe
 
 FROZEN = Path(__file__).parent / "protocols.json"
 PAPERS = ("mtt-paper", "pdd-paper", "dc-paper", "dsa-paper", "idc-paper", "rded-paper", "sre2l-paper", "ddranking")
@@ -84,53 +78,40 @@ def test_a_datasets_recipe_does_not_touch_published_rules():
     assert default["protocol.steps"]["value"] == 500
 
 
-def test_the_multistep_rate_falls_by_five_after_two_thirds_and_after_five_sixths():
-    recipe = Recipe(steps=60, schedule="multistep")
-    rates = [recipe.rate(step, 60, 1.0) for step in range(60)]
-    assert rates == pytest.approx([1.0] * 40 + [0.2] * 10 + [0.04] * 10)
+# --------------------------------------------------------------------------------- how students learn by them
 
 
-# --------------------------------------------------------------------------------- what is selected on which data
+@pytest.mark.parametrize("name", ["rded-paper", "sre2l-paper"])
+def test_protocols_with_online_labels_train_as_published(name):
+    recipe = named(name).evaluation(100, 1).lesson(0)
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.online) == ("adamw", 0.001, 0.01, True)
+    assert recipe.epochs == {"rded-paper": 300, "sre2l-paper": 400}[name]
+    assert recipe.mixing == {"rded-paper": "cutmix", "sre2l-paper": "mixup"}[name]
+    assert recipe.temperature == {"rded-paper": 20, "sre2l-paper": 30}[name]
 
 
-def made(tmp_path: Path, **rules) -> tuple[dict, Path]:
-    base = spec("random", "single", 1)
-    folder = run(tmp_path, replace(base, protocol=replace(base.protocol, **rules)), students=1)
-    return rows(folder)[0], folder
+def test_students_of_a_protocol_are_mixed_as_it_says():
+    assert PROTOCOLS["default"].recipe().mixing == "none"
+    protocol = altered(PROTOCOLS["default"], {"mixing": "cutmix"})
+    assert protocol.name.startswith("default-custom-")
+    assert protocol.evaluation(10, 1).recipe == replace(PROTOCOLS["default"].recipe(), mixing="cutmix")
+    with pytest.raises(UsageError, match=r"protocol\.mixing: Input should be 'none', 'cutmix' or 'mixup'"):
+        altered(PROTOCOLS["default"], {"mixing": "cutmx"})
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("DDBENCH_HOME", str(tmp_path_factory.getbasetemp() / "protocol-home"))
+def test_the_default_protocol_gives_every_schedule_the_same_steps():
+    protocol = Protocol()
+    assert protocol.budget(10) == 1000
+    assert protocol.budget(257) == 2000
+    for phases in (1, 2, 3, 5, 7):
+        teaching = protocol.evaluation(500, phases)
+        assert sum(teaching.lesson(j).steps for j in range(phases)) == 2000
+        assert protocol.starting(500, phases) == teaching
 
 
-@pytest.mark.parametrize("selects", ["validation", "test"])
-def test_a_run_is_judged_on_the_data_that_its_protocol_names_and_says_so(tmp_path, selects):
-    base = spec("random", "single", 1)
-    rules = replace(base.protocol, selects=selects)
-    work = Run(replace(base, protocol=rules), base.dataset.load(), Settings(tmp_path))
-    part = getattr(work.dataset, selects)
-    seen = []
-
-    def noted(_network, _vector, data) -> float:
-        seen.append(data.digest)
-        return 0.5
-
-    work.folder.mkdir(parents=True)
-    with patch("ddbench.grade.selection.accuracy", noted):
-        work.distil()
-    assert set(seen) == {part.digest}
-    row, folder = made(tmp_path / "whole", selects=selects)
-    assert row["selection"] == selects
-    assert Distilled.load(folder / "distilled.safetensors").about["selection"] == selects
-    assert read_json(folder / "result.json")["selection"] == selects
-
-
-def test_where_nothing_is_selected_no_judge_trains_and_the_last_checkpoint_is_kept(tmp_path):
-    with patch("ddbench.run.stage.judge", side_effect=AssertionError("a judge was trained")):
-        row, folder = made(tmp_path, selects="last", lrs=(), checks=1, lr=0.02)
-    assert row["selection"] == "last"
-    (found,) = Distilled.load(folder / "distilled.safetensors").curriculum.sets
-    assert found.lr == 0.02
-    notes = read_json(folder / "stage-0" / "result.json")
-    assert [check["accuracy"] for check in notes["checks"]] == [None]
+def test_the_published_protocol_counts_epochs():
+    paper = named("pdd-paper")
+    assert paper.budget(100) is None
+    assert paper.evaluation(100, 5).lesson(3).epochs == 501
+    assert paper.starting(100, 5).lesson(0).epochs == 1001
+    assert paper.recipe().carry

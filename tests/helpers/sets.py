@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ddbench_networks import ConvNet
 
-from ddbench import SyntheticSet
+from ddbench import Network, Seed, SyntheticSet, Teacher
 
 
 def some_set(
@@ -23,3 +24,9 @@ def some_set(
     images, rows = torch.randn(count, *shape, generator=generator), torch.randn(count, classes, generator=generator)
     made = {"hard": torch.eye(classes)[torch.arange(count) % classes], "soft": rows.softmax(1), "raw": rows}
     return SyntheticSet(images, made[labels], **more)
+
+
+def some_teacher() -> Teacher:
+    """A fresh network that labels images of shape (1, 8, 8) in three classes."""
+    source = ConvNet(width=3, depth=1)
+    return Teacher(source, Network(source, (1, 8, 8), 3).init(Seed(9)))

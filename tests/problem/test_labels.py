@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from problems import toy_with_experts
 
-from ddbench import Problem
 from ddbench.problem.labels import teacher_labels
-
-
-@pytest.fixture(scope="module")
-def problem(module_home) -> Problem:
-    return toy_with_experts()
 
 
 def test_teacher_labels_do_not_depend_on_how_many_images_are_labelled_at_once(problem):

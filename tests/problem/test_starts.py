@@ -18,16 +18,22 @@ from beginnings import (
     starts,
 )
 from cohorts import SEEDS, TEN_STEPS, examples, gap, network
-from sets import some_set
-from torch import nn
+from ddbench_networks.convnet import ConvNet
+from sets import some_set, some_teacher
+from torch import Tensor, nn
+from torch.autograd import grad
 from torch.nn.functional import cross_entropy
 
 from ddbench import (
     Curriculum,
+    Network,
+    Recipe,
     Seed,
     SyntheticSet,
+    Teacher,
     Teaching,
     UsageError,
+    fit,
     teach,
 )
 from ddbench.base.cache import Cache
@@ -228,3 +234,35 @@ def test_a_watch_counts_the_steps_of_all_phases():
         assert seen == [6, 7, 11]
     assert teaching.total(plan) == 11
     assert (teaching.steps_of(0, plan), teaching.steps_of(1, plan)) == (6, 5)
+
+
+def test_real_valued_labels_are_learned_by_squared_error():
+    net, data = network(), examples(6)
+    labels = data.labels - 1 / data.labels.shape[1]
+    made = SyntheticSet(data.images, labels, lr=0.1, label_kind="real", label_type="learned")
+    teaching = Teaching(Recipe(batch=6, augment=""), steps=4)
+    student = Student(net.init(Seed(0)))
+    taught = teach(net, student, Curriculum((made,), ((0,),)), teaching, Seed(5)).vector
+    theta = student.vector
+    for _ in range(4):
+        leaf = theta.detach().requires_grad_()
+        error = nn.functional.mse_loss(net.apply(leaf, data.images), labels, reduction="sum") / 6 / 2
+        theta = leaf.detach() - 0.1 * grad(error, leaf)[0]
+    assert torch.allclose(taught, theta, atol=1e-12)
+
+
+def test_stored_labels_do_not_matter_to_online_protocols_and_a_missing_teacher_is_refused():
+    net = Network(ConvNet(width=4, depth=2), (1, 8, 8), 3)
+    data = some_set(6, shape=(1, 8, 8))
+    teaching = Teaching(Recipe(batch=6, augment="", online=True), steps=2)
+    student = Student(net.init(Seed(0)))
+
+    def taught(labels: Tensor, by: Teacher | None) -> Tensor:
+        made = SyntheticSet(data.images, labels, teacher=by)
+        return teach(net, student, Curriculum((made,), ((0,),)), teaching, Seed(5)).vector
+
+    assert torch.equal(taught(data.labels, some_teacher()), taught(data.labels.flip(0), some_teacher()))
+    with pytest.raises(UsageError, match=r"this set brings no teacher; evaluate it under --protocol default"):
+        taught(data.labels, None)
+    with pytest.raises(UsageError, match="labelled online, but there is no teacher"):
+        fit(net, student, data.examples(), Recipe(online=True), Seed(0))

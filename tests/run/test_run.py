@@ -14,11 +14,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from ddbench_networks.convnet import ConvNet
 from ddbench_tesla import Tesla
 from PIL import Image
-from tiny import run, spec
+from tiny import ddbench, options, run, spec
 
-from ddbench import Curriculum, Experts, Preprocessing, RealData, SyntheticSet, teach
+from ddbench import Curriculum, Experts, Network, RealData, SyntheticSet, teach
 from ddbench.base.cache import file_digest, read_json
 from ddbench.base.progress import Event, listening
 from ddbench.base.seeds import Seed
@@ -27,7 +28,6 @@ from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.files.target import EvalOptions, evaluated
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import ceiling
-from ddbench.grade.preview import preview
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import judge
 from ddbench.grade.student import measured_students
@@ -542,6 +542,22 @@ def test_hard_methods_are_shown_beside_random_with_hard_labels_only(at_home, tmp
     assert [(r["matcher"], r["label_type"]) for r in beside] == [("random", "hard")]
 
 
+def test_where_batches_are_labelled_online_a_run_stands_beside_random_images_with_a_teacher(tmp_path):
+    flags = [w for name, value in options("rded").items() if "protocol" not in name for w in ("-o", f"{name}={value}")]
+    answer = ddbench(
+        "run", "--dataset", "toy", "--matcher", "rded", "--protocol", "rded-paper", "-o", "protocol.epochs=2",
+        "-o", "matcher.teacher_epochs=1", "-o", "experts.epochs=20", *flags, "--out", tmp_path, "--students", 1,
+        "--no-ceiling", "--format", "json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert [(row["matcher"], row["label_type"]) for row in answer.json] == [("random", "teacher"), ("rded", "teacher")]
+    parameters = Network(ConvNet(width=8, depth=2), (1, 8, 8), 3).parameters
+    assert answer.json[0]["label_bytes"] == 4 * parameters  # the teacher, not the labels
+    under_default = ddbench("eval", next(tmp_path.glob("toy-rded*")), "--protocol", "default", "--students", 1,
+                            "-o", "protocol.steps=4", "--format", "json").json  # fmt: skip
+    assert sorted(row["label_bytes"] for row in under_default)[0] == 4 * 3 * 3
+
+
 def test_the_ceiling_is_trained_once_and_then_read(at_home, tmp_path, monkeypatch):
     made, dataset = spec("random", "single", 1, protocol__ceiling_epochs=2), spec("random").dataset.load()
 
@@ -621,13 +637,9 @@ def test_cost_is_recorded_for_each_stage(bench):
 # --------------------------------------------------------------------------------- preview
 
 
-def opened(raw: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(raw))
-
-
 @pytest.mark.parametrize(("matcher", "scheduler"), BOTH)
 def test_the_preview_is_a_picture_of_all_images(bench, matcher, scheduler):
-    picture = opened((bench.folders[matcher, scheduler] / "preview.png").read_bytes())
+    picture = Image.open(io.BytesIO((bench.folders[matcher, scheduler] / "preview.png").read_bytes()))
     assert picture.format == "PNG"
     scale, cell = 6, 8 + 2  # 8 pixels, enlarged to 48, with a gap of 2
     gap = 0 if scheduler == "single" else 4
@@ -637,7 +649,7 @@ def test_the_preview_is_a_picture_of_all_images(bench, matcher, scheduler):
 def test_the_preview_shows_the_images_as_they_were_before_normalisation(bench):
     made = stage_set(bench.folders["random", "single"], 0)
     problem = bench.problems["random", "single"][0]
-    picture = opened((bench.folders["random", "single"] / "preview.png").read_bytes())
+    picture = Image.open(io.BytesIO((bench.folders["random", "single"] / "preview.png").read_bytes()))
     pixels = torch.from_numpy(np.array(picture))[::6, ::6].float()
     original = problem.real.preprocessing.invert(made.images)[:, 0] * 255
     for column in range(3):  # columns are classes, rows their images
@@ -645,17 +657,6 @@ def test_the_preview_shows_the_images_as_they_were_before_normalisation(bench):
             shown = pixels[10 * row : 10 * row + 8, 10 * column : 10 * column + 8]
             assert (shown - original[IPC * column + row]).abs().max() <= 0.51
     assert bool((pixels[8:10] == 255).all())
-
-
-def test_the_preview_of_colour_images_is_in_colour_and_bounded():
-    step = Preprocessing(torch.zeros(3), torch.ones(3))
-    images = torch.zeros(30 * 12, 3, 32, 32)
-    images[:, 0] = 1
-    made = SyntheticSet(images, torch.eye(30).repeat_interleave(12, 0))
-    picture = opened(preview(Curriculum((made,), ((0,),)), step, 30))
-    assert picture.mode == "RGB"
-    assert picture.size == (20 * 34, 10 * 34)
-    assert picture.getpixel((5, 5)) == (255, 0, 0)
 
 
 # --------------------------------------------------------------------------------- refusals and failures

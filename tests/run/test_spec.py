@@ -11,7 +11,7 @@ from tiny import request, spec
 
 from ddbench import Recipe, UsageError
 from ddbench.base.options import make
-from ddbench.grade.protocol import PROTOCOLS, Protocol, named
+from ddbench.grade.protocol import PROTOCOLS, Protocol
 from ddbench.plugins import Plugin, RecipeEntry, Registry, registry
 from ddbench.run.spec import (
     EXPERTS,
@@ -152,7 +152,9 @@ def test_a_recipe_of_a_built_in_plugin_has_only_options_that_exist_with_values_i
                 continue
             cls = registry().get(group, name).cls
         made = make(cls, values, group)
-        assert {name: getattr(made, name) for name in values}.keys() == values.keys()
+        for name, value in values.items():
+            held = getattr(made, name)
+            assert held == (tuple(value) if isinstance(value, list) else value) or (held, value) == (None, "none"), name
     assert plugin.recipe({"dataset": "toy", "ipc": 1, "scheduler": "single"} | situation(entry)) is not None
 
 
@@ -277,24 +279,6 @@ def test_options_of_a_scheduler_without_any_are_refused_as_such():
 
 
 # --------------------------------------------------------------------------------- protocols
-
-
-def test_the_default_protocol_gives_every_schedule_the_same_steps():
-    protocol = Protocol()
-    assert protocol.budget(10) == 1000
-    assert protocol.budget(257) == 2000
-    for phases in (1, 2, 3, 5, 7):
-        teaching = protocol.evaluation(500, phases)
-        assert sum(teaching.lesson(j).steps for j in range(phases)) == 2000
-        assert protocol.starting(500, phases) == teaching
-
-
-def test_the_published_protocol_counts_epochs():
-    paper = named("pdd-paper")
-    assert paper.budget(100) is None
-    assert paper.evaluation(100, 5).lesson(3).epochs == 501
-    assert paper.starting(100, 5).lesson(0).epochs == 1001
-    assert paper.recipe().carry
 
 
 def test_changed_rules_do_not_pass_under_the_same_name():

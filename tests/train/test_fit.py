@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from ddbench_networks import ConvNet
+from float64 import error
+from modules import module_of, numbers
+from sets import some_set, some_teacher
 from torch import Tensor, nn
+from torch.autograd import grad
 from torch.nn.functional import cross_entropy
 
 from ddbench import DSA, Examples, Network, Preprocessing, RealData, Recipe, Seed, UsageError, fit
 from ddbench.base.options import make
 from ddbench.base.progress import Event, listening
 from ddbench.data.mixing import Mixing
-from ddbench.grade.protocol import PROTOCOLS, altered
-from ddbench.train.fit import Student, predict, soft_cross_entropy
-from ddbench.train.optimisers import SGD, Adam
+from ddbench.train.fit import Student, flat_gradient, predict, soft_cross_entropy, squared_error
 
 SHAPE, CLASSES = (3, 8, 8), 3
 SEED = Seed(5) / "here"
@@ -32,21 +35,6 @@ def source(n: int = 11, seed: int = 0) -> Examples:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(n, *SHAPE, dtype=torch.float64, generator=generator)
     return Examples(images, torch.randn(n, CLASSES, dtype=torch.float64, generator=generator).softmax(1))
-
-
-def module_of(net: Network, vector: Tensor) -> nn.Module:
-    module = net.source.build(net.shape, net.classes).to(net.dtype)
-    position = 0
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())):
-            tensor.copy_(vector[position : position + tensor.numel()].view_as(tensor))
-            position += tensor.numel()
-    return module
-
-
-def numbers(module: nn.Module) -> Tensor:
-    tensors = (*module.parameters(), *(b for b in module.buffers() if b.is_floating_point()))
-    return torch.cat([t.detach().flatten() for t in tensors])
 
 
 def batches_of(n: int, batch: int, epoch: int, augment: str = "") -> list:
@@ -79,7 +67,7 @@ def trained_by_torch(
 
 
 def assert_close(seen: Tensor, expected: Tensor) -> None:
-    assert ((seen - expected).norm() / expected.norm()).item() < 1e-11
+    assert error(seen, expected) < 1e-11
 
 
 OPTIMISERS = {
@@ -186,6 +174,17 @@ def test_cosine_schedule_is_torchs_annealing_to_zero():
     assert_close(fit(net, Student(net.init(Seed(1))), data, given, SEED).vector, numbers(module))
 
 
+def test_the_multistep_rate_falls_by_five_after_two_thirds_and_after_five_sixths():
+    recipe = Recipe(steps=60, schedule="multistep")
+    rates = [recipe.rate(step, 60, 1.0) for step in range(60)]
+    assert rates == pytest.approx([1.0] * 40 + [0.2] * 10 + [0.04] * 10)
+
+
+def test_half_a_cosine_ends_at_half_the_rate():
+    recipe = Recipe(schedule="cosine-half", lr=2.0, steps=10)
+    assert [recipe.rate(step, 10, 2.0) for step in (0, 5, 10)] == pytest.approx([2.0, 1 + math.sqrt(0.5), 1.0])
+
+
 @pytest.mark.parametrize("steps", [1, 3, 4, 8])
 def test_steps_count_optimiser_steps_and_may_end_within_an_epoch(steps):
     net, data = network(), source()
@@ -262,15 +261,6 @@ def test_mixing_with_probability_zero_still_draws_but_mixes_nothing(mixing):
     )
     assert torch.equal(plain, never)
     assert not torch.equal(plain, always)
-
-
-def test_students_of_a_protocol_are_mixed_as_it_says():
-    assert PROTOCOLS["default"].recipe().mixing == "none"
-    protocol = altered(PROTOCOLS["default"], {"mixing": "cutmix"})
-    assert protocol.name.startswith("default-custom-")
-    assert protocol.evaluation(10, 1).recipe == replace(PROTOCOLS["default"].recipe(), mixing="cutmix")
-    with pytest.raises(UsageError, match=r"protocol\.mixing: Input should be 'none', 'cutmix' or 'mixup'"):
-        altered(PROTOCOLS["default"], {"mixing": "cutmx"})
 
 
 @pytest.mark.parametrize("changes", [{"mix_probability": 1.1}, {"mix_probability": -0.1}, {"mix_alpha": 0.0}])
@@ -393,33 +383,6 @@ def test_progress_of_training_that_stops_early_ends_where_it_stops():
     assert [(e.done, e.total) for e in events] == [(3, 6), (6, 6)]
 
 
-# -- optimisers on their own ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("rule", "theirs"),
-    [
-        (SGD(0.9, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01)),
-        (Adam(), lambda p: torch.optim.Adam(p, 0.1)),
-        (Adam(0.7, 0.95, 1e-4, 0.01), lambda p: torch.optim.Adam(p, 0.1, (0.7, 0.95), 1e-4, 0.01)),
-        (Adam(weight_decay=0.2, decoupled=True), lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.2)),
-    ],
-)
-def test_rule_is_torchs_own_also_where_gradients_vanish(rule, theirs):
-    generator = torch.Generator().manual_seed(0)
-    theta = torch.randn(20, dtype=torch.float64, generator=generator)
-    leaf = theta.clone().requires_grad_()
-    optimiser, state = theirs([leaf]), rule.init(theta)
-    for _ in range(8):
-        g = torch.randn(20, dtype=torch.float64, generator=generator)
-        g[:5] = 0
-        g[5:8] *= 1e-9
-        leaf.grad = g.clone()
-        optimiser.step()
-        theta, state = rule.update(theta, state, g, 0.1)
-        torch.testing.assert_close(theta, leaf.detach(), rtol=1e-12, atol=1e-13)
-
-
 # -- prediction ----------------------------------------------------------------------------------------------
 
 
@@ -439,3 +402,84 @@ def test_predictions_are_those_of_the_module_in_evaluation_mode(norm):
         torch.testing.assert_close(logits, module(images).detach(), rtol=1e-5, atol=1e-5)
         assert torch.equal(targets, real.targets)
         assert not logits.requires_grad
+
+
+# -- flat minima, squared errors, labels made online ---------------------------------------------------------
+
+
+def numpy_gsam(theta: np.ndarray, gradient, rho: float, alpha: float) -> np.ndarray:
+    """FTD's step, coordinate by coordinate, as its description says."""
+    g = gradient(theta)
+    scale = math.sqrt(sum((abs(t) * v) ** 2 for t, v in zip(theta, g, strict=True)))
+    there = np.array([t + rho * t * t * v / (scale + 1e-12) for t, v in zip(theta, g, strict=True)])
+    worst = gradient(there)
+    unit = worst / math.sqrt(float((worst**2).sum()))
+    along = float((g * unit).sum())
+    return np.array([w - alpha * (v - along * u) for w, v, u in zip(worst, g, unit, strict=True)])
+
+
+@pytest.mark.parametrize(("rho", "alpha"), [(0.01, 0.3), (0.5, 1.0), (0.1, 0.0)])
+def test_the_flat_gradient_is_adaptive_gsam(rho, alpha):
+    with Seed(1).scope():
+        a, theta = torch.randn(7, 7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+
+    def gradient(at: Tensor) -> Tensor:
+        leaf = at.detach().requires_grad_()
+        return grad(((a @ leaf).tanh() ** 2).sum(), leaf)[0]
+
+    found = flat_gradient(theta, gradient(theta), gradient, rho, alpha)
+    expected = numpy_gsam(theta.numpy(), lambda t: gradient(torch.from_numpy(t)).numpy(), rho, alpha)
+    assert np.allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_experts_trained_by_gsam_take_two_gradients_of_the_same_batch():
+    net, data = network(), source(6)
+    start = net.init(Seed(0)).double()
+    recipe = Recipe(optimizer="gsam", steps=1, batch=6, lr=0.1, augment="", rho=0.2, alpha=0.7)
+    after = fit(net, Student(start), data, recipe, Seed(3)).vector
+    with (Seed(3) / "epoch" / 0).scope():
+        batch = data[torch.randperm(6)]
+
+    def gradient(at: Tensor) -> Tensor:
+        leaf = at.detach().requires_grad_()
+        return grad(soft_cross_entropy(net.apply(leaf, batch.images), batch.labels), leaf)[0]
+
+    expected = start - 0.1 * flat_gradient(start, gradient(start), gradient, 0.2, 0.7)
+    assert torch.allclose(after, expected, rtol=1e-10, atol=1e-12)
+    plain = fit(net, Student(start), data, Recipe(steps=1, batch=6, lr=0.1, augment=""), Seed(3)).vector
+    assert not torch.allclose(after, plain, atol=1e-6)
+
+
+def test_gsam_of_no_size_is_plain_descent():
+    net, data = network(), source(6)
+    common = {"steps": 5, "batch": 4, "lr": 0.1, "augment": "color_crop"}
+    flat = fit(net, Student(net.init(Seed(0))), data, Recipe(optimizer="gsam", rho=0, alpha=0, **common), Seed(3))
+    plain = fit(net, Student(net.init(Seed(0))), data, Recipe(**common), Seed(3))
+    assert torch.allclose(flat.vector, plain.vector, atol=1e-12)
+
+
+def test_squared_error_is_half_the_mean_squared_distance():
+    logits, labels = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, -2.0]])
+    assert float(squared_error(logits, labels)) == pytest.approx(((1 + 4) + 4) / 2 / 2)
+
+
+def test_a_teacher_labels_batches_after_augmentation_and_mixing_at_the_temperature():
+    net = Network(ConvNet(width=4, depth=2), (1, 8, 8), 3)
+    data, expert, seen = some_set(6, shape=(1, 8, 8)).examples(), some_teacher(), []
+    recipe = Recipe(
+        steps=1, batch=6, lr=0.1, augment="flip", mixing="mixup", mix_probability=1.0, online=True, temperature=4.0
+    )
+
+    def label(images: Tensor) -> Tensor:
+        seen.append(images.clone())
+        return expert.logits(images, 3)
+
+    start = net.init(Seed(0))
+    after = fit(net, Student(start), data, recipe, Seed(3), teacher=label).vector
+    (images,) = seen
+    plain = [image for image in images if any(torch.equal(image, real) for real in data.images)]
+    assert len(plain) < 3  # an image may be its own partner
+    wanted = (expert.logits(images, 3) / 4).softmax(1)
+    leaf = start.clone().requires_grad_()
+    loss = nn.functional.kl_div((net.apply(leaf, images) / 4).log_softmax(1), wanted, reduction="batchmean")
+    assert torch.allclose(after, start - 0.1 * grad(loss, leaf)[0], atol=1e-6)

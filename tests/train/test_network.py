@@ -2,75 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import pytest
 import torch
-from ddbench_networks import ConvNet, default_depth
+from ddbench_networks import ConvNet
+from modules import Bare, module_of
 from torch import nn
-from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 from ddbench import Network, Seed, UsageError
 
-CIFAR, CLASSES = (3, 8, 8), 4
+SHAPE, CLASSES = (3, 8, 8), 4
 
 
 def network(norm: str = "instance", dtype: torch.dtype = torch.float64) -> Network:
-    return Network(ConvNet(width=5, depth=2, norm=norm), CIFAR, CLASSES, dtype=dtype)
-
-
-def module_of(net: Network, vector: torch.Tensor) -> nn.Module:
-    """An ordinary module with the weights of a vector, put there in the order of its own parameters."""
-    module = net.source.build(net.shape, net.classes).to(net.dtype)
-    tensors = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
-    position = 0
-    with torch.no_grad():
-        for tensor in tensors:
-            tensor.copy_(vector[position : position + tensor.numel()].view_as(tensor))
-            position += tensor.numel()
-    assert position == len(vector)
-    return module
+    return Network(ConvNet(width=5, depth=2, norm=norm), SHAPE, CLASSES, dtype=dtype)
 
 
 def images(n: int = 6) -> torch.Tensor:
-    return torch.randn(n, *CIFAR, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize(
-    ("shape", "classes", "published"),
-    [
-        ((1, 28, 28), 10, 317_706),
-        ((3, 32, 32), 10, 320_010),
-        ((3, 32, 32), 100, 504_420),
-        ((3, 64, 64), 200, 857_160),
-        ((3, 64, 64), 1000, 2_496_360),
-    ],
-)
-def test_convnet_has_the_published_number_of_parameters(shape, classes, published):
-    net = Network(ConvNet(), shape, classes)
-    assert net.parameters == published == net.length
-
-
-@pytest.mark.parametrize(("side", "depth"), [(8, 2), (16, 2), (28, 3), (32, 3), (64, 4), (128, 5)])
-def test_default_depth_is_three_for_small_images_and_one_more_per_doubling(side, depth):
-    assert default_depth((3, side, side)) == depth
-
-
-def test_convnet_is_the_published_sequence_of_layers():
-    module = ConvNet(width=7).build((1, 28, 28), 10)
-    kinds = [[type(layer).__name__ for layer in block] for block in module.body]
-    assert kinds == [["Conv2d", "GroupNorm", "ReLU", "HalvingPool"]] * 3
-    assert module.body[0][0].padding == (3, 3)  # 28 pixels become 32
-    assert module.body[1][0].padding == (1, 1)
-    assert module.body[0][1].num_groups == 7
-    assert module.body[0][1].affine
-    assert module.classifier.in_features == 7 * 4 * 4
-
-
-def test_too_deep_a_convnet_is_refused():
-    with pytest.raises(UsageError, match="depth 5 is too deep for images of 8x8"):
-        ConvNet(depth=5).build((3, 8, 8), 10)
+    return torch.randn(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
@@ -243,25 +193,17 @@ def test_identity_differs_by_whatever_changes_a_vector():
         network(),
         network("batch"),
         network(dtype=torch.float32),
-        Network(ConvNet(width=5, depth=2), CIFAR, 5, dtype=torch.float64),
+        Network(ConvNet(width=5, depth=2), SHAPE, 5, dtype=torch.float64),
         Network(ConvNet(width=5, depth=2), (1, 8, 8), CLASSES, dtype=torch.float64),
-        Network(ConvNet(width=6, depth=2), CIFAR, CLASSES, dtype=torch.float64),
+        Network(ConvNet(width=6, depth=2), SHAPE, CLASSES, dtype=torch.float64),
     ]
     identities = [str(net.identity) for net in nets]
     assert len(set(identities)) == len(nets)
     assert network().identity == network().identity
 
 
-@dataclass(frozen=True)
-class Bare:
-    name = "bare"
-
-    def build(self, shape, classes):
-        return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
-
-
 def test_network_without_features_says_so():
-    net = Network(Bare(), CIFAR, CLASSES)
+    net = Network(Bare(), SHAPE, CLASSES)
     assert net.apply(net.init(Seed(0)), images().float()).shape == (6, CLASSES)
     with pytest.raises(UsageError, match=r"network 'bare' has no features\(x\) method"):
         net.features(net.init(Seed(0)), images().float())
@@ -285,7 +227,7 @@ class Counting(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.norm = nn.BatchNorm2d(CIFAR[0], momentum=None)
+        self.norm = nn.BatchNorm2d(SHAPE[0], momentum=None)
 
     def forward(self, x):
         return self.norm(x)
@@ -303,7 +245,7 @@ class Scaled(nn.Module):
 
 
 def test_how_often_batch_norm_was_called_is_no_hidden_argument():
-    net = Network(Made(Counting), CIFAR, CLASSES, dtype=torch.float64)
+    net = Network(Made(Counting), SHAPE, CLASSES, dtype=torch.float64)
     vector = net.init(Seed(0))
     logits, buffers = net.apply_with_buffers(vector, images())
     assert not torch.equal(buffers, vector[net.parameters :])
@@ -324,7 +266,7 @@ def test_stacked_logits_are_those_of_each_vector():
 
 
 def test_stacked_vectors_draw_separate_dropout_masks():
-    net = Network(Made(nn.Dropout), CIFAR, CLASSES)
+    net = Network(Made(nn.Dropout), SHAPE, CLASSES)
     vectors, x = torch.stack([net.init(Seed(0))] * 2), images().float()
     with Seed(3).scope():
         one, other = net.stacked(vectors, x)
@@ -334,15 +276,15 @@ def test_stacked_vectors_draw_separate_dropout_masks():
 
 
 def test_network_that_cannot_be_stacked_says_so_by_name():
-    net = Network(Made(Scaled), CIFAR, CLASSES)
+    net = Network(Made(Scaled), SHAPE, CLASSES)
     said = r"network .made\(before=.*Scaled'>\). cannot be used for several vectors at once \(vmap: .*control flow\)"
     with pytest.raises(UsageError, match=said):
         net.stacked(torch.stack([net.init(Seed(i)) for i in range(2)]), images().float())
 
 
 def test_stacking_is_possible_before_anything_else_is_asked_of_a_network():
-    length = Network(Made(Counting), CIFAR, CLASSES).length
-    net = Network(Made(Counting), CIFAR, CLASSES)
+    length = Network(Made(Counting), SHAPE, CLASSES).length
+    net = Network(Made(Counting), SHAPE, CLASSES)
     assert net.stacked(torch.rand(2, length), images().float()).shape == (2, 6, CLASSES)
 
 
@@ -372,29 +314,7 @@ class Tied:
 
 
 def test_buffer_of_whole_numbers_keeps_its_values():
-    net = Network(Tied(), CIFAR, CLASSES)
+    net = Network(Tied(), SHAPE, CLASSES)
     vector = net.init(Seed(0))
     expected = module_of(net, vector)(images().float())
     torch.testing.assert_close(net.apply(vector, images().float()), expected)
-
-
-@pytest.mark.parametrize("shape", [(3, 5, 6, 8), (20, 8, 32, 32), (20, 16, 20, 30), (20, 16, 21, 32)])
-def test_halving_is_average_pooling_with_all_its_derivatives(shape):
-    """Below and above the size from which it is computed by additions; odd sides lose their last row."""
-    from ddbench_networks.blocks import HalvingPool
-
-    pool = HalvingPool()
-    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    torch.testing.assert_close(pool(x), torch.nn.functional.avg_pool2d(x, 2), rtol=1e-14, atol=1e-14)
-    weights = torch.linspace(-1, 1, pool(x).numel(), dtype=torch.float64).view_as(pool(x))
-    ours, theirs = (
-        torch.autograd.grad((p(x).square() * weights).sum(), x)[0]
-        for p in (pool, lambda x: torch.nn.functional.avg_pool2d(x, 2))
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
-    stacked = torch.stack([x, 2 * x]).detach()
-    assert torch.equal(torch.func.vmap(pool)(stacked)[1], pool(stacked[1]))
-    with warnings.catch_warnings(), dual_level():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, when forward mode is first used
-        tangent = unpack_dual(pool(make_dual(x.detach(), stacked[1]))).tangent
-    torch.testing.assert_close(tangent, pool(stacked[1]), rtol=1e-13, atol=1e-13)

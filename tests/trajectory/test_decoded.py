@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ddbench_tesla import Tesla
-from problems import TINY, step_along, toy_with_experts, with_experts
+from problems import TINY, step_along, with_experts
 
 from ddbench import Curriculum, Problem, SyntheticSet
 from ddbench.plugins import registry
@@ -16,11 +16,6 @@ from ddbench.problem.decode import Decoder
 from ddbench.trajectory.descent import PixelState
 from ddbench.trajectory.method import ensemble_labels
 from ddbench.trajectory.unroll import Gradient, Plan, Task, reverse
-
-
-@pytest.fixture(scope="module")
-def problem(module_home) -> Problem:
-    return toy_with_experts()
 
 
 def doubled(problem: Problem, factor: int) -> tuple[Problem, torch.Tensor, torch.Tensor, SyntheticSet]:

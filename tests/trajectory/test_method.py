@@ -9,7 +9,7 @@ import pytest
 import torch
 from ddbench_tesla import Tesla
 from ddbench_trajectories.mtt import Mtt
-from problems import TINY, begin, gradient_of_ones, play, step_along, toy_with_experts
+from problems import TINY, begin, gradient_of_ones, play, step_along
 
 from ddbench import Curriculum, Problem, SyntheticSet
 from ddbench.problem.labels import teacher_labels
@@ -18,11 +18,6 @@ from ddbench.trajectory.method import ensemble_labels, finish, needs
 from ddbench.trajectory.unroll import Gradient, Task
 
 METHODS = [Tesla(**TINY, labels="hard"), Tesla(**TINY, labels="hard", curvature="exact"), Mtt(**TINY)]
-
-
-@pytest.fixture(scope="module")
-def problem(module_home) -> Problem:
-    return toy_with_experts()
 
 
 def test_a_trajectory_matcher_names_the_snapshots_where_a_segment_begins_or_ends(problem):

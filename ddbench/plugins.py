@@ -194,26 +194,26 @@ def registry() -> Registry:
 # What a plugin may leave out, and what then stands for it: nobody else asks a plugin what it has.
 
 
-def needs(matcher: Matcher[object], problem: Problem) -> Needs:
+def needs_of(matcher: Matcher[object], problem: Problem) -> Needs:
     """The experts and teachers that a matcher wants made; nothing for one that does not say."""
     from ddbench.problem.problem import Needs
 
     return matcher.needs(problem) if isinstance(matcher, hookspecs.Needing) else Needs()
 
 
-def memory(matcher: Matcher[object], problem: Problem) -> Memory:
+def memory_of(matcher: Matcher[object], problem: Problem) -> Memory:
     """What a matcher takes on the device; the set with one momentum for one that does not say."""
     from ddbench.problem.problem import Memory
 
     return matcher.memory(problem) if isinstance(matcher, hookspecs.Forecasting) else Memory(problem.state_bytes())
 
 
-def notes(matcher: Matcher[object]) -> dict[str, dict[str, Any]]:
+def notes_of(matcher: Matcher[object]) -> dict[str, dict[str, Any]]:
     """How a matcher works in this stage, for its record."""
     return matcher.notes() if isinstance(matcher, hookspecs.Noting) else {}
 
 
-def resume(matcher: Matcher[object], noted: dict[str, dict[str, Any]]) -> None:
+def resume_with(matcher: Matcher[object], noted: dict[str, dict[str, Any]]) -> None:
     """Begin a stage, or go on with one in which ``noted`` was noted."""
     if isinstance(matcher, hookspecs.Noting):
         matcher.resume(noted)

@@ -28,7 +28,7 @@ from ddbench.files.target import EvalOptions, opened, planned
 from ddbench.grade.evaluation import Evaluation
 from ddbench.grade.selection import at_chosen, tuned
 from ddbench.grade.student import accuracy
-from ddbench.plugins import needs, registry
+from ddbench.plugins import needs_of, registry
 from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts, Teaching, teach
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
@@ -175,7 +175,7 @@ def real_memory(target: Target, name: str) -> SyntheticSet:
     starts = Starts(target.network, Seed(0) / "start", target.teaching, Cache(home()), target.threads)
     seed = Seed(target.seed)
     problem = Problem(work.dataset.train, target.ipc, starts, experts, work.dataset.augment, seed)
-    problem = prepared(problem, needs(matcher, problem))
+    problem = prepared(problem, needs_of(matcher, problem))
     with (seed / "memory" / name).scope():
         return matcher.result(problem, matcher.init(problem))
 

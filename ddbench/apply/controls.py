@@ -28,7 +28,7 @@ from ddbench.files.target import EvalOptions, Opened, Planned, adopted, planned
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, evaluate
 from ddbench.grade.protocol import altered
-from ddbench.plugins import needs
+from ddbench.plugins import needs_of
 from ddbench.problem.decode import IDENTITY
 from ddbench.problem.labels import mean_labels
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, targets
@@ -131,7 +131,7 @@ class _Controls:
         """The mean prediction of the experts that label random images, for the images as stored or decoded."""
         spec = baseline(self.spec, "teacher")
         problem = first_problem(spec, self.evaluation.dataset)
-        wanted = needs(spec.matcher, problem)
+        wanted = needs_of(spec.matcher, problem)
         ready = prepared(problem, wanted)
         images = self._as_real(s.decoder(s.images), ready.real.preprocessing)
         shown = mean_labels(ready, images, wanted.experts, max(wanted.snapshots))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ddbench.errors import UsageError, did_you_mean
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Removed:
     last: str = "0.1.0 (7925e25a9d)"
 
 
-def known(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+def without_removed(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
     """``values`` without options that are removed and stand at what was their default; any other value is refused."""
     removed: dict[str, Removed] = getattr(cls, "removed", {})
     kept = {}
@@ -81,7 +81,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def make(cls: type[T], values: dict[str, Any], where: str) -> T:
+def make(cls: type[_T], values: dict[str, Any], where: str) -> _T:
     """Build a dataclass from ``values`` (text or JSON), checking names, types and bounds.
 
     ``where`` names the group in messages (``matcher``). Raises UsageError with the valid options.
@@ -89,7 +89,7 @@ def make(cls: type[T], values: dict[str, Any], where: str) -> T:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    values = known(cls, values, where)
+    values = without_removed(cls, values, where)
     for name in values:
         if name not in names:
             hint = did_you_mean(name, names)

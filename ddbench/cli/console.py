@@ -145,7 +145,7 @@ def _numbers(event: Event) -> str:
     return "  ".join(f"{name} {value}" for name, value in shown.items())
 
 
-class Watch:
+class Cells:
     """Shows cells at work: a table that renews itself on a terminal, nothing elsewhere (there each end is a line)."""
 
     def __init__(self, quiet: bool = False) -> None:
@@ -155,7 +155,7 @@ class Watch:
         self._live = None if quiet or not err.is_terminal else Live(console=err, transient=True, auto_refresh=False)
         self._shown = 0.0
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Cells:
         if self._live is not None:
             self._live.start()
         return self

@@ -97,7 +97,7 @@ def carry_out(
         for spec in specs:
             work = Run(spec, dataset, settings)
             console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
-            with tracking.opened(trackers, work, console.say):
+            with tracking.attached(trackers, work, console.say):
                 result = work.execute()
             table += rows(work.folder)
             if result["status"] == "diverged":
@@ -139,7 +139,7 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
     """The spec of an existing run and the folder it is in; flags that would change it are refused."""
     from ddbench.base.cache import read_json
     from ddbench.run.folder import find_run
-    from ddbench.run.spec import altered, differences, from_record, known_options
+    from ddbench.run.spec import differences, from_record, known_options, with_flags
 
     folder = find_run(name, out).resolve()
     written = known_options(read_json(folder / "spec.json"))
@@ -148,7 +148,7 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
         raise UsageError(f"{folder} cannot be resumed: its spec.json and this ddbench differ ({'; '.join(edited)})")
     if spec.folder != folder.name:
         raise UsageError(f"{folder} cannot be resumed: its spec.json was changed, it is now that of {spec.folder}")
-    changed = differences(spec.record(), altered(spec.record(), changes, flags))
+    changed = differences(spec.record(), with_flags(spec.record(), changes, flags))
     if changed:
         raise UsageError(
             f"run {folder.name} has another spec ({'; '.join(changed)}); resume it without the change, "
@@ -159,7 +159,7 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
 
 def _build(request: Request, quiet: bool) -> None:
     """Train what the first stage of a run needs, and say where it is."""
-    from ddbench.plugins import needs
+    from ddbench.plugins import needs_of
     from ddbench.run.run import first_problem
     from ddbench.run.spec import resolve
     from ddbench.run.stage import prepared
@@ -168,7 +168,7 @@ def _build(request: Request, quiet: bool) -> None:
     with console.working(quiet):
         dataset = spec.dataset.load()
         problem = first_problem(spec, dataset)
-        wanted = needs(spec.matcher, problem)
+        wanted = needs_of(spec.matcher, problem)
         if not wanted.experts and not wanted.teachers:
             console.say(f"matcher {spec.matcher.name!r} with these options needs no experts")
             return

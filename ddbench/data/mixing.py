@@ -18,14 +18,14 @@ from torch.distributions import Beta
 
 from ddbench.errors import UsageError
 
-Kind = Literal["none", "cutmix", "mixup"]
+MixKind = Literal["none", "cutmix", "mixup"]
 
 
 @dataclass(frozen=True, eq=False)
 class Mix:
     """One drawn mixture of a batch of n: who is mixed with whom, and how; it can be applied again and again."""
 
-    kind: Kind
+    kind: MixKind
     share: float  # of an image's own pixels, before a box is clipped
     partner: Tensor  # (n,) a permutation
     centre: tuple[float, float]  # of the box, in heights and widths from the top left; CutMix alone uses it
@@ -65,13 +65,13 @@ class Mixing:
     The defaults are those of IDC on 32x32 images (Kim et al., ICML 2022). ``none`` draws no number.
     """
 
-    kind: Kind = "none"
+    kind: MixKind = "none"
     probability: float = 0.5
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise UsageError(f"unknown mixing {self.kind!r}; valid ones: {', '.join(get_args(Kind))}")
+        if self.kind not in get_args(MixKind):
+            raise UsageError(f"unknown mixing {self.kind!r}; valid ones: {', '.join(get_args(MixKind))}")
 
     def draw(self, count: int) -> Mix:
         """Draw whether and how a batch of ``count`` images is mixed, from torch's CPU generator."""

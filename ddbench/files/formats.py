@@ -19,14 +19,13 @@ from ddbench.errors import DataError, UsageError
 from ddbench.files import safe_load
 from ddbench.files.safe_load import natural, numbered
 from ddbench.grade.distilled import Distilled
-from ddbench.problem.synthetic import SyntheticSet
+from ddbench.problem.synthetic import OUT_OF_RANGE, SyntheticSet
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 READ = (
     "a folder with images_best.pt and labels_best.pt (MTT, TESLA, FTD, DATM), a folder of such folders (PDD), "
     "res_*.pt (DC, DSA, DM), an .npz of images and labels (FRePo, KIP, RFAD), or a folder of images per class"
 )
-OUT_OF_RANGE = 1e4  # as the harness holds against its own sets
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 from ddbench.base.progress import report
 from ddbench.data.dataset import RealData
 from ddbench.grade.protocol import Protocol
-from ddbench.grade.student import Pupil, accuracy, look_steps, taught
+from ddbench.grade.student import Pupil, accuracy, look_steps, taught_pupils
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum, SyntheticSet
 from ddbench.train.fit import Student
@@ -96,7 +96,7 @@ def _scores(
     pupils = [Pupil(b, t, students.seed / i, marks[name]) for name, t in trials.items() for i, b in enumerate(begins)]
     together = trains_together(network, teaching.recipe)
     graded = []
-    for pupil, after in zip(pupils, taught(network, pupils, teaching, first, together=together), strict=True):
+    for pupil, after in zip(pupils, taught_pupils(network, pupils, teaching, first, together=together), strict=True):
         seen = [vector for _, vector in pupil.trail] or [after.vector]
         graded.append(max(accuracy(network, vector, data) for vector in seen))
         pupil.trail.clear()

@@ -17,7 +17,7 @@ from ddbench.plugins import marks
 from ddbench.problem.starts import Teaching, teach, teach_together
 from ddbench.problem.synthetic import Curriculum
 from ddbench.train.fit import Student, Watch, predict
-from ddbench.train.fit_together import MOST
+from ddbench.train.fit_together import TOGETHER
 from ddbench.train.network import Network
 
 
@@ -49,7 +49,7 @@ class Pupil:
         return Watch(self.marks, see) if self.marks else None
 
 
-def taught(
+def taught_pupils(
     network: Network, pupils: Sequence[Pupil], teaching: Teaching, first: int = 0, *, together: bool
 ) -> Iterator[Student]:
     """Each pupil after all phases from ``first`` on, in order; ``together``, in groups of at most ``MOST``."""
@@ -57,8 +57,8 @@ def taught(
         for p in pupils:
             yield teach(network, p.student, p.curriculum, teaching, p.seed, first, p.watch)
         return
-    for i in range(0, len(pupils), MOST):
-        group = pupils[i : i + MOST]
+    for i in range(0, len(pupils), TOGETHER):
+        group = pupils[i : i + TOGETHER]
         yield from teach_together(
             network, [p.student for p in group], [p.curriculum for p in group], teaching, [p.seed for p in group],
             first, [p.watch for p in group],
@@ -97,7 +97,7 @@ def measured_students(
     total, looks = teaching.total(curriculum), look_steps(curriculum, teaching, protocol or Protocol())
     asked = frozenset(step for m in metrics.values() for step in marks(m, total))
     pupils = [Pupil(Student(network.init(seed / i / "init")), curriculum, seed / i, looks | asked) for i in students]
-    for pupil, after in zip(pupils, taught(network, pupils, teaching, together=together), strict=True):
+    for pupil, after in zip(pupils, taught_pupils(network, pupils, teaching, together=together), strict=True):
         seen = [vector for step, vector in pupil.trail if step in looks] or [after.vector]
         found = max(((*predict(network, v, test), v) for v in seen), key=lambda one: share_right(one[0], one[1]))
         trail = tuple((step, vector) for step, vector in pupil.trail if step in asked)

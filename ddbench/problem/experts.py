@@ -23,7 +23,7 @@ from ddbench.errors import DataError, DDBenchError, UsageError
 from ddbench.problem.gpu_cache import Shelf, a_tenth_of_what_is_free
 from ddbench.problem.starts import Starts
 from ddbench.train.fit import TRAINER_VERSION, Recipe, Student, fit
-from ddbench.train.fit_together import MOST, fit_together, trains_together
+from ddbench.train.fit_together import TOGETHER, fit_together, trains_together
 from ddbench.train.network import Network
 
 
@@ -109,7 +109,7 @@ class Experts:
                 f"-o experts.epochs={max(wanted)} or more"
             )
         missing = self.missing(count, wanted)
-        at_once = MOST if self._together else 1
+        at_once = TOGETHER if self._together else 1
         for position in range(0, len(missing), at_once):
             report("experts", position, len(missing))
             self._build_group(missing[position : position + at_once], wanted)

@@ -17,6 +17,7 @@ from ddbench.problem.decode import IDENTITY, Decoder
 from ddbench.train.network import Network
 from ddbench.train.source import NetworkSource
 
+OUT_OF_RANGE = 1e4  # pixels are of the order of 1; such ones come of a distillation that diverged
 LABEL_KINDS = ("probability", "logit", "real")
 
 

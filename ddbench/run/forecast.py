@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from ddbench.data.dataset import Dataset
-from ddbench.plugins import memory, needs
+from ddbench.plugins import memory_of, needs_of
 from ddbench.problem.synthetic import Curriculum
 from ddbench.run.run import build_task
 from ddbench.run.spec import RunSpec
@@ -21,7 +21,7 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     task = build_task(spec, dataset)
     stages = spec.scheduler.stages
     spec.scheduler.next(task, Curriculum())  # raises when the budget cannot be divided
-    wanted, held = needs(spec.matcher, task), memory(spec.matcher, task)
+    wanted, held = needs_of(spec.matcher, task), memory_of(spec.matcher, task)
     vector = task.network.length * 4
     count, image = spec.ipc * task.classes, prod(task.real.shape)
     taken = {"memory of the set (bytes)": held.state, "memory of one iteration (bytes)": held.iteration}

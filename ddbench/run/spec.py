@@ -12,10 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from ddbench.base.cache import digest
-from ddbench.base.options import changed, describe, known, make, options
+from ddbench.base.options import changed, describe, make, options, without_removed
 from ddbench.errors import UsageError, did_you_mean
-from ddbench.grade.protocol import Protocol, named
-from ddbench.grade.protocol import altered as renamed
+from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.hookspecs import DatasetSource, Matcher, NetworkSource, Scheduler
 from ddbench.plugins import Plugin, RecipeEntry, decodes, main_option, registry
 from ddbench.problem.decode import IDENTITY, Decoder
@@ -136,7 +135,7 @@ def resolve(request: Request) -> Resolved:
 def known_options(record: dict[str, Any]) -> dict[str, Any]:
     """The record without options that plugins no longer have, where these stand at what was their default."""
     classes = {kind: registry().get(kind, record[kind]["name"]).cls for kind in PLUGGED}
-    kept = {kind: known(cls, record[kind]["options"], kind) for kind, cls in classes.items()}
+    kept = {kind: without_removed(cls, record[kind]["options"], kind) for kind, cls in classes.items()}
     return record | {kind: record[kind] | {"options": options} for kind, options in kept.items()}
 
 
@@ -157,7 +156,7 @@ def from_record(record: dict[str, Any]) -> RunSpec:
     )
 
 
-def altered(record: dict[str, Any], changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+def with_flags(record: dict[str, Any], changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """The record with some parts asked for differently: to tell what flags beside --resume would change."""
     new = json.loads(json.dumps(record))
     for name, value in changes.items():
@@ -312,7 +311,7 @@ def _fill(
     values |= flags
     origin |= dict.fromkeys(flags, "flag")
     cls: Any = plugin.cls if plugin else type(base)
-    made = renamed(make(Protocol, plain, group), flags) if group == "protocol" else make(cls, values, group)
+    made = altered(make(Protocol, plain, group), flags) if group == "protocol" else make(cls, values, group)
     for f in fields(cls):
         origins[f"{group}.{f.name}"] = (getattr(made, f.name), origin.get(f.name, "default"))
     return made

@@ -26,13 +26,12 @@ from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import Verdict, judge
 from ddbench.hookspecs import Matcher
-from ddbench.plugins import needs, notes, resume
+from ddbench.plugins import needs_of, notes_of, resume_with
 from ddbench.problem.experts import Experts
 from ddbench.problem.problem import Needs, Problem
 from ddbench.problem.starts import Starts
-from ddbench.problem.synthetic import Curriculum, SyntheticSet
+from ddbench.problem.synthetic import OUT_OF_RANGE, Curriculum, SyntheticSet
 
-OUT_OF_RANGE = 1e4
 EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
 
 
@@ -107,7 +106,7 @@ class Stage:
 
     def _prepare(self) -> None:
         """Make what the matcher needs: experts from this problem's starts."""
-        wanted = needs(self.matcher, self.problem)
+        wanted = needs_of(self.matcher, self.problem)
         self.problem = prepared(self.problem, wanted)
         if wanted.experts:
             self.expert_seconds += self.problem.experts.seconds(wanted.experts)
@@ -118,9 +117,9 @@ class Stage:
         if self.checkpoint.exists():
             saved, ledger = load_state(self.checkpoint, self.device)
             self.ledger, self.best = Ledger(**ledger), saved["best"]
-            resume(self.matcher, self.ledger.engine)
+            resume_with(self.matcher, self.ledger.engine)
             return saved["state"]
-        resume(self.matcher, {})
+        resume_with(self.matcher, {})
         previous = self.folder.parent / f"stage-{self.index - 1}" / "result.json"
         self.ledger.metrics_end = read_json(previous)["metrics_end"] if previous.exists() else 0
         with (self.seed / "init").scope():
@@ -243,7 +242,7 @@ class Stage:
         stream.flush()
         os.fsync(stream.fileno())
         self.ledger.metrics_end = stream.tell()
-        self.ledger.engine |= notes(self.matcher)
+        self.ledger.engine |= notes_of(self.matcher)
         self._tick()
         if has_nan(state):
             raise DivergedError(
@@ -274,7 +273,7 @@ class Stage:
             "peak_bytes": self.ledger.peak,
             "metrics_end": self.ledger.metrics_end,
         }
-        noted = list((self.ledger.engine | notes(self.matcher)).values())
+        noted = list((self.ledger.engine | notes_of(self.matcher)).values())
         write_json(self.folder / "result.json", record | ({"engine": noted} if noted else {}))
         self.checkpoint.unlink(missing_ok=True)
         return self.best, record

@@ -108,7 +108,7 @@ class MLflow:
         self._mlflow.end_run(status=ends.get(status, "FAILED"))
 
 
-KINDS: dict[str, tuple[type, str]] = {  # name -> (tracker, the module that it needs)
+TRACKERS: dict[str, tuple[type, str]] = {  # name -> (tracker, the module that it needs)
     "tensorboard": (TensorBoard, "tensorboard"),
     "wandb": (WeightsAndBiases, "wandb"),
     "mlflow": (MLflow, "mlflow"),
@@ -120,9 +120,11 @@ def checked(names: Sequence[str]) -> list[tuple[str, str]]:
     found = []
     for given in names:
         kind, _, place = given.partition("=")
-        if kind not in KINDS:
-            raise UsageError(f"no tracker called {kind!r}{did_you_mean(kind, KINDS)} (valid ones: {', '.join(KINDS)})")
-        module = KINDS[kind][1]
+        if kind not in TRACKERS:
+            raise UsageError(
+                f"no tracker called {kind!r}{did_you_mean(kind, TRACKERS)} (valid ones: {', '.join(TRACKERS)})"
+            )
+        module = TRACKERS[kind][1]
         if module not in sys.modules and importlib.util.find_spec(module) is None:
             raise DataError(f"the tracker {kind!r} needs a package that is missing: pip install 'ddbench[{kind}]'")
         found.append((kind, place))
@@ -130,9 +132,9 @@ def checked(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def opened(names: Sequence[str], run: Run, say: Callable[[str], None]) -> Iterator[None]:
+def attached(names: Sequence[str], run: Run, say: Callable[[str], None]) -> Iterator[None]:
     """Send what ``run`` reports inside the block to these trackers; ``say`` gets the warning of one that fails."""
-    posts = [_Post(kind, KINDS[kind][0](place, run.folder), say) for kind, place in checked(names)]
+    posts = [_Post(kind, TRACKERS[kind][0](place, run.folder), say) for kind, place in checked(names)]
     if not posts:
         yield
         return

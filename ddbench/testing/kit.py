@@ -27,7 +27,7 @@ from ddbench import Curriculum, Dataset, Examinee, Needs, Network, Problem, Seed
 from ddbench.base.cache import Cache, digest
 from ddbench.base.options import describe, make
 from ddbench.hookspecs import DatasetSource, Examining, Marking, Matcher, Metric, NetworkSource, Scheduler
-from ddbench.plugins import check_class, needs, registry
+from ddbench.plugins import check_class, needs_of, registry
 from ddbench.run.run import build_task
 from ddbench.run.spec import Request, resolve
 from ddbench.run.stage import prepared
@@ -62,7 +62,7 @@ def check_matcher(matcher: type | Matcher[object]) -> None:
         task, scheduler = toy_task(ipc=3, folder=folder), registry().get("scheduler", "pdd").cls(stages=2)
         while (problem := scheduler.next(task, done)) is not None:
             said = f"needs() of matcher {method.name!r} must return the same ddbench.Needs whenever it is asked"
-            wanted = _steady(lambda p=problem: needs(method, p), said)
+            wanted = _steady(lambda p=problem: needs_of(method, p), said)
             require(isinstance(wanted, Needs), said)
             with explained(f"making what needs() of matcher {method.name!r} names"):
                 problem = prepared(problem, wanted)

@@ -24,7 +24,7 @@ from ddbench.train.network import Network
 from ddbench.train.precision import Precision
 
 Kind = Literal["auto", "eager", "compiled"]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # Relative errors, against eager code in float32, up to which other code is used: of the middle image's gradient, and
 # of sums over the batch. Sums may differ more: where rounding takes a ReLU across its kink, one image's gradient
@@ -81,8 +81,8 @@ def settle(notes: dict[str, dict[str, Any]]) -> None:
 
 
 def once(
-    key: str, devices: Sequence[torch.device], make: Callable[[dict[str, Any] | None], tuple[T, Built]], *, noted: bool
-) -> T:
+    key: str, devices: Sequence[torch.device], make: Callable[[dict[str, Any] | None], tuple[_T, Built]], *, noted: bool
+) -> _T:
     """What ``make`` makes, made once for each key; it is given the verdict of an earlier process, if there was one.
 
     ``noted`` puts the verdict on the account. Making draws no numbers that a caller would miss, and warns of nothing.

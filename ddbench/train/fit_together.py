@@ -20,7 +20,7 @@ from ddbench.train.fit import Labeller, Lessons, Recipe, Source, Student, Watch,
 from ddbench.train.network import Network
 from ddbench.train.optimisers import State, optimiser
 
-MOST = 16  # students at once: their activations are held together
+TOGETHER = 16  # students at once: their activations are held together
 
 
 def fit_together(

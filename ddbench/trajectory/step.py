@@ -40,7 +40,7 @@ class StudentLoss:
 
 
 @dataclass(frozen=True, eq=False)
-class Swept:
+class Cotangents:
     """The cotangents of (theta_t, s_t), and one step's contributions to the gradients of its batch and of lr."""
 
     adjoint: Tensor
@@ -77,7 +77,7 @@ class Step:
     draw: Augment
     g: Tensor | None = None
 
-    def back(self, adjoint: Tensor, state_adjoint: State, curvature: bool, passes: Passes | None) -> Swept:
+    def back(self, adjoint: Tensor, state_adjoint: State, curvature: bool, passes: Passes | None) -> Cotangents:
         """Through the step, from the cotangents of (theta_{t+1}, s_{t+1})."""
         if passes is None:
             return self._eager(adjoint, state_adjoint, curvature)
@@ -85,9 +85,11 @@ class Step:
             return self._along(adjoint, curvature, passes)
         d_theta, d_state, v, lr = self._through_update(self.g, adjoint, state_adjoint)
         images, labels, _, curved = self._derivatives(v, passes)
-        return Swept(d_theta + curved if curvature and curved is not None else d_theta, d_state, lr, images, labels)
+        return Cotangents(
+            d_theta + curved if curvature and curved is not None else d_theta, d_state, lr, images, labels
+        )
 
-    def _eager(self, adjoint: Tensor, state_adjoint: State, curvature: bool) -> Swept:
+    def _eager(self, adjoint: Tensor, state_adjoint: State, curvature: bool) -> Cotangents:
         theta = self.theta.requires_grad_()
         images, augmented = self._augmented()
         # The augmented batch is the leaf of the second-order graph: A_t is then passed through once.
@@ -98,9 +100,9 @@ class Step:
         inputs = [leaf, labels] + ([theta] if curvature else [])
         d_leaf, d_labels, *curved = grad(g, inputs, v, materialize_grads=True)
         d_theta = d_theta + curved[0] if curved else d_theta
-        return Swept(d_theta, d_state, lr, _pulled(images, augmented, d_leaf), d_labels)
+        return Cotangents(d_theta, d_state, lr, _pulled(images, augmented, d_leaf), d_labels)
 
-    def _along(self, adjoint: Tensor, curvature: bool, passes: Passes) -> Swept:
+    def _along(self, adjoint: Tensor, curvature: bool, passes: Passes) -> Cotangents:
         """Plain SGD, theta' = (1 - lr w) theta - lr g: derivatives along the adjoint itself, times -lr."""
         assert isinstance(self.rule, SGD)
         decay = self.rule.weight_decay
@@ -112,7 +114,7 @@ class Step:
             d_theta = d_theta - self.lr * decay * adjoint
         if curvature and curved is not None:
             d_theta = torch.addcmul(d_theta, self.lr, curved, value=-1)
-        return Swept(d_theta, (), lr, -self.lr * images, -self.lr * labels)
+        return Cotangents(d_theta, (), lr, -self.lr * images, -self.lr * labels)
 
     def _derivatives(self, direction: Tensor, passes: Passes) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """d<u, g>/d(images, labels), <u, g>, and H u where it was compiled."""

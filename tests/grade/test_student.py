@@ -10,18 +10,18 @@ from tiny import spec
 
 from ddbench import Curriculum, Network, Seed, Student, SyntheticSet, Teaching, teach
 from ddbench.grade.protocol import Protocol
-from ddbench.grade.student import Pupil, accuracy, look_steps, measured_students, taught
+from ddbench.grade.student import Pupil, accuracy, look_steps, measured_students, taught_pupils
 from ddbench.plugins import registry
 from ddbench.train.fit import Watch
-from ddbench.train.fit_together import MOST
+from ddbench.train.fit_together import TOGETHER
 
 
 def test_more_students_than_fit_at_once_are_taught_in_groups():
     net, plan = network("mlp"), Curriculum((SyntheticSet(examples().images, examples().labels, lr=0.01),), ((0,),))
     teaching = Teaching(replace(TEN_STEPS, steps=2))
-    pupils = [Pupil(Student(net.init(Seed(i))), plan, Seed(i)) for i in range(MOST + 2)]
-    apart = list(taught(net, pupils, teaching, together=False))
-    assert gap(apart, list(taught(net, pupils, teaching, together=True))) < 1e-9
+    pupils = [Pupil(Student(net.init(Seed(i))), plan, Seed(i)) for i in range(TOGETHER + 2)]
+    apart = list(taught_pupils(net, pupils, teaching, together=False))
+    assert gap(apart, list(taught_pupils(net, pupils, teaching, together=True))) < 1e-9
 
 
 def test_looks_come_every_so_many_epochs_of_the_last_phase_and_at_the_end():

@@ -16,13 +16,13 @@ from ddbench.plugins import Plugin, RecipeEntry, Registry, registry
 from ddbench.run.spec import (
     EXPERTS,
     Request,
-    altered,
     baseline,
     differences,
     from_record,
     pick_device,
     resolve,
     split_flags,
+    with_flags,
 )
 
 
@@ -236,14 +236,14 @@ def test_differences_name_the_path_the_old_and_the_new_value():
 
 def test_altered_tells_what_flags_beside_resume_would_change():
     record = spec("tesla", "pdd", 4).record()
-    assert altered(record, {}, ()) == record
-    assert altered(record, {"ipc": 4, "matcher": "tesla"}, (("matcher.syn_steps", "3"),)) == record
-    assert differences(record, altered(record, {"seed": 1}, (("protocol.lrs", "0.5"),))) == [
+    assert with_flags(record, {}, ()) == record
+    assert with_flags(record, {"ipc": 4, "matcher": "tesla"}, (("matcher.syn_steps", "3"),)) == record
+    assert differences(record, with_flags(record, {"seed": 1}, (("protocol.lrs", "0.5"),))) == [
         "protocol.lrs: [0.03] -> [0.5]",
         "seed: 0 -> 1",
     ]
     with pytest.raises(UsageError, match="did you mean 'syn_steps'"):
-        altered(record, {}, (("matcher.syn_step", "3"),))
+        with_flags(record, {}, (("matcher.syn_step", "3"),))
 
 
 # --------------------------------------------------------------------------------- flags

@@ -17,7 +17,7 @@ from ddbench.cli import run as command
 from ddbench.errors import DataError, InterruptedRun, UsageError
 from ddbench.run import trackers
 from ddbench.run.run import Run, Settings
-from ddbench.run.trackers import checked, opened
+from ddbench.run.trackers import attached, checked
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def work(out: Path, matcher: str = "tesla", **more: Any) -> Run:
 def carry_out(run: Run, *names: str) -> tuple[list[str], dict[str, Any]]:
     """The warnings, and the result."""
     said: list[str] = []
-    with opened(names, run, said.append):
+    with attached(names, run, said.append):
         result = run.execute()
     return said, result
 
@@ -121,7 +121,7 @@ def test_a_tracker_that_raises_is_switched_off_with_one_warning_and_the_run_ends
             return call
 
     module(monkeypatch, "broken")
-    monkeypatch.setitem(trackers.KINDS, "broken", (Broken, "broken"))
+    monkeypatch.setitem(trackers.TRACKERS, "broken", (Broken, "broken"))
     said, result = carry_out(work(tmp_path / "runs"), "broken")
     assert result["status"] == "ok"
     assert said == [
@@ -168,8 +168,8 @@ def test_a_tracker_that_does_not_exist_or_is_not_installed_is_refused_before_any
     with pytest.raises(UsageError, match="no tracker called 'tensorbord'; did you mean 'tensorboard'"):
         checked(["tensorbord"])
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: None)
-    for name in trackers.KINDS:
-        monkeypatch.delitem(sys.modules, trackers.KINDS[name][1], raising=False)
+    for name in trackers.TRACKERS:
+        monkeypatch.delitem(sys.modules, trackers.TRACKERS[name][1], raising=False)
         with pytest.raises(DataError, match=rf"pip install 'ddbench\[{name}\]'"):
             command.carry_out(
                 [spec("random")], Settings(tmp_path / "runs", 1), with_random=False, with_ceiling=False, quiet=True,

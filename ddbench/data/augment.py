@@ -19,7 +19,7 @@ whose own images are pixels in [0, 1], as IDC's are, normalises them before it a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -88,6 +88,10 @@ class DSA:
     def operations(self) -> list[str]:
         """The named operations. ``color`` is brightness, saturation and contrast; each may be named alone."""
         return [part for part in self.strategy.removeprefix(COMPOSED).split("_") if part]
+
+    def composing(self, names: Iterable[str]) -> DSA:
+        """Those of ``names`` that this strategy has, applied one after the other."""
+        return DSA(COMPOSED + "_".join(name for name in names if name in self.operations))
 
     def draw(self, count: int, *, siamese: bool = False) -> Draw:
         """Draw operations, and parameters for ``count`` images; siamese: one row, which fits any batch."""

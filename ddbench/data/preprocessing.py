@@ -62,6 +62,13 @@ class Preprocessing:
         assert self.whiten is not None
         return torch.linalg.inv(self.whiten.double())
 
+    def clamp(self, images: Tensor) -> Tensor:
+        """A copy of ``images`` ``(n, c, h, w)`` with pixels in [0, 1]; whitened pixels as they are."""
+        if self.std is None:
+            return images.clone()
+        mean, std = self.mean.view(1, -1, 1, 1), self.std.view(1, -1, 1, 1)
+        return images.clamp(-mean / std, (1 - mean) / std)
+
     def to(self, device: torch.device | str) -> Preprocessing:
         if self.mean.device == torch.device(device):
             return self

@@ -1,4 +1,4 @@
-"""Soft labels from experts: what trained networks say of images."""
+"""What trained networks say of images: soft labels, and which they get right."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import torch
 from torch import Tensor
 
 from ddbench.problem.problem import Problem
+
+
+@torch.no_grad()
+def right(problem: Problem, vector: Tensor, batch: int = 256) -> Tensor:
+    """Whether the network ``vector`` classifies each real image correctly, ``(n,)``, on the CPU."""
+    batches = problem.real.at_hand.batches(batch)
+    guessed = [problem.network.apply(vector, b.images, train=False).argmax(1).cpu() for b in batches]
+    return torch.cat(guessed) == problem.real.targets
+
+
+def forgotten(right: Tensor) -> Tensor:
+    """How often each image was right after an epoch and wrong after the next ``(n,)`` (Toneva et al., ICLR 2019).
+
+    ``right`` ``(epochs, n)`` is whether it was right after each. One that never was counts as forgotten in every epoch.
+    """
+    lost = (right[:-1] & ~right[1:]).sum(0)
+    return torch.where(right.any(0), lost, len(right))
 
 
 @torch.no_grad()

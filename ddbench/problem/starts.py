@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddbench.base.cache import Cache, lock
@@ -188,6 +189,10 @@ class Starts:
     def _folder(self, phase: int) -> Path:
         prefix = replace(self, taught=Curriculum(self.taught.sets, self.taught.phases[: phase + 1]))
         return self.cache.folder("lessons", prefix.identity)
+
+    def draw(self) -> Tensor:
+        """A random one: a new initialisation, or one of the ``count`` that were taught."""
+        return self[int(torch.randint(2**31, ()))]
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ddbench import Examples, Problem, Published
+from ddbench.problem.labels import forgotten, right
 from ddbench_coresets.coreset import Coreset
 from ddbench_coresets.taken import taken
 
@@ -50,7 +51,7 @@ class Forgetting(Coreset):
         scores = torch.zeros(len(problem.real), dtype=torch.int64)
         for expert in range(self.experts):
             vectors = (problem.experts.snapshot(expert, epoch) for epoch in self.reads())
-            scores += forgotten(torch.stack([_right(problem, v) for v in vectors]))
+            scores += forgotten(torch.stack([right(problem, v, AT_ONCE) for v in vectors]))
         return choose_by_score(problem, scores, self.order)
 
 
@@ -100,21 +101,6 @@ def rank(scores: Tensor, order: str) -> Tensor:
     if order == "moderate":
         keys = (keys - keys.quantile(0.5)).abs()
     return shuffled[keys.argsort(stable=True, descending=order == "hardest")]
-
-
-def forgotten(right: Tensor) -> Tensor:
-    """How often each image was forgotten ``(n,)``, from whether it was right after each epoch ``(epochs, n)``."""
-    lost = (right[:-1] & ~right[1:]).sum(0)
-    return torch.where(right.any(0), lost, len(right))
-
-
-@torch.no_grad()
-def _right(problem: Problem, vector: Tensor) -> Tensor:
-    """Whether the network ``vector`` classifies each real image correctly, ``(n,)``."""
-    network = problem.network
-    real = problem.real.at_hand  # read once per epoch of every expert
-    guessed = [network.apply(vector, b.images, train=False).argmax(1).cpu() for b in real.batches(AT_ONCE)]
-    return torch.cat(guessed) == problem.real.targets
 
 
 @torch.no_grad()

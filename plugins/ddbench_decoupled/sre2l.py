@@ -101,7 +101,7 @@ class Sre2l:
             parts.append(torch.stack([entropy.detach(), gap.detach()]))
         rate = self.lr_img * (1 + math.cos(math.pi * k / self.steps)) / 2
         moved, state.moments = OUTER.update(state.images, state.moments, gradient, rate)
-        state.images = clamped(problem, moved)
+        state.images = problem.real.preprocessing.clamp(moved)
         entropy, gap = torch.stack(parts).mean(0)
         return state, {"loss": entropy + self.r_bn * gap, "entropy": entropy, "statistics": gap}
 
@@ -165,12 +165,3 @@ def batches(classes: int, ipc: int, size: int | None) -> tuple[Tensor, ...]:
     """Rows of class-major images, batch by batch: first image of every class, then the second ones, and so on."""
     order = torch.arange(classes * ipc).view(classes, ipc).T.flatten()
     return order.split(size or classes)
-
-
-def clamped(problem: Problem, images: Tensor) -> Tensor:
-    """``images`` with pixels in [0, 1]; whitened ones as they are."""
-    preprocessing = problem.real.preprocessing
-    if preprocessing.std is None:
-        return images
-    mean, std = preprocessing.mean.view(1, -1, 1, 1), preprocessing.std.view(1, -1, 1, 1)
-    return images.clamp(-mean / std, (1 - mean) / std)

@@ -13,7 +13,6 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from ddbench import Needs, Problem, Recipe, Teacher, UsageError
-from ddbench.data.augment import COMPOSED
 
 AUGMENT = ("flip", "crop")  # what networks on CIFAR are usually trained with, in SRe2L's code too
 Labels = Annotated[Literal["teacher", "hard"], "the fixed labels"]
@@ -32,8 +31,7 @@ def needs(problem: Problem, source: Any, epochs: int, lr: float, batch: int) -> 
     """
     if _earlier(problem) is not None:
         return Needs()
-    allowed = problem.dsa.operations
-    augment = COMPOSED + "_".join(name for name in AUGMENT if name in allowed)
+    augment = problem.dsa.composing(AUGMENT).strategy
     recipe = Recipe(
         epochs=epochs, batch=batch, lr=lr, schedule="cosine", momentum=0.9, weight_decay=5e-4, augment=augment
     )

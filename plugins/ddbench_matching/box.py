@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ddbench import DSA, Problem
-from ddbench.data.augment import COMPOSED
 from ddbench.train.optimisers import Optimiser, State
 
 Augment = Annotated[str, "operations before matching, as far as the dataset's own strategy has them"]
@@ -28,15 +27,6 @@ def pixel_unit(problem: Problem) -> Tensor | float:
     return 1.0 if std is None else 1 / std.view(1, -1, 1, 1)
 
 
-def clamped(problem: Problem, images: Tensor) -> Tensor:
-    """A copy of ``images`` ``(n, c, h, w)`` with pixels in [0, 1]. Whitened pixels depend on each other: left alone."""
-    preprocessing = problem.real.preprocessing
-    if preprocessing.std is None:
-        return images.clone()
-    mean, std = preprocessing.mean.view(1, -1, 1, 1), preprocessing.std.view(1, -1, 1, 1)
-    return images.clamp(-mean / std, (1 - mean) / std)
-
-
 def moved(
     rule: Optimiser, images: Tensor, moments: State, rows: slice, gradient: Tensor, rate: float | Tensor
 ) -> tuple[Tensor, State]:
@@ -48,6 +38,4 @@ def moved(
 
 def matching_augmentation(problem: Problem, wanted: str) -> DSA:
     """``wanted`` operations, one after the other, without those that the dataset's own strategy lacks."""
-    allowed = problem.dsa.operations
-    kept = [name for name in DSA(wanted).operations if name in allowed]
-    return DSA(COMPOSED + "_".join(kept))
+    return problem.dsa.composing(DSA(wanted).operations)

@@ -49,11 +49,6 @@ def finish(state: State) -> SyntheticSet:
     return SyntheticSet(state.images.clone(), state.labels.clone())
 
 
-def fresh(problem: Problem) -> Tensor:
-    """A random start network ``(p,)``: a new initialisation, or one that was taught the frozen images."""
-    return problem.starts[int(torch.randint(2**31, ()))]
-
-
 def drawn_seed() -> Seed:
     return Seed(int(torch.randint(2**62, ())))
 

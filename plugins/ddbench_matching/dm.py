@@ -23,7 +23,6 @@ from ddbench_matching.common import (
     begin,
     descend,
     finish,
-    fresh,
     per_class,
     real_images,
     rows_of,
@@ -68,7 +67,7 @@ class Dm:
         return begin(problem, self.pix_init, self.momentum)
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
-        loss, gradient = self.match(problem, fresh(problem), state.images)
+        loss, gradient = self.match(problem, problem.starts.draw(), state.images)
         descend(state, gradient, self.lr_img, self.momentum)
         return state, {"loss": loss}
 

@@ -43,7 +43,6 @@ from ddbench_matching.common import (
     distance,
     drawn_seed,
     finish,
-    fresh,
     per_class,
     real_images,
     rows_of,
@@ -112,7 +111,7 @@ def condense(method: Dc, problem: Problem, state: State, dsa: DSA) -> tuple[Stat
     default = loops(per_class(problem))
     outer, inner = method.outer or default[0], method.inner or default[1]
     recipe = Recipe(epochs=inner, batch=method.batch_net, lr=method.lr_net, augment=dsa.strategy)
-    student, losses = Student(fresh(problem)), []
+    student, losses = Student(problem.starts.draw()), []
     for t in range(outer):
         loss, gradient = match(method, problem, student.vector, state.images, dsa)
         descend(state, gradient, method.lr_img, method.momentum)

@@ -18,12 +18,11 @@ from torch.autograd import grad
 from ddbench import Network, Problem, Published, Recipe, Student, SyntheticSet, UsageError, fit
 from ddbench.train.optimisers import SGD
 from ddbench.train.optimisers import State as Moments
-from ddbench_matching.box import Augment, clamped, matching_augmentation, moved, pixel_unit
+from ddbench_matching.box import Augment, matching_augmentation, moved, pixel_unit
 from ddbench_matching.common import (
     Momentum,
     class_gradient,
     drawn_seed,
-    fresh,
     parameters_of,
     per_class,
     real_images,
@@ -93,7 +92,7 @@ class Idc:
         """Real images (under a decoder, packed from several: the paper's "mix") and a first network."""
         examples = problem.sample()
         student = self._fresh(problem)
-        images = clamped(problem, examples.images)
+        images = problem.real.preprocessing.clamp(examples.images)
         momentum = SGD(self.momentum).init(images)
         return State(images, examples.labels, momentum, student.vector, student.state)
 
@@ -110,12 +109,12 @@ class Idc:
             student = self._trained(problem, Student(state.vector, state.net_momentum))
         else:
             student = self._fresh(problem)
-            state.images = clamped(problem, state.images)
+            state.images = problem.real.preprocessing.clamp(state.images)
         state.vector, state.net_momentum = student.vector, student.state
         return state, {"loss": torch.stack(losses).mean()}
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:
-        return SyntheticSet(clamped(problem, state.images), state.labels.clone())
+        return SyntheticSet(problem.real.preprocessing.clamp(state.images), state.labels.clone())
 
     def match(self, problem: Problem, vector: Tensor, images: Tensor, label: int) -> tuple[Tensor, Tensor]:
         """The distance of one class in the network ``vector`` and its gradient by the stored ``images``."""
@@ -134,7 +133,7 @@ class Idc:
 
     def _fresh(self, problem: Problem) -> Student:
         """A network from the problem's starts, trained on real data for ``early`` epochs."""
-        student = Student(fresh(problem))
+        student = Student(problem.starts.draw())
         if self.early:
             recipe = self._recipe(problem, epochs=self.early)
             return fit(problem.network, student, problem.real, recipe, drawn_seed(), what=None)

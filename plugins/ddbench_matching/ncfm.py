@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from ddbench import Needs, Problem, SyntheticSet, soft_cross_entropy
 from ddbench.train.optimisers import Adam
 from ddbench.train.optimisers import State as Moments
-from ddbench_matching.box import Augment, clamped, matching_augmentation, moved, pixel_unit
+from ddbench_matching.box import Augment, matching_augmentation, moved, pixel_unit
 from ddbench_matching.common import all_of_class, real_images, rows_of, shown_images, siamese
 
 SCALE = 300.0  # of the discrepancy beside the calibration loss, as in the released code
@@ -95,7 +95,7 @@ class Ncfm:
         chosen, mixture = int(torch.randint(self.models, ())), float(torch.rand(()))
         trained = problem.experts.snapshot(chosen, self.epochs)
         between = mixture * problem.experts.snapshot(chosen, 0) + (1 - mixture) * trained
-        state.images = clamped(problem, state.images)
+        state.images = problem.real.preprocessing.clamp(state.images)
         classes = range(problem.classes)
         losses = {"matching": self._pass(problem, state, classes, between, self.match)}
         if self.calibration:
@@ -105,7 +105,7 @@ class Ncfm:
         return state, {"loss": total, **losses}
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:
-        return SyntheticSet(clamped(problem, state.images), state.labels.clone())
+        return SyntheticSet(problem.real.preprocessing.clamp(state.images), state.labels.clone())
 
     def match(self, problem: Problem, vector: Tensor, images: Tensor, label: int) -> Tensor:
         """The discrepancy of one class in the network ``vector``, differentiable by the stored ``images``."""

@@ -17,7 +17,7 @@ from torch.autograd import grad
 from ddbench import DivergedError, Problem, Published, SyntheticSet, squared_error
 from ddbench.train.optimisers import Adam, Lamb
 from ddbench.train.optimisers import State as Moments
-from ddbench_meta.common import fresh, real_batch
+from ddbench_meta.common import real_batch
 
 ONLINE = Adam()
 OUTER = Lamb()
@@ -92,7 +92,7 @@ class Frepo:
         classes = examples.labels.shape[1]
         images = torch.randn_like(examples.images) if self.pix_init == "noise" else examples.images
         labels = (examples.labels - 1 / classes) / math.sqrt(classes / 10)
-        vectors = torch.stack([fresh(problem) for _ in range(self.networks)])
+        vectors = torch.stack([problem.starts.draw() for _ in range(self.networks)])
         moments = torch.zeros_like(vectors[:, : problem.network.parameters])
         ages = [i * (self.max_online // self.networks) for i in range(self.networks)]
         updates = torch.zeros(self.networks, dtype=vectors.dtype, device=vectors.device)
@@ -147,7 +147,7 @@ class Frepo:
         """One step of network ``chosen`` on the set as it is now, or a new initialisation when its time is up."""
         p = problem.network.parameters
         if state.ages[chosen] >= self.max_online:
-            state.vectors[chosen] = fresh(problem)
+            state.vectors[chosen] = problem.starts.draw()
             state.first[chosen], state.second[chosen], state.updates[chosen] = 0, 0, 0
             state.ages[chosen] = 0
             return

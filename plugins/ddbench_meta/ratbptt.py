@@ -19,7 +19,7 @@ from ddbench.train.optimisers import SGD, Adam, Optimiser
 from ddbench.train.optimisers import State as Moments
 from ddbench.trajectory.engine import Engine
 from ddbench.trajectory.unroll import Gradient, Plan, Terminal, reverse, student_loss
-from ddbench_meta.common import fresh, real_batch
+from ddbench_meta.common import real_batch
 
 OUTER = Adam()
 
@@ -149,7 +149,7 @@ class RatBptt:
     def unrolled(self, problem: Problem, images: Tensor, labels: Tensor, lr: Tensor, length: int) -> Gradient:
         """The gradients by decoded ``images``, their ``labels`` and ``lr`` after ``length`` steps of a student."""
         p = problem.network.parameters
-        start, buffers = fresh(problem).split([p, problem.network.length - p])
+        start, buffers = problem.starts.draw().split([p, problem.network.length - p])
         loss = student_loss(problem.network, buffers)
         pool = problem.frozen.pool(images, labels)
         plan = Plan.draw(len(pool), length, self.batch_syn, problem.strategy(self.augment))

@@ -9,7 +9,8 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from ddbench import Curriculum, Experts, Network, Problem, RealData, Seed, UsageError
+from ddbench import Curriculum, Experts, Problem, Seed, UsageError
+from ddbench.problem.labels import forgotten, right
 
 Keep = Annotated[float, Ge(0), Le(1), "share of the easy examples that stays all the same (drop=correct)"]
 AT_ONCE = 500  # images per forward pass
@@ -31,8 +32,8 @@ def without_easy(problem: Problem, drop: str, judges: int, interval: int, keep: 
         return problem
     generator = torch.Generator().manual_seed((problem.seed / "easy" / stage).integer)
     if drop == "correct":
-        right = torch.stack([_right(problem.network, problem.starts[i], problem.real) for i in range(judges)])
-        easy = right.all(0) & (torch.rand(len(problem.real), generator=generator) >= keep)
+        known = torch.stack([right(problem, problem.starts[i], AT_ONCE) for i in range(judges)])
+        easy = known.all(0) & (torch.rand(len(problem.real), generator=generator) >= keep)
     else:
         easy = _forgotten(problem, judges) < stage * interval
     return replace(problem, real=problem.real.subset(_kept(problem, easy, generator)))
@@ -50,13 +51,6 @@ def _kept(problem: Problem, easy: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat(rows).sort().values
 
 
-@torch.no_grad()
-def _right(network: Network, vector: Tensor, real: RealData) -> Tensor:
-    """Whether the network classifies each real image correctly, ``(n,)``."""
-    guessed = [network.apply(vector, b.images, train=False).argmax(1).cpu() for b in real.batches(AT_ONCE)]
-    return torch.cat(guessed) == real.targets
-
-
 def _forgotten(problem: Problem, judges: int) -> Tensor:
     """How often each real image was right after an epoch and wrong after the next, ``(n,)``, over all judges.
 
@@ -70,11 +64,6 @@ def _forgotten(problem: Problem, judges: int) -> Tensor:
     experts.build(judges, range(1, epochs + 1))
     counts = torch.zeros(len(problem.real), dtype=torch.int64)
     for judge in range(judges):
-        before = ever = torch.zeros(len(problem.real), dtype=torch.bool)
-        lost = torch.zeros_like(counts)
-        for epoch in range(1, epochs + 1):
-            now = _right(problem.network, experts.snapshot(judge, epoch), problem.real)
-            lost += before & ~now
-            before, ever = now, ever | now
-        counts += torch.where(ever, lost, epochs)
+        vectors = (experts.snapshot(judge, epoch) for epoch in range(1, epochs + 1))
+        counts += forgotten(torch.stack([right(problem, v, AT_ONCE) for v in vectors]))
     return counts

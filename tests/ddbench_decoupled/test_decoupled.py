@@ -11,7 +11,7 @@ import pytest
 import torch
 from ddbench_decoupled.crops import cut, draw_boxes, surround, tile
 from ddbench_decoupled.rded import Rded, rank
-from ddbench_decoupled.sre2l import Squeezed, Sre2l, batches, clamped
+from ddbench_decoupled.sre2l import Squeezed, Sre2l, batches
 from ddbench_decoupled.teachers import batch_normed
 from ddbench_networks import LeNet, ResNet18
 from noise import noise
@@ -423,7 +423,7 @@ def test_steps_are_those_of_torch_s_adam_on_each_batch_alone():
             loss.backward()
             adam.step()
             with torch.no_grad():
-                images.copy_(clamped(problem, images))
+                images.copy_(problem.real.preprocessing.clamp(images))
             cosine.step()
     for k in range(4):
         state, numbers = method.step(problem, state, k)
@@ -446,7 +446,7 @@ def test_recovering_lowers_the_loss_and_keeps_pixels_in_range():
 def test_whitened_images_are_not_clamped():
     problem = ready(SRE2L, dataset__zca=True)
     images = 100 * torch.ones(1, 1, 8, 8)
-    assert torch.equal(clamped(problem, images), images)
+    assert torch.equal(problem.real.preprocessing.clamp(images), images)
     assert solve(SRE2L, problem).finite()
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ddbench_matching import dm as dm_module
 from ddbench_matching import gradient as gradient_module
-from ddbench_matching.common import distance, fresh, siamese
+from ddbench_matching.common import distance, siamese
 from ddbench_matching.dm import Dm
 from ddbench_matching.gradient import LOOPS, Dc, Dsa, frozen_statistics, loops, match
 from ddbench_networks import ConvNet
@@ -341,7 +341,7 @@ def test_an_iteration_is_one_step_per_match_and_training_on_the_synthetic_set_in
     torch.manual_seed(11)
     begun = method.init(problem)
     torch.manual_seed(12)
-    module = module_of(problem.network, fresh(problem))
+    module = module_of(problem.network, problem.starts.draw())
     images = begun.images.clone().requires_grad_()
     outer = torch.optim.SGD([images], lr=0.7, momentum=0.6)
     inner, losses = torch.optim.SGD(module.parameters(), lr=0.05), []
@@ -441,6 +441,7 @@ def test_every_iteration_has_a_new_network_of_the_problems_starts(method):
 
     class Spy:
         network = problem.network
+        draw = Starts.draw
 
         def __getitem__(self, index):
             asked.append(index)

@@ -1,4 +1,7 @@
-"""``ddbench eval``: a run, a file that describes itself, or a foreign set, graded on test data."""
+"""``ddbench eval``: a run, a file that describes itself, or a foreign set, graded on test data.
+
+In the order of the work: what is asked, the set that a target means, what is done with it, where its numbers go.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ddbench.base.cache import digest, file_digest, home, read_json, write_json
+from ddbench.base.cache import digest, file_digest, home, write_json
 from ddbench.base.options import label, make
 from ddbench.base.tensors import is_safetensors
 from ddbench.errors import UsageError
@@ -18,16 +21,35 @@ from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, default_metrics, evaluate
 from ddbench.grade.protocol import Protocol, altered
 from ddbench.plugins import registry
-from ddbench.run.folder import find_run
-from ddbench.run.record import rows
+from ddbench.run.folder import find_run, finished
+from ddbench.run.record import EvaluationRecord, RunRecord
+from ddbench.run.row import Row
 from ddbench.run.run import with_augment
 from ddbench.run.spec import Request, pick_device, resolve, split_dataset, split_flags
 
 Say = Callable[[str], None]
 
 
-def _silent(_: str) -> None:
-    return
+def evaluated(target: str, out: Path, options: EvalOptions, say: Say = lambda _: None) -> list[Row]:
+    """Grade a set on each of the networks named, and return its rows: of a run, all that it has by now."""
+    asked = options.per_network()
+    sources = [opened(target, out, each) for each in asked]
+    plans = [planned(source.distilled, each) for source, each in zip(sources, asked, strict=True)]
+    for plan in plans:
+        _ = plan.evaluation.distilled.build_network("cpu").parameters  # one that cannot be says so before any trains
+    for note in (*sources[0].notes, *_doubts(plans[0].evaluation)):
+        say(note)
+    folders = [source.folder or adopted(source, out) for source in sources]
+    done: list[str | None] = []
+    for plan, folder in zip(plans, folders, strict=True):
+        record = carry_out(plan, folder / "evaluations")
+        if warning := misordered(record):
+            say(f"warning: {warning}")
+        done.append(record.key)
+    rows = [row for folder in dict.fromkeys(folders) for row in RunRecord.read(folder).rows()]
+    if sources[0].folder is not None:
+        return rows
+    return sorted((row for row in rows if row.evaluation in done), key=lambda row: done.index(row.evaluation))
 
 
 @dataclass(frozen=True)
@@ -101,16 +123,6 @@ class EvalOptions:
         return tuple(flag for flag in self.flags if not flag[0].startswith("metric."))
 
 
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """A set to evaluate: where it was found, in which run folder if in one, and what there is to say about it."""
-
-    distilled: Distilled
-    path: Path
-    folder: Path | None = None
-    notes: tuple[str, ...] = ()
-
-
 def opened(target: str, out: Path, options: EvalOptions) -> Opened:
     """The set of a run (by folder or name in ``out``), of a file that describes itself, or of a foreign one."""
     path = Path(target)
@@ -125,9 +137,9 @@ def opened(target: str, out: Path, options: EvalOptions) -> Opened:
         folder = find_run(target, out)
         path = folder / "distilled.safetensors"
         if not path.exists():
-            result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
-            if "error" in result:
-                raise UsageError(f"{folder} holds no distilled set, because it {result['status']}: {result['error']}")
+            result = finished(folder)
+            if result and result.error is not None:
+                raise UsageError(f"{folder} holds no distilled set, because it {result.status}: {result.error}")
             raise UsageError(f"{folder} holds no distilled set yet; finish it with `ddbench run --resume {folder}`")
         return Opened(Distilled.load(path), path, folder)
     if options.dataset is None:
@@ -148,16 +160,13 @@ def opened(target: str, out: Path, options: EvalOptions) -> Opened:
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
-    """An evaluation, and what it is carried out with."""
+class Opened:
+    """A set to evaluate: where it was found, in which run folder if in one, and what there is to say about it."""
 
-    evaluation: Evaluation
-    seed: int
-    threads: int
-
-    def carry_out(self, folder: Path) -> dict[str, Any]:
-        """The record of the evaluation, stored in ``folder``."""
-        return evaluate(self.evaluation, folder, threads=self.threads, seed=self.seed)
+    distilled: Distilled
+    path: Path
+    folder: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def planned(distilled: Distilled, options: EvalOptions) -> Planned:
@@ -213,27 +222,24 @@ def _plugin(kind: str, recorded: dict[str, Any], name: str | None, given: dict[s
     return make(registry().get(kind, name or recorded["name"]).cls, held | given.get(kind, {}), kind)
 
 
-def evaluated(target: str, out: Path, options: EvalOptions, say: Say = _silent) -> list[dict[str, Any]]:
-    """Grade a set on each of the networks named, and return its rows: of a run, all that it has by now."""
-    plans = []
-    for each in options.per_network():
-        source = opened(target, out, each)
-        plan = planned(source.distilled, each)
-        _ = plan.evaluation.distilled.build_network("cpu").parameters  # one that cannot be says so before any trains
-        plans.append((source, plan))
-    for note in (*plans[0][0].notes, *_doubts(plans[0][1].evaluation)):
-        say(note)
-    folders = [source.folder or adopted(source, out) for source, plan in plans]
-    done: list[str] = []
-    for (_, plan), folder in zip(plans, folders, strict=True):
-        record = plan.carry_out(folder / "evaluations")
-        if warning := misordered(record):
-            say(f"warning: {warning}")
-        done.append(record["key"])
-    found = [row for folder in dict.fromkeys(folders) for row in rows(folder)]
-    if plans[0][0].folder is not None:
-        return found
-    return sorted((row for row in found if row["evaluation"] in done), key=lambda row: done.index(row["evaluation"]))
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """An evaluation, and what it is carried out with."""
+
+    evaluation: Evaluation
+    seed: int
+    threads: int
+
+
+def _doubts(plan: Evaluation) -> list[str]:
+    """What the reader of the numbers should know about the data."""
+    made_from = plan.distilled.about.get("dataset", {})
+    if made_from.get("digest") in (None, plan.dataset.digest):
+        return []
+    return [
+        f"note: dataset {plan.dataset.name!r} is not bit for bit what the set was distilled from "
+        f"({made_from['name']!r} with other options or files)"
+    ]
 
 
 def adopted(source: Opened, out: Path) -> Path:
@@ -264,12 +270,6 @@ def adopted(source: Opened, out: Path) -> Path:
     return folder
 
 
-def _doubts(plan: Evaluation) -> list[str]:
-    """What the reader of the numbers should know about the data."""
-    made_from = plan.distilled.about.get("dataset", {})
-    if made_from.get("digest") in (None, plan.dataset.digest):
-        return []
-    return [
-        f"note: dataset {plan.dataset.name!r} is not bit for bit what the set was distilled from "
-        f"({made_from['name']!r} with other options or files)"
-    ]
+def carry_out(plan: Planned, folder: Path) -> EvaluationRecord:
+    """Train and test the students; the record of the evaluation, stored in ``folder``."""
+    return EvaluationRecord.model_validate(evaluate(plan.evaluation, folder, threads=plan.threads, seed=plan.seed))

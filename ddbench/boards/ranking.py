@@ -145,20 +145,14 @@ def _titled(pairs: Sequence[tuple[Entry, Line]]) -> list[Place]:
     for i, place in enumerate(places):
         groups.setdefault(place.title, []).append(i)
     for same in groups.values():
-        for words in (_author, _technique):
+        for words in (
+            lambda place: shown(place.entry.author),
+            lambda place: f"{place.line.row.matcher} {place.line.row.scheduler}, {place.line.row.label_type} labels",
+        ):
             if len({words(places[i]) for i in same}) > 1:
                 for i in same:
                     places[i] = replace(places[i], title=shown(f"{places[i].title} [{words(places[i])}]"))
     return places
-
-
-def _author(place: Place) -> str:
-    return shown(place.entry.author)
-
-
-def _technique(place: Place) -> str:
-    row = place.line.row
-    return f"{row.matcher} {row.scheduler}, {row.label_type} labels"
 
 
 def _ranked(places: Sequence[Place]) -> list[Place]:

@@ -30,7 +30,6 @@ RUNS = {
     "image_bytes": "images kB", "label_bytes": "labels kB", "device": "hardware", "torch": "torch",
     "ddbench": "ddbench", "error": "error", "tensors": "sha256 of the tensors",
 }  # fmt: skip
-_COSTS_OF_RUNS = ("distil_seconds", "expert_seconds", "selection_seconds", "peak_bytes", "image_bytes", "label_bytes")
 
 
 def table_view(caption: str, titles: dict[str, str], rows: Sequence[Cells], *, sortable: bool = True) -> View:
@@ -110,12 +109,12 @@ def _run(run: EntryRun) -> Cells:
     result, machine = run.result, run.result.machine
     (own,) = one_per_run([row for row in run.rows() if _own(row, run)]) or [None]
     rates = [f"{stage.selected.lr:.4g}" for stage in run.stages if stage.selected and stage.selected.lr is not None]
-    return {
+    mean = own.accuracy_mean if own else None
+    return result.json_value() | {
         "seed": run.seed,
         "status": own.status if own else result.status,
         "error": (own and own.error) or result.error,
-        "accuracy": None if own is None or own.accuracy_mean is None else round(100 * own.accuracy_mean, 2),
-        **{name: getattr(result, name) for name in _COSTS_OF_RUNS},
+        "accuracy": None if mean is None else round(100 * mean, 2),
         "lr": ", ".join(rates),
         "device": machine.device,
         "torch": machine.torch,

@@ -529,17 +529,17 @@ def test_every_label_type_runs_and_the_row_says_which(at_home, tmp_path, labels)
 def test_soft_methods_are_shown_beside_random_with_hard_and_with_teacher_labels(at_home, tmp_path):
     made, dataset = spec("tesla", "pdd", 2), spec("tesla").dataset.load()
     beside = references(made, dataset, Settings(tmp_path, 1), with_random=True, with_ceiling=False)
-    assert [(r["matcher"], r["scheduler"], r["label_type"], r["ipc"]) for r in beside] == [
+    assert [(r.matcher, r.scheduler, r.label_type, r.ipc) for r in beside] == [
         ("random", "single", "hard", 2),
         ("random", "single", "teacher", 2),
     ]
-    assert {r["protocol"] for r in beside} == {made.protocol.name}
+    assert {r.protocol for r in beside} == {made.protocol.name}
 
 
 def test_hard_methods_are_shown_beside_random_with_hard_labels_only(at_home, tmp_path):
     made, dataset = spec("mtt", "single", 2, matcher__labels="hard"), spec("mtt").dataset.load()
     beside = references(made, dataset, Settings(tmp_path, 1), with_random=True, with_ceiling=False)
-    assert [(r["matcher"], r["label_type"]) for r in beside] == [("random", "hard")]
+    assert [(r.matcher, r.label_type) for r in beside] == [("random", "hard")]
 
 
 def test_the_ceiling_is_trained_once_and_then_read(at_home, tmp_path, monkeypatch):

@@ -161,7 +161,7 @@ def test_the_run_command_opens_trackers_for_its_own_run_alone(tmp_path, tensorbo
         [spec("dm", matcher__steps=2)], Settings(tmp_path / "runs", 1), with_random=True, with_ceiling=False,
         quiet=True, trackers=("tensorboard",),
     )  # fmt: skip
-    assert {row["matcher"] for row in rows} == {"dm", "random"}
+    assert {row.matcher for row in rows} == {"dm", "random"}
     assert len([c for c in calls if c[0] == "folder"]) == 1
 
 

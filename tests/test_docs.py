@@ -101,8 +101,10 @@ def test_paths_and_modules_that_pages_name_exist(page):
     for path in re.findall(r"\b((?:ddbench|plugins|tests|benchmarks)/[\w./-]*\w)", text):
         assert (ROOT / path).exists() or "NAME" in path, f"{page.name} names {path}"
     dotted = re.findall(r"\bddbench(?:\.[A-Za-z_]\w*)+", text)
-    for module, names in re.findall(r"^from (ddbench(?:\.[\w.]+)?) import \(?([\w, \n]+)", text, flags=re.M):
-        dotted += [f"{module}.{name}" for name in re.findall(r"\w+", names)]
+    for module, several, one in re.findall(
+        r"^from (ddbench(?:\.[\w.]+)?) import (?:\(([\w, \n]+)\)|([\w, ]+))", text, flags=re.M
+    ):
+        dotted += [f"{module}.{name}" for name in re.findall(r"\w+", several or one)]
     for name in dotted:
         assert locate(name) is not None, f"{page.name} names {name}"
 

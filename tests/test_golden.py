@@ -15,7 +15,7 @@ from tiny import run, spec
 
 from ddbench.grade.distilled import Distilled
 from ddbench.plugins import registry
-from ddbench.run.record import rows
+from ddbench.run.record import RunRecord
 
 GOLDEN = Path(__file__).with_name("golden.json")
 SHORT = {"matcher__steps": 4}
@@ -68,7 +68,7 @@ def measure(case: str, out: Path) -> dict[str, list[float]]:
     """Losses and student lr of the first iterations, and the mean image and label of each set."""
     matcher, scheduler, more = CASES[case]
     folder = run(out, spec(matcher, scheduler, 2, **more), students=1)
-    assert rows(folder)[0]["status"] == "ok"
+    assert RunRecord.read(folder).rows()[0].status == "ok"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     sets = Distilled.load(folder / "distilled.safetensors").curriculum.sets
     return {

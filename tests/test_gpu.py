@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from ddbench.base.cache import read_json
-from ddbench.run.record import rows
+from ddbench.run.record import RunRecord
 
 
 @pytest.mark.gpu
@@ -18,10 +18,10 @@ from ddbench.run.record import rows
 def test_a_run_on_cuda_ends_with_an_evaluated_set(tmp_path, matcher, scheduler):
     spec = replace(tiny.spec(matcher, scheduler, ipc=2), device="cuda")
     folder = tiny.run(tmp_path, spec)
-    (row,) = rows(folder)
-    assert row["status"] == "ok"
-    assert row["n"] == 2
-    assert row["peak_bytes"] > 0
+    (row,) = RunRecord.read(folder).rows()
+    assert row.status == "ok"
+    assert row.n == 2
+    assert row.peak_bytes > 0
     assert torch.cuda.get_device_name() == read_json(folder / "result.json")["machine"]["device"]
 
 

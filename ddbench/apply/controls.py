@@ -24,16 +24,17 @@ from torch.nn.functional import one_hot
 from ddbench.base.cache import write_json
 from ddbench.errors import UsageError
 from ddbench.files.pixelspace import applied
-from ddbench.files.target import EvalOptions, Opened, Planned, adopted, planned
+from ddbench.files.target import EvalOptions, Opened, Planned, adopted, carry_out, planned
 from ddbench.grade.distilled import Distilled
-from ddbench.grade.evaluation import Evaluation, evaluate
+from ddbench.grade.evaluation import Evaluation
 from ddbench.grade.protocol import altered
 from ddbench.plugins import needs_of
 from ddbench.problem.decode import IDENTITY
 from ddbench.problem.labels import mean_labels
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, targets
-from ddbench.run.record import deviation
+from ddbench.run.record import EvaluationRecord
 from ddbench.run.references import whole_set
+from ddbench.run.row import Cells, deviation
 from ddbench.run.run import Run, Settings, first_problem
 from ddbench.run.spec import RunSpec, baseline, from_record
 from ddbench.run.stage import prepared
@@ -54,7 +55,7 @@ WEIGHT = 0.5  # of both scores, as published
 class Matrix:
     """The cells as rows, in order, and the scores that follow from them."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Cells]
     scores: dict[str, float]
 
     def record(self) -> dict[str, Any]:
@@ -75,14 +76,14 @@ class _Controls:
     def evaluation(self) -> Evaluation:
         return self.plan.evaluation
 
-    def cells(self) -> Iterator[tuple[str, str, bool, dict[str, Any]]]:
+    def cells(self) -> Iterator[tuple[str, str, bool, EvaluationRecord]]:
         """(source, labels, augmentation, record) of all sixteen."""
         for source in ("distilled", *CORESETS):
             for labels in ("hard", "soft"):
                 for augmented in (True, False):
                     yield source, labels, augmented, self._record(source, labels, augmented)
 
-    def _record(self, source: str, labels: str, augmented: bool) -> dict[str, Any]:
+    def _record(self, source: str, labels: str, augmented: bool) -> EvaluationRecord:
         if source == "distilled":
             made, folder, own = self._relabelled(labels), self._folder, labels == self.own_labels
         else:
@@ -96,7 +97,7 @@ class _Controls:
             asked, folder = replace(asked, tune=bool(asked.protocol.lrs)), self._folder
         elif source == "distilled":
             folder = self.folder / "evaluations"
-        return evaluate(asked, folder, threads=self.plan.threads, seed=self.plan.seed)
+        return carry_out(replace(self.plan, evaluation=asked), folder)
 
     @property
     def _folder(self) -> Path:
@@ -165,13 +166,13 @@ def control_matrix(source: Opened, options: EvalOptions, settings: Settings) -> 
     controls = _Controls(folder, plan, _spec(plan), replace(settings, students=plan.evaluation.students))
     rows, found = [], {}
     for name, labels, augmented, record in controls.cells():
-        scores = [student["accuracy"] for student in record["students"]]
+        scores = record.scores
         found[name, labels, augmented] = mean(scores)
         rows.append({
             "images": name, "labels": labels, "augmentation": "on" if augmented else "off",
             "accuracy_mean": mean(scores), "accuracy_std": deviation(scores), "n": len(scores),
-            "student_lr": record.get("student_lr") or "own", "label_bytes": record["label_bytes"],
-            "selection": record["selection"], "protocol": record["protocol"],
+            "student_lr": record.student_lr or "own", "label_bytes": record.label_bytes,
+            "selection": record.selection, "protocol": record.protocol,
         })  # fmt: skip
     made = Matrix(rows, _scores(found, controls, plan))
     write_json(folder / "controls.json", made.record())

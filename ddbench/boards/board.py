@@ -16,13 +16,13 @@ from typing import Any
 
 from ddbench.base.cache import canonical
 from ddbench.base.options import changed, label, make, options
-from ddbench.boards import entry as entries
+from ddbench.boards.entry import NAME, Entry, EntryRun, option_text
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.plugins import registry
 from ddbench.results.differences import SEEDS_FOR_BEST
-from ddbench.results.where import Row, is_number
-from ddbench.run.record import PLACES
+from ddbench.run.record import Described, EvaluationRecord
+from ddbench.run.row import Row
 
 _FIELDS = {
     "title": str, "dataset": dict, "network": dict, "protocol": dict, "ipc": list, "students": int, "seeds": list,
@@ -31,9 +31,23 @@ _NAMED = {"dataset": ("name", "digest"), "network": ("name",), "protocol": ("nam
 _COSTS = ("distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes", "image_bytes", "label_bytes", "steps")
 
 
+def found(names: Sequence[str], root: Path) -> list[Board]:
+    """The boards named, or all of a folder."""
+    there = sorted(path.parent.name for path in root.glob("*/board.toml"))
+    if not there:
+        raise UsageError(f"there are no boards in {root}; --boards names the folder that holds their folders")
+    return [Board.load(root / name) for name in (names or there)]
+
+
+class Rule(Described):
+    """A plugin or a protocol that a board prescribes, with the digest of its data or its options."""
+
+    digest: str = ""
+
+
 @dataclass(frozen=True)
 class Board:
-    """The rules of one leaderboard: names of plugins and a protocol with their options, and digests.
+    """The rules of one leaderboard.
 
     ``mark_seeds`` is how many finished seeds every line needs before a first place is marked; ``fewer_seeds`` maps an
     ipc, as text, to its seeds where these are not ``seeds``.
@@ -41,41 +55,15 @@ class Board:
 
     folder: Path
     title: str
-    dataset: dict[str, Any]
-    network: dict[str, Any]
-    protocol: dict[str, Any]
+    dataset: Rule
+    network: Rule
+    protocol: Rule
     ipc: tuple[int, ...]
     students: int
     seeds: tuple[int, ...]
     mark_seeds: int = SEEDS_FOR_BEST
     about: str = ""
     fewer_seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @cached_property
-    def network_label(self) -> str:
-        """The network as tables write it: ``convnet(width=32,depth=2)``."""
-        return label(plugin("network", self.network))
-
-    @cached_property
-    def rules(self) -> Protocol:
-        """The protocol. Raises DataError where this ddbench gives other rules under that name and those options."""
-        path = self.folder / "board.toml"
-        try:
-            found = altered(named(self.protocol["name"]), self.protocol.get("options", {}))
-        except UsageError as error:
-            raise DataError(f"{path} has a [protocol] that is none: {error}") from error
-        # a dataset's recipe changes options under the protocol's own name; what people change gets another
-        for rules in (found, replace(found, name=self.protocol["name"])):
-            if rules.digest == self.protocol["digest"]:
-                return rules
-        raise DataError(
-            f"{path} records digest {self.protocol['digest'][:12]} for its protocol, but name and options give "
-            f"{found.digest[:12]}; give all options that differ from those of {self.protocol['name']!r}"
-        )
 
     @classmethod
     def load(cls, folder: Path) -> Board:
@@ -94,7 +82,7 @@ class Board:
             held = tomllib.loads(text)
         except ValueError as error:
             raise DataError(f"{path} is not readable TOML: {error}") from error
-        if not entries.NAME.fullmatch(folder.name) or folder.name == "index":
+        if not NAME.fullmatch(folder.name) or folder.name == "index":
             raise DataError(
                 f"a board's folder is named with a-z, 0-9 and ._- (at most 64), and not index: {folder.name!r}"
             )
@@ -109,7 +97,9 @@ class Board:
                 raise DataError(f"{path} needs a {lacking[0]!r} in [{group}]; see the boards beside it")
             if not isinstance(options, dict) or set(held[group]) - {*names, "options"}:
                 raise DataError(f"{path} has more in [{group}] than {', '.join(names)} and a table of options")
-        rules: dict[str, Any] = held | {"ipc": tuple(held["ipc"]), "seeds": tuple(held["seeds"])}
+        complaint = f"{path} has rules that are none ({{}}); see the boards beside it"
+        groups = {group: Rule.checked(held[group], complaint) for group in _NAMED}
+        rules: dict[str, Any] = held | groups | {"ipc": tuple(held["ipc"]), "seeds": tuple(held["seeds"])}
         board = cls(folder, **rules)
         board._check_counts(path)
         _ = board.rules
@@ -132,88 +122,76 @@ class Board:
             if not values or any(type(v) is not int or v < least for v in values) or len(set(values)) < len(values):
                 raise DataError(f"{path} needs {name} as numbers from {least}, none of them twice, not {values}")
 
-    def seeds_at(self, ipc: int) -> tuple[int, ...]:
-        """The seeds of every entry with so many images per class."""
-        return tuple(self.fewer_seeds.get(str(ipc), self.seeds))
+    def rows(self) -> list[Row]:
+        """What ``ddbench compare`` reads of the entries, as if their runs lay here."""
+        return [row for entry in self.entries() for run in entry.runs for row in self.counted(entry, run).rows()]
 
-    def paths(self) -> list[Path]:
-        """The files of all entries, by name."""
-        return sorted((self.folder / "entries").glob("*.json"))
-
-    def entries(self) -> list[dict[str, Any]]:
-        """All entries, each checked against the rules again: a file may have been edited since."""
+    def entries(self) -> list[Entry]:
+        """All entries by name, each checked against the rules again: a file may have been edited since."""
         found = []
-        for path in self.paths():
-            entry = entries.read(path)
+        for path in sorted((self.folder / "entries").glob("*.json")):
+            entry = Entry.read(path)
             try:
-                self.check(entry["runs"])
+                self.check(entry.runs)
             except UsageError as error:
                 raise DataError(f"{path} breaks the rules of the board: {error}") from error
-            except (KeyError, TypeError, AttributeError, IndexError) as error:
-                raise DataError(
-                    f"{path} is damaged ({type(error).__name__}: {error}); submit the runs again"
-                ) from error
             found.append(entry)
         return found
 
-    def rows(self) -> list[Row]:
-        """What ``ddbench compare`` reads of the entries, as if their runs lay here."""
-        return entries.rows([
-            run | {"run": f"{entry['name']}.seed{run['seed']}", "evaluations": self.graded(run)}
-            for entry in self.entries()
-            for run in entry["runs"]
-        ])  # fmt: skip
+    def counted(self, entry: Entry, run: EntryRun) -> EntryRun:
+        """A run of an entry by a name that is its own on the board, with the evaluations that count."""
+        return run.model_copy(update={"run": f"{entry.name}.seed{run.seed}", "evaluations": self.graded(run)})
 
-    def check(self, runs: Sequence[dict[str, Any]]) -> None:
+    def check(self, runs: Sequence[EntryRun]) -> None:
         """Refuse packed runs that do not keep to the rules, with the reason and the way out."""
         for run in runs:
             self._check_data(run)
             self._check_rules(run)
             _check_numbers(run, self.graded(run))
-        if len({row["setting"] for row in entries.rows(runs)}) != 1:
+        if len({run.spec.setting for run in runs}) != 1:
             raise UsageError("the runs of an entry may differ in nothing but their seed; submit them again")
         self._check_seeds(runs)
 
-    def _check_data(self, run: dict[str, Any]) -> None:
-        spec, name = run["spec"], run["run"]
-        own = (spec["dataset"]["name"], run["result"]["dataset"]["digest"])
-        if own != (self.dataset["name"], self.dataset["digest"]):
+    def _check_data(self, run: EntryRun) -> None:
+        spec, name, ours = run.spec, run.run, self.dataset
+        digest = (run.result.dataset and run.result.dataset.digest) or "none"
+        if (spec.dataset.name, digest) != (ours.name, ours.digest):
             raise UsageError(
-                f"{name} is of dataset {own[0]!r} with digest {own[1][:12]}, but board {self.name!r} is of "
-                f"{self.dataset['name']!r} with {self.dataset['digest'][:12]}; run on those data with "
-                f"--dataset {self.dataset['name']}{_flags('dataset', self.dataset)}"
+                f"{name} is of dataset {spec.dataset.name!r} with digest {digest[:12]}, but board {self.name!r} is of "
+                f"{ours.name!r} with {ours.digest[:12]}; run on those data with --dataset {ours.name}"
+                f"{_flags('dataset', ours.options)}"
             )
-        if apart := _apart("dataset", self.dataset, spec["dataset"]):
+        if apart := _apart("dataset", ours, spec.dataset):
             raise UsageError(f"{name} prepares the data in another way than board {self.name!r} ({apart})")
-        if apart := _apart("network", self.network, spec["network"]):
+        if apart := _apart("network", self.network, spec.network):
             raise UsageError(
                 f"{name} has another network than board {self.name!r} ({apart}); run it with --network "
-                f"{self.network['name']}{_flags('network', {'options': options(plugin('network', self.network))})}"
+                f"{self.network.name}{_flags('network', options(plugin('network', self.network)))}"
             )
 
-    def _check_rules(self, run: dict[str, Any]) -> None:
-        spec, name = run["spec"], run["run"]
-        if spec["ipc"] not in self.ipc:
+    def _check_rules(self, run: EntryRun) -> None:
+        spec, name = run.spec, run.run
+        if spec.ipc not in self.ipc:
             few = ", ".join(map(str, self.ipc))
-            raise UsageError(f"{name} has {spec['ipc']} images per class; board {self.name!r} takes --ipc {few}")
-        if spec["protocol_digest"] != self.protocol["digest"]:
+            raise UsageError(f"{name} has {spec.ipc} images per class; board {self.name!r} takes --ipc {few}")
+        if spec.rules != self.protocol.digest:
             raise UsageError(
-                f"{name} follows protocol {spec['protocol']['name']!r} ({spec['protocol_digest'][:8]}), but board "
-                f"{self.name!r} is of {self.rules.name!r} ({self.protocol['digest'][:8]}): run it with "
-                f"--protocol {self.protocol['name']}{_flags('protocol', self.protocol)} and no other -o protocol.*"
+                f"{name} follows protocol {spec.protocol.name!r} ({spec.rules[:8]}), but board "
+                f"{self.name!r} is of {self.rules.name!r} ({self.protocol.digest[:8]}): run it with "
+                f"--protocol {self.protocol.name}{_flags('protocol', self.protocol.options)} and no other -o protocol.*"
             )
-        found = {run["result"].get("selection"), *(e.get("selection") for e in self._counted(run))} - {None}
+        found = {run.result.selection, *(e.selection for e in self._counted(run))} - {None}
         if found - {"validation", "last"}:
             how = "on test data, which no board ranks" if "test" in found else "in a way that nobody recorded"
             raise UsageError(f"{name} selected {how}; run it here, under the protocol of the board")
-        if spec.get("experts", {}).get("imported"):
+        if spec.experts.get("imported"):
             raise UsageError(
                 f"{name} used experts that were imported: what they cost and saw is not known here, and nobody could "
                 "make the run again; train experts by leaving out -o experts.imported"
             )
 
-    def _check_seeds(self, runs: Sequence[dict[str, Any]]) -> None:
-        have, due = [run["seed"] for run in runs], self.seeds_at(runs[0]["spec"]["ipc"])
+    def _check_seeds(self, runs: Sequence[EntryRun]) -> None:
+        have, due = [run.seed for run in runs], self.seeds_at(runs[0].spec.ipc)
         for wrong, seeds in (
             ("gives two runs of", {s for s in have if have.count(s) > 1}),
             ("lacks", set(due) - set(have)),
@@ -222,73 +200,64 @@ class Board:
             if seeds:
                 few = ", ".join(map(str, sorted(seeds)))
                 raise UsageError(
-                    f"the submission of {runs[0]['run']} {wrong} seed {few}; board {self.name!r} takes one run of each "
+                    f"the submission of {runs[0].run} {wrong} seed {few}; board {self.name!r} takes one run of each "
                     f"seed of {', '.join(map(str, due))}: `ddbench run ... --seed {due[0]} --repeats {len(due)}` "
                     "makes them"
                 )
 
-    def graded(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+    def graded(self, run: EntryRun) -> list[EvaluationRecord]:
         """The evaluations that count, all by the board's students: on its network first, then one on each other."""
         counted = self._counted(run)
-        own = [e for e in counted if e["network"] == self.network_label]
-        exact = [e for e in own if len(e["students"]) == self.students]
-        if run["result"]["status"] == "ok" and not exact:
-            have = ", ".join(str(len(e["students"])) for e in own) or "none"
+        own = [e for e in counted if e.network == self.network_label]
+        exact = [e for e in own if len(e.students) == self.students]
+        if run.result.status == "ok" and not exact:
+            have = ", ".join(str(len(e.students)) for e in own) or "none"
             raise UsageError(
-                f"{run['run']} needs an evaluation by {self.students} students under the rules of board "
-                f"{self.name!r}, but has {have}; make it by `ddbench eval {run['run']} --students {self.students}`"
+                f"{run.run} needs an evaluation by {self.students} students under the rules of board "
+                f"{self.name!r}, but has {have}; make it by `ddbench eval {run.run} --students {self.students}`"
             )
-        others: dict[str, dict[str, Any]] = {}
+        others: dict[str, EvaluationRecord] = {}
         for e in counted:
-            if e["network"] != self.network_label and len(e["students"]) == self.students:
-                others.setdefault(e["network"], e)
+            if e.network != self.network_label and len(e.students) == self.students:
+                others.setdefault(e.network, e)
         return [*exact[:1], *(others[name] for name in sorted(others))]
 
-    def _counted(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+    def _counted(self, run: EntryRun) -> list[EvaluationRecord]:
         """Evaluations under the board's rules, on its data, with the run's own seed."""
-        rules = (self.protocol["digest"], self.dataset["digest"])
+        rules = (self.protocol.digest, self.dataset.digest)
         return [
-            e
-            for e in run["evaluations"]
-            if (e.get("protocol_digest"), e["dataset_digest"]) == rules and e.get("seed", run["seed"]) == run["seed"]
+            e for e in run.evaluations if (e.protocol_digest, e.dataset_digest) == rules and e.seed in (None, run.seed)
         ]
 
+    def seeds_at(self, ipc: int) -> tuple[int, ...]:
+        """The seeds of every entry with so many images per class."""
+        return tuple(self.fewer_seeds.get(str(ipc), self.seeds))
 
-def _check_numbers(run: dict[str, Any], graded: Sequence[dict[str, Any]]) -> None:
-    """Refuse what cannot be numbers of students, or costs."""
-    for student in (student for evaluation in graded for student in evaluation["students"]):
-        if not all(is_number(v) and isfinite(v) for v in student.values()) or not 0 <= student["accuracy"] <= 1:
-            raise UsageError(f"{run['run']} has a student whose numbers are none: {student}; evaluate it again")
-    for name in _COSTS:
-        value = run["result"].get(name)
-        if value is not None and not (is_number(value) and isfinite(value) and value >= 0):
-            raise UsageError(f"{run['run']} has {value!r} for {name}, which is no cost; run it again")
+    @property
+    def name(self) -> str:
+        return self.folder.name
 
+    @cached_property
+    def network_label(self) -> str:
+        """The network as tables write it: ``convnet(width=32,depth=2)``."""
+        return label(plugin("network", self.network))
 
-def plugin(kind: str, described: dict[str, Any]) -> Any:
-    """The dataset or network that a table of a board.toml or a spec describes."""
-    given = described.get("options", {})
-    plain = {name: value for name, value in given.items() if name not in PLACES}
-    return _made(kind, described["name"], canonical(plain))
-
-
-@cache
-def _made(kind: str, name: str, options: str) -> Any:
-    """One object for all runs that share its options: validating them takes milliseconds each."""
-    return make(registry().get(kind, name).cls, json.loads(options), kind)
-
-
-def _apart(kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """What differs in all but the place of the data; options that neither names have their defaults."""
-    if ours["name"] != theirs["name"]:
-        return f"{theirs['name']} instead of {ours['name']}"
-    board, run = (changed(plugin(kind, described)) for described in (ours, theirs))
-    names = [name for name in sorted({*board, *run}) if board.get(name) != run.get(name)]
-    return ", ".join(f"{n}={run.get(n, 'default')} instead of {board.get(n, 'default')}" for n in names)
-
-
-def _flags(group: str, described: dict[str, Any]) -> str:
-    return "".join(f" -o {group}.{name}={entries.text(value)}" for name, value in described.get("options", {}).items())
+    @cached_property
+    def rules(self) -> Protocol:
+        """The protocol. Raises DataError where this ddbench gives other rules under that name and those options."""
+        path = self.folder / "board.toml"
+        try:
+            found = altered(named(self.protocol.name), self.protocol.options)
+        except UsageError as error:
+            raise DataError(f"{path} has a [protocol] that is none: {error}") from error
+        # a dataset's recipe changes options under the protocol's own name; what people change gets another
+        for rules in (found, replace(found, name=self.protocol.name)):
+            if rules.digest == self.protocol.digest:
+                return rules
+        raise DataError(
+            f"{path} records digest {self.protocol.digest[:12]} for its protocol, but name and options give "
+            f"{found.digest[:12]}; give all options that differ from those of {self.protocol.name!r}"
+        )
 
 
 def _boards(folder: Path) -> str:
@@ -297,9 +266,37 @@ def _boards(folder: Path) -> str:
     return did_you_mean(folder.name, there) + (f" (there are {', '.join(there)})" if there else "")
 
 
-def found(names: Sequence[str], root: Path) -> list[Board]:
-    """The boards named, or all of a folder."""
-    there = sorted(path.parent.name for path in root.glob("*/board.toml"))
-    if not there:
-        raise UsageError(f"there are no boards in {root}; --boards names the folder that holds their folders")
-    return [Board.load(root / name) for name in (names or there)]
+def _check_numbers(run: EntryRun, graded: Sequence[EvaluationRecord]) -> None:
+    """Refuse what cannot be numbers of students, or costs."""
+    for student in (student for evaluation in graded for student in evaluation.students):
+        numbers = student.json_value()
+        if not all(map(isfinite, numbers.values())) or not 0 <= student.accuracy <= 1:
+            raise UsageError(f"{run.run} has a student whose numbers are none: {numbers}; evaluate it again")
+    for name in _COSTS:
+        value: float | None = getattr(run.result, name)
+        if value is not None and not (isfinite(value) and value >= 0):
+            raise UsageError(f"{run.run} has {value!r} for {name}, which is no cost; run it again")
+
+
+def _apart(kind: str, ours: Described, theirs: Described) -> str:
+    """What differs in all but the place of the data; options that neither names have their defaults."""
+    if ours.name != theirs.name:
+        return f"{theirs.name} instead of {ours.name}"
+    board, run = (changed(plugin(kind, described)) for described in (ours, theirs))
+    names = [name for name in sorted({*board, *run}) if board.get(name) != run.get(name)]
+    return ", ".join(f"{n}={run.get(n, 'default')} instead of {board.get(n, 'default')}" for n in names)
+
+
+def _flags(group: str, given: dict[str, Any]) -> str:
+    return "".join(f" -o {group}.{name}={option_text(value)}" for name, value in given.items())
+
+
+def plugin(kind: str, described: Described) -> Any:
+    """The dataset or network that a table of a board.toml or a spec describes."""
+    return _made(kind, described.name, canonical(described.content))
+
+
+@cache
+def _made(kind: str, name: str, options: str) -> Any:
+    """One object for all runs that share its options: validating them takes milliseconds each."""
+    return make(registry().get(kind, name).cls, json.loads(options), kind)

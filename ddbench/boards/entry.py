@@ -1,7 +1,7 @@
 """Entries of a leaderboard: what runs that differ in their seed alone recorded, in one JSON file and one picture.
 
-An entry holds every accuracy of every student, so that all tables are made anew from it. ``rows`` gives back the rows
-that ``ddbench compare`` would read from the run folders.
+An entry holds every accuracy of every student, so that all tables are made anew from it: its runs are records, as those
+of run folders are. ``pack`` makes one of a folder; ``Entry.read`` gives back what a file holds.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import io
 import json
 import re
 import shlex
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from ddbench.base.cache import file_digest, read_json
 from ddbench.base.tensors import content_digest
 from ddbench.errors import DataError, UsageError
 from ddbench.plugins import registry
 from ddbench.results.tables import clean
-from ddbench.results.where import Row
-from ddbench.run.record import PLACES
-from ddbench.run.record import rows as rows_of
+from ddbench.run.folder import FINAL, finished
+from ddbench.run.record import PLACES, Described, Held, Number, ResultRecord, RunRecord, SpecRecord, StageRecord
 from ddbench.run.spec import GROUPS, PLUGGED, Request, from_record, resolve
 
 FORMAT = 1
@@ -30,11 +30,118 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of boards and entries: they b
 WIDEST = 960  # pixels of a picture: it travels with the repository
 POINTS = 40  # of a curve, per stage: enough to see its shape
 _BROKEN = re.compile(r"[\ud800-\udfff\ufffe\uffff]")  # what is in no XML and in no UTF-8
-_WORDS = ("author", "link", "note", "date")
 _RESULT = ("status", "error", "dataset", "selection", "label_type", "network", "parameters", "steps", "images",
            "image_bytes", "label_bytes", "distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes",
            "machine", "finished", "train_images")  # fmt: skip
 _STAGE = ("checks", "selected", "steps", "seconds", "selection_seconds", "expert_seconds", "peak_bytes", "engine")
+
+
+class Curve(Held):
+    """The losses of a stage, thinned."""
+
+    stage: int
+    step: list[int]
+    loss: list[Number]
+
+
+class Part(Held):
+    """Where a stage is in a picture, as parts of its height, and how many images per class it shows, of how many."""
+
+    top: Number
+    bottom: Number
+    shown: int
+    of: int
+
+
+class Picture(Held):
+    """A picture of a set: the classes of its columns, of how many there are, and its stages."""
+
+    sha256: str = ""
+    classes: list[str]
+    of: int
+    stages: list[Part]
+
+
+class EntryRun(RunRecord):
+    """A run as an entry keeps it: without what fills a disk, with its stages and curves, and where no data lie."""
+
+    seed: int
+    stages: list[StageRecord]
+    tensors: str | None = None  # sha256 of their content
+    curves: list[Curve]
+
+    @property
+    def method(self) -> str:
+        """What its method is called unless its author says otherwise: ``tesla pdd (teacher labels)``."""
+        spec, labels = self.spec, self.result.label_type
+        rule = f" {spec.scheduler.name}" if spec.scheduler.name != "single" else ""
+        return f"{spec.matcher.name}{rule}" + (f" ({labels} labels)" if labels not in (None, "hard") else "")
+
+    @property
+    def entry_name(self) -> str:
+        """The name of an entry of such runs: readable, unique by its setting, and safe as a file name."""
+        words = [self.spec.matcher.name, self.spec.scheduler.name]
+        plain = re.sub(r"[^a-z0-9]+", "-", "-".join(w for w in words if w != "single").lower()).strip("-") or "entry"
+        return f"{plain[:40]}-ipc{self.spec.ipc}-{self.spec.setting[:8]}"
+
+
+class Entry(Held):
+    """Runs of one setting, and what their author says of them."""
+
+    format: int
+    method: str
+    command: str
+    runs: list[EntryRun]
+    author: str = ""
+    link: str = ""
+    note: str = ""
+    date: str = ""
+    picture: Picture | None = None
+    file: Path = Field(default=Path(), exclude=True)
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    @classmethod
+    def read(cls, path: Path) -> Entry:
+        """An entry from its file, or a DataError that names it."""
+        # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark
+        held = json.loads(json.dumps(read_json(path), ensure_ascii=False).encode(errors="replace"))
+        lacking = [n for n in ("format", "method", "runs", "command") if not isinstance(held, dict) or n not in held]
+        if lacking:
+            raise DataError(
+                f"{path} is no entry of a leaderboard: it lacks {', '.join(lacking)}; submit the runs again"
+            )
+        if held["format"] != FORMAT:
+            raise DataError(
+                f"{path} has format {held['format']!r}; this ddbench reads {FORMAT}: update it, or submit again"
+            )
+        told = {name: value for name, value in held.items() if value is not None} | {"file": path}
+        entry = cls.checked(told, f"{path} is damaged ({{}}); submit the runs again")
+        if odd := [line for line in entry.command.splitlines() if not is_command(line)]:
+            raise DataError(
+                f"{path} has a command that is not a call of ddbench ({shown(odd[0])}), which nobody should be given "
+                "to run; submit the runs again"
+            )
+        if not NAME.fullmatch(path.stem):
+            raise DataError(f"an entry is named with a-z, 0-9 and ._- (at most 64), not {path.name!r}; rename it")
+        picture = path.with_suffix(".png")
+        if entry.picture and (not picture.exists() or file_digest(picture) != entry.picture.sha256):
+            raise DataError(
+                f"{picture} is not the picture that {path.name} records; submit the runs again with --replace"
+            )
+        return entry
+
+
+def is_command(line: str) -> bool:
+    """Whether a line does nothing but call ``ddbench run`` or ``ddbench eval``: people paste it into a shell."""
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return False
+    threads = bool(words) and re.fullmatch(r"DDBENCH_THREADS=[1-9]\d*", words[0]) is not None
+    return shlex.join(words) == line and words[threads : threads + 2] in (["ddbench", "run"], ["ddbench", "eval"])
 
 
 def shown(value: Any, most: int = 120) -> str:
@@ -43,35 +150,58 @@ def shown(value: Any, most: int = 120) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def pack(folder: Path) -> dict[str, Any]:
+def pack(folder: Path) -> EntryRun:
     """What an entry keeps of a run. Raises UsageError for one that is not finished, DataError for a damaged one."""
-    result, spec = verified(folder), _current(read_json(folder / "spec.json"), folder)
+    result = verified(folder)
+    run = RunRecord.read(folder)
+    spec = _current(run.spec, folder)
+    told = {name: value for name, value in spec.dataset.options.items() if not _private(name, value)}
     distilled = folder / "distilled.safetensors"
-    told = {name: value for name, value in spec["dataset"]["options"].items() if not _private(name, value)}
-    evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
-    return {
-        "run": folder.name,
-        "seed": spec["seed"],
-        "spec": spec | {"dataset": spec["dataset"] | {"options": told}},
-        "result": {name: result[name] for name in _RESULT if name in result},
-        "stages": [{name: stage[name] for name in _STAGE if name in stage} for stage in result.get("stages", [])],
-        "tensors": content_digest(distilled) if distilled.name in result["sha256"] else None,
-        "evaluations": [e for e in evaluations if e["complete"] and e["students"]],
-        "curves": curves(folder / "metrics.jsonl"),
-    }
+    return EntryRun(
+        run=folder.name,
+        seed=spec.seed,
+        spec=spec.model_copy(update={"dataset": Described(name=spec.dataset.name, options=told)}),
+        result=ResultRecord.model_validate({n: v for n, v in result.json_value().items() if n in _RESULT}),
+        stages=[
+            StageRecord.model_validate({n: v for n, v in stage.json_value().items() if n in _STAGE})
+            for stage in result.stages
+        ],
+        tensors=content_digest(distilled) if distilled.name in result.sha256 else None,
+        evaluations=[e for e in run.evaluations if e.complete and e.students],
+        curves=curves(folder / "metrics.jsonl"),
+    )
 
 
-def _current(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+def verified(folder: Path) -> ResultRecord:
+    """The result of a finished run whose files are those that it wrote."""
+    result = finished(folder)
+    if result is None:
+        raise UsageError(f"{folder} is not finished; go on with it by `ddbench run --resume {folder}`")
+    if result.status not in FINAL:
+        raise UsageError(
+            f"{folder} ended as {result.status!r} ({shown(result.error)}), which says nothing about the method; mend "
+            f"that and go on with `ddbench run --resume {folder}`"
+        )
+    for name, recorded in result.sha256.items():
+        if not (folder / name).exists() or file_digest(folder / name) != recorded:
+            raise DataError(
+                f"{folder / name} is damaged: it no longer has the sha256 in result.json; delete {folder} and run again"
+            )
+    return result
+
+
+def _current(spec: SpecRecord, folder: Path) -> SpecRecord:
     """A run's spec with the options that its version did not have yet, at their defaults: its key says so.
 
     Seeds that were made by two versions are then still of one setting.
     """
+    held = spec.json_value()
     try:
-        made = from_record(spec)
+        made = from_record(held)
     except (UsageError, DataError, KeyError):  # of a plugin that is not here, or of a set from elsewhere
         return spec
     same = folder.resolve().name.endswith(made.key)
-    return spec | made.record() | {"versions": spec["versions"]} if same else spec
+    return SpecRecord.model_validate(held | made.record() | {"versions": spec.versions}) if same else spec
 
 
 def _private(name: str, value: Any) -> bool:
@@ -81,26 +211,7 @@ def _private(name: str, value: Any) -> bool:
     return name != "path" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(value)) or Path(value).exists()
 
 
-def verified(folder: Path) -> dict[str, Any]:
-    """The result of a finished run whose files are those that it wrote."""
-    path = folder / "result.json"
-    if not path.exists():
-        raise UsageError(f"{folder} is not finished; go on with it by `ddbench run --resume {folder}`")
-    result = read_json(path)
-    if result["status"] not in ("ok", "diverged"):
-        raise UsageError(
-            f"{folder} ended as {result['status']!r} ({shown(result.get('error'))}), which says nothing about the "
-            f"method; mend that and go on with `ddbench run --resume {folder}`"
-        )
-    for name, recorded in result["sha256"].items():
-        if not (folder / name).exists() or file_digest(folder / name) != recorded:
-            raise DataError(
-                f"{folder / name} is damaged: it no longer has the sha256 in result.json; delete {folder} and run again"
-            )
-    return result
-
-
-def curves(path: Path) -> list[dict[str, Any]]:
+def curves(path: Path) -> list[Curve]:
     """The losses of each stage, thinned to ``POINTS`` evenly spaced steps with the first and the last among them."""
     if not path.exists():
         return []
@@ -110,7 +221,7 @@ def curves(path: Path) -> list[dict[str, Any]]:
         if "loss" in values:
             stages.setdefault(values["stage"], []).append((values["step"], values["loss"]))
     return [
-        {"stage": stage, "step": [s for s, _ in kept], "loss": [float(f"{loss:.6g}") for _, loss in kept]}
+        Curve(stage=stage, step=[s for s, _ in kept], loss=[float(f"{loss:.6g}") for _, loss in kept])
         for stage, points in sorted(stages.items())
         for kept in [_thinned(points)]
     ]
@@ -123,83 +234,26 @@ def _thinned(points: list[Any]) -> list[Any]:
     return [points[round(i * last / (POINTS - 1))] for i in range(POINTS)]
 
 
-def rows(packed: Sequence[dict[str, Any]]) -> list[Row]:
-    """The rows of packed runs: unpacked, one after the other, they are run folders as far as tables read them."""
-    found = []
-    with tempfile.TemporaryDirectory(prefix="ddbench-") as place:
-        folder = Path(place)
-        (folder / "evaluations").mkdir()
-        for run in packed:
-            (folder / "spec.json").write_text(json.dumps(run["spec"]))
-            (folder / "result.json").write_text(json.dumps(run["result"]))
-            for old in (folder / "evaluations").iterdir():
-                old.unlink()
-            for i, evaluation in enumerate(run["evaluations"]):
-                (folder / "evaluations" / f"{i:04d}.json").write_text(json.dumps(evaluation))
-            found += [row | {"run": run["run"]} for row in rows_of(folder)]
-    return found
-
-
-def method(run: dict[str, Any]) -> str:
-    """What a run's method is called unless its author says otherwise: ``tesla pdd (teacher labels)``."""
-    spec, labels = run["spec"], run["result"].get("label_type")
-    rule = f" {spec['scheduler']['name']}" if spec["scheduler"]["name"] != "single" else ""
-    return f"{spec['matcher']['name']}{rule}" + (f" ({labels} labels)" if labels not in (None, "hard") else "")
-
-
-def name_of(run: dict[str, Any], setting: str) -> str:
-    """The name of an entry: readable, unique by its setting, and safe as a file name."""
-    words = [run["spec"]["matcher"]["name"], run["spec"]["scheduler"]["name"]]
-    plain = re.sub(r"[^a-z0-9]+", "-", "-".join(w for w in words if w != "single").lower()).strip("-") or "entry"
-    return f"{plain[:40]}-ipc{run['spec']['ipc']}-{setting[:8]}"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """An entry from its file, or a DataError that names it."""
-    # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark
-    entry = json.loads(json.dumps(read_json(path), ensure_ascii=False).encode(errors="replace"))
-    lacking = [n for n in ("format", "method", "runs", "command") if not isinstance(entry, dict) or n not in entry]
-    if lacking:
-        raise DataError(f"{path} is no entry of a leaderboard: it lacks {', '.join(lacking)}; submit the runs again")
-    if entry["format"] != FORMAT:
-        raise DataError(
-            f"{path} has format {entry['format']!r}; this ddbench reads {FORMAT}: update it, or submit again"
-        )
-    entry: dict[str, Any] = dict.fromkeys(_WORDS, "") | {n: v for n, v in entry.items() if v is not None}
-    if odd := [n for n in (*_WORDS, "method", "command") if not isinstance(entry[n], str)]:
-        raise DataError(f"{path} is damaged: {odd[0]!r} is no text; submit the runs again")
-    if odd := [line for line in entry["command"].splitlines() if not is_command(line)]:
-        raise DataError(
-            f"{path} has a command that is not a call of ddbench ({shown(odd[0])}), which nobody should be given to "
-            "run; submit the runs again"
-        )
-    if not NAME.fullmatch(path.stem):
-        raise DataError(f"an entry is named with a-z, 0-9 and ._- (at most 64), not {path.name!r}; rename it")
-    picture = path.with_suffix(".png")
-    if entry.get("picture") and (not picture.exists() or file_digest(picture) != entry["picture"]["sha256"]):
-        raise DataError(f"{picture} is not the picture that {path.name} records; submit the runs again with --replace")
-    return entry | {"name": path.stem, "file": path}
-
-
-def command(specs: Sequence[dict[str, Any]], students: int, networks: Sequence[str] = ()) -> str:
+def command_of(specs: Sequence[SpecRecord], students: int, networks: Sequence[str] = ()) -> str:
     """The commands that make these specs: every option that differs from what recipes and protocols give.
 
     ``DATA`` is where the reader has the data, ``RUN`` each of the runs: they were evaluated on ``networks`` as well.
     Seeds that are not consecutive get a line each. Threads and device are part of a run's key and of its bits.
     """
-    spec, seeds = specs[0], sorted(s["seed"] for s in specs)
-    protocol = spec["protocol"]["name"].partition("-custom-")[0]
-    names = {kind: spec[kind]["name"] for kind in PLUGGED}
-    usual = resolve(Request(**names, ipc=spec["ipc"], protocol=protocol, device="cpu")).spec.record()
+    spec, seeds = specs[0], sorted(s.seed for s in specs)
+    protocol = spec.protocol.name.partition("-custom-")[0]
+    names = {kind: getattr(spec, kind).name for kind in PLUGGED}
+    usual = resolve(Request(**names, ipc=spec.ipc, protocol=protocol, device="cpu")).spec.record()
     place = getattr(registry().get("dataset", names["dataset"]).cls, "argument", None)
-    if place in PLACES and (where := spec["dataset"]["options"].get(place, "DATA")):
+    if place in PLACES and (where := spec.dataset.options.get(place, "DATA")):
         names["dataset"] += f":{where}"
-    words = [f"DDBENCH_THREADS={spec['threads']}", "ddbench", "run"]
-    for name, value in (names | {"ipc": spec["ipc"], "protocol": protocol, "device": spec["device"]}).items():
+    words = [f"DDBENCH_THREADS={spec.threads}", "ddbench", "run"]
+    for name, value in (names | {"ipc": spec.ipc, "protocol": protocol, "device": spec.device}).items():
         default = getattr(Request, name)
         words += [f"--{name}", str(value)] if value != default or name in ("dataset", "matcher", "ipc") else []
+    own = spec.json_value()
     lines = [seeds] if seeds == list(range(seeds[0], seeds[0] + len(seeds))) else [[seed] for seed in seeds]
-    flags = [word for group in GROUPS for word in _differing(group, spec[group], usual[group])]
+    flags = [word for group in GROUPS for word in _differing(group, own[group], usual[group])]
     made = [
         [*words, "--seed", str(part[0]), "--repeats", str(len(part)), "--students", str(students), *flags]
         for part in lines
@@ -214,32 +268,22 @@ def _again(network: str, students: int) -> list[str]:
     return ["ddbench", "eval", "RUN", "--network", name, "--students", str(students), *flags]
 
 
-def is_command(line: str) -> bool:
-    """Whether a line does nothing but call ``ddbench run`` or ``ddbench eval``: people paste it into a shell."""
-    try:
-        words = shlex.split(line)
-    except ValueError:
-        return False
-    threads = bool(words) and re.fullmatch(r"DDBENCH_THREADS=[1-9]\d*", words[0]) is not None
-    return shlex.join(words) == line and words[threads : threads + 2] in (["ddbench", "run"], ["ddbench", "eval"])
-
-
 def _differing(group: str, own: dict[str, Any], usual: dict[str, Any]) -> list[str]:
     if group in PLUGGED:
         own, usual = own["options"], usual["options"]
     left = ("name", "version") if group == "protocol" else PLACES if group == "dataset" else ()
     told = {name: value for name, value in own.items() if name not in left and usual.get(name) != value}
-    return [word for name, value in told.items() for word in ("-o", f"{group}.{name}={text(value)}")]
+    return [word for name, value in told.items() for word in ("-o", f"{group}.{name}={option_text(value)}")]
 
 
-def text(value: Any) -> str:
+def option_text(value: Any) -> str:
     """A value as ``-o`` reads it."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def picture(folder: Path) -> tuple[bytes, dict[str, Any]]:
+def picture_of(folder: Path) -> tuple[bytes, Picture]:
     """A run's preview, made small, with the classes of its columns and the part of its height that each stage takes."""
     from PIL import Image
 
@@ -253,7 +297,7 @@ def picture(folder: Path) -> tuple[bytes, dict[str, Any]]:
     for height in heights:
         tops.append(tops[-1] + height + 2 * GAP)
     stages = [
-        {"top": top / whole, "bottom": (top + height) / whole, "shown": min(n, MAX_ROWS), "of": n}
+        Part(top=top / whole, bottom=(top + height) / whole, shown=min(n, MAX_ROWS), of=n)
         for top, height, n in zip(tops, heights, each, strict=False)
     ]
     with Image.open(folder / "preview.png") as image:
@@ -262,4 +306,4 @@ def picture(folder: Path) -> tuple[bytes, dict[str, Any]]:
     image.thumbnail((WIDEST, WIDEST * 4))
     image.save(out, "PNG", optimize=True)
     names = list(distilled.classes[:MAX_CLASSES])
-    return out.getvalue(), {"classes": names, "of": len(distilled.classes), "stages": stages}
+    return out.getvalue(), Picture(classes=names, of=len(distilled.classes), stages=stages)

@@ -14,16 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.base.cache import atomic_write, read_json
-from ddbench.boards import entry as entries
-from ddbench.boards import site_data
-from ddbench.boards.entry import shown
-from ddbench.boards.ranking import CAUTION, SHOWN, Standings, first_place, rules
-from ddbench.boards.site_data import View
+from ddbench.boards.entry import EntryRun, command_of, pack, picture_of, shown
+from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules
+from ddbench.boards.site_data import View, figures, parts, ranked, table_view, transfers
 from ddbench.errors import UsageError
-from ddbench.results import pairs
 from ddbench.results.aggregate import per_run
+from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING
 from ddbench.results.tables import REPORTED, cell
-from ddbench.results.where import Row
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -44,12 +41,12 @@ def site(every: Sequence[Standings]) -> dict[str, str]:
         first_place(found, ipc)
         | {
             "title": shown(found.board.title), "href": f"{found.board.name}.html",
-            "dataset": found.board.dataset["name"], "network": found.board.network_label,
+            "dataset": found.board.dataset.name, "network": found.board.network_label,
         }
         for found in every
         for ipc in found.board.ipc
     ]  # fmt: skip
-    boards = site_data.table("Boards, and who leads them", INDEX, rows) if rows else None
+    boards = table_view("Boards, and who leads them", INDEX, rows) if rows else None
     return {"index.html": _render(page, "index.html", title="Dataset distillation leaderboards", boards=boards)} | made
 
 
@@ -62,37 +59,33 @@ def write(pages: dict[str, str], out: Path) -> list[Path]:
 
 def report(folder: Path) -> str:
     """One finished run as a page."""
-    run = entries.pack(folder)
-    done = run["result"]["status"] == "ok"
-    sizes = [len(e["students"]) for e in run["evaluations"]]
-    command = entries.command([run["spec"]], max(sizes, default=5))
-    seen = done and (folder / "preview.png").exists()
-    view = site_data.parts(folder.name, [run], command, entries.picture(folder) if seen else None)
+    run = pack(folder)
+    command = command_of([run.spec], max((len(e.students) for e in run.evaluations), default=5))
+    seen = run.result.status == "ok" and (folder / "preview.png").exists()
+    view = parts(folder.name, [run], command, picture_of(folder) if seen else None)
     view["facts"] = _facts_of_run(run)
-    if run["evaluations"]:
-        graded = site_data.table(
-            "Test accuracy, mean ± deviation over students", EVALUATIONS, per_run(entries.rows([run]))
-        )
+    if run.evaluations:
+        graded = table_view("Test accuracy, mean ± deviation over students", EVALUATIONS, per_run(run.rows()))
         view["tables"].insert(0, graded)
     return _render(
         _environment(), "report.html", title=f"Run {shown(folder.name)}", run=view, controls=_controls(folder)
     )
 
 
-def _facts_of_run(run: View) -> list[tuple[str, str, None]]:
-    spec, result = run["spec"], run["result"]
+def _facts_of_run(run: EntryRun) -> list[tuple[str, str, None]]:
+    spec, result, data = run.spec, run.result, run.result.dataset
     found = {
-        "method": entries.method(run),
-        "dataset": f"{result['dataset']['name']}, digest {result['dataset']['digest'][:12]}",
-        "network": result.get("network", spec["network"]["name"]),
-        "protocol": f"{spec['protocol']['name']}, digest {spec['protocol_digest'][:12]}",
-        "selected on": result.get("selection"),
-        "images per class": spec["ipc"],
-        "seed": spec["seed"],
-        "optimiser steps of a student": result.get("steps"),
-        "status": f"{result['status']} {result.get('error', '')}".strip(),
-        "finished": result.get("finished"),
-        "versions": ", ".join(sorted(set(spec.get("versions", {}).values()))),
+        "method": run.method,
+        "dataset": data and f"{data.name}, digest {(data.digest or '')[:12]}",
+        "network": result.network or spec.network.name,
+        "protocol": f"{spec.protocol.name}, digest {spec.rules[:12]}",
+        "selected on": result.selection,
+        "images per class": spec.ipc,
+        "seed": spec.seed,
+        "optimiser steps of a student": result.steps,
+        "status": f"{result.status} {result.error or ''}".strip(),
+        "finished": result.finished,
+        "versions": ", ".join(sorted(set(spec.versions.values()))),
     }
     return [(shown(name), shown(value, 300), None) for name, value in found.items() if value not in (None, "")]
 
@@ -105,43 +98,42 @@ def _controls(folder: Path) -> list[View]:
     formulas = held.get("formulas", {})
     scores = [{"score": n, "value": v, "formula": formulas.get(n)} for n, v in held["scores"].items()]
     source = f"Scores, after {shown(held.get('source'), 200)}"
-    return [site_data.table("Images, labels and augmentation apart", CONTROLS, held["matrix"]),
-            site_data.table(source, {"score": "score", "value": "value", "formula": "formula"}, scores)]  # fmt: skip
+    return [table_view("Images, labels and augmentation apart", CONTROLS, held["matrix"]),
+            table_view(source, {"score": "score", "value": "value", "formula": "formula"}, scores)]  # fmt: skip
 
 
 def _board(page: Environment, found: Standings) -> str:
-    board, rows = found.board, found.flat()
-    for row in rows:
-        row["href"] = f"#{row['entry']}"
+    board, places = found.board, found.flat()
     rankings = [
-        site_data.table(f"{ipc} per class: ranked by the mean over seeds", SHOWN, found.rows[ipc])
-        | {"heading": f"{ipc} image{'s' if ipc > 1 else ''} per class", "figure": site_data.ranked(found.rows[ipc])}
+        table_view(f"{ipc} per class: ranked by the mean over seeds", SHOWN, [p.cells for p in found.places[ipc]])
+        | {"heading": f"{ipc} image{'s' if ipc > 1 else ''} per class", "figure": ranked(found.places[ipc])}
         for ipc in board.ipc
-        if ipc in found.rows
+        if ipc in found.places
     ]
-    drawn, costs = site_data.figures(rows)
+    drawn, costs = figures(places)
     return _render(
         page, "board.html", title=shown(board.title), about=shown(board.about, 2000), rules=rules(board),
-        rankings=rankings, notes=[*found.notes, *(["All tables count as one in the correction of p."] if rows else [])],
-        charts=drawn if rows else [], costs=costs,
-        transfer=site_data.transfers(rows, found.transfer, board.network_label),
-        pairs=site_data.table("Pairs of entries", pairs.SHOWN, found.pairs) if found.pairs else None,
-        about_pairs=pairs.ABOUT,
-        reported=site_data.table("Published accuracies", REPORTED, found.reported) if found.reported else None,
-        caution=CAUTION, entries=[_entry(found, row) for row in rows],
+        rankings=rankings,
+        notes=[*found.notes, *(["All tables count as one in the correction of p."] if places else [])],
+        charts=drawn if places else [], costs=costs,
+        transfer=transfers(places, found.transfer, board.network_label),
+        pairs=table_view("Pairs of entries", ONE_THING, found.pairs) if found.pairs else None,
+        about_pairs=ABOUT_ONE_THING,
+        reported=table_view("Published accuracies", REPORTED, found.reported) if found.reported else None,
+        caution=CAUTION, entries=[_entry(place) for place in places],
     )  # fmt: skip
 
 
-def _entry(found: Standings, row: Row) -> View:
-    entry = found.entries[row["entry"]]
-    picture = entry.get("picture")
-    png = (entry["file"].with_suffix(".png").read_bytes(), picture) if picture else None
-    view = site_data.parts(f"{row['title']}, ipc {row['ipc']}", entry["runs"], entry["command"], png)
-    facts = {"test accuracy": f"{cell('accuracy_mean', row) or 'none'} %", "by": row["author"], "link": row["link"],
-             "date": row["date"], "status": row["status"], "versions": shown(row["versions"])}  # fmt: skip
+def _entry(place: Place) -> View:
+    entry, row, cells = place.entry, place.line.row, place.cells
+    png = (entry.file.with_suffix(".png").read_bytes(), entry.picture) if entry.picture else None
+    accuracy = cell("accuracy_mean", cells)
+    view = parts(f"{place.title}, ipc {row.ipc}", entry.runs, entry.command, png)
+    facts = {"test accuracy": f"{accuracy or 'none'} %", "by": shown(entry.author), "link": shown(entry.link),
+             "date": shown(entry.date[:10]), "status": row.status, "versions": shown(row.versions)}  # fmt: skip
     linked = [(name, text, _safe(text) if name == "link" else None) for name, text in facts.items() if text]
-    heading = f"{row['title']}, ipc {row['ipc']}: {cell('accuracy_mean', row) or row['status']}"
-    return view | {"id": row["entry"], "heading": heading, "facts": linked, "note": shown(entry.get("note"), 2000)}
+    heading = f"{place.title}, ipc {row.ipc}: {accuracy or row.status}"
+    return view | {"id": entry.name, "heading": heading, "facts": linked, "note": shown(entry.note, 2000)}
 
 
 def _safe(link: str) -> str | None:

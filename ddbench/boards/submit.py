@@ -9,8 +9,8 @@ from typing import Any
 
 from ddbench.base.cache import atomic_write, file_digest, write_json
 from ddbench.base.options import changed, options
-from ddbench.boards import entry as entries
 from ddbench.boards.board import Board, plugin
+from ddbench.boards.entry import FORMAT, Entry, EntryRun, Picture, command_of, pack, picture_of
 from ddbench.errors import UsageError
 from ddbench.grade.protocol import named
 from ddbench.results.differences import SEEDS_FOR_BEST
@@ -18,32 +18,31 @@ from ddbench.results.differences import SEEDS_FOR_BEST
 
 def drafted(folder: Path, title: str, ipc: Sequence[int], students: int, seeds: int) -> str:
     """The text of a ``board.toml`` whose data, network and protocol are those of a finished run."""
-    run = entries.pack(folder)
-    spec = run["spec"]
-    if spec["protocol"]["selects"] == "test":
+    run = pack(folder)
+    spec, rules = run.spec, run.spec.protocol.json_value()
+    if spec.protocol.selects == "test":
         raise UsageError(
-            f"{folder} was made under {spec['protocol']['name']!r}, which selects on test data: no board ranks that"
+            f"{folder} was made under {spec.protocol.name!r}, which selects on test data: no board ranks that"
         )
-    base = named(spec["protocol"]["name"].partition("-custom-")[0])
-    rules, usual = spec["protocol"], options(base)
-    given = {kind: changed(plugin(kind, spec[kind])) for kind in ("dataset", "network")}
-    given["protocol"] = {n: rules[n] for n in rules if n not in ("name", "version") and rules[n] != usual[n]}
+    base = named(spec.protocol.name.partition("-custom-")[0])
+    usual = options(base)
+    told = {n: rules[n] for n in rules if n not in ("name", "version") and rules[n] != usual[n]}
     lines = [
         "# The rules of this board. docs/leaderboards.md says what each of them is for.",
         f"title = {_toml(title)}",
-        f"ipc = {json.dumps(list(ipc or [spec['ipc']]))}",
+        f"ipc = {json.dumps(list(ipc or [spec.ipc]))}",
         f"students = {students}",
         f"seeds = {list(range(seeds))}",
         f"mark_seeds = {SEEDS_FOR_BEST}  # finished seeds that every line needs before a first place is marked",
     ]
-    for kind, about in (
-        ("dataset", {"name": spec["dataset"]["name"], "digest": run["result"]["dataset"]["digest"]}),
-        ("network", {"name": spec["network"]["name"]}),
-        ("protocol", {"name": base.name, "digest": spec["protocol_digest"]}),
+    digest = run.result.dataset.digest if run.result.dataset else None
+    for kind, about, given in (
+        ("dataset", {"name": spec.dataset.name, "digest": digest}, changed(plugin("dataset", spec.dataset))),
+        ("network", {"name": spec.network.name}, changed(plugin("network", spec.network))),
+        ("protocol", {"name": base.name, "digest": spec.rules}, told),
     ):
         lines += ["", f"[{kind}]", *(f"{name} = {_toml(value)}" for name, value in about.items())]
-        pairs = ", ".join(f"{n} = {_toml(v)}" for n, v in given[kind].items())
-        lines.append(f"options = {{ {pairs} }}")
+        lines.append(f"options = {{ {', '.join(f'{n} = {_toml(v)}' for n, v in given.items())} }}")
     return "\n".join(lines) + "\n"
 
 
@@ -54,50 +53,51 @@ def _toml(value: Any) -> str:
 
 def submit(folders: Sequence[Path], board: Board, *, replace: bool, **about: str | None) -> list[Path]:
     """Check run folders against a board and write them as entries, one per setting; all of them or none."""
-    groups: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    groups: dict[str, list[tuple[Path, EntryRun]]] = {}
     for folder in dict.fromkeys(path.resolve() for path in folders):
-        run = entries.pack(folder)
-        groups.setdefault(entries.rows([run])[0]["setting"], []).append((folder, run))
-    ready = []
-    for setting, found in groups.items():
-        found.sort(key=lambda pair: pair[1]["seed"])
+        run = pack(folder)
+        groups.setdefault(run.spec.setting, []).append((folder, run))
+    ready: list[tuple[Path, Entry, tuple[bytes, Picture] | None]] = []
+    for found in groups.values():
+        found.sort(key=lambda pair: pair[1].seed)
         runs = [run for _, run in found]
         board.check(runs)
-        entry = _entry(runs, board, about)
-        path = board.folder / "entries" / f"{entries.name_of(runs[0], setting)}.json"
+        path = board.folder / "entries" / f"{runs[0].entry_name}.json"
         if path.exists() and not replace:
             raise UsageError(f"{path} holds an entry of these settings already; replace it with --replace")
-        ready.append((path, entry, _picture(found)))
-    for path, entry, (png, layout) in ready:
-        if png:
-            atomic_write(path.with_suffix(".png"), png)
-            entry["picture"] = layout | {"sha256": file_digest(path.with_suffix(".png"))}
+        ready.append((path, _entry(runs, board, about), _picture(found)))
+    for path, entry, drawn in ready:
+        image = path.with_suffix(".png")
+        if drawn:
+            atomic_write(image, drawn[0])
+            picture = drawn[1].model_copy(update={"sha256": file_digest(image)})
+            entry = entry.model_copy(update={"picture": picture})
         else:
-            path.with_suffix(".png").unlink(missing_ok=True)
-        write_json(path, entry)
+            image.unlink(missing_ok=True)
+        write_json(path, entry.json_value())
     return [path for path, _, _ in ready]
 
 
-def _entry(runs: list[dict[str, Any]], board: Board, about: dict[str, str | None]) -> dict[str, Any]:
-    kept: list[dict[str, Any]] = [run | {"evaluations": board.graded(run)} for run in runs]
-    done = [run for run in kept if run["result"]["status"] == "ok"]
-    networks = sorted({e["network"] for run in done for e in run["evaluations"]} - {board.network_label})
-    return {
-        "format": entries.FORMAT,
-        "method": about.get("method") or entries.method((done or kept)[0]),
-        "author": about.get("author") or "",
-        "link": about.get("link") or "",
-        "note": about.get("note") or "",
-        "date": max(run["result"]["finished"] for run in kept),
-        "command": entries.command([run["spec"] for run in runs], board.students, networks),
-        "picture": None,
-        "runs": kept,
-    }
+def _entry(runs: Sequence[EntryRun], board: Board, about: dict[str, str | None]) -> Entry:
+    kept = [run.model_copy(update={"evaluations": board.graded(run)}) for run in runs]
+    done = [run for run in kept if run.result.status == "ok"]
+    networks = sorted({e.network for run in done for e in run.evaluations} - {board.network_label})
+    return Entry(
+        format=FORMAT,
+        method=about.get("method") or (done or kept)[0].method,
+        author=about.get("author") or "",
+        link=about.get("link") or "",
+        note=about.get("note") or "",
+        date=max(run.result.finished or "" for run in kept),
+        command=command_of([run.spec for run in runs], board.students, networks),
+        picture=None,
+        runs=kept,
+    )
 
 
-def _picture(found: Sequence[tuple[Path, dict[str, Any]]]) -> tuple[bytes, dict[str, Any]]:
+def _picture(found: Sequence[tuple[Path, EntryRun]]) -> tuple[bytes, Picture] | None:
     """The picture of the first seed that finished, and where its stages are in it; nothing where none finished."""
     for folder, run in found:
-        if run["result"]["status"] == "ok" and (folder / "preview.png").exists():
-            return entries.picture(folder)
-    return b"", {}
+        if run.result.status == "ok" and (folder / "preview.png").exists():
+            return picture_of(folder)
+    return None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from ddbench.results.tables import Table as Rows
+    from ddbench.run.row import Row
 
 _PLAIN_SECONDS = 10.0
 
@@ -223,7 +224,7 @@ def show(rows: Rows, form: str) -> None:
         table(rows.title, *rows.text(), "\n".join(rows.notes()))
 
 
-def show_rows(rows: list[dict[str, Any]], form: str, title: str) -> None:
+def show_rows(rows: Sequence[Row], form: str, title: str) -> None:
     """Rows of single runs on stdout, in the format asked for."""
     from ddbench.results.aggregate import per_run
     from ddbench.results.tables import PER_RUN, Table

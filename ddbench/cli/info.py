@@ -79,12 +79,12 @@ def _show_list(what: str, out: Path, as_json: bool) -> None:
     """Plugins of a kind with their first line, or runs with their status."""
     from ddbench.plugins import paper, registry
     from ddbench.run.folder import run_folders
-    from ddbench.run.record import rows
+    from ddbench.run.record import RunRecord
 
     if what == "runs":
-        found = [row for folder in run_folders(out) for row in rows(folder)]
+        found = [row for folder in run_folders(out) for row in RunRecord.read(folder).rows()]
         columns = ("run", "status", "dataset", "matcher", "scheduler", "ipc", "seed", "n")
-        body = [[row[c] for c in columns] for row in found]
+        body = [[getattr(row, c) for c in columns] for row in found]
     else:
         kind = what.removesuffix("s")
         with_paper = kind in ("matcher", "scheduler")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddbench.cli import console
 from ddbench.cli.options import FORMATS, JSON, OUT
+
+if TYPE_CHECKING:
+    from ddbench.run.row import Row
 
 
 @click.command()
@@ -38,28 +41,29 @@ def compare(
 ) -> int:  # fmt: skip
     """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
     from ddbench.run.folder import find_run, run_folders
-    from ddbench.run.record import rows
+    from ddbench.run.record import RunRecord
 
     folders = [find_run(name, out) for name in runs] if runs or boards else run_folders(out)
-    table = [] if given["reported_only"] else [row for folder in folders for row in rows(folder)]
+    read = [] if given["reported_only"] else folders
+    rows = [row for folder in read for row in RunRecord.read(folder).rows()]
     if boards:
         from ddbench.boards.board import Board
 
-        table += [row for folder in boards for row in Board.load(folder.absolute()).rows()]
-    return _show_comparison(table, "json" if as_json else form, **given)
+        rows += [row for folder in boards for row in Board.load(folder.absolute()).rows()]
+    return _show_comparison(rows, "json" if as_json else form, **given)
 
 
 def _show_comparison(
-    rows: list[dict[str, Any]], form: str, *, group_by: str, columns: str, reported_only: bool,
+    rows: list[Row], form: str, *, group_by: str, columns: str, reported_only: bool,
     fail_if: tuple[str, ...], **given: Any,
 ) -> int:  # fmt: skip
     """Show a comparison; 1 if an expression of ``--fail-if`` holds for a row of it."""
-    from ddbench.results.compare import Ask, table, tripped
+    from ddbench.results.compare import Ask, compared, tripped
     from ddbench.results.compare import reported_only as published
     from ddbench.results.where import divided
 
     ask = Ask(group_by=tuple(divided(group_by)), columns=tuple(divided(columns)), **given)
-    found = [published(ask)] if reported_only else table(rows, ask)
+    found = [published(ask)] if reported_only else compared(rows, ask)
     failed = tripped(found[0].rows, fail_if)
     # for programs, what is published in other settings is in the rows themselves
     for shown in found if form in ("table", "md", "latex", "html") else found[:1]:

@@ -12,6 +12,7 @@ from ddbench.cli.options import FORMATS, JSON, OUT, QUIET, request_options
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from ddbench.run.row import Row
     from ddbench.run.run import Settings
     from ddbench.run.spec import Request, RunSpec
 
@@ -59,7 +60,7 @@ def run(ctx: click.Context, **given: Any) -> int:
         trackers=given["trackers"],
     )  # fmt: skip
     console.show_rows(rows, form, "test accuracy, mean ± std over n students")
-    return 0 if all(row["status"] == "ok" for row in rows) else 1
+    return 0 if all(row.status == "ok" for row in rows) else 1
 
 
 @click.command()
@@ -77,17 +78,17 @@ def experts(quiet: bool, options: tuple, **given: Any) -> int:
 def carry_out(
     specs: list[RunSpec], settings: Settings, *, with_random: bool, with_ceiling: bool, quiet: bool,
     trackers: tuple[str, ...] = (),
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[Row]:  # fmt: skip
     """Carry out runs on one dataset, with random images beside each and the whole training set above."""
     import torch
 
     from ddbench.run import trackers as tracking
-    from ddbench.run.record import rows
+    from ddbench.run.record import RunRecord
     from ddbench.run.references import references
     from ddbench.run.run import Run, build_task
 
     tracking.checked(trackers)
-    table: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with console.working(quiet):
         torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
         dataset = specs[0].dataset.load()
@@ -99,13 +100,13 @@ def carry_out(
             console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
             with tracking.attached(trackers, work, console.say):
                 result = work.execute()
-            table += rows(work.folder)
-            if result["status"] == "diverged":
-                console.fail(f"the run diverged: {result['error']} (its last good state is kept in {work.folder})")
+            rows += RunRecord.read(work.folder).rows()
+            if result.status == "diverged":
+                console.fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
                 continue
             beside = references(spec, dataset, settings, with_random=with_random, with_ceiling=with_ceiling)
-            table += [row for row in beside if row not in table]
-    return table
+            rows += [row for row in beside if row not in rows]
+    return rows
 
 
 def _dry_run(request: Request) -> dict[str, Any]:

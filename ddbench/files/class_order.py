@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ddbench.run.record import EvaluationRecord
 
 NAME = "reordered"
 SUSPICIOUS = 0.1  # accuracy gained by renaming classes; for a fair set of ten classes it is below 0.01
@@ -28,12 +29,12 @@ class Reordered:
         return float(pairs[rows, columns].sum() / len(targets))
 
 
-def misordered(record: dict[str, Any]) -> str | None:
+def misordered(evaluation: EvaluationRecord) -> str | None:
     """A warning, where an evaluation's students do far better with their classes renamed."""
-    known = [s for s in record["students"] if NAME in s]
+    known = [student for student in evaluation.students if NAME in student.metrics]
     if not known:
         return None
-    found, best = mean(s["accuracy"] for s in known), mean(s[NAME] for s in known)
+    found, best = mean(s.accuracy for s in known), mean(s.metrics[NAME] for s in known)
     if best - found <= SUSPICIOUS:
         return None
     return (

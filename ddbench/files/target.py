@@ -1,4 +1,8 @@
-"""``ddbench eval``: a run, a file that describes itself, or a foreign set, graded on test data."""
+"""``ddbench eval``: a run, a file that describes itself, or a foreign set, graded on test data.
+
+In the order of the work: the set that a target means, what is done with it, where its numbers go; last, what may be
+asked.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ddbench.base.cache import digest, file_digest, home, read_json, write_json
+from ddbench.base.cache import digest, file_digest, home, write_json
 from ddbench.base.options import label, make
 from ddbench.base.tensors import is_safetensors
 from ddbench.errors import UsageError
@@ -18,15 +22,186 @@ from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, default_metrics, evaluate
 from ddbench.grade.protocol import Protocol, altered
 from ddbench.plugins import registry
-from ddbench.run.folder import find_run
-from ddbench.run.record import rows
+from ddbench.run.folder import find_run, finished
+from ddbench.run.record import EvaluationRecord, RunRecord
+from ddbench.run.row import Row
 from ddbench.run.spec import Request, pick_device, resolve, split_dataset, split_flags
 
 Say = Callable[[str], None]
 
 
-def _silent(_: str) -> None:
-    return
+def evaluated(target: str, out: Path, options: EvalOptions, say: Say = lambda _: None) -> list[Row]:
+    """Grade a set on each of the networks named, and return its rows: of a run, all that it has by now."""
+    asked = options.per_network()
+    sources = [opened(target, out, each) for each in asked]
+    plans = [planned(source.distilled, each) for source, each in zip(sources, asked, strict=True)]
+    for plan in plans:
+        _ = plan.evaluation.distilled.build_network("cpu").parameters  # one that cannot be says so before any trains
+    for note in (*sources[0].notes, *_doubts(plans[0].evaluation)):
+        say(note)
+    folders = [source.folder or adopted(source, out) for source in sources]
+    done: list[str | None] = []
+    for plan, folder in zip(plans, folders, strict=True):
+        record = carry_out(plan, folder / "evaluations")
+        if warning := misordered(record):
+            say(f"warning: {warning}")
+        done.append(record.key)
+    rows = [row for folder in dict.fromkeys(folders) for row in RunRecord.read(folder).rows()]
+    if sources[0].folder is not None:
+        return rows
+    return sorted((row for row in rows if row.evaluation in done), key=lambda row: done.index(row.evaluation))
+
+
+def opened(target: str, out: Path, options: EvalOptions) -> Opened:
+    """The set of a run (by folder or name in ``out``), of a file that describes itself, or of a foreign one."""
+    path = Path(target)
+    foreign = path.exists() and not (path / "spec.json").exists() and not is_safetensors(path)
+    usual = {"pixels": "auto", "labels": "auto", "experiment": 0}
+    told = [name for name, value in usual.items() if getattr(options, name) != value]
+    if told and not foreign:
+        raise UsageError(f"--{told[0]} is for sets of other tools; {target} says itself what its numbers mean")
+    if is_safetensors(path):
+        return Opened(Distilled.load(path), path)
+    if not path.exists() or (path / "spec.json").exists():
+        folder = find_run(target, out)
+        path = folder / "distilled.safetensors"
+        if not path.exists():
+            result = finished(folder)
+            if result and result.error is not None:
+                raise UsageError(f"{folder} holds no distilled set, because it {result.status}: {result.error}")
+            raise UsageError(f"{folder} holds no distilled set yet; finish it with `ddbench run --resume {folder}`")
+        return Opened(Distilled.load(path), path, folder)
+    if options.dataset is None:
+        raise UsageError(
+            f"{path} is no run and no file of ddbench, so it does not say what it was distilled from; name the dataset "
+            "with --dataset (and -o dataset.root=... where its data are)"
+        )
+    request = Request(
+        dataset=options.dataset, matcher="random", network=options.network or "convnet",
+        protocol=options.protocol or "default", device=options.device, flags=options.plain_flags(),
+    )  # fmt: skip
+    from ddbench.files.importer import imported
+
+    distilled, notes = imported(
+        path, request, pixels=options.pixels, labels=options.labels, experiment=options.experiment
+    )
+    return Opened(distilled, path, None, tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A set to evaluate: where it was found, in which run folder if in one, and what there is to say about it."""
+
+    distilled: Distilled
+    path: Path
+    folder: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def planned(distilled: Distilled, options: EvalOptions) -> Planned:
+    """The evaluation that the file describes, with what the options change.
+
+    The student lr is selected anew wherever it was selected for something else: by others, for another network, by
+    other rules. A set that ddbench selected under these rules brings its own.
+    """
+    spec = distilled.about["spec"]
+    chosen, main = split_dataset(options.dataset) if options.dataset else (None, ())
+    given = split_flags((*main, *options.plain_flags()))
+    if wrong := set(given) - {"dataset", "network", "protocol"}:
+        raise UsageError(
+            f"eval takes options of dataset, network, protocol and metric, not of {', '.join(sorted(wrong))}"
+        )
+    dataset = _plugin("dataset", spec["dataset"], chosen, given).load()
+    network = distilled.network
+    if options.network or "network" in given:
+        network = _plugin("network", spec["network"], options.network, given)
+    recorded = make(Protocol, spec["protocol"], "protocol")
+    protocol = recorded
+    if options.protocol or "protocol" in given:
+        protocol = _rules(spec, options.protocol, recorded, given.get("protocol", {}))
+        images = sum(len(s) for s in distilled.curriculum.sets)
+        teaching = protocol.evaluation(images, len(distilled.curriculum.phases))
+        distilled = replace(distilled, teaching=teaching.on(dataset.augment))
+    foreign = distilled.about["selection"] == "unknown"
+    metrics = options.chosen_metrics() | ({ORDER: Reordered()} if foreign else {})
+    evaluation = Evaluation(
+        replace(distilled, network=network), dataset, protocol, options.students, pick_device(options.device),
+        tune=bool(protocol.lrs) and (foreign or network != distilled.network or protocol != recorded),
+        metrics=metrics, together=options.together, transfer=options.transfer,
+    )  # fmt: skip
+    seed = spec["seed"] if options.seed is None else options.seed
+    return Planned(evaluation, seed, spec["threads"])
+
+
+def _rules(spec: dict[str, Any], name: str | None, recorded: Protocol, flags: dict[str, str]) -> Protocol:
+    """The recorded protocol or one by name, with options; a name means what it means to a run on this dataset."""
+    if name is None:
+        return altered(recorded, flags)
+    request = Request(
+        dataset=spec["dataset"]["name"], matcher="random", network=spec["network"]["name"], ipc=spec["ipc"],
+        protocol=name, flags=tuple((f"protocol.{option}", value) for option, value in flags.items()),
+    )  # fmt: skip
+    found = resolve(request).spec.protocol
+    return recorded if replace(found, name=recorded.name) == recorded else found
+
+
+def _plugin(kind: str, recorded: dict[str, Any], name: str | None, given: dict[str, dict[str, str]]) -> Any:
+    """The recorded dataset or network, or another by name, with the options given."""
+    held = recorded["options"] if name in (None, recorded["name"]) else {}
+    return make(registry().get(kind, name or recorded["name"]).cls, held | given.get(kind, {}), kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """An evaluation, and what it is carried out with."""
+
+    evaluation: Evaluation
+    seed: int
+    threads: int
+
+
+def _doubts(plan: Evaluation) -> list[str]:
+    """What the reader of the numbers should know about the data."""
+    made_from = plan.distilled.about.get("dataset", {})
+    if made_from.get("digest") in (None, plan.dataset.digest):
+        return []
+    return [
+        f"note: dataset {plan.dataset.name!r} is not bit for bit what the set was distilled from "
+        f"({made_from['name']!r} with other options or files)"
+    ]
+
+
+def adopted(source: Opened, out: Path) -> Path:
+    """The folder in ``out`` where a set of others stands like a run, so that tables can compare it.
+
+    A file that ddbench wrote was a run of somebody's; evaluating it elsewhere leaves its folder in the cache.
+    """
+    distilled = source.distilled
+    spec, sets = distilled.about["spec"], distilled.curriculum.sets
+    identity = [
+        distilled.about.get("source"), [s.digest for s in sets], distilled.curriculum.phases,
+        distilled.preprocessing.digest,
+    ]  # fmt: skip
+    name = "-".join((spec["dataset"]["name"], spec["matcher"]["name"], re.sub(r"[^\w.]+", "_", source.path.stem)[:40]))
+    base = out if distilled.about["selection"] == "unknown" else home() / "files"
+    folder = base / f"{name}-ipc{spec['ipc']}-seed{spec['seed']}-{digest(identity)[:12]}"
+    if not (folder / "result.json").exists():
+        distilled.save(folder / "distilled.safetensors")
+        write_json(folder / "spec.json", spec)
+        result = {
+            "status": "ok", "dataset": distilled.about["dataset"], "selection": distilled.about["selection"],
+            "label_type": sets[0].label_type, "images": sum(len(s) for s in sets),
+            "image_bytes": sum(s.image_bytes for s in sets), "label_bytes": sum(s.label_bytes for s in sets),
+            "network": label(distilled.network), "source": distilled.about.get("source"),
+            "sha256": {"distilled.safetensors": file_digest(folder / "distilled.safetensors")},
+        }  # fmt: skip
+        write_json(folder / "result.json", result)
+    return folder
+
+
+def carry_out(plan: Planned, folder: Path) -> EvaluationRecord:
+    """Train and test the students; the record of the evaluation, stored in ``folder``."""
+    return EvaluationRecord.model_validate(evaluate(plan.evaluation, folder, threads=plan.threads, seed=plan.seed))
 
 
 @dataclass(frozen=True)
@@ -98,177 +273,3 @@ class EvalOptions:
     def plain_flags(self) -> tuple[tuple[str, str], ...]:
         """The flags that are not of metrics."""
         return tuple(flag for flag in self.flags if not flag[0].startswith("metric."))
-
-
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """A set to evaluate: where it was found, in which run folder if in one, and what there is to say about it."""
-
-    distilled: Distilled
-    path: Path
-    folder: Path | None = None
-    notes: tuple[str, ...] = ()
-
-
-def opened(target: str, out: Path, options: EvalOptions) -> Opened:
-    """The set of a run (by folder or name in ``out``), of a file that describes itself, or of a foreign one."""
-    path = Path(target)
-    foreign = path.exists() and not (path / "spec.json").exists() and not is_safetensors(path)
-    usual = {"pixels": "auto", "labels": "auto", "experiment": 0}
-    told = [name for name, value in usual.items() if getattr(options, name) != value]
-    if told and not foreign:
-        raise UsageError(f"--{told[0]} is for sets of other tools; {target} says itself what its numbers mean")
-    if is_safetensors(path):
-        return Opened(Distilled.load(path), path)
-    if not path.exists() or (path / "spec.json").exists():
-        folder = find_run(target, out)
-        path = folder / "distilled.safetensors"
-        if not path.exists():
-            result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
-            if "error" in result:
-                raise UsageError(f"{folder} holds no distilled set, because it {result['status']}: {result['error']}")
-            raise UsageError(f"{folder} holds no distilled set yet; finish it with `ddbench run --resume {folder}`")
-        return Opened(Distilled.load(path), path, folder)
-    if options.dataset is None:
-        raise UsageError(
-            f"{path} is no run and no file of ddbench, so it does not say what it was distilled from; name the dataset "
-            "with --dataset (and -o dataset.root=... where its data are)"
-        )
-    request = Request(
-        dataset=options.dataset, matcher="random", network=options.network or "convnet",
-        protocol=options.protocol or "default", device=options.device, flags=options.plain_flags(),
-    )  # fmt: skip
-    from ddbench.files.importer import imported
-
-    distilled, notes = imported(
-        path, request, pixels=options.pixels, labels=options.labels, experiment=options.experiment
-    )
-    return Opened(distilled, path, None, tuple(notes))
-
-
-@dataclass(frozen=True, eq=False)
-class Planned:
-    """An evaluation, and what it is carried out with."""
-
-    evaluation: Evaluation
-    seed: int
-    threads: int
-
-    def carry_out(self, folder: Path) -> dict[str, Any]:
-        """The record of the evaluation, stored in ``folder``."""
-        return evaluate(self.evaluation, folder, threads=self.threads, seed=self.seed)
-
-
-def planned(distilled: Distilled, options: EvalOptions) -> Planned:
-    """The evaluation that the file describes, with what the options change.
-
-    The student lr is selected anew wherever it was selected for something else: by others, for another network, by
-    other rules. A set that ddbench selected under these rules brings its own.
-    """
-    spec = distilled.about["spec"]
-    chosen, main = split_dataset(options.dataset) if options.dataset else (None, ())
-    given = split_flags((*main, *options.plain_flags()))
-    if wrong := set(given) - {"dataset", "network", "protocol"}:
-        raise UsageError(
-            f"eval takes options of dataset, network, protocol and metric, not of {', '.join(sorted(wrong))}"
-        )
-    dataset = _plugin("dataset", spec["dataset"], chosen, given).load()
-    network = distilled.network
-    if options.network or "network" in given:
-        network = _plugin("network", spec["network"], options.network, given)
-    recorded = make(Protocol, spec["protocol"], "protocol")
-    protocol = recorded
-    if options.protocol or "protocol" in given:
-        protocol = _rules(spec, options.protocol, recorded, given.get("protocol", {}))
-        images = sum(len(s) for s in distilled.curriculum.sets)
-        teaching = protocol.evaluation(images, len(distilled.curriculum.phases))
-        distilled = replace(distilled, teaching=teaching.on(dataset.augment))
-    foreign = distilled.about["selection"] == "unknown"
-    metrics = options.chosen_metrics() | ({ORDER: Reordered()} if foreign else {})
-    evaluation = Evaluation(
-        replace(distilled, network=network), dataset, protocol, options.students, pick_device(options.device),
-        tune=bool(protocol.lrs) and (foreign or network != distilled.network or protocol != recorded),
-        metrics=metrics, together=options.together, transfer=options.transfer,
-    )  # fmt: skip
-    seed = spec["seed"] if options.seed is None else options.seed
-    return Planned(evaluation, seed, spec["threads"])
-
-
-def _rules(spec: dict[str, Any], name: str | None, recorded: Protocol, flags: dict[str, str]) -> Protocol:
-    """The recorded protocol or one by name, with options; a name means what it means to a run on this dataset."""
-    if name is None:
-        return altered(recorded, flags)
-    request = Request(
-        dataset=spec["dataset"]["name"], matcher="random", network=spec["network"]["name"], ipc=spec["ipc"],
-        protocol=name, flags=tuple((f"protocol.{option}", value) for option, value in flags.items()),
-    )  # fmt: skip
-    found = resolve(request).spec.protocol
-    return recorded if replace(found, name=recorded.name) == recorded else found
-
-
-def _plugin(kind: str, recorded: dict[str, Any], name: str | None, given: dict[str, dict[str, str]]) -> Any:
-    """The recorded dataset or network, or another by name, with the options given."""
-    held = recorded["options"] if name in (None, recorded["name"]) else {}
-    return make(registry().get(kind, name or recorded["name"]).cls, held | given.get(kind, {}), kind)
-
-
-def evaluated(target: str, out: Path, options: EvalOptions, say: Say = _silent) -> list[dict[str, Any]]:
-    """Grade a set on each of the networks named, and return its rows: of a run, all that it has by now."""
-    plans = []
-    for each in options.per_network():
-        source = opened(target, out, each)
-        plan = planned(source.distilled, each)
-        _ = plan.evaluation.distilled.build_network("cpu").parameters  # one that cannot be says so before any trains
-        plans.append((source, plan))
-    for note in (*plans[0][0].notes, *_doubts(plans[0][1].evaluation)):
-        say(note)
-    folders = [source.folder or adopted(source, out) for source, plan in plans]
-    done: list[str] = []
-    for (_, plan), folder in zip(plans, folders, strict=True):
-        record = plan.carry_out(folder / "evaluations")
-        if warning := misordered(record):
-            say(f"warning: {warning}")
-        done.append(record["key"])
-    found = [row for folder in dict.fromkeys(folders) for row in rows(folder)]
-    if plans[0][0].folder is not None:
-        return found
-    return sorted((row for row in found if row["evaluation"] in done), key=lambda row: done.index(row["evaluation"]))
-
-
-def adopted(source: Opened, out: Path) -> Path:
-    """The folder in ``out`` where a set of others stands like a run, so that tables can compare it.
-
-    A file that ddbench wrote was a run of somebody's; evaluating it elsewhere leaves its folder in the cache.
-    """
-    distilled = source.distilled
-    spec, sets = distilled.about["spec"], distilled.curriculum.sets
-    identity = [
-        distilled.about.get("source"), [s.digest for s in sets], distilled.curriculum.phases,
-        distilled.preprocessing.digest,
-    ]  # fmt: skip
-    name = "-".join((spec["dataset"]["name"], spec["matcher"]["name"], re.sub(r"[^\w.]+", "_", source.path.stem)[:40]))
-    base = out if distilled.about["selection"] == "unknown" else home() / "files"
-    folder = base / f"{name}-ipc{spec['ipc']}-seed{spec['seed']}-{digest(identity)[:12]}"
-    if not (folder / "result.json").exists():
-        distilled.save(folder / "distilled.safetensors")
-        write_json(folder / "spec.json", spec)
-        result = {
-            "status": "ok", "dataset": distilled.about["dataset"], "selection": distilled.about["selection"],
-            "label_type": sets[0].label_type, "images": sum(len(s) for s in sets),
-            "image_bytes": sum(s.image_bytes for s in sets), "label_bytes": sum(s.label_bytes for s in sets),
-            "network": label(distilled.network), "source": distilled.about.get("source"),
-            "sha256": {"distilled.safetensors": file_digest(folder / "distilled.safetensors")},
-        }  # fmt: skip
-        write_json(folder / "result.json", result)
-    return folder
-
-
-def _doubts(plan: Evaluation) -> list[str]:
-    """What the reader of the numbers should know about the data."""
-    made_from = plan.distilled.about.get("dataset", {})
-    if made_from.get("digest") in (None, plan.dataset.digest):
-        return []
-    return [
-        f"note: dataset {plan.dataset.name!r} is not bit for bit what the set was distilled from "
-        f"({made_from['name']!r} with other options or files)"
-    ]

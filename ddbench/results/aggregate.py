@@ -8,175 +8,206 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
 from ddbench.base.cache import canonical
 from ddbench.results.statistics import interval
-from ddbench.results.where import Row, known, rank, value
+from ddbench.results.where import known, rank, value
+from ddbench.run.row import Cells, Row
 
-_GROUP = ("dataset", "dataset_digest", "ipc", "network", "protocol_digest")
-_KEY = (*_GROUP, "matcher", "scheduler", "setting", "distil_digest")
-_ORIGIN = ("setting", "distil_digest", "distil_network", "distil_protocol", "distil_rules", "architecture",
-           "versions", "protocol_digest", "dataset_digest", "options")  # fmt: skip
-_ORDER = ("dataset", "ipc", "network", "protocol", "matcher", "scheduler", "label_type", "variant", "seed")
+# What a line says of its rows where they agree.
 _SHARED = ("dataset", "dataset_digest", "ipc", "network", "protocol", "protocol_digest", "matcher", "scheduler",
            "label_type", "options", "setting", "distil_digest", "distil_network", "distil_protocol", "versions",
            "seed", "run", "device", "error")  # fmt: skip
-_COSTS = ("steps", "distil_seconds", "expert_seconds", "selection_seconds", "image_bytes", "label_bytes", "total_bytes")
+_COSTS = ("steps", "distil_seconds", "expert_seconds", "selection_seconds", "image_bytes", "label_bytes")
+_NUMBERS = ("selection", "status", "accuracy_mean", "accuracy_std", "n")
 
 
 @dataclass(eq=False)
 class Line:
-    """Rows that are averaged, and the mean over students of each seed."""
+    """Rows that are averaged, and the mean over students of each seed.
+
+    ``row`` holds what the rows share and the means over seeds. ``flaw`` is why the line has no interval and no test.
+    What stands below it is filled in when lines are compared.
+    """
 
     rows: list[Row]
-    scores: dict[Any, float]
     row: Row
-    by: Sequence[str] = ()
-    notes: list[str] = field(default_factory=list)
+    scores: dict[int | None, float]
+    students: int | None = None  # of each run
+    settings: int = 1
+    total_bytes: float | None = None
+    bounds: tuple[float, float] | None = None  # of the 95 % confidence interval
+    flaw: str = ""
+    by: Cells = field(default_factory=dict)  # the columns that it was made for
+    variant: str = ""  # the options that set it apart
+    baseline: str | None = None
+    difference: float | None = None
+    test: str | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    best: bool = False
+    remark: str = ""  # on the test
 
     @property
     def group(self) -> str:
         """What it may be compared with: lines over exactly the same data, budgets, networks and protocols."""
-        return canonical(sorted({canonical([row.get(name) for name in _GROUP]) for row in self.rows}))
+        return canonical(sorted({canonical(_place(row)) for row in self.rows}))
 
     @property
     def testable(self) -> bool:
-        return bool(self.scores) and not self.notes
+        return bool(self.scores) and not self.flaw
 
     @property
     def name(self) -> str:
         """Short and unique in most groups: ``tesla pdd (teacher labels)``."""
         row = self.row
-        rule = f" {row['scheduler']}" if row["scheduler"] not in (None, "single") else ""
-        labels = f" ({row['label_type']} labels)" if row["label_type"] else ""
-        return f"{row['matcher'] or 'all'}{rule}{labels}{row['variant']}"
+        rule = f" {row.scheduler}" if row.scheduler not in (None, "single") else ""
+        labels = f" ({row.label_type} labels)" if row.label_type else ""
+        return f"{row.matcher or 'all'}{rule}{labels}{self.variant}"
+
+    @property
+    def cells(self) -> Cells:
+        """All columns by name, in the order in which files for programs have them."""
+        row, (low, high) = self.row, self.bounds or (None, None)
+        tested = ("baseline", "difference", "test", "p", "p_holm", "best")
+        found = {
+            **{name: getattr(row, name) for name in _SHARED},
+            "variant": self.variant,
+            **{name: getattr(row, name) for name in _NUMBERS},
+            "students": self.students,
+            "seeds": list(self.scores), "accuracies": list(self.scores.values()),
+            "ci_low": low, "ci_high": high,
+            **{name: getattr(self, name) for name in tested},
+            "note": "; ".join(filter(None, (self.flaw, self.remark))) or None,
+            "settings": self.settings,
+            **{name: getattr(row, name) for name in _COSTS},
+            "total_bytes": self.total_bytes, "peak_bytes": row.peak_bytes,
+            **row.metrics,
+            "runs": sorted({r.run for r in self.rows if r.run}),
+        }  # fmt: skip
+        return found | {name: cell for name, cell in self.by.items() if name not in found}
 
 
-def per_run(rows: Sequence[Row]) -> list[Row]:
+def per_run(rows: Sequence[Row]) -> list[Cells]:
     """Every evaluation as a row of its own, sorted so that what is comparable stands together."""
-    return _sorted([row | _total(row) | {"variant": words} for row, words in zip(rows, variants(rows), strict=True)])
+    return [row.cells | {"total_bytes": row.total_bytes, "variant": words} for row, words in arranged(rows)]
+
+
+def arranged(rows: Sequence[Row]) -> list[tuple[Row, str]]:
+    """Rows in the order of tables, each with what sets it apart from others of its method."""
+    return sorted(zip(rows, variants(rows), strict=True), key=lambda pair: _order(*pair))
 
 
 def aggregate(rows: Sequence[Row], by: Sequence[str] | None = None) -> list[Line]:
     """Rows as lines. ``by`` are columns; by default everything that makes a run but its seed and its machine."""
     rows = _named(rows)
-    columns = None if by is None else [known(name, rows) for name in by]
+    columns = [known(name, [row.cells for row in rows]) for name in by or ()]
     parts: dict[str, list[Row]] = {}
     for row in rows:
-        cells = _cell(row) if columns is None else [value(row, name) for name in columns]
-        parts.setdefault(canonical(cells), []).append(row)
+        alike = _setting(row) if by is None else [value(row.cells, name) for name in columns]
+        parts.setdefault(canonical(alike), []).append(row)
     found = [_line(part) for part in parts.values()]
-    words = variants([line.row for line in found])
-    for line, apart in zip(found, words, strict=True):
-        line.row["variant"] = apart
-        line.by = columns or ()
-        line.row |= {name: value(line.rows[0], name) for name in line.by if name not in line.row}
-    places = {id(line.row): line for line in found}
-    return [places[id(row)] for row in _sorted([line.row for line in found])]
+    for line, apart in zip(found, variants([line.row for line in found]), strict=True):
+        line.variant = apart
+        line.by = {name: value(line.rows[0].cells, name) for name in columns}
+    return sorted(found, key=lambda line: _order(line.row, line.variant))
 
 
 def _named(rows: Sequence[Row]) -> list[Row]:
     """Rows in which a run that did not finish has the names that evaluations give to its network and its protocol."""
-    full = [dict.fromkeys(_ORIGIN) | row for row in rows]
-    own = [row for row in full if _finished(row)]
-    networks = {r["architecture"]: r["network"] for r in own if r["distil_network"] == r["network"]}
-    rules = {r["distil_rules"]: r["protocol_digest"] for r in own if r["distil_protocol"] == r["protocol"]}
+    own = [row for row in rows if row.finished]
+    networks = {row.architecture: row.network for row in own if row.distil_network == row.network}
+    rules = {row.distil_rules: row.protocol_digest for row in own if row.distil_protocol == row.protocol}
     return [
         row
-        if row["n"]
-        else row
-        | {
-            "network": networks.get(row["architecture"], row["network"]),
-            "protocol_digest": rules.get(row["distil_rules"], row["protocol_digest"]),
-        }
-        for row in full
+        if row.n
+        else replace(
+            row,
+            network=networks.get(row.architecture, row.network),
+            protocol_digest=rules.get(row.distil_rules, row.protocol_digest),
+        )
+        for row in rows
     ]
 
 
-def _finished(row: Row) -> bool:
-    return row["status"] == "ok" and row["accuracy_mean"] is not None
+def _place(row: Row) -> list[Any]:
+    """Data, budget, network and rules: what accuracies must have in common to be compared."""
+    return [row.dataset, row.dataset_digest, row.ipc, row.network, row.protocol_digest]
 
 
-def _cell(row: Row) -> list[Any]:
-    """The default key: what makes two rows replicates of each other."""
-    what = [row["options"], row["label_type"], row["protocol"]] if row["setting"] is None else []
-    return [*(row[name] for name in _KEY), row["selection"] == "test", *what]
+def _setting(row: Row) -> list[Any]:
+    """What makes two rows replicates of each other."""
+    what = [row.options, row.label_type, row.protocol] if row.setting is None else []
+    method = [row.matcher, row.scheduler, row.setting, row.distil_digest]
+    return [*_place(row), *method, row.selection == "test", *what]
 
 
 def _line(rows: list[Row]) -> Line:
-    counted, notes = one_per_run(rows), list[str]()
-    done = [row for row in counted if _finished(row)]
-    cells: dict[str, dict[Any, list[float]]] = {}
+    counted = one_per_run(rows)
+    done = [row for row in counted if row.finished]
+    settings: dict[str, dict[int | None, list[float]]] = {}
     for row in done:
-        cells.setdefault(canonical(_cell(row)), {}).setdefault(row["seed"], []).append(row["accuracy_mean"])
-    per_seed: dict[Any, list[float]] = {}
-    for seeds in cells.values():
+        settings.setdefault(canonical(_setting(row)), {}).setdefault(row.seed, []).append(row.accuracy_mean or 0.0)
+    per_seed: dict[int | None, list[float]] = {}
+    for seeds in settings.values():
         for seed, scores in seeds.items():
             per_seed.setdefault(seed, []).append(fmean(scores))
     scores = {seed: fmean(per_seed[seed]) for seed in sorted(per_seed, key=rank)}
-    if any(len(found) < len(cells) for found in per_seed.values()):
-        notes.append(f"no interval and no test: its {len(cells)} settings do not all have the same seeds")
-    elif len({row.get("protocol_digest") for row in done}) > 1:
-        notes.append("no interval and no test: it mixes protocols")
-    line = Line(rows, scores, {}, notes=notes)
-    line.row = _numbers(line, counted, done, len(cells))
-    return line
+    flaw = ""
+    if any(len(found) < len(settings) for found in per_seed.values()):
+        flaw = f"no interval and no test: its {len(settings)} settings do not all have the same seeds"
+    elif len({row.protocol_digest for row in done}) > 1:
+        flaw = "no interval and no test: it mixes protocols"
+    means = list(scores.values())
+    return Line(
+        rows, _averaged(rows, counted, done, means, spread=not flaw), scores,
+        students=_common([row.n for row in done]), settings=len(settings), flaw=flaw,
+        total_bytes=_average([row.total_bytes for row in done]),
+        bounds=interval(means) if means and not flaw else None,
+    )  # fmt: skip
 
 
-def one_per_run(rows: list[Row]) -> list[Row]:
+def one_per_run(rows: Sequence[Row]) -> list[Row]:
     """A run that was evaluated twice under the same rules is still one replicate.
 
     Its evaluation counts that used the run's own seed and most students: a rule that no result can influence.
     """
     best: dict[str, Row] = {}
     for row in rows:
-        place = canonical([row["run"], _cell(row)]) if row.get("run") else str(id(row))
+        place = canonical([row.run, _setting(row)]) if row.run else str(id(row))
         best[place] = max(best.get(place, row), row, key=_weight)
     return list(best.values())
 
 
 def _weight(row: Row) -> tuple[bool, bool, int, float]:
-    seed = row.get("evaluation_seed")
-    return (_finished(row), seed in (None, row["seed"]), row["n"], -float(seed or 0))
+    seed = row.evaluation_seed
+    return (row.finished, seed in (None, row.seed), row.n, -float(seed or 0))
 
 
-def _numbers(line: Line, counted: list[Row], done: list[Row], settings: int) -> Row:
-    """The columns of a line, all in fractions, seconds and bytes."""
-    means = list(line.scores.values())
-    bounds = interval(means) if line.testable else None
-    row = {name: _common([r.get(name) for r in line.rows]) for name in _SHARED}
-    row["label_type"] = _common([r["label_type"] for r in done or line.rows])
-    metrics = {n for r in done for n in r if n.endswith("_mean") and n != "accuracy_mean"}
-    return row | {
-        "variant": "",
-        "selection": "test" if any(r.get("selection") == "test" for r in line.rows) else _common(
-            [r["selection"] for r in line.rows if r.get("selection")]
-        ),
-        "status": _status(counted),
-        "accuracy_mean": fmean(means) if means else None,
-        "accuracy_std": stdev(means) if len(means) > 1 and line.testable else None,
-        "n": len(means),
-        "students": _common([r["n"] for r in done]),
-        "seeds": list(line.scores),
-        "accuracies": means,
-        "ci_low": bounds[0] if bounds else None,
-        "ci_high": bounds[1] if bounds else None,
-        **dict.fromkeys(("baseline", "difference", "test", "p", "p_holm")),
-        "best": False,
-        "note": "; ".join(line.notes) or None,
-        "settings": settings,
-        **{name: _average([(r | _total(r)).get(name) for r in done]) for name in _COSTS},
-        "peak_bytes": max((r["peak_bytes"] for r in done if r.get("peak_bytes") is not None), default=None),
-        **{name: _average([r.get(name) for r in done]) for name in sorted(metrics)},
-        "runs": sorted({r["run"] for r in line.rows if r.get("run")}),
-    }  # fmt: skip
+def _averaged(rows: list[Row], counted: list[Row], done: list[Row], means: list[float], *, spread: bool) -> Row:
+    """What rows share, and their means: accuracies over seeds, costs and other metrics over those that finished."""
+    selected = [row.selection for row in rows if row.selection]
+    peaks = [row.peak_bytes for row in done if row.peak_bytes is not None]
+    metrics = sorted({name for row in done for name in row.metrics})
+    return Row(
+        **{name: _common([getattr(row, name) for row in rows]) for name in _SHARED if name != "label_type"},
+        label_type=_common([row.label_type for row in done or rows]),
+        selection="test" if "test" in selected else _common(selected),
+        status=_status(counted),
+        accuracy_mean=fmean(means) if means else None,
+        accuracy_std=stdev(means) if len(means) > 1 and spread else None,
+        n=len(means),
+        **{name: _average([getattr(row, name) for row in done]) for name in _COSTS},
+        peak_bytes=max(peaks, default=None),
+        metrics={name: _average([row.metrics.get(name) for row in done]) for name in metrics},
+    )
 
 
 def _status(counted: list[Row]) -> str:
-    found = Counter("incomplete" if r["status"] == "ok" and not _finished(r) else str(r["status"]) for r in counted)
+    found = Counter("incomplete" if row.status == "ok" and not row.finished else row.status for row in counted)
     if len(found) == 1 and ("ok" in found or found.total() == 1):
         return next(iter(found))
     return ", ".join(f"{found[name]} {name}" for name in sorted(found, key=lambda n: (n != "ok", n)))
@@ -195,13 +226,9 @@ def _average(cells: list[Any]) -> Any:
     return have[0] if all(cell == have[0] for cell in have) else fmean(have)
 
 
-def _total(row: Row) -> Row:
-    parts = (row.get("image_bytes"), row.get("label_bytes"))
-    return {"total_bytes": None if parts[0] is None else parts[0] + (parts[1] or 0)}
-
-
-def _sorted(rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: [rank(row.get(name)) for name in _ORDER])
+def _order(row: Row, variant: str) -> list[tuple[bool, float, str]]:
+    names = (row.dataset, row.ipc, row.network, row.protocol, row.matcher, row.scheduler, row.label_type)
+    return [rank(cell) for cell in (*names, variant, row.seed)]
 
 
 def variants(rows: Sequence[Row]) -> list[str]:
@@ -210,28 +237,26 @@ def variants(rows: Sequence[Row]) -> list[str]:
     An option counts that differs among runs of one method, scheduler and ipc. It is then told of all runs of the method
     on these data, so that a method has one name at every ipc. Options that have a column of their own are left out.
     """
-    seen: dict[str, dict[str, set[str]]] = {}
+    seen: dict[tuple[Any, ...], dict[str, set[str]]] = {}
     for row in rows:
-        alike = seen.setdefault(_kin(row, "scheduler", "ipc"), {})
+        alike = seen.setdefault((row.dataset, row.matcher, row.scheduler, row.ipc), {})
         for name, cell in _details(row).items():
             alike.setdefault(name, set()).add(canonical(cell))
-    vary: dict[str, dict[str, None]] = {}  # in the order of the options
+    vary: dict[tuple[Any, ...], dict[str, None]] = {}  # in the order of the options
     for row in rows:
-        alike = seen[_kin(row, "scheduler", "ipc")]
-        vary.setdefault(_kin(row), {}).update({name: None for name, cells in alike.items() if len(cells) > 1})
+        alike = seen[row.dataset, row.matcher, row.scheduler, row.ipc]
+        found = {name: None for name, cells in alike.items() if len(cells) > 1}
+        vary.setdefault((row.dataset, row.matcher), {}).update(found)
     words = []
     for row in rows:
         own = _details(row)
-        apart = [f"{name.removeprefix('matcher.')}={own[name]}" for name in vary[_kin(row)] if name in own]
-        words.append(f" ({', '.join(apart)})" if apart else "")
+        told = [name for name in vary[row.dataset, row.matcher] if name in own]
+        apart = ", ".join(f"{name.removeprefix('matcher.')}={own[name]}" for name in told)
+        words.append(f" ({apart})" if apart else "")
     return words
 
 
-def _kin(row: Row, *more: str) -> str:
-    return canonical([row.get(name) for name in ("dataset", "matcher", *more)])
-
-
 def _details(row: Row) -> dict[str, Any]:
-    names = {"distilled on": "distil_network", "selected by": "distil_protocol", "version": "versions"}
-    found = {n: v for n, v in (row.get("options") or {}).items() if n != "matcher.labels"}
-    return found | {title: row[name] for title, name in names.items() if row.get(name) is not None}
+    origin = {"distilled on": row.distil_network, "selected by": row.distil_protocol, "version": row.versions}
+    found = {name: cell for name, cell in (row.options or {}).items() if name != "matcher.labels"}
+    return found | {title: cell for title, cell in origin.items() if cell is not None}

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.errors import UsageError
 from ddbench.results import published, tables
-from ddbench.results.aggregate import aggregate, per_run
+from ddbench.results.aggregate import aggregate, arranged, per_run
 from ddbench.results.differences import ITSELF, SEEDS_FOR_BEST, legend, test
-from ddbench.results.where import Condition, Row, order, parse, select, value
+from ddbench.results.where import Condition, order, parse, select, value
 from ddbench.run.folder import run_folders
-from ddbench.run.record import rows as rows_of
+from ddbench.run.record import RunRecord
+from ddbench.run.row import Cells, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,64 +44,69 @@ def frame(out: Path) -> pd.DataFrame:
     """
     import pandas as pd  # half a second, which tables do without
 
-    found = pd.DataFrame([row for folder in run_folders(out) for row in rows_of(folder)])
+    found = pd.DataFrame([row.cells for folder in run_folders(out) for row in RunRecord.read(folder).rows()])
     whole = [name for name in WHOLE if name in found]
     return found.astype(dict.fromkeys(whole, "Int64"))
 
 
-def table(rows: Sequence[Row], ask: Ask) -> list[tables.Table]:
+def compared(rows: Sequence[Row], ask: Ask) -> list[tables.Table]:
     """The comparison; behind it, if asked for, what is published in other settings."""
     rows = select(rows, ask.where)
     mixed = mixed_protocols(rows)
     captions = [f"Protocols are mixed, and nothing is tested across them: {'; '.join(mixed)}."] if mixed else []
     if ask.per_run:
-        found, shown = per_run(rows), dict(tables.PER_RUN)
+        own, found, shown = [row for row, _ in arranged(rows)], per_run(rows), dict(tables.PER_RUN)
         title = f"{len(found)} evaluations: test accuracy, mean ± std over n students of one run"
     else:
         lines = aggregate(rows, ask.group_by or None)
         if not ask.allow_mixed:
-            refuse_mixed([row for line in lines for row in line.rows])
+            refuse_mixed(row for line in lines for row in line.rows)
         captions = [*test(lines, ask.baseline, SEEDS_FOR_BEST), *captions]
-        found = [line.row for line in lines]
+        own, found = [line.row for line in lines], [line.cells for line in lines]
         captions = [*legend(lines), *captions]
         shown = tables.LINES | {name: name for line in lines[:1] for name in line.by if name not in tables.LINES}
         title = f"{len(rows)} evaluations in {len(lines)} lines: test accuracy over seeds"
-    notes, more = _reported(found, ask.reported)
-    shown |= {"reported": "reported %", "source": "source"} if ask.reported else {}
+    more: list[tables.Table] = []
+    if ask.reported:
+        beside, notes, more = _reported(own, every=ask.reported == "all")
+        found = [cells | values for cells, values in zip(found, beside, strict=True)]
+        captions, shown = [*captions, *notes], shown | {"reported": "reported %", "source": "source"}
     found = order(found, ask.sort) if ask.sort and found else found
-    main = tables.Table(found, shown, [*captions, *notes], title, once=() if ask.per_run else tables.ONCE)
+    main = tables.Table(found, shown, captions, title, once=() if ask.per_run else tables.ONCE)
     return [tables.choose(main, ask.columns) if ask.columns and found else main, *more]
 
 
-def _reported(rows: list[Row], which: str | None) -> tuple[list[str], list[tables.Table]]:
-    """Put what is published beside each row; returns the sources, and a table of what is published elsewhere."""
-    if which is None:
-        return [], []
+def _reported(rows: Sequence[Row], *, every: bool) -> tuple[list[Cells], list[str], list[tables.Table]]:
+    """What is published beside each row, the sources, and a table of what is published elsewhere."""
     same = [published.beside(row) for row in rows]
-    other = [published.elsewhere(row) if which == "all" else [] for row in rows]
+    other = [published.elsewhere(row) if every else [] for row in rows]
     numbers = published.footnotes(value for values in (*same, *other) for value in values)
-    for row, values, apart in zip(rows, same, other, strict=True):
-        row["reported"] = [v.record() for v in values]
-        row["source"] = "; ".join(f"{v.short} [{numbers[v.source]}]" for v in values) or None
-        row |= {"reported_elsewhere": [v.record() | OTHER for v in apart]} if which == "all" else {}
+    beside: list[Cells] = [
+        {
+            "reported": [v.cells for v in values],
+            "source": "; ".join(f"{v.short} [{numbers[v.source]}]" for v in values) or None,
+            **({"reported_elsewhere": [v.cells | OTHER for v in apart]} if every else {}),
+        }
+        for values, apart in zip(same, other, strict=True)
+    ]
     notes = [f"[{number}] {source}" for source, number in numbers.items()]
     caution = "Reported values follow their papers' own protocols: they are neither ranked nor tested with the others."
     apart = list(dict.fromkeys(value for values in other for value in values))
-    body = [v.record() | OTHER | {"source": f"{v.short} [{numbers[v.source]}]"} for v in apart]
+    body = [v.cells | OTHER | {"source": f"{v.short} [{numbers[v.source]}]"} for v in apart]
     more = [tables.Table(body, tables.REPORTED, title="published in other settings")] if body else []
-    return [caution, *notes], more
+    return beside, [caution, *notes], more
 
 
 def reported_only(ask: Ask) -> tables.Table:
     """The published values themselves."""
-    rows = select([value.record() for value in published.table()], ask.where)
+    rows = [value.cells for value in select(published.everything(), ask.where)]
     found = tables.Table(
         order(rows, ask.sort) if ask.sort else rows, tables.REPORTED, title=f"{len(rows)} published values"
     )
     return tables.choose(found, ask.columns) if ask.columns and rows else found
 
 
-def tripped(rows: Sequence[Row], texts: Iterable[str]) -> list[str]:
+def tripped(rows: Sequence[Cells], texts: Iterable[str]) -> list[str]:
     """One phrase per row and expression of ``--fail-if`` that holds.
 
     A row that has no value for the column trips it as well: what diverged has not passed. So does a table without rows.
@@ -116,7 +122,7 @@ def tripped(rows: Sequence[Row], texts: Iterable[str]) -> list[str]:
     return found
 
 
-def _trips(condition: Condition, row: Row) -> bool:
+def _trips(condition: Condition, row: Cells) -> bool:
     if condition.column in ("difference", "p", "p_holm", "test") and row.get("baseline") == ITSELF:
         return False
     return condition.holds(row) or (condition.column != "status" and value(row, condition.column) is None)
@@ -126,7 +132,7 @@ def _said(cell: Any) -> str:
     return "no value" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell)
 
 
-def _who(row: Row) -> str:
+def _who(row: Cells) -> str:
     seed = None if row.get("seeds") else row.get("seed")
     parts = (
         row.get("dataset"),
@@ -143,9 +149,9 @@ def mixed_protocols(rows: Iterable[Row]) -> list[str]:
     """The protocols of each comparison that has several, as phrases. A comparison is a dataset and a budget."""
     found: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in rows:
-        rules = str(row.get("protocol_digest") or row.get("protocol"))
-        place = (row["dataset"], row.get("dataset_digest"), row["ipc"])
-        found.setdefault(place, {})[rules] = f"{row.get('protocol')} ({rules[:8]})"
+        rules = str(row.protocol_digest or row.protocol)
+        place = (row.dataset, row.dataset_digest, row.ipc)
+        found.setdefault(place, {})[rules] = f"{row.protocol} ({rules[:8]})"
     many = {place: names for place, names in found.items() if len(names) > 1}
     return [f"{name}, ipc {ipc}: {', '.join(sorted(names.values()))}" for (name, _, ipc), names in many.items()]
 

@@ -2,7 +2,7 @@
 
 A group is one dataset (by its digest), images per class, network and protocol (by its digest). The p of differences to
 the baselines are Holm-corrected over the whole table; those of all pairs of a group, which decide whether it has a
-best, over the group.
+best, over the group. Within a board, entries that differ in one thing only say what that thing is worth.
 """
 
 from __future__ import annotations
@@ -15,12 +15,24 @@ from typing import Any
 from ddbench.errors import UsageError
 from ddbench.results.aggregate import Line
 from ddbench.results.statistics import Test, holm, paired, welch
-from ddbench.results.where import Condition, Row, parse
+from ddbench.results.tables import cell
+from ddbench.results.where import Condition, parse
+from ddbench.run.row import Cells, Row
 
 LEVEL = 0.05
 # Below five seeds a side, a t test rests on a normality that nobody can see; such a line is never called the best.
 SEEDS_FOR_BEST = 5
 ITSELF = "(itself)"
+ONE_THING = {
+    "ipc": "ipc", "title": "method", "accuracy_mean": "accuracy %", "distil_seconds": "distil s", "base": "instead of",
+    "base_accuracy": "its accuracy %", "base_distil_seconds": "its distil s", "difference": "difference",
+    "p_holm": "p (Holm)", "test": "test", "apart": "also differs in",
+}  # fmt: skip
+ABOUT_ONE_THING = (
+    "Entries of one matcher and one ipc that differ in their scheduler, in the kind of their labels, or in an option. "
+    "Students get the same optimiser steps throughout; what distilling cost stands beside. p is Holm-corrected over "
+    "this table."
+)
 
 
 def test(lines: Sequence[Line], baseline: str | None, seeds: int) -> list[str]:
@@ -50,7 +62,7 @@ def test(lines: Sequence[Line], baseline: str | None, seeds: int) -> list[str]:
 
 
 def _place(row: Row) -> str:
-    parts = (row["dataset"], row["ipc"] and f"ipc {row['ipc']}", row["network"])
+    parts = (row.dataset, row.ipc and f"ipc {row.ipc}", row.network)
     return " ".join(str(part) for part in parts if part is not None) or "all"
 
 
@@ -58,10 +70,10 @@ def _baseline(text: str | None, lines: Sequence[Line]) -> list[Condition]:
     """``random`` or ``matcher=random,label_type=hard``."""
     if text is None:
         return [Condition("matcher", "=", "random")]
-    rows = [line.row for line in lines]
+    rows = [line.cells for line in lines]
     found = parse(text, rows) if any(sign in text for sign in "=<>~") else [Condition("matcher", "=", text.strip())]
     if rows and not any(all(c.holds(row) for c in found) for row in rows):
-        names = ", ".join(sorted({str(row["matcher"]) for row in rows}))
+        names = ", ".join(sorted({str(line.row.matcher) for line in lines}))
         raise UsageError(f"no line fits the baseline {text!r}; there are lines of {names}")
     return found
 
@@ -70,9 +82,9 @@ def _against_baseline(
     group: list[Line], wanted: list[Condition], *, strict: bool
 ) -> tuple[list[tuple[Line, Test]], list[str]]:
     """The test of each line of a group against its baseline, and captions."""
-    fits = [line for line in group if line.scores and all(c.holds(line.row) for c in wanted)]
+    fits = [line for line in group if line.scores and all(c.holds(line.cells) for c in wanted)]
     # a scheduler is a method of its own: random images in stages are no baseline where there are some in one set
-    fits = [line for line in fits if line.row["scheduler"] == "single"] or fits
+    fits = [line for line in fits if line.row.scheduler == "single"] or fits
     found: list[tuple[Line, Test]] = []
     unclear = False
     for line in group:
@@ -80,8 +92,8 @@ def _against_baseline(
         unclear |= len(near) > 1
         if len(near) != 1 or near[0] is line:
             continue
-        line.row["baseline"] = near[0].name
-        near[0].row["baseline"] = ITSELF
+        line.baseline = near[0].name
+        near[0].baseline = ITSELF
         if line.scores:
             found.append((line, between(line, near[0])))
     if not unclear:
@@ -100,10 +112,8 @@ def _correct(found: list[tuple[Line, Test]]) -> None:
     raw = [(line, p) for line, result in found if (p := result.p) is not None]
     corrected = dict(zip((id(line) for line, _ in raw), holm([p for _, p in raw]), strict=True))
     for line, result in found:
-        line.row |= {"difference": result.difference, "test": result.name, "p": result.p,
-                     "p_holm": corrected.get(id(line))}  # fmt: skip
-        if result.note:
-            line.row["note"] = "; ".join(filter(None, (line.row["note"], result.note)))
+        line.difference, line.test, line.p, line.remark = result.difference, result.name, result.p, result.note
+        line.p_holm = corrected.get(id(line))
 
 
 def _nearest(line: Line, fits: list[Line]) -> list[Line]:
@@ -121,11 +131,11 @@ def _nearest(line: Line, fits: list[Line]) -> list[Line]:
 
 
 def _soft(line: Line) -> bool:
-    return line.row["label_type"] not in (None, "hard")
+    return line.row.label_type not in (None, "hard")
 
 
 def _packing(line: Line) -> Any:
-    return (line.row["options"] or {}).get("decoder.factor", 1)
+    return (line.row.options or {}).get("decoder.factor", 1)
 
 
 def between(one: Line, other: Line) -> Test:
@@ -162,7 +172,7 @@ def _mark_best(group: list[Line], seeds: int) -> str:
         return f"that takes {seeds} finished seeds of every line, and {who} has fewer (the least {least})"
     if odd := [line for line in lines if not line.testable]:
         return f"the seeds of {odd[0].name} are not the same in all that it averages over"
-    best = max(lines, key=lambda line: line.row["accuracy_mean"])
+    best = max(lines, key=lambda line: line.row.accuracy_mean or 0.0)
     pairs = [(one, other, between(one, other)) for one, other in combinations(lines, 2)]
     raw = {i: found.p for i, (_, _, found) in enumerate(pairs) if found.p is not None}
     corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
@@ -178,26 +188,69 @@ def _mark_best(group: list[Line], seeds: int) -> str:
         return (
             f"{best.name} does not differ significantly from {', '.join(level[:3])}{' and others' if level[3:] else ''}"
         )
-    best.row["best"] = True
+    best.best = True
     return ""
 
 
 def legend(lines: Sequence[Line]) -> list[str]:
     """What the columns mean, as far as they hold something."""
-    rows = [line.row for line in lines]
     found = ["Accuracy is the mean ± sample deviation over seeds; each seed is one run, the mean of its students."]
-    if any(row["status"] != "ok" and row["n"] for row in rows):
+    if any(line.row.status != "ok" and line.scores for line in lines):
         found.append("Means are over the runs that finished; how many did not is under status.")
-    if any(row["ci_low"] is not None for row in rows):
+    if any(line.bounds for line in lines):
         found.append("95 % CI: Student's t over seeds; there is none for a single seed.")
-    if any(row["p_holm"] is not None for row in rows):
+    if any(line.p_holm is not None for line in lines):
         found.append(
             "p (Holm): two-sided t test of the difference to the baseline, Holm-corrected over all tests of the table."
         )
-    if any(" of " in (row["test"] or "") for row in rows):
+    if any(" of " in (line.test or "") for line in lines):
         found.append("Where a line has only some of the baseline's seeds, the difference is over those on both sides.")
-    if any(row["best"] for row in rows):
+    if any(line.best for line in lines):
         found.append("*: differs significantly from every other line of its group (p < 0.05, Holm over all pairs).")
-    if any(row["settings"] > 1 for row in rows):
+    if any(line.settings > 1 for line in lines):
         found.append("Some lines average over several settings, with equal weights within each seed.")
     return found
+
+
+def one_thing_apart(titled: Sequence[tuple[str, Line]]) -> list[Cells]:
+    """A row for every pair of finished lines that differ in one thing, under the titles that people know them by."""
+    found: list[tuple[Cells, float | None]] = []
+    done = [(title, line) for title, line in titled if line.scores]
+    for one, other in combinations(done, 2):
+        ordered = sorted((one, other), key=lambda known: _plainness(known[1]), reverse=True)
+        (title, line), (base_title, base) = ordered
+        if (line.row.ipc, line.row.matcher) != (base.row.ipc, base.row.matcher) or _things(line, base) != 1:
+            continue
+        result = between(line, base)
+        kept = ("ipc", "accuracy_mean", "accuracy_std", "distil_seconds")
+        found.append(({name: line.cells[name] for name in kept} | {
+            "title": title, "base": base_title,
+            "base_accuracy": cell("accuracy_mean", base.cells | {"best": False}),
+            "base_distil_seconds": base.row.distil_seconds,
+            "difference": result.difference, "test": result.name, "apart": _apart(line, base),
+        }, result.p))  # fmt: skip
+    corrected = iter(holm([p for _, p in found if p is not None]))
+    rows = [row | {"p_holm": None if p is None else next(corrected)} for row, p in found]
+    return sorted(rows, key=lambda row: (row["ipc"], row["title"], row["base"]))
+
+
+def _things(one: Line, other: Line) -> int:
+    """In how many of scheduler, labels and named options two lines differ."""
+    traits = [(line.row.scheduler, line.row.label_type, line.variant) for line in (one, other)]
+    return sum(a != b for a, b in zip(*traits, strict=True))
+
+
+def _plainness(line: Line) -> tuple[Any, ...]:
+    """Sorts the plainer of two first: one set, hard labels, and the last of options by the alphabet (zero, exact)."""
+    return (line.row.scheduler != "single", line.row.label_type != "hard", [-ord(letter) for letter in line.variant])
+
+
+def _apart(line: Line, base: Line) -> str:
+    """The options that differ besides: a scheduler's recipe may ask for other ones."""
+    own, usual = line.row.options or {}, base.row.options or {}
+    named = {name for name in own if name.startswith("scheduler.")} | {"matcher.labels"}
+    return ", ".join(
+        f"{name.removeprefix('matcher.')}={own.get(name)} instead of {usual.get(name)}"
+        for name in sorted({*own, *usual} - named)
+        if own.get(name) != usual.get(name) and f"{name.removeprefix('matcher.')}=" not in line.variant
+    )

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+
+from ddbench.run.row import Cells, Row
 
 COLUMNS = ("method", "scheduler", "dataset", "model", "ipc", "accuracy_mean", "accuracy_std", "source")
 _NETWORKS = {"ConvNetD3-IN-w128": 3, "ConvNetD4-IN-w128": 4, "ConvNetD5": 5}
@@ -86,7 +87,8 @@ class Reported:
             return table[1]
         return re.split(r" \(|[;,]", self.source.removeprefix("secondary: "))[0]
 
-    def record(self) -> dict[str, Any]:
+    @property
+    def cells(self) -> Cells:
         """As a row of results: fractions, not percent."""
         fraction = {"accuracy_mean": self.mean, "accuracy_std": self.std}
         return {
@@ -98,7 +100,7 @@ class Reported:
 
 
 @cache
-def table() -> tuple[Reported, ...]:
+def everything() -> tuple[Reported, ...]:
     """All published values, in the order of the file."""
     text = files("ddbench.results").joinpath("published.csv").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
@@ -112,72 +114,58 @@ def _read(row: dict[str, str]) -> Reported:
     return Reported(*names, ipc, float(row["accuracy_mean"]), std, row["source"])
 
 
-def lookup(
-    dataset: str, matcher: str, scheduler: str, network: str, ipc: int | None,
-    *, labels: str | None = "hard", factor: int = 1, stages: int | None = 5,
-) -> list[Reported]:  # fmt: skip
-    """What is published for a method on a whole dataset with the field's ConvNet; all sources, or nothing."""
-    published, model = DATASETS.get(dataset, ("", ""))
-    if not published or ipc is None or not _is_network(network, model):
-        return []
-    rule = _scheduler(scheduler, stages)
-    names = _methods(matcher, labels, factor)
-    return [
-        r
-        for r in table()
-        if (r.dataset, r.model, r.ipc, r.scheduler) == (published, model, ipc, rule) and r.method in names
-    ]
-
-
-def beside(row: dict[str, Any]) -> list[Reported]:
+def beside(row: Row) -> list[Reported]:
     """The published values of a row's own setting: the whole dataset, distilled and tested on the same network."""
-    options = row.get("options") or {}
-    size = _SIZES.get(str(row["dataset"]))
+    options = row.options or {}
+    size = _SIZES.get(str(row.dataset))
     if size is not None and options.get("dataset.size") != size:
         return []
     if any(name in options and options[name] not in whole for name, whole in _WHOLE.items()):
         return []
-    if row.get("distil_network", row["network"]) != row["network"]:
+    if (row.distil_network, row.distil_digest) != (row.network, row.dataset_digest):
         return []
-    if row.get("distil_digest", row.get("dataset_digest")) != row.get("dataset_digest"):
-        return []
-    about = _about(row)
-    return lookup(row["dataset"], row["matcher"], row["scheduler"], row["network"], row["ipc"], **about)
+    return lookup(row)
 
 
-def elsewhere(row: dict[str, Any]) -> list[Reported]:
+def lookup(row: Row) -> list[Reported]:
+    """What is published for a row's method on a whole dataset with the field's ConvNet; all sources, or nothing."""
+    published, model = DATASETS.get(str(row.dataset), ("", ""))
+    if not published or row.ipc is None or not _is_network(row.network, model):
+        return []
+    rule, names = _scheduler(row), _methods(row)
+    return [
+        r
+        for r in everything()
+        if (r.dataset, r.model, r.ipc, r.scheduler) == (published, model, row.ipc, rule) and r.method in names
+    ]
+
+
+def elsewhere(row: Row) -> list[Reported]:
     """What is published for the row's method, dataset and ipc in other settings: networks, schedulers, variants."""
-    published = DATASETS.get(str(row["dataset"]), ("", ""))[0]
-    about, same = _about(row), set(beside(row))
-    names = _methods(row["matcher"], about["labels"], about["factor"])
+    published = DATASETS.get(str(row.dataset), ("", ""))[0]
+    names, same = _methods(row), set(beside(row))
     names += tuple(variant for name in names for variant in VARIANTS.get(name, ()))
-    found = (r for r in table() if (r.dataset, r.ipc) == (published, row["ipc"]) and r.method in names)
+    found = (r for r in everything() if (r.dataset, r.ipc) == (published, row.ipc) and r.method in names)
     return [r for r in found if r not in same]
 
 
-def _about(row: dict[str, Any]) -> dict[str, Any]:
-    options = row.get("options") or {}
-    odd = options.get("scheduler.sizes") or not options.get("scheduler.chain", True)  # stages, but not published ones
-    return {
-        "labels": row.get("label_type"),
-        "factor": options.get("decoder.factor", 1),
-        "stages": None if odd else options.get("scheduler.stages", 5),
-    }
+def _methods(row: Row) -> tuple[str, ...]:
+    factor = (row.options or {}).get("decoder.factor", 1)
+    if row.matcher in HARD and row.label_type not in (None, "hard"):
+        return _SOFT.get(row.matcher, ()) if factor == 1 else ()
+    return METHODS.get((str(row.matcher), factor), ())
 
 
-def _methods(matcher: str, labels: str | None, factor: int) -> tuple[str, ...]:
-    if matcher in HARD and labels not in (None, "hard"):
-        return _SOFT.get(matcher, ()) if factor == 1 else ()
-    return METHODS.get((matcher, factor), ())
-
-
-def _scheduler(name: str, stages: int | None) -> str | None:
-    if name == "single":
+def _scheduler(row: Row) -> str | None:
+    """The published name of a schedule; None for stages that are not the published ones."""
+    options = row.options or {}
+    if row.scheduler == "single":
         return "none"
-    return f"PDD-P{stages}" if name == "pdd" else None
+    odd = options.get("scheduler.sizes") or not options.get("scheduler.chain", True)
+    return None if odd or row.scheduler != "pdd" else f"PDD-P{options.get('scheduler.stages', 5)}"
 
 
-def _is_network(label: str, model: str) -> bool:
+def _is_network(label: str | None, model: str) -> bool:
     """Whether a network's label is the published ConvNet: by default it is as deep as the dataset's images ask for."""
     return label in ("convnet", f"convnet(depth={_NETWORKS.get(model)})")
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ddbench.errors import UsageError
-from ddbench.results.where import Row, is_number, known
+from ddbench.results.where import is_number, known
+from ddbench.run.row import Cells
 
 FORMATS = ("table", "md", "csv", "json", "latex", "html")
 
@@ -55,14 +56,14 @@ _UNITS = {"peak_bytes": 2**20, "image_bytes": 1e3, "label_bytes": 1e3, "total_by
 class Table:
     """Rows, what people see of them (column -> title), and what they have to know."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Cells]
     shown: dict[str, str]
     captions: Sequence[str] = ()
     title: str = ""
     columns: tuple[str, ...] = ()
     once: tuple[str, ...] = ()  # columns that people see once, above, where all rows agree on them
 
-    def records(self) -> list[Row]:
+    def records(self) -> list[Cells]:
         """The rows for programs; a selection on test data is said even if its column was not chosen."""
         if not self.columns:
             return list(self.rows)
@@ -101,7 +102,7 @@ def clean(value: Any) -> str:
     return " ".join(UNSAFE.sub("?", str(value)).split())
 
 
-def cell(name: str, row: Row) -> str:
+def cell(name: str, row: Cells) -> str:
     """A cell for people: percent, megabytes, kilobytes; empty where nothing is known."""
     value = row.get(name)
     if value is None or value == []:
@@ -117,25 +118,25 @@ def cell(name: str, row: Row) -> str:
     return clean(", ".join(map(str, value)) if isinstance(value, list) else value)
 
 
-def _accuracy(row: Row) -> str:
+def _accuracy(row: Cells) -> str:
     std = row.get("accuracy_std")
     marks = (" *" if row.get("best") else "") + (" †" if _dagger(row) else "")
     return f"{100 * row['accuracy_mean']:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "") + marks
 
 
-def _dagger(row: Row) -> bool:
+def _dagger(row: Cells) -> bool:
     return row.get("selection") == "test" and row.get("accuracy_mean") is not None
 
 
-def _p(row: Row) -> str:
+def _p(row: Cells) -> str:
     return "<0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
 
 
-def _reported(row: Row) -> str:
+def _reported(row: Cells) -> str:
     return "; ".join(_accuracy(value) for value in row["reported"])
 
 
-_SPECIAL: dict[str, Callable[[Row], str]] = {
+_SPECIAL: dict[str, Callable[[Cells], str]] = {
     "accuracy_mean": _accuracy,
     "ci_low": lambda row: f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]",
     "difference": lambda row: f"{100 * row['difference']:+.1f}",
@@ -157,7 +158,7 @@ def render(table: Table, form: str) -> str:
     return typeset[form](table)
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _csv(rows: Sequence[Cells]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

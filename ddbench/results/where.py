@@ -1,4 +1,7 @@
-"""Conditions on rows: ``matcher=tesla,ipc>=10``. Columns are those of the rows, and options by ``group.name``."""
+"""Conditions on rows: ``matcher=tesla,ipc>=10``. Columns are those of the rows, and options by ``group.name``.
+
+People name columns, so what stands here works on cells by their names; typed rows give theirs as ``cells``.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,20 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ddbench.errors import UsageError, did_you_mean
+from ddbench.run.row import Cells
 
-Row = dict[str, Any]
+
+class Celled(Protocol):
+    """What has columns that people name."""
+
+    @property
+    def cells(self) -> Cells: ...
+
+
+T = TypeVar("T", bound=Celled)
 
 # What people call a column, and its name in rows that have none of that name: published ones have methods and models.
 ALIASES = {
@@ -36,7 +48,7 @@ class Condition:
     def __str__(self) -> str:
         return f"{self.column}{self.sign}{self.value}"
 
-    def holds(self, row: Row) -> bool:
+    def holds(self, row: Cells) -> bool:
         """Whether the row meets it. What is missing is equal to ``none``, unequal to the rest, and in no order."""
         cell = value(row, self.column)
         if self.sign in _ORDER:
@@ -46,7 +58,7 @@ class Condition:
         return (self.sign == "=") == _same(cell, self.value)
 
 
-def parse(text: str, rows: Sequence[Row]) -> list[Condition]:
+def parse(text: str, rows: Sequence[Cells]) -> list[Condition]:
     """The conditions of ``text`` on rows, divided by commas outside brackets: ``network=convnet(width=32),ipc=1``."""
     found = []
     for part in divided(text):
@@ -89,13 +101,14 @@ def divided(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def select(rows: Sequence[Row], texts: Iterable[str]) -> list[Row]:
+def select(rows: Sequence[T], texts: Iterable[str]) -> list[T]:
     """The rows that meet every condition. A column that no row has is an error, not an empty table."""
-    conditions = [condition for text in texts for condition in parse(text, rows)]
-    return [row for row in rows if all(condition.holds(row) for condition in conditions)]
+    cells = [row.cells for row in rows]
+    conditions = [condition for text in texts for condition in parse(text, cells)]
+    return [row for row, own in zip(rows, cells, strict=True) if all(c.holds(own) for c in conditions)]
 
 
-def known(column: str, rows: Sequence[Row]) -> str:
+def known(column: str, rows: Sequence[Cells]) -> str:
     """The name that rows have for a column. Raises UsageError for one that none of them has."""
     names = dict.fromkeys(name for row in rows for name in (*row, *(row.get("options") or {})))
     name = column if column in names else ALIASES.get(column, column)
@@ -109,14 +122,14 @@ def known(column: str, rows: Sequence[Row]) -> str:
     return name
 
 
-def value(row: Row, column: str) -> Any:
+def value(row: Cells, column: str) -> Any:
     """The cell of a column or of an option."""
     if column in row:
         return row[column]
     return (row.get("options") or {}).get(column)
 
 
-def order(rows: Sequence[Row], text: str) -> list[Row]:
+def order(rows: Sequence[Cells], text: str) -> list[Cells]:
     """Rows sorted by ``COLUMN,-COLUMN`` (minus: falling); what is missing comes last either way."""
     ordered = list(rows)
     for part in reversed(divided(text)):

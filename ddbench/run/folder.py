@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from ddbench.base.cache import read_json
 from ddbench.errors import DataError
+from ddbench.run.record import ResultRecord
 
 FINAL = ("ok", "diverged")
 
@@ -30,7 +29,7 @@ def find_run(name: str, out: Path) -> Path:
     raise DataError(f"{name!r} could be any of {', '.join(m.name for m in matches)}; give more of the name")
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
+def finished(folder: Path) -> ResultRecord | None:
     """The committed result of a run folder, or None."""
     path = folder / "result.json"
-    return read_json(path) if path.exists() else None
+    return ResultRecord.from_file(path) if path.exists() else None

@@ -1,116 +1,273 @@
-"""Rows of results, read back from run folders. Loads neither torch nor plugins."""
+"""A run as its folder records it, checked while it is read. Loads neither torch nor plugins.
+
+One model for each file: ``spec.json``, ``dataset.json``, ``result.json``, ``evaluations/*.json``. What an older version
+did not write yet has a default here; what a newer one adds is kept as it is.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, pstdev
-from typing import Any
+from statistics import mean
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from ddbench.base.cache import digest, read_json
+from ddbench.errors import DataError
+from ddbench.run.row import Row, deviation
 
-COLUMNS = (
-    "dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "steps", "selection", "label_type",
-    "accuracy_mean", "accuracy_std", "n", "status", "distil_seconds", "selection_seconds", "expert_seconds",
-    "peak_bytes", "image_bytes", "label_bytes", "run", "dataset_digest", "device", "error",
-)  # fmt: skip
 PLACES = ("root", "path")  # options that say where data lie, not what they are
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """One row per evaluation of a run; a run without one is a row too, with its status."""
-    spec = read_json(folder / "spec.json")
-    done = folder / "result.json"
-    result: dict[str, Any] = read_json(done) if done.exists() else {"status": "incomplete"}
-    base = {
-        "dataset": result.get("dataset", {}).get("name", spec["dataset"]["name"]),
-        "dataset_digest": result.get("dataset", {}).get("digest"),
-        "matcher": spec["matcher"]["name"],
-        "scheduler": spec["scheduler"]["name"],
-        "network": result.get("network", spec["network"]["name"]),
-        "ipc": spec["ipc"],
-        "seed": spec["seed"],
-        "protocol": spec["protocol"]["name"],
-        "protocol_digest": _rules_of(spec),
-        "label_type": result.get("label_type", spec["matcher"]["options"].get("labels")),
-        "run": folder.name,
-        "device": result.get("machine", {}).get("device"),
-        "options": _options(spec),
-        "accuracy_mean": None,
-        "accuracy_std": None,
-        "n": 0,
-    }
-    kept = ("status", "selection", "steps", "error", "distil_seconds", "selection_seconds", "expert_seconds",
-            "peak_bytes", "image_bytes", "label_bytes")  # fmt: skip
-    base |= {name: result.get(name) for name in kept}
-    base |= _origin(spec, folder, base)
-    evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
-    return [ordered(base | _rules(e, base) | graded(e)) for e in evaluations if e["students"]] or [ordered(base)]
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("should be a number")
+    return value
 
 
-def _rules(evaluation: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """The protocol's digest for an evaluation that does not record it: the run's under its own name, else the name."""
-    own = evaluation["protocol"] == base["protocol"]
-    return {"protocol_digest": base["protocol_digest"] if own else evaluation["protocol"]}
+Number = Annotated[float, PlainValidator(_number)]  # whole numbers stay whole, so that what is read is what was written
 
 
-def _origin(spec: dict[str, Any], folder: Path, base: dict[str, Any]) -> dict[str, Any]:
-    """What the run was distilled from, which its evaluations may differ from, and what it shares with other seeds.
+class Held(BaseModel):
+    """Something read from a file. It does not change, and holds whatever else the file held."""
 
-    ``setting`` is the digest of everything that decides a set but its seed and the machine.
-    """
-    here = {"seed": None, "device": None, "threads": None}
-    data = {n: v for n, v in spec["dataset"].get("options", {}).items() if n not in PLACES}
-    setting = spec | here | {"dataset": {"name": spec["dataset"]["name"], "options": data}}
-    seen = folder / "dataset.json"  # written when a run starts, so that one that diverged stands beside the others
-    known = base["dataset_digest"] or (read_json(seen).get("digest") if seen.exists() else None)
-    return {
-        "dataset_digest": known,
-        "setting": digest(setting)[:12],
-        "distil_digest": known,
-        "distil_network": base["network"],
-        "distil_protocol": spec["protocol"]["name"],
-        "distil_rules": _rules_of(spec),
-        "architecture": digest(spec["network"]),
-        "versions": ", ".join(sorted({str(v) for v in spec.get("versions", {}).values()})),
-    }
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """What a JSON file holds. Raises DataError for one that is missing or damaged."""
+        return cls.checked(read_json(path), f"{path} is damaged ({{}}); delete it to have it made again")
 
-def _rules_of(spec: dict[str, Any]) -> str:
-    """The digest of a run's protocol; of specs that do not record it, of all its options."""
-    return spec.get("protocol_digest") or digest(spec["protocol"])
+    @classmethod
+    def checked(cls, value: object, complaint: str) -> Self:
+        """The same of a value; ``complaint`` is the sentence of the DataError, with braces for what is wrong."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise DataError(complaint.format(f"{place}: {first['msg']}" if place else first["msg"])) from error
+
+    def json_value(self) -> dict[str, Any]:
+        """What it was read from, to the last digit: defaults are not filled in."""
+        return self.model_dump(exclude_unset=True)
 
 
-def _options(spec: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run but its protocol's, ``group.name`` to value; not where the data lie."""
-    groups = {kind: spec[kind].get("options", {}) for kind in ("dataset", "matcher", "scheduler")}
-    groups["dataset"] = {name: value for name, value in groups["dataset"].items() if name not in PLACES}
-    groups |= {name: spec.get(name, {}) for name in ("experts", "decoder")}
-    return {f"{group}.{name}": value for group, given in groups.items() for name, value in given.items()}
+class Described(Held):
+    """A plugin by its name and its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The options but those that say where data lie."""
+        return {name: value for name, value in self.options.items() if name not in PLACES}
 
 
-def graded(evaluation: dict[str, Any]) -> dict[str, Any]:
-    scores = [student["accuracy"] for student in evaluation["students"]]
-    others = {name for student in evaluation["students"] for name in student} - {"accuracy", "diverged"}
-    means = {f"{name}_mean": mean(s[name] for s in evaluation["students"] if name in s) for name in sorted(others)}
-    about = {name: evaluation[name] for name in ("network", "protocol", "dataset", "dataset_digest")}
-    # what these students got: their steps, and the bytes of stored labels or of a teacher
-    kept = ("steps", "label_bytes", "protocol_digest", "selection")
-    about |= {name: evaluation[name] for name in kept if name in evaluation}
-    about |= {"evaluation_seed": evaluation["seed"]} if "seed" in evaluation else {}
-    if "lrs" in evaluation:
-        about |= {"student_lr": ", ".join(dict.fromkeys(f"{lr:.4g}" for lr in evaluation["lrs"]))}
-    about |= {"together": True} if evaluation.get("together") else {}
-    about |= {"evaluation": evaluation["key"]} if "key" in evaluation else {}
-    about |= {} if evaluation["complete"] else {"status": "evaluating"}
-    if lost := sum("diverged" in student for student in evaluation["students"]):
-        about |= {"error": f"{lost} of {len(scores)} students diverged", "status": "diverged"}
-    return about | means | {"accuracy_mean": mean(scores), "accuracy_std": deviation(scores), "n": len(scores)}
+class ProtocolRecord(Held):
+    """The rules of a run; its options stand beside the name."""
+
+    name: str
+    selects: str = "validation"
 
 
-def deviation(scores: list[float]) -> float | None:
-    """Population standard deviation over students, as the field reports it; one student has none, rather than zero."""
-    return pstdev(scores) if len(scores) > 1 else None
+class SpecRecord(Held):
+    """``spec.json``."""
+
+    dataset: Described
+    matcher: Described
+    scheduler: Described
+    network: Described
+    ipc: int
+    seed: int
+    protocol: ProtocolRecord
+    protocol_digest: str | None = None
+    experts: dict[str, Any] = {}
+    decoder: dict[str, Any] = {}
+    device: str | None = None
+    threads: int | None = None
+    versions: dict[str, str] = {}
+
+    @property
+    def rules(self) -> str:
+        """The digest of the protocol; of specs that do not record it, of all its options."""
+        return self.protocol_digest or digest(self.protocol.json_value())
+
+    @property
+    def setting(self) -> str:
+        """The digest of everything that decides a set but its seed and the machine."""
+        here = {"seed": None, "device": None, "threads": None}
+        data = {"name": self.dataset.name, "options": self.dataset.content}
+        return digest(self.json_value() | here | {"dataset": data})[:12]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of a run but its protocol's, ``group.name`` to value; not where the data lie."""
+        groups = {
+            "dataset": self.dataset.content, "matcher": self.matcher.options, "scheduler": self.scheduler.options,
+            "experts": self.experts, "decoder": self.decoder,
+        }  # fmt: skip
+        return {f"{group}.{name}": value for group, given in groups.items() for name, value in given.items()}
 
 
-def ordered(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row.get(name) for name in COLUMNS} | {n: v for n, v in row.items() if n not in COLUMNS}
+class DataRecord(Held):
+    """``dataset.json``: what a run was started on."""
+
+    name: str
+    digest: str | None = None
+
+
+class MachineRecord(Held):
+    """Where a run was carried out."""
+
+    device: str | None = None
+    torch: str | None = None
+    ddbench: str | None = None
+
+
+class CheckRecord(Held):
+    """A checkpoint of a stage, as selection saw it: the student lrs that were tried, and the best of them."""
+
+    step: int
+    lr: Number | None = None
+    accuracy: Number | None = None
+    tried: dict[str, Number] = {}
+
+
+class StageRecord(Held):
+    """How a stage came about."""
+
+    steps: int = 0
+    checks: list[CheckRecord] = []
+    selected: CheckRecord | None = None
+
+
+class ResultRecord(Held):
+    """``result.json``: how a run ended, what it made and what that cost."""
+
+    status: str
+    error: str | None = None
+    dataset: DataRecord | None = None
+    network: str | None = None
+    label_type: str | None = None
+    selection: str | None = None
+    steps: int | None = None
+    distil_seconds: Number | None = None
+    selection_seconds: Number | None = None
+    expert_seconds: Number | None = None
+    peak_bytes: Number | None = None
+    image_bytes: Number | None = None
+    label_bytes: Number | None = None
+    machine: MachineRecord = MachineRecord()
+    finished: str | None = None
+    stages: list[StageRecord] = []
+    sha256: dict[str, str] = {}
+
+
+class StudentRecord(Held):
+    """The numbers of one student: its accuracy, and every other metric by its name."""
+
+    __pydantic_extra__: dict[str, Number] = Field(init=False)  # type: ignore[reportIncompatibleVariableOverride]
+    accuracy: Number
+    diverged: Number | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All but the accuracy."""
+        return self.model_extra or {}
+
+
+class EvaluationRecord(Held):
+    """``evaluations/<key>.json``: students of one set on one network, under one protocol."""
+
+    complete: bool
+    students: list[StudentRecord]
+    network: str
+    protocol: str
+    dataset: str
+    dataset_digest: str
+    n: int = 0
+    key: str | None = None
+    seed: int | None = None
+    protocol_digest: str | None = None
+    selection: str | None = None
+    steps: int | None = None
+    label_bytes: Number | None = None
+    lrs: list[Number] | None = None  # in use, one for each set
+    student_lr: str | None = None  # the one that selection chose; ``own`` for the sets' own
+    together: bool = False
+
+    @property
+    def scores(self) -> list[float]:
+        """The accuracy of each student."""
+        return [student.accuracy for student in self.students]
+
+
+class RunRecord(Held):
+    """A run: what was asked for, what came out, and how students did on it."""
+
+    run: str  # the name of its folder
+    spec: SpecRecord
+    result: ResultRecord = ResultRecord(status="incomplete")
+    evaluations: list[EvaluationRecord] = []
+    started_on: DataRecord | None = None  # so that a run that diverged stands beside the others
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """The run in a folder. Raises DataError that names the file at fault."""
+        optional = {"result": (ResultRecord, "result.json"), "started_on": (DataRecord, "dataset.json")}
+        there = {
+            name: model.from_file(folder / file) for name, (model, file) in optional.items() if (folder / file).exists()
+        }
+        graded = [EvaluationRecord.from_file(path) for path in sorted((folder / "evaluations").glob("*.json"))]
+        return cls(run=folder.name, spec=SpecRecord.from_file(folder / "spec.json"), evaluations=graded, **there)
+
+    def rows(self) -> list[Row]:
+        """One row per evaluation; a run without one is a row too, with its status."""
+        base = self._row()
+        return [_graded(base, evaluation) for evaluation in self.evaluations if evaluation.students] or [base]
+
+    def _row(self) -> Row:
+        spec, result = self.spec, self.result
+        network = result.network or spec.network.name
+        known = (result.dataset and result.dataset.digest) or (self.started_on and self.started_on.digest)
+        return Row(
+            dataset=result.dataset.name if result.dataset else spec.dataset.name,
+            dataset_digest=known, matcher=spec.matcher.name, scheduler=spec.scheduler.name, network=network,
+            ipc=spec.ipc, seed=spec.seed, protocol=spec.protocol.name, protocol_digest=spec.rules,
+            steps=result.steps, selection=result.selection, status=result.status, error=result.error,
+            label_type=result.label_type or spec.matcher.options.get("labels"),
+            distil_seconds=result.distil_seconds, selection_seconds=result.selection_seconds,
+            expert_seconds=result.expert_seconds, peak_bytes=result.peak_bytes, image_bytes=result.image_bytes,
+            label_bytes=result.label_bytes, run=self.run, device=result.machine.device, options=spec.options,
+            setting=spec.setting, distil_digest=known, distil_network=network, distil_protocol=spec.protocol.name,
+            distil_rules=spec.rules, architecture=digest(spec.network.json_value()),
+            versions=", ".join(sorted(set(spec.versions.values()))),
+        )  # fmt: skip
+
+
+def _graded(run: Row, evaluation: EvaluationRecord) -> Row:
+    """The row of a run with what its students got and reached: their steps, and the bytes of labels or of a teacher."""
+    students, scores = evaluation.students, evaluation.scores
+    lost = sum(student.diverged is not None for student in students)
+    ended = {"status": "diverged", "error": f"{lost} of {len(students)} students diverged"} if lost else {}
+    if not evaluation.complete and not lost:
+        ended = {"status": "evaluating"}
+    same_rules = evaluation.protocol == run.protocol  # of an evaluation that does not record their digest
+    names = sorted({name for student in students for name in student.metrics})
+    lrs = None if evaluation.lrs is None else ", ".join(dict.fromkeys(f"{lr:.4g}" for lr in evaluation.lrs))
+    return replace(
+        run, **ended,
+        network=evaluation.network, dataset=evaluation.dataset, dataset_digest=evaluation.dataset_digest,
+        protocol=evaluation.protocol,
+        protocol_digest=evaluation.protocol_digest or (run.protocol_digest if same_rules else evaluation.protocol),
+        selection=evaluation.selection or run.selection,
+        steps=run.steps if evaluation.steps is None else evaluation.steps,
+        label_bytes=run.label_bytes if evaluation.label_bytes is None else evaluation.label_bytes,
+        evaluation_seed=evaluation.seed, evaluation=evaluation.key, student_lr=lrs,
+        together=evaluation.together or None,
+        accuracy_mean=mean(scores), accuracy_std=deviation(scores), n=len(scores),
+        metrics={f"{name}_mean": mean(s.metrics[name] for s in students if name in s.metrics) for name in names},
+    )  # fmt: skip

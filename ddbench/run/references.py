@@ -12,26 +12,27 @@ from ddbench.data.dataset import Dataset
 from ddbench.grade.evaluation import ceiling
 from ddbench.plugins import soft_labels
 from ddbench.problem.decode import Decoder
-from ddbench.run.record import deviation, ordered, rows
+from ddbench.run.record import RunRecord
+from ddbench.run.row import Row, deviation
 from ddbench.run.run import Run, Settings
 from ddbench.run.spec import RunSpec, baseline
 
 
 def references(
     spec: RunSpec, dataset: Dataset, settings: Settings, *, with_random: bool, with_ceiling: bool
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows beside a run's own: random real images with hard labels and, if the matcher's are soft, with soft ones.
 
     A run with a decoder is shown beside random images with and without it. The random runs are ordinary runs in
     the same folder, under the same protocol and selection. The last row is the ceiling: students trained on the
     whole training set.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Row] = []
     if with_random:
         for kind, decoder in product(_label_kinds(spec), dict.fromkeys((Decoder(), spec.decoder))):
             run = Run(baseline(spec, kind, decoder), dataset, settings)
             run.execute()
-            found += rows(run.folder)
+            found += RunRecord.read(run.folder).rows()
     if with_ceiling:
         found.append(_ceiling(spec, dataset, min(settings.students, 3)))
     return found
@@ -49,21 +50,12 @@ def whole_set(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
     return ceiling(dataset, spec.network, spec.protocol, students, spec.device, spec.threads)
 
 
-def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
+def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> Row:
     protocol, top = spec.protocol, whole_set(spec, dataset, students)
-    row = {
-        "dataset": dataset.name,
-        "dataset_digest": dataset.digest,
-        "matcher": f"all {top['images']} training images",
-        "network": label(spec.network),
-        "protocol": protocol.name,
-        "protocol_digest": protocol.digest,
-        "selection": "validation",
-        "label_type": "hard",
-        "accuracy_mean": mean(top["accuracies"]),
-        "accuracy_std": deviation(top["accuracies"]),
-        "n": len(top["accuracies"]),
-        "status": "ok",
-        "image_bytes": top["images"] * prod(dataset.train.shape),
-    }
-    return ordered(row)
+    scores = top["accuracies"]
+    return Row(
+        dataset=dataset.name, dataset_digest=dataset.digest, matcher=f"all {top['images']} training images",
+        network=label(spec.network), protocol=protocol.name, protocol_digest=protocol.digest, selection="validation",
+        label_type="hard", accuracy_mean=mean(scores), accuracy_std=deviation(scores), n=len(scores), status="ok",
+        image_bytes=top["images"] * prod(dataset.train.shape),
+    )  # fmt: skip

@@ -29,6 +29,7 @@ from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
 from ddbench.run.folder import FINAL, finished
+from ddbench.run.record import ResultRecord
 from ddbench.run.spec import RunSpec, differences, known_options
 from ddbench.run.stage import Stage
 from ddbench.train.network import Network
@@ -83,16 +84,16 @@ class Run:
     def folder(self) -> Path:
         return self.settings.out / self.spec.folder
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> ResultRecord:
         """Distil, evaluate, and return the result; whatever is finished already is not done again."""
         self._check_task()
         with lock(self.folder / ".lock", wait=False):
             self._check_spec()
             torch.set_num_threads(self.spec.threads)
             result = finished(self.folder)
-            if result is None or result["status"] not in FINAL:
-                result = self._work()
-            if result["status"] == "ok":
+            if result is None or result.status not in FINAL:
+                result = ResultRecord.model_validate(self._work())
+            if result.status == "ok":
                 self._evaluate()
             return result
 

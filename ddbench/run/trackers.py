@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ddbench.base.progress import Event, listening_too
 from ddbench.errors import DataError, InterruptedRun, UsageError, did_you_mean
-from ddbench.run.record import rows
+from ddbench.run.record import RunRecord
 
 if TYPE_CHECKING:
     from ddbench.run.run import Run
@@ -200,10 +200,11 @@ class _Readings:
 
 def _outcome(folder: Path) -> tuple[str, Numbers]:
     """The status of a run that ended, and its test accuracy and costs."""
-    row = rows(folder)[0]
+    row = RunRecord.read(folder).rows()[0]
     wanted = ("accuracy_mean", "accuracy_std", "distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes",
               "image_bytes", "label_bytes")  # fmt: skip
-    return row["status"], {f"result/{name}": float(row[name]) for name in wanted if row.get(name) is not None}
+    known = {name: getattr(row, name) for name in wanted}
+    return row.status, {f"result/{name}": float(value) for name, value in known.items() if value is not None}
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

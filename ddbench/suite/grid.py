@@ -40,12 +40,12 @@ NUMBERS = ("ipc", "seeds")
 USUAL = {"network": "convnet", "scheduler": "single", "protocol": "default", "seeds": [0]}
 TOP = (*AXES, "title", "students", "threads", "tracker", "options", "matrix", "exclude")
 MATRIX = (*AXES, "options", "label")
-ENTRY = ("name", "options", "label")
+CHOICE = ("name", "options", "label")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Choice:
     """One value of an axis: what it is called, what it sets, and how people read it."""
 
     name: Any
@@ -182,39 +182,39 @@ def _requests(
     for axis in AXES:
         if axis not in given:
             raise UsageError(f"{where} names no {axis}; add one, such as {_example(axis)}")
-    axes = [_entries(axis, given[axis], where, base) for axis in AXES]
+    axes = [_choices(axis, given[axis], where, base) for axis in AXES]
     shared = _flags(top.get("options", {}), "", f"options of {where}", base)
     shared |= _flags(matrix.get("options", {}), "", f"options of {where}", base)
     for chosen in itertools.product(*axes):
-        entries: dict[str, Entry] = dict(zip(AXES, chosen, strict=True))
-        hits = [i for i, rule in enumerate(excludes) if _fits(rule, entries)]
+        choices: dict[str, Choice] = dict(zip(AXES, chosen, strict=True))
+        hits = [i for i, rule in enumerate(excludes) if _fits(rule, choices)]
         used.update(hits)
         if not hits:
-            yield _name(entries, str(matrix.get("label", ""))), _request(entries, shared)
+            yield _name(choices, str(matrix.get("label", ""))), _request(choices, shared)
 
 
 def _example(axis: str) -> str:
     return "ipc = [1, 10]" if axis == "ipc" else f'{axis} = "{"digits" if axis == "dataset" else "random"}"'
 
 
-def _entries(axis: str, given: Any, where: str, base: Path) -> list[Entry]:
+def _choices(axis: str, given: Any, where: str, base: Path) -> list[Choice]:
     """The values of one axis of a matrix."""
     listed = given if isinstance(given, list) else [given]
     if not listed:
         raise UsageError(f"{axis} of {where} is an empty list, which makes no cell")
-    return [_number(axis, one, where) if axis in NUMBERS else _entry(axis, one, where, base) for one in listed]
+    return [_number(axis, one, where) if axis in NUMBERS else _choice(axis, one, where, base) for one in listed]
 
 
-def _number(axis: str, given: Any, where: str) -> Entry:
+def _number(axis: str, given: Any, where: str) -> Choice:
     low = 1 if axis == "ipc" else 0
     if not isinstance(given, int) or isinstance(given, bool) or given < low:
         raise UsageError(f"{axis} of {where} must be numbers from {low}, got {given!r}")
-    return Entry(given, {}, str(given))
+    return Choice(given, {}, str(given))
 
 
-def _entry(axis: str, given: Any, where: str, base: Path) -> Entry:
+def _choice(axis: str, given: Any, where: str, base: Path) -> Choice:
     given = {"name": given} if isinstance(given, str) else given
-    _known(given, ENTRY, f"{axis} of {where}")
+    _known(given, CHOICE, f"{axis} of {where}")
     name = given.get("name")
     if not isinstance(name, str):
         raise UsageError(f'{axis} of {where} must be names or tables such as {{name = "..."}}, got {given!r}')
@@ -227,7 +227,7 @@ def _entry(axis: str, given: Any, where: str, base: Path) -> Entry:
         except (UsageError, DataError) as error:
             raise type(error)(f"dataset of {where}: {error}") from error
         flags = {option: _place(option, value, base) for option, value in more} | flags
-    return Entry(name, flags, label)
+    return Choice(name, flags, label)
 
 
 def _flags(given: Any, group: str, where: str, base: Path) -> dict[str, str]:
@@ -277,19 +277,19 @@ def _exclude(given: Any, where: str) -> dict[str, set[Any]]:
     return {axis: set(values) for axis, values in found.items()}
 
 
-def _fits(rule: dict[str, set[Any]], entries: dict[str, Entry]) -> bool:
-    return all({entries[axis].name, entries[axis].label} & wanted for axis, wanted in rule.items())
+def _fits(rule: dict[str, set[Any]], choices: dict[str, Choice]) -> bool:
+    return all({choices[axis].name, choices[axis].label} & wanted for axis, wanted in rule.items())
 
 
-def _name(entries: dict[str, Entry], label: str) -> str:
+def _name(choices: dict[str, Choice], label: str) -> str:
     """What people read: every axis but those that stand at what is usual."""
-    shown = [entries[axis].label for axis in ("dataset", "matcher", "scheduler")]
-    shown += [entries[axis].label for axis in ("network", "protocol") if entries[axis].label != USUAL[axis]]
-    shown += [f"ipc {entries['ipc'].name}", f"seed {entries['seeds'].name}"]
+    shown = [choices[axis].label for axis in ("dataset", "matcher", "scheduler")]
+    shown += [choices[axis].label for axis in ("network", "protocol") if choices[axis].label != USUAL[axis]]
+    shown += [f"ipc {choices['ipc'].name}", f"seed {choices['seeds'].name}"]
     return ", ".join([*shown, *([label] if label else [])])
 
 
-def _request(entries: dict[str, Entry], shared: dict[str, str]) -> Request:
-    flags = shared | {name: value for entry in entries.values() for name, value in entry.flags.items()}
-    names = {kind: entries[kind].name for kind in (*PLUGGED, "protocol", "ipc")}
-    return Request(**names, seed=entries["seeds"].name, flags=tuple(flags.items()))
+def _request(choices: dict[str, Choice], shared: dict[str, str]) -> Request:
+    flags = shared | {name: value for entry in choices.values() for name, value in entry.flags.items()}
+    names = {kind: choices[kind].name for kind in (*PLUGGED, "protocol", "ipc")}
+    return Request(**names, seed=choices["seeds"].name, flags=tuple(flags.items()))

@@ -243,8 +243,8 @@ class Work:
     def _note_experts(self, cell: Cell) -> None:
         """Remember that the experts of a cell are there, if it is done and used any."""
         if self.status[cell.key][0] == "ok":
-            result = finished(self.orders.out / cell.spec.folder) or {}
-            self._trained |= {cell.experts} if result.get("expert_seconds") else set()
+            result = finished(self.orders.out / cell.spec.folder)
+            self._trained |= {cell.experts} if result and result.expert_seconds else set()
 
     def _stop(self, queue: list[Cell]) -> None:
         """Start nothing more, and ask those at work to write their checkpoints."""

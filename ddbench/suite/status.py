@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ddbench.base.cache import read_json
 from ddbench.errors import DataError, DDBenchError
 from ddbench.run.folder import finished
+from ddbench.run.record import RunRecord
 from ddbench.suite.grid import Cell, Suite
 
 BAD = ("diverged", "failed", "killed")  # how a cell ends that is not run again unless asked for
@@ -53,22 +53,21 @@ def standing(cell: Cell, out: Path, students: int, known: dict[str, dict[str, An
     folder = out / cell.spec.folder
     try:
         result = finished(folder)
-        if result and result["status"] == "diverged":
-            return "diverged", result.get("error", "")
-        if result and result["status"] == "ok" and _evaluated(folder, cell, students):
+        if result and result.status == "diverged":
+            return "diverged", result.error or ""
+        if result and result.status == "ok" and _evaluated(RunRecord.read(folder), cell, students):
             return "ok", ""
     except DataError as error:  # a damaged file is the trouble of this cell alone
         return "failed", str(error)
     last = known.get(cell.key, {})
     if last.get("status") in BAD:
         return last["status"], last.get("error", "")
-    return ("failed", result.get("error", "")) if result and result["status"] == "failed" else ("", "")
+    return ("failed", result.error or "") if result and result.status == "failed" else ("", "")
 
 
-def _evaluated(folder: Path, cell: Cell, students: int) -> bool:
+def _evaluated(run: RunRecord, cell: Cell, students: int) -> bool:
     rules = cell.spec.protocol.digest
-    found = [read_json(path) for path in (folder / "evaluations").glob("*.json")]
-    return any(e["complete"] and e["n"] == students and e.get("protocol_digest") == rules for e in found)
+    return any(e.complete and e.n == students and e.protocol_digest == rules for e in run.evaluations)
 
 
 def standings(suite: Suite, out: Path) -> dict[str, tuple[str, str]]:

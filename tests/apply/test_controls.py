@@ -22,7 +22,7 @@ from ddbench.apply.controls import (
 )
 from ddbench.base.cache import read_json
 from ddbench.files.target import EvalOptions, opened
-from ddbench.run.record import rows
+from ddbench.run.record import RunRecord
 from ddbench.run.run import Settings
 
 FRACTIONS = st.floats(0, 1)
@@ -98,7 +98,7 @@ def test_all_sixteen_cells_are_there(shop):
 def test_the_sets_own_cell_is_its_ordinary_evaluation(shop):
     folder, found, _ = shop
     own = cell(found, "distilled", "soft", "on")
-    assert own["accuracy_mean"] == rows(folder)[0]["accuracy_mean"]
+    assert own["accuracy_mean"] == RunRecord.read(folder).rows()[0].accuracy_mean
     assert own["student_lr"] == "own"  # selected when it was distilled
 
 
@@ -106,11 +106,11 @@ def test_coresets_are_ordinary_runs_under_the_same_rules(shop):
     folder, found, _ = shop
     for matcher in ("random", "k-center", "herding"):
         for labels, kind in (("hard", "hard"), ("soft", "teacher")):
-            made = [r for f in folder.parent.iterdir() for r in rows(f)
-                    if (r["matcher"], r["label_type"]) == (matcher, kind)]  # fmt: skip
+            made = [r for f in folder.parent.iterdir() for r in RunRecord.read(f).rows()
+                    if (r.matcher, r.label_type) == (matcher, kind)]  # fmt: skip
             assert len(made) == 1
-            assert made[0]["accuracy_mean"] == cell(found, matcher, labels, "on")["accuracy_mean"]
-            assert made[0]["protocol"] == rows(folder)[0]["protocol"]
+            assert made[0].accuracy_mean == cell(found, matcher, labels, "on")["accuracy_mean"]
+            assert made[0].protocol == RunRecord.read(folder).rows()[0].protocol
 
 
 def test_other_cells_select_their_own_student_lr_on_validation_data(shop):

@@ -12,12 +12,12 @@ from PIL import Image
 
 from ddbench.base.cache import read_json, write_json
 from ddbench.base.tensors import content_digest
-from ddbench.boards import entry as entries
 from ddbench.boards import ranking
 from ddbench.boards.board import Board, found
+from ddbench.boards.entry import NAME, POINTS, WIDEST, Entry, EntryRun, command_of, curves, is_command, pack
 from ddbench.boards.submit import drafted, submit
 from ddbench.errors import DataError, UsageError
-from ddbench.run.record import rows
+from ddbench.run.record import RunRecord, SpecRecord
 from ddbench.run.spec import Request, resolve
 
 
@@ -42,29 +42,30 @@ def copied(folders: list[Path], to: Path) -> list[Path]:
 
 def test_an_entry_holds_every_accuracy_of_every_student(runs, tmp_path):
     (path,) = entered(tmp_path, runs, author="A", link="https://example.org", note="N")
-    entry = entries.read(path)
-    assert [run["seed"] for run in entry["runs"]] == list(SEEDS)
-    for run, folder in zip(entry["runs"], runs, strict=True):
+    entry = Entry.read(path)
+    assert [run.seed for run in entry.runs] == list(SEEDS)
+    for run, folder in zip(entry.runs, runs, strict=True):
         (evaluation,) = (read_json(p) for p in (folder / "evaluations").glob("*.json"))
-        assert run["evaluations"] == [evaluation]
+        assert [e.json_value() for e in run.evaluations] == [evaluation]
         assert len(evaluation["students"]) == 2
-    assert (entry["author"], entry["link"], entry["note"], entry["method"]) == (
+    assert (entry.author, entry.link, entry.note, entry.method) == (
         "A",
         "https://example.org",
         "N",
         "random",
     )
-    assert entry["date"] == max(read_json(folder / "result.json")["finished"] for folder in runs)
-    result = entry["runs"][0]["result"]
+    assert entry.date == max(read_json(folder / "result.json")["finished"] for folder in runs)
+    result = entry.runs[0].result.json_value()
     assert {"distil_seconds", "expert_seconds", "selection_seconds", "peak_bytes", "machine", "label_type",
             "image_bytes", "label_bytes", "selection"} <= set(result)  # fmt: skip
-    assert entry["runs"][0]["tensors"] == content_digest(runs[0] / "distilled.safetensors")
-    assert entries.NAME.fullmatch(path.stem)
+    assert entry.runs[0].tensors == content_digest(runs[0] / "distilled.safetensors")
+    assert NAME.fullmatch(path.stem)
 
 
 def test_an_entry_gives_the_rows_that_the_runs_give(runs, tmp_path):
     (path,) = entered(tmp_path, runs)
-    assert entries.rows(entries.read(path)["runs"]) == [row for folder in runs for row in rows(folder)]
+    own = [row for folder in runs for row in RunRecord.read(folder).rows()]
+    assert [row for run in Entry.read(path).runs for row in run.rows()] == own
 
 
 def test_seeds_of_an_earlier_version_without_an_option_are_of_the_same_setting(runs, tmp_path):
@@ -74,12 +75,12 @@ def test_seeds_of_an_earlier_version_without_an_option_are_of_the_same_setting(r
     write_json(folders[0] / "spec.json", held)
     sealed(folders[0], "spec.json")
     (path,) = entered(tmp_path, folders)
-    first, second = (run["spec"] for run in entries.read(path)["runs"])
+    first, second = (run.spec.json_value() for run in Entry.read(path).runs)
     assert first | {"seed": 1} == second
     held["ipc"] = 7  # no longer what its key says: left as it is
     write_json(folders[0] / "spec.json", held)
     sealed(folders[0], "spec.json")
-    assert "alpha" not in entries.pack(folders[0])["spec"]["experts"]
+    assert "alpha" not in pack(folders[0]).spec.experts
 
 
 def test_an_entry_does_not_say_where_data_lie(runs, tmp_path):
@@ -89,7 +90,7 @@ def test_an_entry_does_not_say_where_data_lie(runs, tmp_path):
         held["dataset"]["options"]["root"] = "/home/someone/photos"
         write_json(folder / "spec.json", held)
         sealed(folder, "spec.json")
-    assert "someone" not in json.dumps([entries.pack(folder) for folder in folders])
+    assert "someone" not in json.dumps([pack(folder).json_value() for folder in folders])
 
 
 def sealed(folder: Path, name: str) -> None:
@@ -104,25 +105,26 @@ def sealed(folder: Path, name: str) -> None:
 def test_the_images_travel_as_a_small_picture_with_a_part_for_each_stage(tmp_path):
     folders = made(tmp_path / "runs", scheduler="pdd", ipc=2)
     (path,) = entered(tmp_path, folders)
-    layout = entries.read(path)["picture"]
+    layout = Entry.read(path).picture
+    assert layout is not None
     with Image.open(path.with_suffix(".png")) as image:
-        assert max(image.size) <= entries.WIDEST
-    assert layout["classes"] == ["0", "1", "2"]
-    assert [(s["shown"], s["of"]) for s in layout["stages"]] == [(1, 1), (1, 1)]
-    first, second = layout["stages"]
-    assert 0 == first["top"] < first["bottom"] < second["top"] < second["bottom"] == 1
+        assert max(image.size) <= WIDEST
+    assert layout.classes == ["0", "1", "2"]
+    assert [(s.shown, s.of) for s in layout.stages] == [(1, 1), (1, 1)]
+    first, second = layout.stages
+    assert 0 == first.top < first.bottom < second.top < second.bottom == 1
     path.with_suffix(".png").write_bytes(b"another")
     with pytest.raises(DataError, match="not the picture"):
-        entries.read(path)
+        Entry.read(path)
 
 
 def test_curves_are_thinned_with_both_ends(tmp_path):
     lines = [{"stage": s, "step": k, "loss": 1 / (k + 1), "lr": 0.1} for s in (0, 1) for k in range(1000)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = entries.curves(tmp_path / "metrics.jsonl")
-    assert [c["stage"] for c in found] == [0, 1]
-    assert all(len(c["step"]) == len(c["loss"]) == entries.POINTS for c in found)
-    assert (found[0]["step"][0], found[0]["step"][-1]) == (0, 999)
+    found = curves(tmp_path / "metrics.jsonl")
+    assert [c.stage for c in found] == [0, 1]
+    assert all(len(c.step) == len(c.loss) == POINTS for c in found)
+    assert (found[0].step[0], found[0].step[-1]) == (0, 999)
 
 
 def test_the_command_of_an_entry_makes_its_specs_again(monkeypatch):
@@ -131,7 +133,7 @@ def test_the_command_of_an_entry_makes_its_specs_again(monkeypatch):
              ("dataset.zca", "true"), ("experts.epochs", "3"))  # fmt: skip
     request = Request("digits", "tesla", "pdd", ipc=10, protocol="pdd-paper", seed=2, device="cpu", flags=flags)
     specs = [resolve(request.with_seed(seed)).spec for seed in (2, 3)]
-    threads, *words = shlex.split(entries.command([s.record() for s in specs], 5))
+    threads, *words = shlex.split(command_of([SpecRecord.model_validate(s.record()) for s in specs], 5))
     assert threads == "DDBENCH_THREADS=1", "threads are part of the key, and of the bits"
     assert words[:2] == ["ddbench", "run"]
     given, told = dict[str, str](), []
@@ -148,8 +150,8 @@ def test_the_command_of_an_entry_makes_its_specs_again(monkeypatch):
 
 
 def test_seeds_that_do_not_follow_each_other_get_a_command_each(runs):
-    first = read_json(runs[0] / "spec.json")
-    assert entries.command([first, first | {"seed": 7}], 2).count("ddbench run") == 2
+    first = RunRecord.read(runs[0]).spec
+    assert command_of([first, first.model_copy(update={"seed": 7})], 2).count("ddbench run") == 2
 
 
 # --------------------------------------------------------------------------------- what is refused
@@ -236,9 +238,9 @@ def test_an_entry_is_replaced_only_when_asked(runs, tmp_path):
     (path,) = entered(tmp_path, runs)
     with pytest.raises(UsageError, match="--replace"):
         entered(tmp_path, runs, note="again")
-    assert entries.read(path)["note"] == ""
+    assert Entry.read(path).note == ""
     assert entered(tmp_path, runs, note="again", replace=True) == [path]
-    assert entries.read(path)["note"] == "again"
+    assert Entry.read(path).note == "again"
 
 
 def test_the_same_submission_gives_the_same_bytes(runs, tmp_path):
@@ -257,7 +259,7 @@ def test_a_seed_that_diverged_is_recorded_as_such(runs, tmp_path):
     for path in (second / "evaluations").glob("*"):
         path.unlink()
     (path,) = submit([first, second], board(tmp_path, first), replace=False)
-    assert [run["result"]["status"] for run in entries.read(path)["runs"]] == ["ok", "diverged"]
+    assert [run.result.status for run in Entry.read(path).runs] == ["ok", "diverged"]
 
 
 def test_an_evaluation_on_another_network_travels_with_the_entry(runs, tmp_path):
@@ -269,8 +271,8 @@ def test_an_evaluation_on_another_network_travels_with_the_entry(runs, tmp_path)
         write_json(folder / "evaluations" / "b.json", held | {"protocol_digest": "0" * 64})
         write_json(folder / "evaluations" / "c.json", held | {"complete": False, "network": "mlp"})
     (path,) = entered(tmp_path, folders)
-    for run in entries.read(path)["runs"]:
-        assert [e["network"] for e in run["evaluations"]] == ["convnet(width=8)", "vgg11"]
+    for run in Entry.read(path).runs:
+        assert [e.network for e in run.evaluations] == ["convnet(width=8)", "vgg11"]
 
 
 # --------------------------------------------------------------------------------- boards
@@ -281,15 +283,20 @@ def test_an_entry_that_was_edited_against_the_rules_is_found(runs, tmp_path):
     posted(made_, runs[0], "fine", [0.5, 0.6])
     assert len(made_.entries()) == 1
     entry = posted(made_, runs[0], "edited", [0.5, 0.6])
-    entry["runs"][0]["evaluations"][0]["students"] = [{"accuracy": "0.99"}, {"accuracy": 0.9}]
-    write_json(made_.folder / "entries" / "edited.json", entry)
-    with pytest.raises(DataError, match=r"edited.json breaks the rules of the board: .*numbers are none"):
-        made_.entries()
+    for odd, match in (
+        (1.01, r"edited.json breaks the rules of the board: .*numbers are none"),
+        (float("nan"), r"edited.json breaks the rules of the board: .*numbers are none"),
+        ("0.99", r"edited.json is damaged \(runs.0.evaluations.0.students.0.accuracy: .*should be a number\)"),
+    ):
+        entry["runs"][0]["evaluations"][0]["students"] = [{"accuracy": odd}, {"accuracy": 0.9}]
+        (made_.folder / "entries" / "edited.json").write_text(json.dumps(entry))
+        with pytest.raises(DataError, match=match):
+            made_.entries()
     write_json(made_.folder / "entries" / "edited.json", {"format": 1})
     with pytest.raises(DataError, match="it lacks method, runs, command"):
         made_.entries()
     write_json(made_.folder / "entries" / "edited.json", entry | {"runs": [{}]})
-    with pytest.raises(DataError, match=r"edited.json is damaged \(KeyError"):
+    with pytest.raises(DataError, match=r"edited.json is damaged \(runs.0.run: Field required\); submit"):
         made_.entries()
 
 
@@ -340,7 +347,7 @@ def test_a_founded_board_tells_the_options_of_its_protocol(runs, tmp_path):
     made_ = Board.parse(text, tmp_path / "new")
     assert made_.title == "🏆 \x7f"
     assert made_.rules.digest == read_json(runs[0] / "spec.json")["protocol_digest"]
-    assert made_.protocol["options"]["steps"] == made_.rules.steps == 12
+    assert made_.protocol.options["steps"] == made_.rules.steps == 12
 
 
 def test_no_board_can_be_founded_on_a_selection_by_test_data(tmp_path):
@@ -373,20 +380,20 @@ def test_a_name_on_the_hub_says_which_data_and_a_folder_only_where(runs, tmp_pat
         held["dataset"] = {"name": "hf", "options": {"path": path}}
         write_json(folder / "spec.json", held)
         sealed(folder, "spec.json")
-        spec = entries.pack(folder)["spec"]
-        assert (spec["dataset"]["options"].get("path") == path) == kept
-        command = entries.command([spec | {"dataset": spec["dataset"]}], 2)
+        spec = pack(folder).spec
+        assert (spec.dataset.options.get("path") == path) == kept
+        command = command_of([spec], 2)
         assert f"--dataset hf:{path if kept else 'DATA'}" in command
 
 
 def test_the_command_tells_on_which_networks_the_sets_were_evaluated_as_well(runs):
-    spec = read_json(runs[0] / "spec.json")
-    lines = entries.command([spec], 2, ["mlp", "convnet(width=64,norm=none)"]).splitlines()
+    spec = RunRecord.read(runs[0]).spec
+    lines = command_of([spec], 2, ["mlp", "convnet(width=64,norm=none)"]).splitlines()
     assert lines[1:] == [
         "ddbench eval RUN --network mlp --students 2",
         "ddbench eval RUN --network convnet --students 2 -o network.width=64 -o network.norm=none",
     ]
-    assert all(entries.is_command(line) for line in lines)
+    assert all(is_command(line) for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +402,7 @@ def test_the_command_tells_on_which_networks_the_sets_were_evaluated_as_well(run
      "ddbench run 'x", "ddbench remove runs", "PATH=. ddbench run", "ddbench run > /etc/x"],
 )  # fmt: skip
 def test_a_command_that_is_no_call_of_ddbench_is_refused(runs, tmp_path, line):
-    assert not entries.is_command(line)
+    assert not is_command(line)
     made_ = board(tmp_path, runs[0])
     posted(made_, runs[0], "edited", [0.5, 0.6], command=f"ddbench run\n{line}\nddbench run")
     with pytest.raises(DataError, match="has a command that is not a call of ddbench"):
@@ -403,21 +410,23 @@ def test_a_command_that_is_no_call_of_ddbench_is_refused(runs, tmp_path, line):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("image_bytes", -5), ("distil_seconds", "x"), ("peak_bytes", float("inf"))]
-)
-def test_costs_that_are_none_are_refused(runs, tmp_path, name, value):
+    ("name", "value", "match"),
+    [("image_bytes", -5, "for image_bytes, which is no cost"), ("peak_bytes", float("inf"), "for peak_bytes, which is"),
+     ("distil_seconds", "x", r"edited.json is damaged \(runs.0.result.distil_seconds: .*should be a number\)")],
+)  # fmt: skip
+def test_costs_that_are_none_are_refused(runs, tmp_path, name, value, match):
     made_ = board(tmp_path, runs[0])
     entry = posted(made_, runs[0], "edited", [0.5, 0.6])
     entry["runs"][0]["result"][name] = value
     (made_.folder / "entries" / "edited.json").write_text(json.dumps(entry))
-    with pytest.raises(DataError, match=f"for {name}, which is no cost"):
+    with pytest.raises(DataError, match=match):
         made_.entries()
 
 
 def test_a_word_of_an_entry_that_is_no_text_is_refused(runs, tmp_path):
     made_ = board(tmp_path, runs[0])
     posted(made_, runs[0], "edited", [0.5, 0.6], note=["x"])
-    with pytest.raises(DataError, match=r"edited\.json is damaged: 'note' is no text"):
+    with pytest.raises(DataError, match=r"edited\.json is damaged \(note: .* a valid string\); submit the runs again"):
         made_.entries()
 
 
@@ -438,7 +447,7 @@ def test_other_networks_count_with_the_boards_students(runs, tmp_path):
         held = read_json(path) | {"network": "vgg11"}
         write_json(folder / "evaluations" / "a.json", held | {"students": held["students"] * 2})
     (path,) = entered(tmp_path, folders)
-    assert {e["network"] for run in entries.read(path)["runs"] for e in run["evaluations"]} == {"convnet(width=8)"}
+    assert {e.network for run in Entry.read(path).runs for e in run.evaluations} == {"convnet(width=8)"}
 
 
 def test_the_boards_of_this_repository_have_rules_that_can_be_kept():
@@ -458,12 +467,12 @@ def test_the_digits_board_is_what_its_dataset_and_recipe_give(monkeypatch):
     found = Board.load(Path(__file__).parents[2] / "leaderboards" / "digits")
     for ipc in found.ipc:
         usual = resolve(Request("digits", "dm", ipc=ipc, device="cpu")).spec
-        assert usual.protocol.digest == found.protocol["digest"]
-        assert usual.network.width == found.network["options"]["width"]
-    assert usual.dataset.load().digest == found.dataset["digest"]
+        assert usual.protocol.digest == found.protocol.digest
+        assert usual.network.width == found.network.options["width"]
+    assert usual.dataset.load().digest == found.dataset.digest
 
 
 def test_a_name_that_is_no_file_name_becomes_one(runs):
     run = packed(runs[0])
     odd = run | {"spec": run["spec"] | {"matcher": {"name": "../É vil/" + "x" * 90, "options": {}}}}
-    assert entries.NAME.fullmatch(entries.name_of(odd, "0123456789ab"))
+    assert NAME.fullmatch(EntryRun.model_validate(odd).entry_name)

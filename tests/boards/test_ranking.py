@@ -35,7 +35,7 @@ def five(tmp_path, run) -> Board:
 
 
 def ranked(board: Board, ipc: int = 1) -> list[tuple[int | None, str, bool]]:
-    return [(row["rank"], row["title"], row["best"]) for row in standings(board).rows[ipc]]
+    return [(place.rank, place.title, place.line.best) for place in standings(board).places[ipc]]
 
 
 def test_entries_are_ranked_by_their_mean_within_each_ipc(five, run):
@@ -49,7 +49,7 @@ def test_entries_are_ranked_by_their_mean_within_each_ipc(five, run):
 def test_a_first_place_is_marked_only_where_it_differs_from_every_other(five, run):
     posted(five, run, "one", LOW)
     posted(five, run, "two", HIGH, matcher="dm")
-    assert standings(five).rows[1][0]["best"]
+    assert standings(five).places[1][0].line.best
     posted(
         five, run, "three", [s + d for s, d in zip(HIGH, (0.02, -0.02, 0.01, -0.01, 0.001), strict=True)], matcher="dsa"
     )
@@ -112,14 +112,14 @@ def test_equal_means_share_a_rank_and_what_never_finished_has_none(five, run):
     posted(five, run, "c", LOW)
     posted(five, run, "d", [None] * 5, matcher="tesla")
     assert [rank for rank, _, _ in ranked(five)] == [1, 1, 3, None]
-    (last,) = (row for row in standings(five).rows[1] if row["entry"] == "d")
-    assert last["status"] == "5 diverged"
+    (last,) = (place for place in standings(five).places[1] if place.entry.name == "d")
+    assert last.line.row.status == "5 diverged"
 
 
 def test_diverged_seeds_are_status_and_not_holes(five, run):
     posted(five, run, "one", [0.5, None, 0.5, 0.6, None])
-    (row,) = standings(five).rows[1]
-    assert (row["n"], row["status"]) == (3, "3 ok, 2 diverged")
+    (place,) = standings(five).places[1]
+    assert (len(place.line.scores), place.line.row.status) == (3, "3 ok, 2 diverged")
 
 
 def test_entries_of_one_method_are_told_apart_by_their_options(five, run):
@@ -140,7 +140,7 @@ def test_two_entries_of_the_same_settings_are_refused(five, run):
 
 def test_published_numbers_stand_apart_and_are_not_ranked(five, run, monkeypatch):
     value = published.Reported("DM", "none", "Toy", "ConvNetD3", 1, 26.0, 0.8, "Someone (2024) Table 1")
-    monkeypatch.setattr(published, "elsewhere", lambda row: [value] if row["matcher"] == "dm" else [])
+    monkeypatch.setattr(published, "elsewhere", lambda row: [value] if row.matcher == "dm" else [])
     posted(five, run, "one", HIGH, matcher="dm")
     text = leaderboard.board_text(standings(five))
     ranking, _, reported = text.partition("## Reported elsewhere")
@@ -250,7 +250,7 @@ def test_a_suite_stands_for_the_runs_of_its_cells(tmp_path, monkeypatch):
     words = ("submit", path, "toys", "--boards", tmp_path / "boards", "--out", tmp_path / "runs")
     answer = ddbench(*words, home=tmp_path / "home")
     assert answer.code == 0, answer.err
-    assert [[run["seed"] for run in entry["runs"]] for entry in toys.entries()] == [[0, 1]]
+    assert [[run.seed for run in entry.runs] for entry in toys.entries()] == [[0, 1]]
     (folders[1] / "result.json").unlink()
     answer = ddbench(*words, "--replace", home=tmp_path / "home")
     assert answer.code == 2

@@ -19,10 +19,12 @@ pytest.importorskip("matplotlib", reason="the extra html is not installed")
 
 from ddbench.base.cache import digest, read_json, write_json
 from ddbench.boards import charts, site_data
-from ddbench.boards import entry as entries
 from ddbench.boards import site as pages
-from ddbench.boards.ranking import standings
+from ddbench.boards.entry import Entry, EntryRun, picture_of, shown
+from ddbench.boards.ranking import Place, standings
 from ddbench.errors import UsageError
+from ddbench.results.aggregate import Line
+from ddbench.run.row import Row
 
 FIVE = list(range(5))
 LOW = [0.50, 0.51, 0.49, 0.52, 0.53]
@@ -38,14 +40,14 @@ def run(tmp_path_factory) -> Path:
 def site(tmp_path_factory, run) -> Path:
     root = tmp_path_factory.mktemp("boards")
     toys = board(root, run, seeds=FIVE, title="Toys & <textures>")
-    png, layout = entries.picture(run)
+    png, layout = picture_of(run)
     for name, means, about in (
         ("random", LOW, {"matcher": "random"}), ("dm", HIGH, {"matcher": "dm"}),
         ("dm-two", HIGH, {"matcher": "dm", "ipc": 2}), ("gone", [None] * 5, {"matcher": "tesla"}),
     ):  # fmt: skip
         (toys.folder / "entries").mkdir(exist_ok=True)
         (toys.folder / "entries" / f"{name}.png").write_bytes(png)
-        entry = posted(toys, run, name, means, picture=layout | {"sha256": digest(png)}, **about)
+        entry = posted(toys, run, name, means, picture=layout.json_value() | {"sha256": digest(png)}, **about)
         if name == "dm":
             _also(entry, "vgg11")
             write_json(toys.folder / "entries" / f"{name}.json", entry)
@@ -91,12 +93,26 @@ def test_every_number_that_is_drawn_is_in_a_table(site):
         assert words in tables, words
 
 
+def place(
+    name: str, mean: float | None, *, seeds: tuple[int, ...] = (0,), total: int | None = None, **row: Any
+) -> Place:
+    """An entry with these numbers, of a machine called ``device``."""
+    entry = Entry(format=1, method=name, command="", runs=[], file=Path(f"{name}.json"))
+    averaged = Row(**{"ipc": 1, "accuracy_mean": mean, "n": len(seeds)} | row)
+    scores = {} if mean is None else dict.fromkeys(seeds, mean)
+    bounds = None if mean is None else (mean - 0.05, mean + 0.05)
+    return Place(entry, Line([averaged], averaged, scores, total_bytes=total, bounds=bounds), name)
+
+
+def on_front(costs: dict[str, Any], title: str) -> list[str]:
+    """The methods that the table of costs names as beaten by none in the column with this title."""
+    (at,) = [i for i, column in enumerate(costs["columns"]) if column["title"].startswith(title)]
+    return [row[0]["text"] for row in costs["rows"] if row[at]["text"] == "yes"]
+
+
 def test_each_ranking_is_drawn_with_its_intervals_and_seeds():
-    rows = [
-        {"ipc": 1, "title": name, "accuracy_mean": x, "ci_low": x - 0.05, "ci_high": x + 0.05, "accuracies": [x]}
-        for name, x in (("dm", 0.6), ("random", 0.5))
-    ]
-    gone = {"ipc": 1, "title": "gone", "accuracy_mean": None, "ci_low": None, "ci_high": None, "accuracies": []}
+    rows = [place("dm", 0.6), place("random", 0.5)]
+    gone = place("gone", None)
     drawn = site_data.ranked([*rows, gone])["svg"]
     assert [name for name in ("dm", "random", "gone") if f"{name}</text>" in drawn] == ["dm", "random"]
     assert site_data.ranked([rows[0], gone]) is None, "one method is no ranking"
@@ -105,14 +121,13 @@ def test_each_ranking_is_drawn_with_its_intervals_and_seeds():
 def test_seconds_are_judged_within_an_ipc_and_what_takes_no_time_as_one_second():
     costs = [("random", 1, 0.002, 0.5), ("again", 1, 0.9, 0.4), ("dm", 1, 9.0, 0.6), ("mtt", 1, 9.5, 0.55),
              ("slow", 10, 99.0, 0.7)]  # fmt: skip
-    rows = [
-        {"entry": name, "title": name, "ipc": ipc, "distil_seconds": seconds, "expert_seconds": 0.0, "n": 2,
-         "accuracy_mean": mean, "accuracy_std": 0.01, "total_bytes": ipc * 100}
+    places = [
+        place(name, mean, total=ipc * 100, ipc=ipc, distil_seconds=seconds, expert_seconds=0.0, accuracy_std=0.01)
         for name, ipc, seconds, mean in costs
-    ]  # fmt: skip
-    drawn, _ = site_data.figures(rows)
-    assert [row["entry"] for row in rows if row["seconds_front"]] == ["random", "dm", "slow"]
-    assert [row["entry"] for row in rows if row["kilobytes_front"]] == ["dm", "slow"]
+    ]
+    drawn, table = site_data.figures(places)
+    assert on_front(table, "Pareto: seconds") == ["dm", "random", "slow"]
+    assert on_front(table, "Pareto: bytes") == ["dm", "slow"]
     assert [figure["caption"].partition(". ")[0] for figure in drawn[1:]] == [
         "Accuracy against bytes stored",
         "Accuracy against seconds, 1 per class",
@@ -121,29 +136,26 @@ def test_seconds_are_judged_within_an_ipc_and_what_takes_no_time_as_one_second()
 
 
 def test_a_cost_that_nobody_knows_is_not_drawn_as_none():
-    row = {"entry": "a", "title": "a", "ipc": 1, "distil_seconds": 3.0, "expert_seconds": None, "n": 1,
-           "accuracy_mean": 0.5, "accuracy_std": None, "total_bytes": 100}  # fmt: skip
-    drawn, _ = site_data.figures([row])
+    drawn, table = site_data.figures([place("a", 0.5, total=100, distil_seconds=3.0)])
     assert [figure["caption"].partition(".")[0] for figure in drawn[1:]] == ["Accuracy against bytes stored"]
-    assert row["seconds_front"] == ""
+    assert not any(column["title"].startswith("Pareto: seconds") for column in table["columns"])
 
 
 def test_seconds_of_different_machines_are_not_drawn_together():
-    rows = [
-        {"entry": name, "title": name, "ipc": 1, "distil_seconds": s, "expert_seconds": 0.0, "n": 1,
-         "accuracy_mean": mean, "accuracy_std": None, "total_bytes": 100, "hardware": machine}
+    places = [
+        place(name, mean, total=100, distil_seconds=s, expert_seconds=0.0, device=machine)
         for name, s, machine, mean in (("a", 3.0, "GPU", 0.6), ("b", 30.0, "CPU", 0.5))
-    ]  # fmt: skip
-    drawn, _ = site_data.figures(rows)
-    assert [row["seconds_front"] for row in rows] == ["yes", "yes"]
+    ]
+    drawn, table = site_data.figures(places)
+    assert on_front(table, "Pareto: seconds") == ["a", "b"]
     assert sum("1 per class, on " in figure["caption"] for figure in drawn) == 2
 
 
 def test_another_network_is_shown_where_all_seeds_were_tested_on_it():
-    row = {"entry": "a", "title": "a", "ipc": 1, "accuracy_mean": 0.5, "seeds": [0, 1]}
-    whole, part = ({"network": n, "accuracy_mean": 0.4, "seeds": s} for n, s in (("mlp", [0, 1]), ("vgg11", [1])))
-    shown = site_data.transfers([row], {"a": [whole, part]}, "convnet")["table"]
-    assert [column["title"] for column in shown["columns"]] == ["method", "ipc", "convnet %", "mlp %"]
+    row = place("a", 0.5, seeds=(0, 1))
+    whole, part = (place("a", 0.4, seeds=s, network=n) for n, s in (("mlp", (0, 1)), ("vgg11", (1,))))
+    table = site_data.transfers([row], {"a": [whole, part]}, "convnet")["table"]
+    assert [column["title"] for column in table["columns"]] == ["method", "ipc", "convnet %", "mlp %"]
     assert site_data.transfers([row], {"a": [part]}, "convnet") is None
 
 
@@ -155,15 +167,15 @@ def test_the_report_tells_the_numbers_that_count(run):
     odd = [wrong | {"protocol_digest": "0" * 12}, wrong | {"seed": 7}, wrong, wrong | {"network": "mlp"}]
     expected = pytest.approx(100 * sum(s["accuracy"] for s in first["students"]) / len(first["students"]), abs=0.01)
     for evaluations in ([first, *odd], [*odd, first]):
-        assert site_data._run(own | {"evaluations": evaluations})["accuracy"] == expected
+        assert site_data._run(EntryRun.model_validate(own | {"evaluations": evaluations}))["accuracy"] == expected
     lost = first | {"students": [*first["students"], {"accuracy": 0.1, "ece": 0.0, "diverged": 1.0}]}
-    assert site_data._run(own | {"evaluations": [lost]})["status"] == "diverged"
+    assert site_data._run(EntryRun.model_validate(own | {"evaluations": [lost]}))["status"] == "diverged"
 
 
 def test_checks_on_test_images_are_called_so(run):
     own = packed(run)
     for selection in ("validation", "test"):
-        part = own | {"result": own["result"] | {"selection": selection}}
+        part = EntryRun.model_validate(own | {"result": own["result"] | {"selection": selection}})
         figure, _ = site_data._checks("dm", [part])
         assert f"on {selection} images" in figure["svg"]
         assert ("†" in figure["caption"]) == (selection == "test")
@@ -205,7 +217,7 @@ def test_the_front_holds_what_nothing_beats_in_both():
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_names_are_text_in_charts(kind):
-    name = entries.shown(HOSTILE[kind])
+    name = shown(HOSTILE[kind])
     drawn = charts.scatter(
         [charts.Series(name, [1, 2], [3, 4], labels=(name, name))], [(1, 3), (2, 4)], name, name, "x"
     )
@@ -358,12 +370,12 @@ def test_text_is_legible_in_light_and_dark(site, browser, scheme):
 def test_hostile_entries_stay_text(run, tmp_path, browser, kind):
     text = HOSTILE[kind]
     toys = board(tmp_path / "boards", run, seeds=FIVE)
-    png, layout = entries.picture(run)
+    png, layout = picture_of(run)
     (toys.folder / "entries").mkdir()
     (toys.folder / "entries" / "one.png").write_bytes(png)
     hostile = {"sha256": digest(png), "classes": [text] * 3}
     entry = posted(toys, run, "one", LOW, method=text, author=text, link=text, note=text, date=text,
-                   command=hostile_command(text), picture=layout | hostile)  # fmt: skip
+                   command=hostile_command(text), picture=layout.json_value() | hostile)  # fmt: skip
     for part in entry["runs"]:
         part["result"]["machine"] = {"device": text, "torch": text, "ddbench": text}
         part["spec"]["matcher"]["name"] = text

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.functional import cross_entropy
 
-from ddbench import DSA, Curriculum, Network, Problem, UsageError
+from ddbench import DSA, Curriculum, Network, Problem, Starts, UsageError
 from ddbench.testing import toy_task
 
 CLASS = 36  # real images of each class on the toy task

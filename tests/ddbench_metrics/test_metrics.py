@@ -205,13 +205,13 @@ def test_costly_metrics_of_a_run_are_added_when_named(tmp_path):
     flags = (("metric.corruptions.kinds", "contrast,pixelate"), ("metric.corruptions.severities", "5"))
     options = EvalOptions(students=2, metrics="accuracy,corruptions,curve", flags=flags, device="cpu")
     (row,) = evaluated(str(folder), tmp_path, options)
-    named = {name for name in row if name.startswith(("corruptions.", "curve."))}
+    named = {name for name in row.metrics if name.startswith(("corruptions.", "curve."))}
     steps = Curve().marks(12)
     assert named == {
         *(f"corruptions.{name}_mean" for name in ("contrast", "pixelate", "mean", "relative")),
         *(f"curve.{step}_mean" for step in steps),
     }
-    assert row["curve.12_mean"] == row["accuracy_mean"]
-    assert row["corruptions.mean_mean"] == pytest.approx(
-        (row["corruptions.contrast_mean"] + row["corruptions.pixelate_mean"]) / 2
+    assert row.metrics["curve.12_mean"] == row.accuracy_mean
+    assert row.metrics["corruptions.mean_mean"] == pytest.approx(
+        (row.metrics["corruptions.contrast_mean"] + row.metrics["corruptions.pixelate_mean"]) / 2
     )

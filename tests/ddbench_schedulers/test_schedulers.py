@@ -13,7 +13,7 @@ from tiny import run, spec
 
 from ddbench import Curriculum, Problem
 from ddbench.grade.distilled import Distilled
-from ddbench.run.record import rows
+from ddbench.run.record import RunRecord
 from ddbench.testing import toy_task
 
 
@@ -47,7 +47,7 @@ def test_students_of_blocks_take_all_steps_in_one_phase(tmp_path):
     assert made.curriculum.phases == ((0, 1, 2),)
     assert (made.teaching.steps, made.teaching.phases) == (12, 1)
     assert made.teaching.lesson(0).steps == 12
-    assert rows(folder)[0]["status"] == "ok"
+    assert RunRecord.read(folder).rows()[0].status == "ok"
 
 
 @pytest.mark.parametrize("scheduler", ["pdd", "seqmatch"])
@@ -66,4 +66,4 @@ def test_trajectory_matchers_run_under_every_scheduler_and_resume_to_the_same_se
     made = spec("tesla", scheduler, 3, scheduler__stages=3 if scheduler == "seqmatch" else 2, **more)
     one, two = run(tmp_path / "one", made), run(tmp_path / "two", made)
     assert (one / "distilled.safetensors").read_bytes() == (two / "distilled.safetensors").read_bytes()
-    assert rows(one)[0]["status"] == "ok"
+    assert RunRecord.read(one).rows()[0].status == "ok"

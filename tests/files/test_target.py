@@ -18,7 +18,8 @@ from ddbench.files.target import EvalOptions, evaluated, opened, planned
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import altered
 from ddbench.plugins import Plugin, registry
-from ddbench.run.record import rows
+from ddbench.run.record import EvaluationRecord, RunRecord
+from ddbench.run.row import Row
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def only(folder: Path) -> dict:
     return read_json(path)
 
 
-def asked(folder: Path, **options) -> list[dict]:
+def asked(folder: Path, **options) -> list[Row]:
     return evaluated(str(folder), folder.parent, EvalOptions(**({"students": 2, "device": "cpu"} | options)))
 
 
@@ -94,8 +95,8 @@ def test_an_evaluation_on_another_network_records_what_was_tried_on_validation_d
 
 def test_a_student_lr_that_was_selected_on_test_data_is_said_in_the_row(folder):
     flags = (("protocol.selects", "test"), ("protocol.lrs", "0.03,0.1"))
-    (row,) = [r for r in asked(folder, flags=flags) if r["protocol"] != only_protocol(folder)]
-    assert row["selection"] == "test"
+    (row,) = [r for r in asked(folder, flags=flags) if r.protocol != only_protocol(folder)]
+    assert row.selection == "test"
 
 
 def only_protocol(folder: Path) -> str:
@@ -105,9 +106,9 @@ def only_protocol(folder: Path) -> str:
 def test_the_rules_of_an_evaluation_are_recorded_by_their_digest(folder):
     record, made = only(folder), spec("random", "single", 2)
     assert record["protocol_digest"] == made.protocol.digest
-    assert rows(folder)[0]["protocol_digest"] == made.protocol.digest
-    other = [r for r in asked(folder, protocol="dc-paper", flags=(("protocol.epochs", "2"),)) if r["n"] == 2]
-    assert len({row["protocol_digest"] for row in other}) == 2
+    assert RunRecord.read(folder).rows()[0].protocol_digest == made.protocol.digest
+    other = [r for r in asked(folder, protocol="dc-paper", flags=(("protocol.epochs", "2"),)) if r.n == 2]
+    assert len({row.protocol_digest for row in other}) == 2
 
 
 def test_an_interrupted_evaluation_does_not_select_again(folder):
@@ -159,7 +160,7 @@ def test_a_costly_metric_is_computed_only_when_asked_for(folder, weights):
     (row,) = asked(folder, metrics="accuracy,weights")
     record = only(folder)
     assert all(student["weights.norm"] > 0 for student in record["students"])
-    assert row["weights.norm_mean"] == sum(s["weights.norm"] for s in record["students"]) / 2
+    assert row.metrics["weights.norm_mean"] == sum(s["weights.norm"] for s in record["students"]) / 2
 
 
 def test_a_metric_that_comes_later_is_added_to_the_same_record(folder, weights):
@@ -229,7 +230,7 @@ def test_a_set_of_another_dataset_is_refused_unless_that_is_what_is_wanted(folde
     options = EvalOptions(students=1, device="cpu")
     with pytest.raises(DataError, match=r"distilled from dataset 'toys', not from 'toy'.*--transfer"):
         evaluated(str(path), folder, options)
-    assert evaluated(str(path), folder, replace(options, transfer=True))[0]["n"] == 1
+    assert evaluated(str(path), folder, replace(options, transfer=True))[0].n == 1
 
 
 def test_data_with_other_options_than_the_set_was_made_from_are_noted(folder):
@@ -249,14 +250,19 @@ def test_the_best_renaming_of_classes_is_found():
     assert Reordered()(torch.eye(3)[targets], targets) == 1.0
 
 
+def graded(students: list[dict[str, float]]) -> EvaluationRecord:
+    about = {"network": "convnet", "protocol": "default", "dataset": "toy", "dataset_digest": "d"}
+    return EvaluationRecord.model_validate({"complete": True, "students": students, **about})
+
+
 def test_a_set_whose_classes_stand_in_another_order_is_doubted():
     students = [{"accuracy": 0.1, "reordered": 0.7}, {"accuracy": 0.2, "reordered": 0.8}]
-    said = misordered({"students": students})
+    said = misordered(graded(students))
     assert said is not None
     assert "15.0 %" in said
     assert "75.0 %" in said
-    assert misordered({"students": [{"accuracy": 0.7, "reordered": 0.71}]}) is None
-    assert misordered({"students": [{"accuracy": 0.7}]}) is None
+    assert misordered(graded([{"accuracy": 0.7, "reordered": 0.71}])) is None
+    assert misordered(graded([{"accuracy": 0.7}])) is None
 
 
 def test_a_foreign_set_needs_its_dataset_named(tmp_path):
@@ -269,9 +275,9 @@ def test_a_foreign_set_needs_its_dataset_named(tmp_path):
 def test_students_may_train_together_when_asked(folder):
     flags = (("protocol.steps", "8"),)
     (apart, *_), (together, *_) = (
-        [r for r in asked(folder, flags=flags, together=way) if r["steps"] == 8] for way in (False, True)
+        [r for r in asked(folder, flags=flags, together=way) if r.steps == 8] for way in (False, True)
     )
-    assert apart["n"] == together["n"] == 2
+    assert apart.n == together.n == 2
     both = [read_json(p) for p in (folder / "evaluations").glob("*.json")]
     assert len([r for r in both if r["steps"] == 8]) == 2  # two records: their last bits differ
 
@@ -280,9 +286,9 @@ def test_students_may_train_together_when_asked(folder):
 
 
 def test_a_protocol_option_that_is_said_again_changes_neither_name_nor_rules(folder):
-    before = rows(folder)
+    before = RunRecord.read(folder).rows()
     again = asked(folder, flags=(("protocol.steps", "12"), ("protocol.judges", "1")))
-    assert [r["protocol_digest"] for r in again] == [r["protocol_digest"] for r in before]
+    assert [r.protocol_digest for r in again] == [r.protocol_digest for r in before]
     name = spec("random").protocol.name
     other = altered(spec("random").protocol, {"steps": "13"})
     assert other.name.count("-custom-") == 1
@@ -301,21 +307,21 @@ def test_a_protocol_by_name_means_what_it_means_to_a_run_on_the_dataset(folder):
 
 def test_students_that_diverge_are_a_status_and_no_traceback(folder):
     rows_ = asked(folder, flags=(("protocol.lrs", ""), ("protocol.steps", "8"), ("network.norm", "none")))
-    assert {row["status"] for row in rows_} == {"ok"}
+    assert {row.status for row in rows_} == {"ok"}
     with patch("ddbench.grade.student.predict", lambda *_: (torch.full((4, 3), torch.nan), torch.tensor([0, 1, 2, 0]))):
         lost = asked(folder, flags=(("protocol.steps", "9"),))
-    (row,) = [row for row in lost if row["status"] == "diverged"]
-    assert row["error"] == "2 of 2 students diverged"
-    assert row["accuracy_mean"] == 0.5  # what nothing answers: the first class
+    (row,) = [row for row in lost if row.status == "diverged"]
+    assert row.error == "2 of 2 students diverged"
+    assert row.accuracy_mean == 0.5  # what nothing answers: the first class
 
 
 def test_one_student_has_no_deviation(folder):
-    (row,) = [row for row in asked(folder, students=1) if row["n"] == 1]
-    assert row["accuracy_std"] is None
+    (row,) = [row for row in asked(folder, students=1) if row.n == 1]
+    assert row.accuracy_std is None
 
 
 def test_the_student_lr_in_use_is_in_the_row(folder):
-    assert rows(folder)[0]["student_lr"] == "0.03"
+    assert RunRecord.read(folder).rows()[0].student_lr == "0.03"
 
 
 @pytest.mark.parametrize("options", [{"pixels": "unit"}, {"labels": "hard"}, {"experiment": 2}])
@@ -350,10 +356,10 @@ def test_a_set_of_others_stands_in_the_tables_like_a_run(folder, tmp_path):
     options = EvalOptions(students=2, device="cpu", dataset="toy", pixels="dataset", flags=flags)
     (row,) = evaluated(str(path), out, options)
     (made,) = out.iterdir()
-    assert rows(made) == [row]
-    assert (row["matcher"], row["selection"], row["n"]) == ("imported", "unknown", 2)
-    assert row["protocol_digest"] == rows(folder)[0]["protocol_digest"]  # the same rules as a run's
-    assert row["label_type"] == "hard"
+    assert RunRecord.read(made).rows() == [row]
+    assert (row.matcher, row.selection, row.n) == ("imported", "unknown", 2)
+    assert row.protocol_digest == RunRecord.read(folder).rows()[0].protocol_digest  # the same rules as a run's
+    assert row.label_type == "hard"
     again = evaluated(str(path), out, options)
     assert again == [row]
 

@@ -12,8 +12,8 @@ from tiny import run, spec
 
 from ddbench.base.cache import read_json, write_json
 from ddbench.base.options import options
-from ddbench.boards import entry as entries
 from ddbench.boards.board import Board
+from ddbench.boards.entry import pack
 from ddbench.grade.protocol import altered, named
 
 SEEDS = (0, 1)
@@ -72,7 +72,8 @@ def _toml(value: Any) -> str:
 
 @cache
 def packed(folder: Path) -> dict[str, Any]:
-    return entries.pack(folder)
+    """What an entry's file would hold of a run."""
+    return pack(folder).json_value()
 
 
 def posted(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddbench import Curriculum, Problem, SyntheticSet, UsageError
 from ddbench.grade.distilled import Distilled
 from ddbench.problem.decode import Decoder
-from ddbench.run.record import rows
+from ddbench.run.record import RunRecord
 from ddbench.testing import toy_task
 
 
@@ -132,9 +132,9 @@ def test_a_run_with_a_decoder_stores_small_images_and_is_read_back(tmp_path):
     made = Distilled.load(folder / "distilled.safetensors")
     assert [s.decoder for s in made.curriculum.sets] == [Decoder(2), Decoder(2)]
     assert made.curriculum.phase(1).images.shape == (2 * 3 * 4, 1, 8, 8)
-    row = rows(folder)[0]
-    assert row["image_bytes"] == 6 * 64 * 4
-    assert row["options"]["decoder.factor"] == 2
+    row = RunRecord.read(folder).rows()[0]
+    assert row.image_bytes == 6 * 64 * 4
+    assert row.options["decoder.factor"] == 2
 
 
 def test_matchers_that_do_not_decode_refuse_a_factor(monkeypatch):

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, pstdev, stdev
@@ -25,7 +26,8 @@ from ddbench.results.compare import Ask
 from ddbench.results.tables import PER_RUN, Table, render
 from ddbench.results.where import order, select
 from ddbench.run.folder import find_run, run_folders
-from ddbench.run.record import COLUMNS, ordered, rows
+from ddbench.run.record import RunRecord
+from ddbench.run.row import COLUMNS, Cells, Row
 
 
 def folder(out: Path, name: str, *, result: dict[str, Any] | None = None, scores: list[list[float]] = ()) -> Path:
@@ -56,7 +58,7 @@ DONE = {
 }  # fmt: skip
 
 
-def line(**more: Any) -> dict[str, Any]:
+def line(**more: Any) -> Row:
     """One evaluation of a run, as ``ddbench.run.record`` reads it."""
     base = {
         "dataset": "toy", "dataset_digest": "d" * 8, "matcher": "tesla", "scheduler": "single", "network": "convnet",
@@ -64,29 +66,29 @@ def line(**more: Any) -> dict[str, Any]:
         "status": "ok", "selection": "validation", "n": 2, "accuracy_mean": 0.5, "accuracy_std": 0.1,
         "options": {"matcher.labels": "hard", "decoder.factor": 1},
     }  # fmt: skip
-    return ordered(base | more)
+    return Row(**base | more)
 
 
-def runs(matcher: str, scores: list[float | None], **more: Any) -> list[dict[str, Any]]:
+def runs(matcher: str, scores: list[float | None], **more: Any) -> list[Row]:
     """Runs of one setting with seeds 0, 1, ...; those without an accuracy diverged."""
     bad = {"status": "diverged", "n": 0, "accuracy_std": None, "dataset_digest": "d" * 8}
     return [
-        line(matcher=matcher, seed=seed, accuracy_mean=score, run=f"{matcher}-{seed}", **(bad if score is None else {}))
-        | more
+        line(**{"matcher": matcher, "seed": seed, "accuracy_mean": score, "run": f"{matcher}-{seed}"}
+             | (bad if score is None else {}) | more)
         for seed, score in enumerate(scores)
-    ]
+    ]  # fmt: skip
 
 
-def compared(rows: list[dict[str, Any]], **ask: Any) -> list[dict[str, Any]]:
-    return list(compare.table(rows, Ask(**ask))[0].rows)
+def compared(rows: list[Row], **ask: Any) -> list[Cells]:
+    return list(compare.compared(rows, Ask(**ask))[0].rows)
 
 
-def by_matcher(rows: list[dict[str, Any]], **ask: Any) -> dict[str, dict[str, Any]]:
+def by_matcher(rows: list[Row], **ask: Any) -> dict[str, Cells]:
     return {row["matcher"]: row for row in compared(rows, **ask)}
 
 
-def captions(rows: list[dict[str, Any]], **ask: Any) -> str:
-    return "\n".join(compare.table(rows, Ask(**ask))[0].notes())
+def captions(rows: list[Row], **ask: Any) -> str:
+    return "\n".join(compare.compared(rows, Ask(**ask))[0].notes())
 
 
 RANDOM = [0.50, 0.51, 0.49, 0.52, 0.53]
@@ -95,43 +97,43 @@ BETTER = [0.60, 0.62, 0.58, 0.63, 0.61]
 
 def test_the_row_of_a_run_has_the_mean_and_the_deviation_over_students(tmp_path):
     scores = [0.5, 0.6, 0.9]
-    (row,) = rows(folder(tmp_path, "a", result=DONE, scores=[scores]))
-    assert row["accuracy_mean"] == pytest.approx(mean(scores))
-    assert row["accuracy_std"] == pytest.approx(pstdev(scores))
-    assert row["ece_mean"] == pytest.approx(mean(scores) / 10)
-    assert row["n"] == 3
-    assert (row["status"], row["selection"], row["steps"], row["seed"], row["ipc"]) == ("ok", "validation", 1000, 3, 10)
-    assert (row["distil_seconds"], row["expert_seconds"], row["peak_bytes"]) == (12.4, 33.6, 5 * 2**20)
-    assert (row["image_bytes"], row["label_bytes"], row["label_type"]) == (2000, 400, "teacher")
-    assert (row["network"], row["device"], row["run"]) == ("convnet(width=8)", "a CPU", "a")
-    assert list(row)[: len(COLUMNS)] == list(COLUMNS)
+    (row,) = RunRecord.read(folder(tmp_path, "a", result=DONE, scores=[scores])).rows()
+    assert row.accuracy_mean == pytest.approx(mean(scores))
+    assert row.accuracy_std == pytest.approx(pstdev(scores))
+    assert row.metrics["ece_mean"] == pytest.approx(mean(scores) / 10)
+    assert row.n == 3
+    assert (row.status, row.selection, row.steps, row.seed, row.ipc) == ("ok", "validation", 1000, 3, 10)
+    assert (row.distil_seconds, row.expert_seconds, row.peak_bytes) == (12.4, 33.6, 5 * 2**20)
+    assert (row.image_bytes, row.label_bytes, row.label_type) == (2000, 400, "teacher")
+    assert (row.network, row.device, row.run) == ("convnet(width=8)", "a CPU", "a")
+    assert list(row.cells)[: len(COLUMNS)] == list(COLUMNS)
 
 
 def test_every_evaluation_of_a_run_is_a_row(tmp_path):
-    found = rows(folder(tmp_path, "a", result=DONE, scores=[[0.1], [0.2, 0.4]]))
-    assert sorted(row["n"] for row in found) == [1, 2]
+    found = RunRecord.read(folder(tmp_path, "a", result=DONE, scores=[[0.1], [0.2, 0.4]])).rows()
+    assert sorted(row.n for row in found) == [1, 2]
 
 
 def test_a_run_without_a_result_is_a_row_that_says_so(tmp_path):
-    (row,) = rows(folder(tmp_path, "a"))
-    assert (row["status"], row["n"], row["accuracy_mean"]) == ("incomplete", 0, None)
-    (row,) = rows(folder(tmp_path, "b", result={"status": "diverged", "error": "the loss exploded"}))
-    assert (row["status"], row["n"], row["error"]) == ("diverged", 0, "the loss exploded")
+    (row,) = RunRecord.read(folder(tmp_path, "a")).rows()
+    assert (row.status, row.n, row.accuracy_mean) == ("incomplete", 0, None)
+    (row,) = RunRecord.read(folder(tmp_path, "b", result={"status": "diverged", "error": "the loss exploded"})).rows()
+    assert (row.status, row.n, row.error) == ("diverged", 0, "the loss exploded")
 
 
 def test_an_evaluation_that_goes_on_is_not_shown_as_done(tmp_path):
     made = folder(tmp_path, "a", result=DONE)
     write_json(made / "evaluations" / "1.json", evaluation([0.5], complete=False) | {"n": 5})
-    (row,) = rows(made)
-    assert row["n"] == 1
-    assert row["status"] != "ok"
+    (row,) = RunRecord.read(made).rows()
+    assert row.n == 1
+    assert row.status != "ok"
 
 
 def test_an_unreadable_result_names_the_file(tmp_path):
     made = folder(tmp_path, "a", result=DONE)
     (made / "result.json").write_text("{")
     with pytest.raises(DataError, match=r"a/result\.json"):
-        rows(made)
+        RunRecord.read(made).rows()
 
 
 def test_only_folders_with_a_spec_are_runs(tmp_path):
@@ -172,10 +174,10 @@ def test_an_evaluation_without_a_digest_has_that_of_the_runs_protocol_or_its_nam
     write_json(made / "evaluations" / "1.json", evaluation([0.5]))
     write_json(made / "evaluations" / "2.json", evaluation([0.6], protocol="pdd-paper"))
     write_json(made / "evaluations" / "3.json", evaluation([0.7], protocol_digest="recorded", selection="test"))
-    found = {row["accuracy_mean"]: row for row in rows(made)}
-    assert found[0.5]["protocol_digest"] == digest({"name": "default"})
-    assert found[0.6]["protocol_digest"] == "pdd-paper"
-    assert (found[0.7]["protocol_digest"], found[0.7]["selection"]) == ("recorded", "test")
+    found = {row.accuracy_mean: row for row in RunRecord.read(made).rows()}
+    assert found[0.5].protocol_digest == digest({"name": "default"})
+    assert found[0.6].protocol_digest == "pdd-paper"
+    assert (found[0.7].protocol_digest, found[0.7].selection) == ("recorded", "test")
 
 
 def test_the_setting_of_a_run_is_all_but_its_seed_and_its_machine(tmp_path):
@@ -184,7 +186,7 @@ def test_the_setting_of_a_run_is_all_but_its_seed_and_its_machine(tmp_path):
 
     def setting(**change: Any) -> str:
         write_json(tmp_path / "a" / "spec.json", spec | change)
-        return rows(tmp_path / "a")[0]["setting"]
+        return RunRecord.read(tmp_path / "a").rows()[0].setting
 
     same = [{"seed": 9}, {"device": "cuda"}, {"threads": 7}, {"dataset": {"name": "toy", "options": {"root": "x"}}}]
     other = [{"ipc": 11}, {"network": {"name": "vit", "options": {}}}, {"protocol": {"name": "default", "steps": 5}},
@@ -314,7 +316,7 @@ def test_a_run_that_diverged_joins_the_line_of_its_setting(tmp_path):
         write_json(made / "spec.json", spec | {"seed": seed})
         for score in scores:
             write_json(made / "evaluations" / "0.json", evaluation(score, protocol_digest="as evaluations say"))
-    (row,) = compared([row for name in "ab" for row in rows(tmp_path / name)])
+    (row,) = compared([row for name in "ab" for row in RunRecord.read(tmp_path / name).rows()])
     assert (row["status"], row["seeds"], row["network"]) == ("1 ok, 1 diverged", [0], "convnet(width=8)")
 
 
@@ -326,8 +328,7 @@ def test_an_evaluation_that_goes_on_counts_as_unfinished():
 def test_costs_stand_beside_the_accuracy():
     rows_ = runs("tesla", [0.5, 0.6], distil_seconds=3.0, expert_seconds=4.0, selection_seconds=5.0,
                  peak_bytes=2**20, image_bytes=1500, label_bytes=400)  # fmt: skip
-    rows_[1]["distil_seconds"] = 5.0
-    rows_[1]["peak_bytes"] = 2**21
+    rows_[1] = replace(rows_[1], distil_seconds=5.0, peak_bytes=2**21)
     (row,) = compared(rows_)
     assert (row["distil_seconds"], row["expert_seconds"], row["selection_seconds"]) == (4.0, 4.0, 5.0)
     assert (row["peak_bytes"], row["total_bytes"], type(row["total_bytes"])) == (2**21, 1900, int)
@@ -347,7 +348,7 @@ def test_the_difference_to_random_is_tested_by_pairs_of_seeds():
 
 
 def test_seeds_that_do_not_pair_are_tested_by_welch():
-    later = [row | {"seed": row["seed"] + 10} for row in runs("tesla", BETTER)]
+    later = [replace(row, seed=row.seed + 10) for row in runs("tesla", BETTER)]
     row = by_matcher(runs("random", RANDOM) + later)["tesla"]
     assert row["p"] == pytest.approx(float(stats.ttest_ind(BETTER, RANDOM, equal_var=False).pvalue))
     assert row["test"] == "Welch t, 5 and 5 seeds"
@@ -369,7 +370,7 @@ def test_p_values_are_corrected_over_all_tests_of_the_table():
         pooled = sorted(list(raw.values()) * copies)
         steps = [(len(pooled) - i) * p for i, p in enumerate(pooled)]
         holm = [min(1.0, max(steps[: i + 1])) for i in range(len(steps))]
-        table = compared([row | {"ipc": 10 * copy + 1} for copy in range(copies) for row in rows_])
+        table = compared([replace(row, ipc=10 * copy + 1) for copy in range(copies) for row in rows_])
         lines = [row for row in table if row["matcher"] in raw]
         assert len(lines) == 3 * copies
         for name, p in raw.items():
@@ -399,7 +400,7 @@ def test_soft_labels_are_compared_with_random_images_with_soft_labels():
     assert found["tesla", "teacher"] == "random (teacher labels)"
     assert found["dm", "hard"] == "random (hard labels)"
     assert found["random", "teacher"] == found["random", "hard"] == "(itself)"
-    chosen = by_matcher([row for row in rows_ if row["matcher"] != "dm"], baseline="matcher=random,label_type=hard")
+    chosen = by_matcher([row for row in rows_ if row.matcher != "dm"], baseline="matcher=random,label_type=hard")
     assert chosen["tesla"]["baseline"] == "random (hard labels)"
 
 
@@ -469,7 +470,7 @@ TABLES = st.lists(
 @given(TABLES)
 def test_any_table_is_valid_json_without_nan_and_its_best_is_the_best(scores):
     rows_ = [row for name, values in zip(("random", *"abc"), scores, strict=False) for row in runs(name, values)]
-    table = compare.table(rows_, Ask())[0]
+    table = compare.compared(rows_, Ask())[0]
     found = json.loads(render(table, "json"))
     for form in ("csv", "md", "latex", "html"):
         assert "nan" not in render(table, form).lower().replace("pp", "")
@@ -496,7 +497,7 @@ def test_protocols_are_not_mixed_within_a_comparison():
 
 def test_rules_that_differ_under_one_name_are_different_protocols():
     with pytest.raises(UsageError, match=r"default \(aaaaaaaa\), default \(cccccccc\)"):
-        compared([row | {"protocol": "default"} for row in MIXED])
+        compared([replace(row, protocol="default") for row in MIXED])
 
 
 def test_protocols_may_differ_between_comparisons():
@@ -513,14 +514,14 @@ def test_nothing_is_tested_across_protocols_that_are_shown_together():
     found = compared(MIXED, allow_mixed=True)
     assert all(row["p"] is row["difference"] is None and not row["best"] for row in found)
     assert "Protocols are mixed" in captions(MIXED, allow_mixed=True)
-    (row,) = compared([row | {"matcher": "m"} for row in MIXED], allow_mixed=True, group_by=("matcher",))
+    (row,) = compared([replace(row, matcher="m") for row in MIXED], allow_mixed=True, group_by=("matcher",))
     assert row["ci_low"] is row["accuracy_std"] is None
 
 
 def test_a_selection_on_test_data_is_said_in_every_format():
     rows_ = runs("tesla", BETTER, selection="test")
-    for table in (compare.table(rows_, Ask())[0], compare.table(rows_, Ask(per_run=True))[0],
-                  compare.table(rows_, Ask(columns=("matcher", "accuracy")))[0]):  # fmt: skip
+    for table in (compare.compared(rows_, Ask())[0], compare.compared(rows_, Ask(per_run=True))[0],
+                  compare.compared(rows_, Ask(columns=("matcher", "accuracy")))[0]):  # fmt: skip
         assert {row["selection"] for row in json.loads(render(table, "json"))} == {"test"}
         assert {row["selection"] for row in csv.DictReader(io.StringIO(render(table, "csv")))} == {"test"}
         for form, dagger in (("md", "†"), ("latex", r"$\dagger$"), ("html", "&#8224;")):
@@ -563,10 +564,10 @@ def test_conditions_that_cannot_hold_are_refused(text, message):
 
 def test_rows_are_sorted_with_what_is_missing_last():
     rows_ = [line(accuracy_mean=value, seed=i) for i, value in enumerate((0.2, None, 0.9, 0.2))]
-    assert [row["seed"] for row in order(rows_, "accuracy")] == [0, 3, 2, 1]
-    assert [row["seed"] for row in order(rows_, "-accuracy,-seed")] == [2, 3, 0, 1]
+    assert [row["seed"] for row in order([row.cells for row in rows_], "accuracy")] == [0, 3, 2, 1]
+    assert [row["seed"] for row in order([row.cells for row in rows_], "-accuracy,-seed")] == [2, 3, 0, 1]
     with pytest.raises(UsageError, match="no column 'acuracy'; did you mean 'accuracy'"):
-        order(rows_, "acuracy")
+        order([row.cells for row in rows_], "acuracy")
 
 
 def test_a_regression_fails_and_names_the_rows():
@@ -601,7 +602,7 @@ FEW = [
 ]  # fmt: skip
 
 
-def single(rows_: list[dict[str, Any]] = FEW) -> Table:
+def single(rows_: list[Row] = FEW) -> Table:
     return Table(per_run(rows_), PER_RUN, title="runs")
 
 
@@ -627,7 +628,7 @@ def test_json_has_every_column_integers_and_nulls():
 
 
 def test_csv_and_json_tell_the_same():
-    table = compare.table(runs("random", RANDOM) + runs("tesla", BETTER), Ask())[0]
+    table = compare.compared(runs("random", RANDOM) + runs("tesla", BETTER), Ask())[0]
     as_json = json.loads(render(table, "json"))
     as_csv = list(csv.DictReader(io.StringIO(render(table, "csv"))))
     for one, other in zip(as_json, as_csv, strict=True):
@@ -638,7 +639,7 @@ def test_csv_and_json_tell_the_same():
 
 
 def test_machines_read_fractions_and_people_percent():
-    table = compare.table(runs("random", RANDOM) + runs("tesla", BETTER), Ask())[0]
+    table = compare.compared(runs("random", RANDOM) + runs("tesla", BETTER), Ask())[0]
     assert max(row["accuracy_mean"] for row in json.loads(render(table, "json"))) < 1
     titles, body = table.text()
     cells = dict(zip(titles, body[1], strict=True))
@@ -652,22 +653,22 @@ def test_machines_read_fractions_and_people_percent():
 
 
 def test_what_all_lines_share_is_said_once():
-    table = compare.table(runs("random", RANDOM) + runs("tesla", BETTER), Ask())[0]
+    table = compare.compared(runs("random", RANDOM) + runs("tesla", BETTER), Ask())[0]
     assert "dataset" not in table.text()[0]
     assert table.notes()[0] == "In all lines: dataset toy, network convnet, ipc 1, protocol default, students 2."
-    assert "dataset" in compare.table(runs("random", RANDOM), Ask())[0].text()[0]
+    assert "dataset" in compare.compared(runs("random", RANDOM), Ask())[0].text()[0]
 
 
 def test_columns_are_those_asked_for():
-    table = compare.table(runs("tesla", BETTER), Ask(columns=("matcher", "accuracy", "seeds")))[0]
+    table = compare.compared(runs("tesla", BETTER), Ask(columns=("matcher", "accuracy", "seeds")))[0]
     assert json.loads(render(table, "json")) == [
         {"matcher": "tesla", "accuracy_mean": pytest.approx(0.608), "seeds": [0, 1, 2, 3, 4]}
     ]
     assert table.text() == (["matcher", "accuracy %", "seeds"], [["tesla", "60.8 ± 1.9", "0, 1, 2, 3, 4"]])
-    table = compare.table(runs("random", RANDOM) + runs("tesla", BETTER), Ask(columns=("p", "p_holm")))[0]
+    table = compare.compared(runs("random", RANDOM) + runs("tesla", BETTER), Ask(columns=("p", "p_holm")))[0]
     assert table.text()[0] == ["p (uncorrected)", "p (Holm)"]
     with pytest.raises(UsageError, match="no column 'acc'"):
-        compare.table(runs("tesla", BETTER), Ask(columns=("acc",)))
+        compare.compared(runs("tesla", BETTER), Ask(columns=("acc",)))
 
 
 @pytest.mark.parametrize(
@@ -675,7 +676,7 @@ def test_columns_are_those_asked_for():
 )
 @pytest.mark.parametrize("per", [True, False])
 def test_no_rows_are_valid_data_in_every_format(form, expected, per):
-    text = render(compare.table([], Ask(per_run=per, sort="accuracy", columns=("matcher",)))[0], form)
+    text = render(compare.compared([], Ask(per_run=per, sort="accuracy", columns=("matcher",)))[0], form)
     assert expected is None or text == expected
     assert "nan" not in text.lower()
 
@@ -710,7 +711,7 @@ class Text(HTMLParser):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_from_elsewhere_stay_text(name):
-    table = compare.table(runs(name, BETTER, error=name), Ask())[0]
+    table = compare.compared(runs(name, BETTER, error=name), Ask())[0]
     outputs = {form: render(table, form) for form in ("json", "csv", "md", "latex", "html")}
     for text in outputs.values():
         assert not {"\x1b", "\x07", "\u202e"} & set(text)
@@ -728,13 +729,13 @@ def test_names_from_elsewhere_stay_text(name):
 
 
 def test_numbers_below_zero_stay_numbers_in_csv():
-    table = compare.table(runs("random", BETTER) + runs("tesla", RANDOM), Ask())[0]
+    table = compare.compared(runs("random", BETTER) + runs("tesla", RANDOM), Ask())[0]
     found = {row["matcher"]: row for row in csv.DictReader(io.StringIO(render(table, "csv")))}
     assert float(found["tesla"]["difference"]) < 0
 
 
 def test_html_is_an_accessible_table_in_ascii():
-    text = render(compare.table(runs("random", RANDOM) + runs("tesla", BETTER), Ask())[0], "html")
+    text = render(compare.compared(runs("random", RANDOM) + runs("tesla", BETTER), Ask())[0], "html")
     assert text.isascii()
     assert "<caption>" in text
     assert text.count('<th scope="row">') == 2
@@ -765,7 +766,7 @@ REAL = {"dataset": "cifar10", "ipc": 10, "distil_network": "convnet", "distil_di
 
 def test_reported_values_stand_beside_and_are_neither_averaged_nor_tested():
     rows_ = runs("tesla", BETTER, **REAL) + runs("random", RANDOM, **REAL | {"label_type": "hard"})
-    plain, (table,) = by_matcher(rows_), compare.table(rows_, Ask(reported="same"))
+    plain, (table,) = by_matcher(rows_), compare.compared(rows_, Ask(reported="same"))
     found = {row["matcher"]: row for row in table.rows}
     new = ("reported", "source")
     assert {n: {k: v for k, v in row.items() if k not in new} for n, row in found.items()} == plain
@@ -780,7 +781,7 @@ def test_reported_values_stand_beside_and_are_neither_averaged_nor_tested():
 def test_reported_values_of_other_settings_have_a_section_of_their_own():
     limited = runs("tesla", BETTER, **REAL, options={"dataset.limit": 500})
     assert compared(limited, reported="same")[0]["reported"] == []
-    table, more = compare.table(limited, Ask(reported="all"))
+    table, more = compare.compared(limited, Ask(reported="all"))
     assert table.rows[0]["reported"] == []
     assert {row["setting"] for row in more.rows} == {"other setting"}
     assert 0.664 in {row["accuracy_mean"] for row in more.rows}
@@ -839,8 +840,8 @@ def test_rows_tell_how_the_data_were_prepared_but_not_where_they_lie(tmp_path):
         folder.mkdir()
         spec["dataset"]["options"]["zca"] = zca
         (folder / "spec.json").write_text(json.dumps(spec))
-        found += rows(folder)
-    assert found[0]["options"] == {"dataset.zca": True, "dataset.limit": 50}
+        found += RunRecord.read(folder).rows()
+    assert found[0].options == {"dataset.zca": True, "dataset.limit": 50}
     shown = [tables.cell("matcher", row) for row in per_run(found)]
     assert sorted(shown) == ["random (dataset.zca=False)", "random (dataset.zca=True)"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -11,19 +12,28 @@ import pytest
 
 from ddbench.plugins import registry
 from ddbench.results import published
-from ddbench.results.published import beside, elsewhere, lookup, table
+from ddbench.results.published import beside, elsewhere, everything, lookup
+from ddbench.run.row import Row
 
 
 def lines() -> list[str]:
     return files("ddbench.results").joinpath("published.csv").read_text(encoding="utf-8").splitlines()
 
 
-def row(**more: Any) -> dict[str, Any]:
+def row(**more: Any) -> Row:
     """A row of results: tesla on the whole of CIFAR-10 with the field's ConvNet."""
     base = {"dataset": "cifar10", "matcher": "tesla", "scheduler": "single", "network": "convnet", "ipc": 10,
             "label_type": "teacher", "options": {"dataset.limit": None, "dataset.noise": 0.0, "decoder.factor": 1},
             "distil_network": "convnet", "dataset_digest": "d", "distil_digest": "d"}  # fmt: skip
-    return base | more
+    return Row(**base | more)
+
+
+def of(dataset: str, matcher: str, network: str | None = "convnet", labels: str = "hard", **more: Any) -> Row:
+    """A row of a method on ten images per class."""
+    return row(dataset=dataset, matcher=matcher, network=network, label_type=labels, **more)
+
+
+PACKED = {"decoder.factor": 2}
 
 
 def values(found: list[published.Reported]) -> list[tuple[str, float]]:
@@ -47,7 +57,7 @@ def test_every_line_has_all_columns_and_sane_values():
 
 
 def test_names_that_hold_commas_are_whole():
-    names = {(r.method, r.model) for r in table()}
+    names = {(r.method, r.model) for r in everything()}
     assert ("FullDataset(expert, Qin et al.)", "ConvNetD3-IN-w128") in names
     assert ("RDED", "ConvNet (BN, RDED)") in names
     assert ("TESLA", "ResNet18 (cross-arch, data from ConvNetD4)") in names
@@ -57,17 +67,17 @@ def test_names_that_hold_commas_are_whole():
 
 
 def test_nothing_is_there_twice_and_nothing_without_a_source_that_was_seen():
-    assert len(set(table())) == len(table())
-    for reported in table():
+    assert len(set(everything())) == len(everything())
+    for reported in everything():
         assert not re.search("†|memory|recall|unverified|derived", reported.source)
 
 
 def test_what_is_only_remembered_is_not_there():
     """Numbers that went through the field's hands without a source at hand."""
-    have = {(r.method, r.dataset, r.ipc) for r in table()}
+    have = {(r.method, r.dataset, r.ipc) for r in everything()}
     assert not have & {("DM", "MNIST", 1), ("DM", "MNIST", 10), ("FRePo", "MNIST", 1), ("TESLA", "ImageNet1K-64", 2)}
-    assert not {r for r in table() if r.method.startswith("SeqMatch")}
-    staged = {(r.method, r.dataset, r.ipc, r.mean, r.std) for r in table() if r.scheduler == "PDD-P5"}
+    assert not {r for r in everything() if r.method.startswith("SeqMatch")}
+    staged = {(r.method, r.dataset, r.ipc, r.mean, r.std) for r in everything() if r.scheduler == "PDD-P5"}
     assert staged == {("IDC", "CIFAR10", 10, 67.9, None), ("IDC", "CIFAR100", 10, 45.8, None)}
 
 
@@ -79,7 +89,7 @@ def test_the_header_says_that_values_are_percent():
 
 
 def test_everything_that_the_mappings_name_exists_on_both_sides():
-    methods = {r.method for r in table()}
+    methods = {r.method for r in everything()}
     for (matcher, _), names in published.METHODS.items():
         assert matcher in registry().names("matcher")
         assert set(names) <= methods
@@ -87,7 +97,7 @@ def test_everything_that_the_mappings_name_exists_on_both_sides():
         assert {name, *more} <= methods
     for dataset, (name, model) in published.DATASETS.items():
         assert dataset.partition("-")[0] in registry().names("dataset")
-        assert any((r.dataset, r.model) == (name, model) for r in table())
+        assert any((r.dataset, r.model) == (name, model) for r in everything())
     assert set(published.HARD) <= {matcher for matcher, _ in published.METHODS}
 
 
@@ -104,24 +114,25 @@ def test_everything_that_the_mappings_name_exists_on_both_sides():
     ],
 )
 def test_a_method_has_the_values_of_its_published_name(matcher, labels, expected):
-    assert set(values(lookup("cifar10", matcher, "single", "convnet", 10, labels=labels))) == expected
+    assert set(values(lookup(of("cifar10", matcher, labels=labels)))) == expected
 
 
 def test_sources_that_disagree_are_all_there():
-    found = lookup("cifar10", "random", "single", "convnet", 10)
+    found = lookup(of("cifar10", "random"))
     assert {31.0, 26.0} <= {r.mean for r in found}
     assert len({r.source for r in found}) == len(found) > 2
 
 
 def test_packed_images_are_published_for_idc_alone():
-    assert values(lookup("cifar10", "idc", "single", "convnet", 10, factor=2)) == [("IDC", 67.5)]
-    assert lookup("cifar10", "dm", "single", "convnet", 10, factor=2) == []
+    assert values(lookup(of("cifar10", "idc", options=PACKED))) == [("IDC", 67.5)]
+    assert lookup(of("cifar10", "dm", options=PACKED)) == []
 
 
 def test_stages_are_published_for_five_alone():
-    assert values(lookup("cifar10", "idc", "pdd", "convnet", 10, factor=2, stages=5)) == [("IDC", 67.9)]
-    assert lookup("cifar10", "idc", "pdd", "convnet", 10, factor=2, stages=3) == []
-    assert lookup("cifar10", "idc", "seqmatch", "convnet", 10, factor=2) == []
+    five, three = (of("cifar10", "idc", scheduler="pdd", options=PACKED | {"scheduler.stages": n}) for n in (5, 3))
+    assert values(lookup(five)) == [("IDC", 67.9)]
+    assert lookup(three) == []
+    assert lookup(of("cifar10", "idc", scheduler="seqmatch", options=PACKED)) == []
     chained = {"decoder.factor": 2, "scheduler.stages": 5, "scheduler.sizes": [], "scheduler.chain": True}
     assert beside(row(matcher="idc", scheduler="pdd", label_type="hard", options=chained))
     for odd in ({"scheduler.chain": False}, {"scheduler.sizes": [1, 9]}):
@@ -129,10 +140,10 @@ def test_stages_are_published_for_five_alone():
 
 
 def test_the_network_is_the_published_one_or_there_is_no_value():
-    assert lookup("cifar10", "tesla", "single", "convnet(depth=3)", 10)
-    assert lookup("tinyimagenet", "datm", "single", "convnet", 10, labels="learned")
+    assert lookup(of("cifar10", "tesla", "convnet(depth=3)"))
+    assert lookup(of("tinyimagenet", "datm", labels="learned"))
     for other in ("convnet(width=64)", "convnet(depth=4)", "convnet(norm=batch)", "resnet18", None):
-        assert lookup("cifar10", "tesla", "single", other, 10) == []
+        assert lookup(of("cifar10", "tesla", other)) == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +164,7 @@ def test_another_setting_has_no_value_beside_it(change):
 def test_imagenet_is_published_at_one_size():
     small = row(dataset="imagenet", options={"dataset.size": 64})
     assert values(beside(small)) == [("TESLA", 17.8)]
-    assert beside(small | {"options": {"dataset.size": 128}}) == []
+    assert beside(replace(small, options={"dataset.size": 128})) == []
 
 
 def test_other_settings_are_the_methods_other_networks_schedulers_and_variants():
@@ -168,6 +179,6 @@ def test_other_settings_are_the_methods_other_networks_schedulers_and_variants()
 def test_a_record_is_in_fractions_as_rows_are():
     (found,) = beside(row())
     assert (found.mean, found.std) == (66.4, 0.8)
-    assert (found.record()["accuracy_mean"], found.record()["accuracy_std"]) == (0.664, 0.008)
+    assert (found.cells["accuracy_mean"], found.cells["accuracy_std"]) == (0.664, 0.008)
     assert found.short == "DATM Table 1"
-    assert all(len(r.short) < 80 for r in table())
+    assert all(len(r.short) < 80 for r in everything())

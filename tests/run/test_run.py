@@ -32,7 +32,7 @@ from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import judge
 from ddbench.grade.student import measured_students
 from ddbench.problem.problem import Problem
-from ddbench.run.record import rows
+from ddbench.run.record import RunRecord
 from ddbench.run.references import references
 from ddbench.run.run import Run, Settings, build_task
 from ddbench.run.stage import prepared
@@ -109,10 +109,10 @@ def losses(folder: Path, stage: int) -> list[dict[str, float]]:
 @pytest.mark.parametrize(("matcher", "scheduler"), BOTH)
 def test_every_matcher_runs_under_every_scheduler(bench, matcher, scheduler):
     folder = bench.folders[matcher, scheduler]
-    (row,) = rows(folder)
-    assert row["status"] == "ok"
-    assert (row["matcher"], row["scheduler"], row["ipc"], row["n"]) == (matcher, scheduler, IPC, 2)
-    assert row["selection"] == "validation"
+    (row,) = RunRecord.read(folder).rows()
+    assert row.status == "ok"
+    assert (row.matcher, row.scheduler, row.ipc, row.n) == (matcher, scheduler, IPC, 2)
+    assert row.selection == "validation"
     distilled = Distilled.load(folder / "distilled.safetensors")
     assert [len(s) for s in distilled.curriculum.sets] == ([3 * 3] if scheduler == "single" else [2 * 3, 1 * 3])
     assert distilled.curriculum.phases == (((0,),) if scheduler == "single" else ((0,), (0, 1)))
@@ -331,7 +331,7 @@ def test_every_schedule_spends_the_same_number_of_optimiser_steps(at_home, sched
     with patch("ddbench.train.fit.soft_cross_entropy", count):
         graded_vectors(distilled.curriculum, problem, distilled.teaching, Seed(0), 1)
     assert sizes == {"single": [9] * 12, "pdd": [6] * 6 + [9] * 6}[scheduler]
-    assert rows(at_home.folders["tesla", scheduler])[0]["steps"] == 12
+    assert RunRecord.read(at_home.folders["tesla", scheduler]).rows()[0].steps == 12
 
 
 def test_stages_divide_what_does_not_divide_as_evenly_as_possible(tmp_path):
@@ -343,10 +343,10 @@ def test_stages_divide_what_does_not_divide_as_evenly_as_possible(tmp_path):
 def test_the_published_protocol_counts_epochs_and_is_labelled_so(tmp_path):
     made = replace(spec("random", "pdd", 2), protocol=replace(_paper(), epochs=2, start_epochs=3))
     folder = run(tmp_path, made, students=1)
-    (row,) = rows(folder)
-    assert row["protocol"] == "pdd-paper"
-    assert row["selection"] == "test"  # as published, and said so
-    assert row["steps"] == 4  # two phases of two epochs of one batch
+    (row,) = RunRecord.read(folder).rows()
+    assert row.protocol == "pdd-paper"
+    assert row.selection == "test"  # as published, and said so
+    assert row.steps == 4  # two phases of two epochs of one batch
     task = build_task(made, made.dataset.load())
     assert task.starts.teaching.lesson(0).epochs == 3
     teaching = Distilled.load(folder / "distilled.safetensors").teaching
@@ -496,8 +496,8 @@ def test_each_student_is_a_fresh_initialisation_of_its_own(at_home):
 
 def test_evaluations_are_the_same_when_they_are_done_again(at_home, tmp_path):
     folder = run(tmp_path, spec("random", "single", IPC))
-    again, first = rows(folder)[0], rows(at_home.folders["random", "single"])[0]
-    assert (again["accuracy_mean"], again["accuracy_std"]) == (first["accuracy_mean"], first["accuracy_std"])
+    again, first = RunRecord.read(folder).rows()[0], RunRecord.read(at_home.folders["random", "single"]).rows()[0]
+    assert (again.accuracy_mean, again.accuracy_std) == (first.accuracy_mean, first.accuracy_std)
 
 
 def test_another_seed_is_another_set_on_the_same_experts(at_home, tmp_path):
@@ -514,32 +514,32 @@ def test_another_seed_is_another_set_on_the_same_experts(at_home, tmp_path):
 @pytest.mark.parametrize("labels", ["teacher", "learned", "hard"])
 def test_every_label_type_runs_and_the_row_says_which(at_home, tmp_path, labels):
     folder = run(tmp_path, spec("tesla", "pdd", 2, matcher__labels=labels), students=1)
-    (row,) = rows(folder)
-    assert row["status"] == "ok"
-    assert row["label_type"] == labels
+    (row,) = RunRecord.read(folder).rows()
+    assert row.status == "ok"
+    assert row.label_type == labels
     final = Distilled.load(folder / "distilled.safetensors").curriculum.sets
     for made in final:
         assert made.label_kind == ("logit" if labels == "learned" else "probability")
         taught = made.examples().labels
         assert torch.allclose(taught.sum(1), torch.ones(3))
         assert (torch.equal(taught, taught.round())) is (labels == "hard")
-    assert row["label_bytes"] == (6 if labels == "hard" else 6 * 3 * 4)
+    assert row.label_bytes == (6 if labels == "hard" else 6 * 3 * 4)
 
 
 def test_soft_methods_are_shown_beside_random_with_hard_and_with_teacher_labels(at_home, tmp_path):
     made, dataset = spec("tesla", "pdd", 2), spec("tesla").dataset.load()
     beside = references(made, dataset, Settings(tmp_path, 1), with_random=True, with_ceiling=False)
-    assert [(r["matcher"], r["scheduler"], r["label_type"], r["ipc"]) for r in beside] == [
+    assert [(r.matcher, r.scheduler, r.label_type, r.ipc) for r in beside] == [
         ("random", "single", "hard", 2),
         ("random", "single", "teacher", 2),
     ]
-    assert {r["protocol"] for r in beside} == {made.protocol.name}
+    assert {r.protocol for r in beside} == {made.protocol.name}
 
 
 def test_hard_methods_are_shown_beside_random_with_hard_labels_only(at_home, tmp_path):
     made, dataset = spec("mtt", "single", 2, matcher__labels="hard"), spec("mtt").dataset.load()
     beside = references(made, dataset, Settings(tmp_path, 1), with_random=True, with_ceiling=False)
-    assert [(r["matcher"], r["label_type"]) for r in beside] == [("random", "hard")]
+    assert [(r.matcher, r.label_type) for r in beside] == [("random", "hard")]
 
 
 def test_where_batches_are_labelled_online_a_run_stands_beside_random_images_with_a_teacher(tmp_path):
@@ -586,9 +586,9 @@ def test_the_ceiling_takes_no_fewer_steps_than_students_of_a_synthetic_set(at_ho
 def test_the_ceiling_row_stands_above_the_run(at_home, tmp_path):
     made, dataset = spec("random", "single", 1), spec("random").dataset.load()
     (row,) = references(made, dataset, Settings(tmp_path, 5), with_random=False, with_ceiling=True)
-    assert row["matcher"] == f"all {len(dataset.train)} training images"
-    assert row["image_bytes"] == len(dataset.train) * 64
-    assert row["n"] == 3
+    assert row.matcher == f"all {len(dataset.train)} training images"
+    assert row.image_bytes == len(dataset.train) * 64
+    assert row.n == 3
 
 
 def test_the_learned_lr_stays_positive_however_it_is_pushed(at_home, tmp_path):
@@ -727,13 +727,13 @@ def test_a_matcher_that_fails_leaves_a_failed_run_that_can_be_tried_again(at_hom
     monkeypatch.setattr(type(made.matcher), "step", failing)
     with pytest.raises(RuntimeError, match="out of ideas"):
         run(tmp_path, made)
-    (row,) = rows(tmp_path / made.folder)
-    assert row["status"] == "failed"
-    assert row["error"] == "RuntimeError: out of ideas"
+    (row,) = RunRecord.read(tmp_path / made.folder).rows()
+    assert row.status == "failed"
+    assert row.error == "RuntimeError: out of ideas"
     monkeypatch.undo()
     monkeypatch.setenv("DDBENCH_HOME", str(at_home.home))
-    (row,) = rows(run(tmp_path, made))
-    assert row["status"] == "ok"
+    (row,) = RunRecord.read(run(tmp_path, made)).rows()
+    assert row.status == "ok"
 
 
 def test_a_run_that_diverges_in_a_later_stage_keeps_the_earlier_ones(at_home, tmp_path, monkeypatch):
@@ -746,9 +746,9 @@ def test_a_run_that_diverges_in_a_later_stage_keeps_the_earlier_ones(at_home, tm
 
     monkeypatch.setattr(type(made.matcher), "step", exploding)
     folder = run(tmp_path, made)
-    (row,) = rows(folder)
-    assert row["status"] == "diverged"
-    assert "iteration 3 of stage 1" in row["error"]
+    (row,) = RunRecord.read(folder).rows()
+    assert row.status == "diverged"
+    assert "iteration 3 of stage 1" in row.error
     assert stage_set(folder, 0).finite()
     state = load_state(folder / "stage-1" / "checkpoint.safetensors", torch.device("cpu"))[0]
     assert bool(state["state"].images.isfinite().all())
@@ -766,10 +766,10 @@ def test_a_divergence_that_a_matcher_reports_is_recorded_with_iteration_and_advi
 
     monkeypatch.setattr(type(made.matcher), "step", dying)
     folder = run(tmp_path, made)
-    (row,) = rows(folder)
-    assert row["status"] == "diverged"
-    assert "the learned student lr went from 0.01 to 1e-09; try" in row["error"]
-    assert "iteration 2 of stage 0" in row["error"]
+    (row,) = RunRecord.read(folder).rows()
+    assert row.status == "diverged"
+    assert "the learned student lr went from 0.01 to 1e-09; try" in row.error
+    assert "iteration 2 of stage 0" in row.error
 
 
 def test_a_diverged_run_keeps_the_best_set_so_far_as_a_file_that_can_be_evaluated(at_home, tmp_path, monkeypatch):
@@ -781,11 +781,11 @@ def test_a_diverged_run_keeps_the_best_set_so_far_as_a_file_that_can_be_evaluate
 
     monkeypatch.setattr(type(made.matcher), "step", exploding)
     folder = run(tmp_path, made)
-    assert rows(folder)[0]["status"] == "diverged"
+    assert RunRecord.read(folder).rows()[0].status == "diverged"
     (kept,) = Distilled.load(folder / "last_good.safetensors").curriculum.sets
     assert kept.finite()
     row = evaluated(str(folder / "last_good.safetensors"), folder, EvalOptions(students=1))[0]
-    assert row["n"] == 1
+    assert row.n == 1
 
 
 @pytest.mark.parametrize(("values", "expected"), [([1.0, 5e2], "ok"), ([1.0, 2e3], "diverged"), ([1e-9, 0.9], "ok")])
@@ -797,10 +797,10 @@ def test_a_loss_has_exploded_at_a_thousand_times_the_first(at_home, tmp_path, mo
         return genuine(self, problem, state, k)[0], {"loss": values[k]}
 
     monkeypatch.setattr(type(made.matcher), "step", scripted)
-    (row,) = rows(run(tmp_path, made, students=1))
-    assert row["status"] == expected
+    (row,) = RunRecord.read(run(tmp_path, made, students=1)).rows()
+    assert row.status == expected
     if expected == "diverged":
-        assert "exploded from 1 to 2000 at iteration 1 of stage 0" in row["error"]
+        assert "exploded from 1 to 2000 at iteration 1 of stage 0" in row.error
 
 
 def test_experts_are_those_that_the_matcher_names(at_home):

@@ -16,6 +16,7 @@ from ddbench.base.progress import Event, listening, report
 from ddbench.cli import run as command
 from ddbench.errors import DataError, InterruptedRun, UsageError
 from ddbench.run import trackers
+from ddbench.run.record import ResultRecord
 from ddbench.run.run import Run, Settings
 from ddbench.run.trackers import attached, checked
 
@@ -59,7 +60,7 @@ def work(out: Path, matcher: str = "tesla", **more: Any) -> Run:
     return Run(made, made.dataset.load(), Settings(out, 1))
 
 
-def carry_out(run: Run, *names: str) -> tuple[list[str], dict[str, Any]]:
+def carry_out(run: Run, *names: str) -> tuple[list[str], ResultRecord]:
     """The warnings, and the result."""
     said: list[str] = []
     with attached(names, run, said.append):
@@ -77,7 +78,7 @@ def test_tensorboard_gets_every_steps_numbers_the_selection_and_the_result(tmp_p
     assert [step for name, step in scalars if name == "stage 0/loss"] == [1, 2, 3, 4]
     assert [step for name, step in scalars if name == "stage 0/validation accuracy"] == [2, 4]
     chosen = [c[2] for c in calls if c[0] == "scalar" and c[1] == "stage 0/validation accuracy"]
-    assert max(chosen) == max(check["accuracy"] for check in result["stages"][0]["checks"])
+    assert max(chosen) == max(check.accuracy for check in result.stages[0].checks)
     assert ("result/accuracy_mean", 0) in scalars
     assert calls[-1] == ("close",)
     assert ("text", "status", "ok") in calls
@@ -123,7 +124,7 @@ def test_a_tracker_that_raises_is_switched_off_with_one_warning_and_the_run_ends
     module(monkeypatch, "broken")
     monkeypatch.setitem(trackers.TRACKERS, "broken", (Broken, "broken"))
     said, result = carry_out(work(tmp_path / "runs"), "broken")
-    assert result["status"] == "ok"
+    assert result.status == "ok"
     assert said == [
         "warning: the tracker 'broken' is switched off, and the run goes on: ConnectionError: the server is gone"
     ]
@@ -133,7 +134,7 @@ def test_a_tracker_that_raises_is_switched_off_with_one_warning_and_the_run_ends
 
 def test_a_tracker_hears_how_a_run_ended(tmp_path, tensorboard, calls):
     run = work(tmp_path / "runs", matcher__lr_img=1e30)
-    assert carry_out(run, "tensorboard")[1]["status"] == "diverged"
+    assert carry_out(run, "tensorboard")[1].status == "diverged"
     assert ("text", "status", "diverged") in calls
 
     def stop(event: Event) -> None:
@@ -160,7 +161,7 @@ def test_the_run_command_opens_trackers_for_its_own_run_alone(tmp_path, tensorbo
         [spec("dm", matcher__steps=2)], Settings(tmp_path / "runs", 1), with_random=True, with_ceiling=False,
         quiet=True, trackers=("tensorboard",),
     )  # fmt: skip
-    assert {row["matcher"] for row in rows} == {"dm", "random"}
+    assert {row.matcher for row in rows} == {"dm", "random"}
     assert len([c for c in calls if c[0] == "folder"]) == 1
 
 

@@ -234,7 +234,7 @@ def paper(plugin: Plugin) -> str:
     return getattr(plugin.cls, "paper", "")
 
 
-def published(plugin: Plugin) -> tuple[Published, ...]:
+def published_names(plugin: Plugin) -> tuple[Published, ...]:
     """The names of a matcher in the table of published accuracies."""
     return getattr(plugin.cls, "published", ())
 

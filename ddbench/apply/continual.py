@@ -217,7 +217,7 @@ def seen_after(order: Sequence[int], tasks: int) -> list[list[int]]:
     return [sorted(order[:end]) for end in ends]
 
 
-def memory_of(curriculum: Curriculum, seen: Sequence[int], classes: int) -> Curriculum:
+def remembered(curriculum: Curriculum, seen: Sequence[int], classes: int) -> Curriculum:
     """What a memory holds of the classes ``seen``: their images, labelled over these classes alone."""
     if len(seen) == classes:
         return curriculum
@@ -265,7 +265,7 @@ def rehearse(target: Target, memory: Curriculum, teaching: Teaching, seen: Seque
     """
     whole, network = target.network, replace(target.network, classes=len(seen))
     seed = Seed(target.seed) / "evaluation" / student
-    held, short = memory_of(memory, seen, whole.classes), shortened(teaching, len(seen), whole.classes)
+    held, short = remembered(memory, seen, whole.classes), shortened(teaching, len(seen), whole.classes)
     vector = teach(network, Student(network.init(seed / "init")), held, short, seed).vector
     return accuracy(network, vector, only(target.evaluation.dataset.test, seen))
 

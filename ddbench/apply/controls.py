@@ -24,7 +24,7 @@ from torch.nn.functional import one_hot
 from ddbench.base.cache import write_json
 from ddbench.errors import UsageError
 from ddbench.files.pixelspace import applied
-from ddbench.files.target import EvalOptions, Opened, Planned, adopted, carry_out, planned
+from ddbench.files.target import EvalOptions, Opened, Planned, adopted, graded, planned
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation
 from ddbench.grade.protocol import altered
@@ -97,7 +97,7 @@ class _Controls:
             asked, folder = replace(asked, tune=bool(asked.protocol.lrs)), self._folder
         elif source == "distilled":
             folder = self.folder / "evaluations"
-        return carry_out(replace(self.plan, evaluation=asked), folder)
+        return graded(replace(self.plan, evaluation=asked), folder)
 
     @property
     def _folder(self) -> Path:

@@ -28,6 +28,7 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+Say = Callable[[str], None]  # where a sentence for people goes
 _listener: ContextVar[Listener | None] = ContextVar("ddbench_listener", default=None)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ddbench.base.cache import atomic_write, read_json
 from ddbench.boards.entry import EntryRun, command_of, pack, picture_of, shown
 from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules
-from ddbench.boards.site_data import View, figures, parts, ranked, table_view, transfers
+from ddbench.boards.site_data import PageData, figures, parts, ranked_view, table_view, transfers
 from ddbench.errors import UsageError
 from ddbench.results.aggregate import per_run
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING
@@ -90,7 +90,7 @@ def _facts_of_run(run: EntryRun) -> list[tuple[str, str, None]]:
     return [(shown(name), shown(value, 300), None) for name, value in found.items() if value not in (None, "")]
 
 
-def _controls(folder: Path) -> list[View]:
+def _controls(folder: Path) -> list[PageData]:
     """The control matrix and its scores, where they were made."""
     if not (folder / "controls.json").exists():
         return []
@@ -106,7 +106,7 @@ def _board(page: Environment, found: Standings) -> str:
     board, places = found.board, found.flat()
     rankings = [
         table_view(f"{ipc} per class: ranked by the mean over seeds", SHOWN, [p.cells for p in found.places[ipc]])
-        | {"heading": f"{ipc} image{'s' if ipc > 1 else ''} per class", "figure": ranked(found.places[ipc])}
+        | {"heading": f"{ipc} image{'s' if ipc > 1 else ''} per class", "figure": ranked_view(found.places[ipc])}
         for ipc in board.ipc
         if ipc in found.places
     ]
@@ -124,7 +124,7 @@ def _board(page: Environment, found: Standings) -> str:
     )  # fmt: skip
 
 
-def _entry(place: Place) -> View:
+def _entry(place: Place) -> PageData:
     entry, row, cells = place.entry, place.line.row, place.cells
     png = (entry.file.with_suffix(".png").read_bytes(), entry.picture) if entry.picture else None
     accuracy = cell("accuracy_mean", cells)

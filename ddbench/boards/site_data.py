@@ -17,7 +17,7 @@ from ddbench.results.tables import cell
 from ddbench.results.where import is_number
 from ddbench.run.row import Cells, Row
 
-View = dict[str, Any]
+PageData = dict[str, Any]
 FALLING = {"accuracy_mean", "n", "difference", "accuracy"}  # whose best are the largest: sorted so at the first click
 LONG = 28
 COSTS = {  # what a cost is called, the least that is told apart, and the title of its axis
@@ -32,7 +32,7 @@ RUNS = {
 }  # fmt: skip
 
 
-def table_view(caption: str, titles: dict[str, str], rows: Sequence[Cells], *, sortable: bool = True) -> View:
+def table_view(caption: str, titles: dict[str, str], rows: Sequence[Cells], *, sortable: bool = True) -> PageData:
     """Rows as a table with a caption; columns in which no row says anything are left out."""
     kept = {name: title for name, title in titles.items() if any(_said(name, row) for row in rows)}
     numbers = {name for name in kept if all(is_number(row.get(name)) or not _said(name, row) for row in rows)}
@@ -49,7 +49,7 @@ def _said(name: str, row: Cells) -> str:
     return shown(cell(name, row), 300)
 
 
-def _cell(name: str, row: Cells, number: bool, lead: bool) -> View:
+def _cell(name: str, row: Cells, number: bool, lead: bool) -> PageData:
     text, value = _said(name, row), row.get(name)
     css = "number" if number else "long" if len(text) > LONG else ""
     return {
@@ -61,7 +61,7 @@ def _cell(name: str, row: Cells, number: bool, lead: bool) -> View:
     }
 
 
-def pictures(png: bytes, layout: Picture) -> list[View]:
+def pictures_view(png: bytes, layout: Picture) -> list[PageData]:
     """The images of a set, a grid per stage with the names of its columns."""
     from PIL import Image
 
@@ -85,7 +85,7 @@ def pictures(png: bytes, layout: Picture) -> list[View]:
     return found
 
 
-def parts(title: str, runs: Sequence[EntryRun], command: str, png: tuple[bytes, Picture] | None) -> View:
+def parts(title: str, runs: Sequence[EntryRun], command: str, png: tuple[bytes, Picture] | None) -> PageData:
     """All there is to say of the runs of one setting: for an entry of a board, and for the report of a run."""
     drawn, folded = [], []
     for view in (_losses(title, runs), _checks(title, runs)):
@@ -95,7 +95,7 @@ def parts(title: str, runs: Sequence[EntryRun], command: str, png: tuple[bytes, 
     return {
         "command": "\n".join(shown(line, 4000) for line in command.splitlines()),
         "many": len(runs) > 1,
-        "images": pictures(*png) if png else [],
+        "images": pictures_view(*png) if png else [],
         "charts": drawn,
         "tables": [table_view("Runs", RUNS, [_run(run) for run in runs]), _students(runs)],
         "folded": folded,
@@ -127,7 +127,7 @@ def _own(row: Row, run: EntryRun) -> bool:
     return (row.network, row.protocol_digest) == (run.result.network, run.spec.protocol_digest)
 
 
-def _students(runs: Sequence[EntryRun]) -> View:
+def _students(runs: Sequence[EntryRun]) -> PageData:
     """Every number of every student."""
     rows, metrics = [], dict[str, str]()
     for run in runs:
@@ -139,7 +139,7 @@ def _students(runs: Sequence[EntryRun]) -> View:
     return table_view("Students, as fractions", {n: n for n in ("network", "seed", "student")} | metrics, rows)
 
 
-def _losses(title: str, runs: Sequence[EntryRun]) -> tuple[View, View] | None:
+def _losses(title: str, runs: Sequence[EntryRun]) -> tuple[PageData, PageData] | None:
     series, cells = [], dict[tuple[int, int], Cells]()
     for run in runs:
         ends, x, y = _offsets(run), list[float](), list[float]()
@@ -158,7 +158,7 @@ def _losses(title: str, runs: Sequence[EntryRun]) -> tuple[View, View] | None:
             table_view("Losses", titles, [cells[key] for key in sorted(cells)]))  # fmt: skip
 
 
-def _checks(title: str, runs: Sequence[EntryRun]) -> tuple[View, View] | None:
+def _checks(title: str, runs: Sequence[EntryRun]) -> tuple[PageData, PageData] | None:
     """What selection saw: the best accuracy on validation images of each checkpoint."""
     series, rows = [], list[Cells]()
     for run in runs:
@@ -195,7 +195,7 @@ def _offsets(run: EntryRun) -> dict[int, int]:
     return found
 
 
-def ranked(places: Sequence[Place]) -> View | None:
+def ranked_view(places: Sequence[Place]) -> PageData | None:
     """The ranking of one ipc as a chart: means, intervals, and every seed."""
     done = [(place, place.mean) for place in places if place.mean is not None]
     if len(done) < 2:
@@ -243,7 +243,7 @@ class Spent:
         return self.place.cells | self.costs | {f"{n}_front": "yes" if n in self.fronts else "" for n in COSTS}
 
 
-def figures(places: Sequence[Place]) -> tuple[list[View], View]:
+def figures(places: Sequence[Place]) -> tuple[list[PageData], PageData]:
     """Accuracy against images per class, bytes and seconds, and the table of all that is drawn."""
     done = [Spent.of(place) for place in places if place.mean is not None]
     done.sort(key=lambda spent: (spent.ipc, spent.place.entry.name))
@@ -274,7 +274,7 @@ def _budgets(by_title: dict[str, list[Spent]]) -> str:
     return charts.lines(series, "Accuracy against images per class", about, "images per class", "accuracy %", log=True)
 
 
-def _against(part: Sequence[Spent], where: str, name: str, by_title: dict[str, list[Spent]]) -> list[View]:
+def _against(part: Sequence[Spent], where: str, name: str, by_title: dict[str, list[Spent]]) -> list[PageData]:
     """Accuracy against a cost; what costs less than the clock is worth, a second, is drawn and judged as a second."""
     words, least, axis = COSTS[name]
     points = {id(spent): (max(cost, least), spent.percent) for spent in part if (cost := spent.costs[name]) is not None}
@@ -299,7 +299,7 @@ def _against(part: Sequence[Spent], where: str, name: str, by_title: dict[str, l
     return [{"svg": svg, "caption": f"Accuracy against {words}{where}. Dotted: what nothing beats in both"}]
 
 
-def transfers(places: Sequence[Place], other: dict[str, list[Place]], own: str) -> View | None:
+def transfers(places: Sequence[Place], other: dict[str, list[Place]], own: str) -> PageData | None:
     """Sets evaluated on networks that they were not made for: a heat map and its table."""
     # a mean over some of the seeds is no neighbour of one over all: who submits could choose them
     means = {

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import DEVICE, FORMATS, OPTIONS, OUT, QUIET
+from ddbench.cli.options import DEVICE, FORM, OPTIONS, OUT, QUIET
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
     from ddbench.apply.continual import Report, Target
 
-FORM = click.option("--format", "form", default="table", type=FORMATS, help="csv holds the first table alone.")
+FORM_OPTION = click.option("--format", "form", default="table", type=FORM, help="csv holds the first table alone.")
 
 
 def grid(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -41,7 +41,7 @@ def target_options(students: int, what: str) -> Callable[[Callable[..., Any]], C
             click.option("--protocol", help="Train by another protocol."),
             click.option("--students", default=students, show_default=True, type=click.IntRange(1), help=what),
             click.option("--seed", type=int, help="Seed of all that is drawn; by default the run's."),
-            DEVICE, OPTIONS, OUT, FORM, QUIET,
+            DEVICE, OPTIONS, OUT, FORM_OPTION, QUIET,
         )):  # fmt: skip
             command = option(command)
         return command

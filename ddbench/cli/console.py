@@ -33,7 +33,7 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
-def clean(value: Any) -> str:
+def safe(value: Any) -> str:
     """Text that is safe to show."""
     return UNSAFE.sub("?", str(value))
 
@@ -42,14 +42,14 @@ def say(text: str) -> None:
     """A line of progress or advice, on stderr."""
     from rich.markup import escape
 
-    _console(stderr=True).print(escape(clean(text)))
+    _console(stderr=True).print(escape(safe(text)))
 
 
 def fail(text: str) -> None:
     """An error, on stderr, as one line."""
     from rich.markup import escape
 
-    _console(stderr=True).print(f"[bold red]error:[/] {escape(clean(' '.join(text.split())))}")
+    _console(stderr=True).print(f"[bold red]error:[/] {escape(safe(' '.join(text.split())))}")
 
 
 def data(text: str) -> None:
@@ -68,12 +68,12 @@ def table(title: str, columns: Sequence[str], body: Iterable[Sequence[Any]], cap
     from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title=escape(clean(title)) or None, title_justify="left", caption=caption and escape(clean(caption)))
+    shown = Table(title=escape(safe(title)) or None, title_justify="left", caption=caption and escape(safe(caption)))
     shown.caption_justify = "left"
     for name in columns:
-        shown.add_column(escape(clean(name)), overflow="fold")
+        shown.add_column(escape(safe(name)), overflow="fold")
     for line in body:
-        shown.add_row(*(escape(clean("" if cell is None else cell)) for cell in line))
+        shown.add_row(*(escape(safe("" if cell is None else cell)) for cell in line))
     out = _console()
     target = out if out.is_terminal else Console(highlight=False, width=250)
     target.print(shown)
@@ -142,11 +142,11 @@ class Display:
 
 
 def _numbers(event: Event) -> str:
-    shown = {n: clean(v) if isinstance(v, str) else f"{float(v):.4g}" for n, v in event.numbers.items()}
+    shown = {n: safe(v) if isinstance(v, str) else f"{float(v):.4g}" for n, v in event.numbers.items()}
     return "  ".join(f"{name} {value}" for name, value in shown.items())
 
 
-class Cells:
+class WorkTable:
     """Shows cells at work: a table that renews itself on a terminal, nothing elsewhere (there each end is a line)."""
 
     def __init__(self, quiet: bool = False) -> None:
@@ -156,7 +156,7 @@ class Cells:
         self._live = None if quiet or not err.is_terminal else Live(console=err, transient=True, auto_refresh=False)
         self._shown = 0.0
 
-    def __enter__(self) -> Cells:
+    def __enter__(self) -> WorkTable:
         if self._live is not None:
             self._live.start()
         return self
@@ -173,12 +173,12 @@ class Cells:
         from rich.markup import escape
         from rich.table import Table
 
-        shown = Table(title=escape(clean(title)), title_justify="left", expand=True)
+        shown = Table(title=escape(safe(title)), title_justify="left", expand=True)
         shown.add_column("at work", ratio=2, no_wrap=True)
         shown.add_column("s", justify="right")
         shown.add_column("", ratio=3, no_wrap=True)
         for what, seconds, words in body:
-            shown.add_row(escape(clean(what)), f"{seconds:.0f}", escape(clean(words)))
+            shown.add_row(escape(safe(what)), f"{seconds:.0f}", escape(safe(words)))
         self._live.update(shown, refresh=True)
 
 

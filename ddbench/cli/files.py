@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import DEVICE, FORMATS, JSON, OPTIONS, OUT, QUIET
+from ddbench.cli.options import DEVICE, FORM, JSON, OPTIONS, OUT, QUIET
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _FORMS = click.Choice(["pt", "npz", "folder", "datasets"])
 @DEVICE
 @OPTIONS
 @OUT
-@click.option("--format", "form", default="table", type=FORMATS)
+@click.option("--format", "form", default="table", type=FORM)
 @JSON
 @QUIET
 def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, controls: bool, **given: Any) -> int:

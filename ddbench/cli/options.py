@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from ddbench.errors import UsageError
+from ddbench.results.tables import FORMATS
 
-FORMATS = click.Choice(["table", "md", "csv", "json", "latex", "html"])
+FORM = click.Choice(FORMATS)
 OUT = click.option(
     "--out", default="runs", type=click.Path(path_type=Path), show_default=True, help="Folder that holds run folders."
 )

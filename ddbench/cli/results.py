@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORMATS, JSON, OUT
+from ddbench.cli.options import FORM, JSON, OUT
 
 if TYPE_CHECKING:
     from ddbench.run.row import Row
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fail-if", multiple=True, metavar="CONDITIONS", help="Exit with 1 if a row shown is so: 'accuracy<0.5'."
 )
-@click.option("--format", "form", default="table", type=FORMATS, show_default=True)
+@click.option("--format", "form", default="table", type=FORM, show_default=True)
 @JSON
 def compare(
     runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: str, as_json: bool, **given: Any

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORMATS, JSON, OUT, QUIET, request_options
+from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--resume", metavar="RUN", help="Go on with an existing run, by its folder or name.")
 @click.option("--tracker", "trackers", multiple=True, metavar="NAME[=PLACE]", help="tensorboard, wandb or mlflow.")
 @click.option("--checkpoint-seconds", default=20.0, type=click.FloatRange(0), help="Seconds between checkpoints.")
-@click.option("--format", "form", default="table", type=FORMATS)
+@click.option("--format", "form", default="table", type=FORM)
 @JSON
 @QUIET
 @click.pass_context

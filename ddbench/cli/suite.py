@@ -50,7 +50,7 @@ def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, devic
         return _show_plan(asked, out, jobs, as_json, again)
     orders = Orders(out, jobs, **given)
     prepare(asked, out, on_existing)
-    with console.Cells(quiet) as watch:
+    with console.WorkTable(quiet) as watch:
 
         def show(scene: Scene) -> None:
             watch(f"{scene.title}: {', '.join(f'{n} {what}' for what, n in scene.counts.items())}", scene.working)

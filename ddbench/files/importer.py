@@ -216,7 +216,7 @@ def _placed(
     return space, own, tuple(replace(s, images=pixelspace.applied(s.images, own)) for s in found.sets), notes
 
 
-def _settled(verdict: pixelspace.Verdict, real: RealData) -> str:
+def _settled(verdict: pixelspace.Finding, real: RealData) -> str:
     """Where the numbers do not decide: the space of a dataset that was asked for whitened; else the user must say."""
     if real.preprocessing.kind == "zca":
         return "zca"

@@ -71,7 +71,7 @@ class Looks:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Finding:
     """The space that fits best, a sentence with the numbers, and the distance of every candidate (0 is best)."""
 
     space: str
@@ -173,7 +173,7 @@ def candidates(
     return found
 
 
-def detect(images: Tensor, candidates: Mapping[str, Preprocessing], real: Tensor) -> Verdict:
+def detect(images: Tensor, candidates: Mapping[str, Preprocessing], real: Tensor) -> Finding:
     """The candidate whose images are most like ``real`` (n, c, h, w), real images in [0, 1]."""
     natural, some = Looks.of(real), sample(images)
     looks = {name: Looks.of(undone(some, step)) for name, step in candidates.items()}
@@ -183,7 +183,7 @@ def detect(images: Tensor, candidates: Mapping[str, Preprocessing], real: Tensor
     order = sorted(scores, key=lambda name: scores[name])
     best = order[0]
     said = "; ".join(f"as {name!r} {looks[name]}" for name in order[:3])
-    return Verdict(best, f"{said}; real images have {natural}", scores)
+    return Finding(best, f"{said}; real images have {natural}", scores)
 
 
 def same(a: Preprocessing, b: Preprocessing) -> bool:

@@ -7,13 +7,13 @@ asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import digest, file_digest, home, write_json
 from ddbench.base.options import label, make
+from ddbench.base.progress import Say
 from ddbench.base.tensors import is_safetensors
 from ddbench.errors import UsageError
 from ddbench.files.class_order import NAME as ORDER
@@ -26,8 +26,6 @@ from ddbench.run.folder import find_run, finished
 from ddbench.run.record import EvaluationRecord, RunRecord
 from ddbench.run.row import Row
 from ddbench.run.spec import Request, pick_device, resolve, split_dataset, split_flags
-
-Say = Callable[[str], None]
 
 
 def evaluated(target: str, out: Path, options: EvalOptions, say: Say = lambda _: None) -> list[Row]:
@@ -42,7 +40,7 @@ def evaluated(target: str, out: Path, options: EvalOptions, say: Say = lambda _:
     folders = [source.folder or adopted(source, out) for source in sources]
     done: list[str | None] = []
     for plan, folder in zip(plans, folders, strict=True):
-        record = carry_out(plan, folder / "evaluations")
+        record = graded(plan, folder / "evaluations")
         if warning := misordered(record):
             say(f"warning: {warning}")
         done.append(record.key)
@@ -199,7 +197,7 @@ def adopted(source: Opened, out: Path) -> Path:
     return folder
 
 
-def carry_out(plan: Planned, folder: Path) -> EvaluationRecord:
+def graded(plan: Planned, folder: Path) -> EvaluationRecord:
     """Train and test the students; the record of the evaluation, stored in ``folder``."""
     return EvaluationRecord.model_validate(evaluate(plan.evaluation, folder, threads=plan.threads, seed=plan.seed))
 

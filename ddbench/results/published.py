@@ -1,7 +1,8 @@
 """Published accuracies, to stand beside reproduced ones: never averaged, ranked or tested with them.
 
-``published.csv`` is the table, in percent. The mappings below say which published name a row of ddbench has; what they
-do not name has no published value. Sources that disagree are all shown.
+``published.csv`` is the table, in percent. Under which names a method or scheduler stands there, it says itself (see
+:class:`ddbench.Published`); which published name a dataset has, is said below. What has no name has no published value.
+Sources that disagree are all shown.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from ddbench.base.options import make
+from ddbench.errors import UsageError
+from ddbench.plugins import published_names, published_schedule, registry
 from ddbench.run.row import Cells, Row
 
 COLUMNS = ("method", "scheduler", "dataset", "model", "ipc", "accuracy_mean", "accuracy_std", "source")
@@ -31,33 +35,6 @@ DATASETS = {
     "imagenet-woof": ("ImageWoof-128", "ConvNetD5"),
 }
 _SIZES = {"imagenet": 64, "imagenet-nette": 128, "imagenet-woof": 128}  # those that are made at several
-# (matcher, factor of the decoder) -> published names; what is packed has a published number for idc alone.
-METHODS: dict[tuple[str, int], tuple[str, ...]] = {
-    ("tesla", 1): ("TESLA",),
-    ("mtt", 1): ("MTT",),
-    ("ftd", 1): ("FTD", "FTD(DATM rerun)"),
-    ("datm", 1): ("DATM",),
-    ("dc", 1): ("DC",),
-    ("dsa", 1): ("DSA",),
-    ("dm", 1): ("DM",),
-    ("idc", 1): ("IDC-I",),
-    ("idc", 2): ("IDC",),
-    ("frepo", 1): ("FRePo",),
-    ("rat-bptt", 1): ("RaT-BPTT",),
-    ("rded", 1): ("RDED",),
-    ("sre2l", 1): ("SRe2L",),
-    ("random", 1): ("Random", "Random(DC-era)"),
-    ("herding", 1): ("Herding",),
-    ("k-center", 1): ("K-Center", "K-Center(alt)"),
-    ("k-means", 1): ("Kmeans-emb",),
-    ("forgetting", 1): ("Forgetting",),
-}
-# Real images are published with hard labels, but for random ones, which "A Label is Worth a Thousand Images" labels.
-HARD = {"random", "herding", "k-center", "k-means", "forgetting"}
-_SOFT = {"random": ("RandomReal+SoftLabel(expert)",)}
-# Published variants of a method that are another setting: never beside, shown on request.
-VARIANTS = {"MTT": ("MTT(no ZCA; DC-Bench avg)",), "SRe2L": ("SRe2L(CutMix soft)",),
-            "Random": ("RandomReal hard label",)}  # fmt: skip
 # What leaves a dataset whole; anything else is another dataset under the same name.
 _WHOLE = {
     "dataset.limit": (None,),
@@ -143,26 +120,28 @@ def lookup(row: Row) -> list[Reported]:
 def elsewhere(row: Row) -> list[Reported]:
     """What is published for the row's method, dataset and ipc in other settings: networks, schedulers, variants."""
     published = DATASETS.get(str(row.dataset), ("", ""))[0]
-    names, same = _methods(row), set(beside(row))
-    names += tuple(variant for name in names for variant in VARIANTS.get(name, ()))
+    names, same = _methods(row, variants=True), set(beside(row))
     found = (r for r in everything() if (r.dataset, r.ipc) == (published, row.ipc) and r.method in names)
     return [r for r in found if r not in same]
 
 
-def _methods(row: Row) -> tuple[str, ...]:
-    factor = (row.options or {}).get("decoder.factor", 1)
-    if row.matcher in HARD and row.label_type not in (None, "hard"):
-        return _SOFT.get(row.matcher, ()) if factor == 1 else ()
-    return METHODS.get((str(row.matcher), factor), ())
+def _methods(row: Row, *, variants: bool = False) -> set[str]:
+    """The published names of a row's method with labels of its kind; what is packed has names of its own."""
+    plugin = registry().plugins.get(("matcher", str(row.matcher)))
+    kind, factor = "hard" if row.label_type in (None, "hard") else "soft", (row.options or {}).get("decoder.factor", 1)
+    named = published_names(plugin) if plugin else ()
+    fitting = [n for n in named if n.labels in (None, kind) and n.factor == factor]
+    return {n.name for n in fitting if variants or not n.variant}
 
 
 def _scheduler(row: Row) -> str | None:
     """The published name of a schedule; None for stages that are not the published ones."""
-    options = row.options or {}
-    if row.scheduler == "single":
-        return "none"
-    odd = options.get("scheduler.sizes") or not options.get("scheduler.chain", True)
-    return None if odd or row.scheduler != "pdd" else f"PDD-P{options.get('scheduler.stages', 5)}"
+    plugin = registry().plugins.get(("scheduler", str(row.scheduler)))
+    given = {n.removeprefix("scheduler."): v for n, v in (row.options or {}).items() if n.startswith("scheduler.")}
+    try:
+        return published_schedule(make(plugin.cls, given, "scheduler")) if plugin else None
+    except UsageError:  # options of another version
+        return None
 
 
 def _is_network(label: str | None, model: str) -> bool:

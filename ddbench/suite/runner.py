@@ -18,16 +18,14 @@ from typing import Any
 
 from ddbench.base.cache import lock
 from ddbench.base.process import Worker, death
-from ddbench.base.progress import Interrupts
+from ddbench.base.progress import Interrupts, Say
 from ddbench.errors import BusyError, InterruptedRun, UsageError
 from ddbench.run.folder import finished
 from ddbench.suite.grid import Cell, Suite
-from ddbench.suite.status import BAD, append, due, standing, standings
+from ddbench.suite.status import BAD, append, cell_standings, due, standing
 
 _POLL_SECONDS = 0.1
 _PATIENCE = 1.0  # seconds between looks at a cell that another process is at
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class Work:
     def carry_out(self) -> None:
         """Run what is to do, and record every cell as it ends. Raises InterruptedRun on the first signal."""
         with _held(self._base.with_suffix(".lock")), Interrupts() as interrupts:
-            self.status = standings(self.suite, self.orders.out)
+            self.status = cell_standings(self.suite, self.orders.out)
             for cell in self.suite.cells:
                 self._note_experts(cell)
             queue = self._queue()

@@ -70,7 +70,7 @@ def _evaluated(run: RunRecord, cell: Cell, students: int) -> bool:
     return any(e.complete and e.n == students and e.protocol_digest == rules for e in run.evaluations)
 
 
-def standings(suite: Suite, out: Path) -> dict[str, tuple[str, str]]:
+def cell_standings(suite: Suite, out: Path) -> dict[str, tuple[str, str]]:
     """The standing of every cell, by its key."""
     known = {record["key"]: record for record in records(out)}
     return {cell.key: standing(cell, out, suite.students, known) for cell in suite.cells}
@@ -100,7 +100,7 @@ def plan(
     suite: Suite, out: Path, say: Callable[[str], None], *, on_existing: str, retry: bool, limit: int | None
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every cell with its standing, and what those that are due will take. Trains nothing, and starts nothing."""
-    stands, times = standings(suite, out), expected(suite.cells, out)
+    stands, times = cell_standings(suite, out), expected(suite.cells, out)
     if on_existing == "rerun":
         again = {cell.key: ("", "") for cell in suite.cells if finished(out / cell.spec.folder)}
         now = due(suite.cells, stands | again, retry=retry, limit=limit)

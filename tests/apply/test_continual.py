@@ -16,7 +16,7 @@ from tiny import run, spec
 from torch import Tensor
 
 from ddbench.apply import continual as module
-from ddbench.apply.continual import Target, class_orders, continual, memory_of, only, seen_after, shortened
+from ddbench.apply.continual import Target, class_orders, continual, only, remembered, seen_after, shortened
 from ddbench.base.cache import read_json
 from ddbench.base.progress import Event, listening
 from ddbench.cli.apply import apply
@@ -94,7 +94,7 @@ def soft_set(kind: str, label_type: str = "teacher") -> SyntheticSet:
 @pytest.mark.parametrize("kind", ["probability", "logit", "real"])
 def test_a_memory_holds_the_images_of_the_classes_seen_labelled_over_these(kind):
     whole = soft_set(kind)
-    (part,) = memory_of(Curriculum((whole,), ((0,),)), [1, 3], 4).sets
+    (part,) = remembered(Curriculum((whole,), ((0,),)), [1, 3], 4).sets
     assert part.images[:, 0, 0, 0].tolist() == [2, 3, 6, 7]
     rows = whole.labels[[2, 3, 6, 7]][:, [1, 3]]
     expected = torch.stack([row / row.sum() for row in rows]) if kind == "probability" else rows
@@ -105,7 +105,7 @@ def test_a_memory_holds_the_images_of_the_classes_seen_labelled_over_these(kind)
 def test_images_with_hard_labels_are_told_apart_by_them_in_any_order():
     order = torch.tensor([2, 0, 1, 1, 3, 0, 2, 3])
     whole = SyntheticSet(torch.arange(8.0).view(8, 1, 1, 1), torch.eye(4)[order])
-    (part,) = memory_of(Curriculum((whole,), ((0,),)), [0, 3], 4).sets
+    (part,) = remembered(Curriculum((whole,), ((0,),)), [0, 3], 4).sets
     assert part.images.flatten().tolist() == [1, 4, 5, 7]
     assert part.labels.argmax(1).tolist() == [0, 1, 0, 1]
 
@@ -113,13 +113,13 @@ def test_images_with_hard_labels_are_told_apart_by_them_in_any_order():
 def test_images_whose_class_cannot_be_told_are_refused():
     odd = replace(soft_set("probability"), images=torch.zeros(7, 1, 2, 2), labels=torch.full((7, 4), 0.25))
     with pytest.raises(DataError, match="7 images with soft labels are no equal number for each of 4 classes"):
-        memory_of(Curriculum((odd,), ((0,),)), [0], 4)
+        remembered(Curriculum((odd,), ((0,),)), [0], 4)
 
 
 def test_every_stage_gives_its_images_of_the_classes_seen(here):
     target = opened(here.staged)
     whole = target.evaluation.distilled.curriculum
-    part = memory_of(whole, [0, 2], 3)
+    part = remembered(whole, [0, 2], 3)
     assert [len(s) for s in whole.sets] == [3, 3]
     assert [len(s) for s in part.sets] == [2, 2]
     assert part.phases == whole.phases

@@ -113,9 +113,9 @@ def on_front(costs: dict[str, Any], title: str) -> list[str]:
 def test_each_ranking_is_drawn_with_its_intervals_and_seeds():
     rows = [place("dm", 0.6), place("random", 0.5)]
     gone = place("gone", None)
-    drawn = site_data.ranked([*rows, gone])["svg"]
+    drawn = site_data.ranked_view([*rows, gone])["svg"]
     assert [name for name in ("dm", "random", "gone") if f"{name}</text>" in drawn] == ["dm", "random"]
-    assert site_data.ranked([rows[0], gone]) is None, "one method is no ranking"
+    assert site_data.ranked_view([rows[0], gone]) is None, "one method is no ranking"
 
 
 def test_seconds_are_judged_within_an_ipc_and_what_takes_no_time_as_one_second():

@@ -15,7 +15,7 @@ from ddbench.errors import UsageError
 from ddbench.files.pixelspace import (
     CONSTANTS,
     SPACES,
-    Verdict,
+    Finding,
     applied,
     candidates,
     detect,
@@ -60,7 +60,7 @@ def seen_as(space: str, name: str) -> Preprocessing:
     return whitened(name) if space == "zca" else stated(space, real(name), None)
 
 
-def verdict(images: Tensor, name: str) -> Verdict:
+def verdict(images: Tensor, name: str) -> Finding:
     data = real(name)
     return detect(images, candidates(images, data, lambda: whitened(name)), looked_at(data))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ddbench.plugins import registry
+from ddbench.plugins import published_names, published_schedule, registry
 from ddbench.results import published
 from ddbench.results.published import beside, elsewhere, everything, lookup
 from ddbench.run.row import Row
@@ -90,15 +90,15 @@ def test_the_header_says_that_values_are_percent():
 
 def test_everything_that_the_mappings_name_exists_on_both_sides():
     methods = {r.method for r in everything()}
-    for (matcher, _), names in published.METHODS.items():
-        assert matcher in registry().names("matcher")
-        assert set(names) <= methods
-    for name, more in published.VARIANTS.items():
-        assert {name, *more} <= methods
+    named = {name: published_names(registry().get("matcher", name)) for name in registry().names("matcher")}
+    assert {p.name for names in named.values() for p in names} <= methods
+    assert {name for name, names in named.items() if not names} == {"el2n", "fresh", "ncfm"} & set(named)
+    schedules = {r.scheduler for r in everything()}
+    for name in ("single", "pdd"):
+        assert published_schedule(registry().get("scheduler", name).cls()) in schedules
     for dataset, (name, model) in published.DATASETS.items():
         assert dataset.partition("-")[0] in registry().names("dataset")
         assert any((r.dataset, r.model) == (name, model) for r in everything())
-    assert set(published.HARD) <= {matcher for matcher, _ in published.METHODS}
 
 
 @pytest.mark.parametrize(

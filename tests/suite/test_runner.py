@@ -21,7 +21,7 @@ from ddbench.errors import DDBenchError, UsageError
 from ddbench.suite import runner
 from ddbench.suite.grid import Suite, read
 from ddbench.suite.runner import Orders, Work, words
-from ddbench.suite.status import append, expected, records, standings
+from ddbench.suite.status import append, cell_standings, expected, records
 
 # The server of tests/helpers/tiny.py, in which a suite forks its workers instead of starting an interpreter for each.
 _PRELUDE = """
@@ -579,7 +579,7 @@ def test_a_damaged_result_is_the_trouble_of_its_own_cell(tmp_path):
     folder = tmp_path / "runs" / found.cells[0].spec.folder
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{")
-    stands = standings(found, tmp_path / "runs")
+    stands = cell_standings(found, tmp_path / "runs")
     assert stands[found.cells[0].key][0] == "failed"
     assert stands[found.cells[1].key] == ("", "")
 

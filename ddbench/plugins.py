@@ -219,6 +219,11 @@ def resume_with(matcher: Matcher[object], noted: dict[str, dict[str, Any]]) -> N
         matcher.resume(noted)
 
 
+def takes_steps(plugin: Plugin) -> bool:
+    """Whether a matcher learns images by default; a coreset takes no step."""
+    return bool(getattr(plugin.cls, "steps", 0))
+
+
 def decodes(matcher: Matcher[object]) -> bool:
     """Whether a matcher matches what stored images decode to."""
     return bool(getattr(matcher, "decodes", False))

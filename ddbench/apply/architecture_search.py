@@ -26,6 +26,7 @@ from ddbench.errors import UsageError
 from ddbench.grade.student import accuracy
 from ddbench.problem.starts import teach
 from ddbench.results.tables import Table
+from ddbench.run.defaults import BASELINE, NETWORK
 from ddbench.train.fit import Recipe, Student, fit
 from ddbench.train.network import Network
 
@@ -87,7 +88,7 @@ def architectures(base: Any, given: Mapping[str, Sequence[str]]) -> tuple[list[A
     ``given`` replaces the values of the options that it names in ``GRID``, which is for ``convnet``.
     """
     cls, known = type(base), {f.name for f in fields(base)}
-    grid = {**(GRID if base.name == "convnet" else {}), **given}
+    grid = {**(GRID if base.name == NETWORK else {}), **given}
     if not grid:
         raise UsageError(f"there is no grid for network {base.name!r}; name one, such as --grid OPTION=VALUE,VALUE")
     if unknown := set(grid) - known:
@@ -132,7 +133,7 @@ def trainers(target: Target, record: Record) -> dict[str, Train]:
         memory, teaching = lessons(target, record, name)
         return lambda network, seed: teach(network, Student(network.init(seed / "init")), memory, teaching, seed).vector
 
-    made = {DISTILLED: by("distilled"), RANDOM: by("random")}
+    made = {DISTILLED: by("distilled"), RANDOM: by(BASELINE)}
     return made | {name: _on_real(target, record, name, recipe) for name, recipe in real_recipes(target).items()}
 
 

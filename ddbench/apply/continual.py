@@ -28,17 +28,16 @@ from ddbench.files.target import EvalOptions, opened, planned
 from ddbench.grade.evaluation import Evaluation
 from ddbench.grade.selection import at_chosen, tuned
 from ddbench.grade.student import accuracy
-from ddbench.plugins import needs_of, registry
+from ddbench.plugins import needs_of, registry, takes_steps
 from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts, Teaching, teach
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
 from ddbench.results.tables import Table
+from ddbench.run.defaults import MEMORIES, ONE_STAGE
 from ddbench.run.spec import EXPERTS
 from ddbench.run.stage import prepared
 from ddbench.train.fit import TRAINER_VERSION, Recipe, Student
 from ddbench.train.network import Network
-
-MEMORIES = ("random", "herding")  # of real images, that the distilled one is compared with
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +165,9 @@ def text_table(title: str, rows: list[dict[str, str]], notes: Sequence[str] = ()
 def real_memory(target: Target, name: str) -> SyntheticSet:
     """As many real training images per class as the set stores, chosen by the coreset ``name``, with hard labels."""
     work, plugin = target.evaluation, registry().get("matcher", name)
-    found = plugin.recipe({"dataset": work.dataset.name, "ipc": target.ipc, "scheduler": "single"})
+    found = plugin.recipe({"dataset": work.dataset.name, "ipc": target.ipc, "scheduler": ONE_STAGE})
     recipe = found.options if found else {}
-    if getattr(plugin.cls, "steps", 0):
+    if takes_steps(plugin):
         raise UsageError(f"matcher {name!r} learns images, which takes a run of its own; name coresets as --memories")
     matcher = make(plugin.cls, {**recipe.get("matcher", {}), "labels": "hard"}, "matcher")
     experts = make(Recipe, options(EXPERTS) | dict(recipe.get("experts", {})), "experts")

@@ -32,6 +32,7 @@ from ddbench.plugins import needs_of
 from ddbench.problem.decode import IDENTITY
 from ddbench.problem.labels import mean_labels
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, targets
+from ddbench.run.defaults import BASELINE, CORESETS, ONE_STAGE
 from ddbench.run.record import EvaluationRecord
 from ddbench.run.references import whole_set
 from ddbench.run.row import Cells, deviation
@@ -39,7 +40,6 @@ from ddbench.run.run import Run, Settings, first_problem
 from ddbench.run.spec import RunSpec, baseline, from_record
 from ddbench.run.stage import prepared
 
-CORESETS = ("random", "k-center", "herding")
 PLAIN = {"augment": "", "mixing": "none"}
 FORMULAS = {
     "IOR": "accuracy(distilled) - accuracy(random), same kind of labels",
@@ -182,9 +182,9 @@ def control_matrix(source: Opened, options: EvalOptions, settings: Settings) -> 
 def _scores(found: dict[tuple[str, str, bool], float], controls: _Controls, plan: Planned) -> dict[str, float]:
     own = controls.own_labels
     full = mean(whole_set(controls.spec, plan.evaluation.dataset, min(plan.evaluation.students, 3))["accuracies"])
-    ior = improvement_over_random(found["distilled", own, True], found["random", own, True])
+    ior = improvement_over_random(found["distilled", own, True], found[BASELINE, own, True])
     hlr = hard_label_recovery(full, found["distilled", "hard", True])
-    pairs = [found[name, own, augmented] for augmented in (True, False) for name in ("distilled", "random")]
+    pairs = [found[name, own, augmented] for augmented in (True, False) for name in ("distilled", BASELINE)]
     ars = augmentation_robust_score(*pairs)
     return {"IOR": ior, "HLR": hlr, "LRS": label_robust_score(ior, hlr), "ARS": ars, "all real data": full}
 
@@ -193,7 +193,7 @@ def _spec(plan: Planned) -> RunSpec:
     """The task of the set, with random images in place of its method, for the network and rules of the evaluation."""
     asked = plan.evaluation
     record = asked.distilled.about["spec"]
-    plain = {"matcher": {"name": "random", "options": {}}, "scheduler": {"name": "single", "options": {}}}
+    plain = {"matcher": {"name": BASELINE, "options": {}}, "scheduler": {"name": ONE_STAGE, "options": {}}}
     spec = from_record(record | plain | {"device": asked.device, "seed": plan.seed})
     return replace(spec, network=asked.distilled.network, protocol=asked.protocol)
 

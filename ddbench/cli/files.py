@@ -10,6 +10,7 @@ import click
 from ddbench.cli import console
 from ddbench.cli.options import DEVICE, FORM, JSON, OPTIONS, OUT, QUIET
 from ddbench.errors import UsageError
+from ddbench.run.defaults import BASELINE, NETWORK
 
 if TYPE_CHECKING:
     from ddbench.files.target import EvalOptions
@@ -84,7 +85,7 @@ def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> N
 @click.command("import")
 @_PATHS
 @click.option("--dataset", required=True, help="Dataset plugin that the set was distilled from; images:PATH, hf:PATH.")
-@click.option("--network", default="convnet", show_default=True, help="Network that students are, or experts were.")
+@click.option("--network", default=NETWORK, show_default=True, help="Network that students are, or experts were.")
 @click.option("--protocol", default="default", show_default=True, help="Rules that students will learn by.")
 @click.option("--pixels", default="auto", show_default=True, metavar="SPACE",
               help="Pixel space: unit, dataset, zca, cifar10, cifar100, or means/stds: M1,M2,M3/S1,S2,S3.")  # fmt: skip
@@ -101,7 +102,7 @@ def import_(paths: tuple[Path, ...], out: Path | None, experts: bool, options: t
 
     console.warn_broken()
     request = Request(
-        dataset=given["dataset"], matcher="random", network=given["network"], protocol=given["protocol"], flags=options
+        dataset=given["dataset"], matcher=BASELINE, network=given["network"], protocol=given["protocol"], flags=options
     )
     if experts:
         with console.working(quiet):

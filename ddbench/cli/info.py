@@ -12,6 +12,7 @@ import click
 from ddbench.cli import console
 from ddbench.cli.options import JSON, OPTIONS, OUT, QUIET
 from ddbench.errors import DDBenchError, UsageError, did_you_mean
+from ddbench.run.defaults import MATCHER, NETWORK
 
 if TYPE_CHECKING:
     from ddbench.data.dataset import Dataset
@@ -63,7 +64,7 @@ def plugins(as_json: bool) -> int:
 
 
 @click.command("check-grad")
-@click.option("--matcher", default="tesla", show_default=True)
+@click.option("--matcher", default=MATCHER, show_default=True)
 @click.option("--steps", default=15, show_default=True, type=click.IntRange(1), help="Student steps.")
 @click.option("--lr", default=0.01, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Student lr.")
 @click.option("--seed", default=0, show_default=True, type=int)
@@ -211,7 +212,7 @@ def _show_gradient_check(
     method = make(registry().get("matcher", matcher).cls, given.get("matcher", {}), "matcher")
     if not isinstance(method, Differentiating):
         raise UsageError(f"matcher {matcher!r} does not differentiate an unroll: there is nothing to check")
-    small = make(registry().get("network", "convnet").cls, {"width": 8, "depth": 2}, "network")
+    small = make(registry().get("network", NETWORK).cls, {"width": 8, "depth": 2}, "network")
     found = compare_gradients(method.differentiate, small, steps=steps, lr=lr, seed=seed)
     if as_json:
         console.data_json({"matcher": matcher, "steps": steps, "lr": lr, "seed": seed, "gradients": found})

@@ -10,6 +10,7 @@ import click
 
 from ddbench.errors import UsageError
 from ddbench.results.tables import FORMATS
+from ddbench.run.defaults import DATASET, MATCHER, NETWORK, SCHEDULER
 
 FORM = click.Choice(FORMATS)
 OUT = click.option(
@@ -38,10 +39,10 @@ OPTIONS = click.option("-o", "options", multiple=True, callback=pairs, metavar="
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what a run is."""
     for option in reversed((
-        click.option("--dataset", default="digits", show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),
-        click.option("--matcher", default="tesla", show_default=True, help="Distillation method."),
-        click.option("--scheduler", default="single", show_default=True, help="How the budget is staged."),
-        click.option("--network", default="convnet", show_default=True, help="Network plugin."),
+        click.option("--dataset", default=DATASET, show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),
+        click.option("--matcher", default=MATCHER, show_default=True, help="Distillation method."),
+        click.option("--scheduler", default=SCHEDULER, show_default=True, help="How the budget is staged."),
+        click.option("--network", default=NETWORK, show_default=True, help="Network plugin."),
         click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
         click.option("--seed", default=0, show_default=True, type=int, help="Seed of the run."),
         click.option("--protocol", default="default", show_default=True, help="Rules, such as default or pdd-paper."),

@@ -27,6 +27,7 @@ from ddbench.hookspecs import DatasetSource, NetworkSource
 from ddbench.problem.experts import layout
 from ddbench.problem.starts import Teaching
 from ddbench.problem.synthetic import Curriculum, SyntheticSet
+from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.spec import Request, resolve
 from ddbench.train.network import Network
 
@@ -97,7 +98,7 @@ def imported(
     spec = resolve(replace(request, ipc=ipc)).spec  # recipes may depend on how many images there are
     record = spec.record() | {
         "matcher": {"name": "imported", "options": {}},
-        "scheduler": {"name": "imported" if len(made.curriculum.phases) > 1 else "single", "options": {}},
+        "scheduler": {"name": "imported" if len(made.curriculum.phases) > 1 else ONE_STAGE, "options": {}},
     }
     record["versions"] = {n: v for n, v in record["versions"].items() if n.split()[0] in ("dataset", "network")}
     teaching = _teaching(made.curriculum, dataset, spec.protocol)

@@ -22,6 +22,7 @@ from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, default_metrics, evaluate
 from ddbench.grade.protocol import Protocol, altered
 from ddbench.plugins import registry
+from ddbench.run.defaults import BASELINE, NETWORK
 from ddbench.run.folder import find_run, finished
 from ddbench.run.record import EvaluationRecord, RunRecord
 from ddbench.run.row import Row
@@ -75,7 +76,7 @@ def opened(target: str, out: Path, options: EvalOptions) -> Opened:
             "with --dataset (and -o dataset.root=... where its data are)"
         )
     request = Request(
-        dataset=options.dataset, matcher="random", network=options.network or "convnet",
+        dataset=options.dataset, matcher=BASELINE, network=options.network or NETWORK,
         protocol=options.protocol or "default", device=options.device, flags=options.plain_flags(),
     )  # fmt: skip
     from ddbench.files.importer import imported
@@ -136,7 +137,7 @@ def _rules(spec: dict[str, Any], name: str | None, recorded: Protocol, flags: di
     if name is None:
         return altered(recorded, flags)
     request = Request(
-        dataset=spec["dataset"]["name"], matcher="random", network=spec["network"]["name"], ipc=spec["ipc"],
+        dataset=spec["dataset"]["name"], matcher=BASELINE, network=spec["network"]["name"], ipc=spec["ipc"],
         protocol=name, flags=tuple((f"protocol.{option}", value) for option, value in flags.items()),
     )  # fmt: skip
     found = resolve(request).spec.protocol

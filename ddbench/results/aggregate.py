@@ -15,6 +15,7 @@ from typing import Any
 from ddbench.base.cache import canonical
 from ddbench.results.statistics import interval
 from ddbench.results.where import known, rank, value
+from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.row import Cells, Row
 
 # What a line says of its rows where they agree.
@@ -64,7 +65,7 @@ class Line:
     def name(self) -> str:
         """Short and unique in most groups: ``tesla pdd (teacher labels)``."""
         row = self.row
-        rule = f" {row.scheduler}" if row.scheduler not in (None, "single") else ""
+        rule = f" {row.scheduler}" if row.scheduler not in (None, ONE_STAGE) else ""
         labels = f" ({row.label_type} labels)" if row.label_type else ""
         return f"{row.matcher or 'all'}{rule}{labels}{self.variant}"
 

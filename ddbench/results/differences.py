@@ -17,6 +17,7 @@ from ddbench.results.aggregate import Line
 from ddbench.results.statistics import Test, holm, paired, welch
 from ddbench.results.tables import cell
 from ddbench.results.where import Condition, parse
+from ddbench.run.defaults import BASELINE, ONE_STAGE
 from ddbench.run.row import Cells, Row
 
 LEVEL = 0.05
@@ -69,7 +70,7 @@ def _place(row: Row) -> str:
 def _baseline(text: str | None, lines: Sequence[Line]) -> list[Condition]:
     """``random`` or ``matcher=random,label_type=hard``."""
     if text is None:
-        return [Condition("matcher", "=", "random")]
+        return [Condition("matcher", "=", BASELINE)]
     rows = [line.cells for line in lines]
     found = parse(text, rows) if any(sign in text for sign in "=<>~") else [Condition("matcher", "=", text.strip())]
     if rows and not any(all(c.holds(row) for c in found) for row in rows):
@@ -84,7 +85,7 @@ def _against_baseline(
     """The test of each line of a group against its baseline, and captions."""
     fits = [line for line in group if line.scores and all(c.holds(line.cells) for c in wanted)]
     # a scheduler is a method of its own: random images in stages are no baseline where there are some in one set
-    fits = [line for line in fits if line.row.scheduler == "single"] or fits
+    fits = [line for line in fits if line.row.scheduler == ONE_STAGE] or fits
     found: list[tuple[Line, Test]] = []
     unclear = False
     for line in group:
@@ -242,7 +243,7 @@ def _things(one: Line, other: Line) -> int:
 
 def _plainness(line: Line) -> tuple[Any, ...]:
     """Sorts the plainer of two first: one set, hard labels, and the last of options by the alphabet (zero, exact)."""
-    return (line.row.scheduler != "single", line.row.label_type != "hard", [-ord(letter) for letter in line.variant])
+    return (line.row.scheduler != ONE_STAGE, line.row.label_type != "hard", [-ord(letter) for letter in line.variant])
 
 
 def _apart(line: Line, base: Line) -> str:

@@ -17,6 +17,7 @@ from importlib.resources import files
 from ddbench.base.options import make
 from ddbench.errors import UsageError
 from ddbench.plugins import published_names, published_schedule, registry
+from ddbench.run.defaults import NETWORK
 from ddbench.run.row import Cells, Row
 
 COLUMNS = ("method", "scheduler", "dataset", "model", "ipc", "accuracy_mean", "accuracy_std", "source")
@@ -146,7 +147,7 @@ def _scheduler(row: Row) -> str | None:
 
 def _is_network(label: str | None, model: str) -> bool:
     """Whether a network's label is the published ConvNet: by default it is as deep as the dataset's images ask for."""
-    return label in ("convnet", f"convnet(depth={_NETWORKS.get(model)})")
+    return label in (NETWORK, f"{NETWORK}(depth={_NETWORKS.get(model)})")
 
 
 def footnotes(found: Iterable[Reported]) -> dict[str, int]:

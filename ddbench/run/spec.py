@@ -18,6 +18,7 @@ from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.hookspecs import DatasetSource, Matcher, NetworkSource, Scheduler
 from ddbench.plugins import Plugin, RecipeEntry, decodes, main_option, registry
 from ddbench.problem.decode import IDENTITY, Decoder
+from ddbench.run.defaults import BASELINE, DATASET, MATCHER, NETWORK, ONE_STAGE, SCHEDULER
 from ddbench.train.fit import TRAINER_VERSION, Recipe
 
 SCHEMA = 1
@@ -32,10 +33,10 @@ EXPERTS = Recipe(epochs=20, lr=0.03, batch=64)  # for thousands of images; recip
 class Request:
     """What a user asks for, before recipes and defaults fill in the rest."""
 
-    dataset: str = "digits"
-    matcher: str = "tesla"
-    scheduler: str = "single"
-    network: str = "convnet"
+    dataset: str = DATASET
+    matcher: str = MATCHER
+    scheduler: str = SCHEDULER
+    network: str = NETWORK
     ipc: int = 1
     seed: int = 0
     protocol: str = "default"
@@ -179,19 +180,19 @@ def _versions(plugins: dict[str, Plugin]) -> tuple[tuple[str, str], ...]:
     return tuple((f"{kind} {p.name}", f"{p.package} {p.version}") for kind, p in plugins.items())
 
 
-def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY, matcher: str = "random") -> RunSpec:
+def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY, matcher: str = BASELINE) -> RunSpec:
     """The same task with real images, one stage: random ones are what every run is shown beside.
 
     Whatever the run's method, it is the run that ``--matcher random`` would make with the same flags; what labels
     images is the same for all coresets: the experts that random images have.
     """
-    names = {kind: getattr(spec, kind).name for kind in PLUGGED} | {"matcher": matcher, "scheduler": "single"}
+    names = {kind: getattr(spec, kind).name for kind in PLUGGED} | {"matcher": matcher, "scheduler": ONE_STAGE}
     plugins = {kind: registry().get(kind, name) for kind, name in names.items()}
-    recipe = registry().get("matcher", "random").recipe(_situation(spec, "single"))
+    recipe = registry().get("matcher", BASELINE).recipe(_situation(spec, ONE_STAGE))
     given = dict(recipe.options.get("matcher", {})) if recipe else {}
     usual, own = options(_usual_experts(spec, spec.matcher.name, spec.scheduler.name)), options(spec.experts)
     flags = {name: value for name, value in own.items() if value != usual[name]}
-    experts = options(_usual_experts(spec, "random", "single")) | flags
+    experts = options(_usual_experts(spec, BASELINE, ONE_STAGE)) | flags
     return replace(
         spec,
         matcher=make(plugins["matcher"].cls, given | {"labels": labels}, "matcher"),

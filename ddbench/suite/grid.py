@@ -32,12 +32,13 @@ from typing import Any
 from ddbench.base.cache import digest
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.hookspecs import Needing
+from ddbench.run.defaults import BASELINE, DATASET, NETWORK, SCHEDULER
 from ddbench.run.record import PLACES
 from ddbench.run.spec import PLUGGED, Request, RunSpec, resolve, split_dataset
 
 AXES: tuple[str, ...] = ("dataset", "network", "ipc", "scheduler", "matcher", "protocol", "seeds")
 NUMBERS = ("ipc", "seeds")
-USUAL = {"network": "convnet", "scheduler": "single", "protocol": "default", "seeds": [0]}
+USUAL = {"network": NETWORK, "scheduler": SCHEDULER, "protocol": "default", "seeds": [0]}
 TOP = (*AXES, "title", "students", "threads", "tracker", "options", "matrix", "exclude")
 MATRIX = (*AXES, "options", "label")
 CHOICE = ("name", "options", "label")
@@ -194,7 +195,7 @@ def _requests(
 
 
 def _example(axis: str) -> str:
-    return "ipc = [1, 10]" if axis == "ipc" else f'{axis} = "{"digits" if axis == "dataset" else "random"}"'
+    return "ipc = [1, 10]" if axis == "ipc" else f'{axis} = "{DATASET if axis == "dataset" else BASELINE}"'
 
 
 def _choices(axis: str, given: Any, where: str, base: Path) -> list[Choice]:

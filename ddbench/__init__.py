@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ddbench.errors import DataError, DDBenchError, DivergedError, UsageError, did_you_mean
     from ddbench.hookspecs import Examinee, Published, hookimpl
     from ddbench.problem.experts import Experts
-    from ddbench.problem.problem import Needs, Problem
+    from ddbench.problem.problem import Memory, Needs, Problem
     from ddbench.problem.starts import Starts, Teaching, teach
     from ddbench.problem.synthetic import Curriculum, Pool, SyntheticSet, Teacher, share
     from ddbench.train.fit import Recipe, Student, fit, predict, soft_cross_entropy, squared_error
@@ -39,6 +39,7 @@ _HOME = {
     "Examinee": "hookspecs",
     "Examples": "data.dataset",
     "Experts": "problem.experts",
+    "Memory": "problem.problem",
     "Needs": "problem.problem",
     "Network": "train.network",
     "Pool": "problem.synthetic",

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 import pluggy
 
@@ -146,8 +146,8 @@ class Noting(Protocol):
     nothing), and what it began with it should end with. ``notes`` go into checkpoints and the stage's record.
     """
 
-    def notes(self) -> dict[str, dict[str, Any]]: ...
-    def resume(self, notes: dict[str, dict[str, Any]]) -> None: ...
+    def notes(self) -> dict[str, dict[str, object]]: ...
+    def resume(self, notes: dict[str, dict[str, object]]) -> None: ...
 
 
 @runtime_checkable

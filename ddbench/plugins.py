@@ -208,12 +208,12 @@ def memory_of(matcher: Matcher[object], problem: Problem) -> Memory:
     return matcher.memory(problem) if isinstance(matcher, hookspecs.Forecasting) else Memory(problem.state_bytes())
 
 
-def notes_of(matcher: Matcher[object]) -> dict[str, dict[str, Any]]:
+def notes_of(matcher: Matcher[object]) -> dict[str, dict[str, object]]:
     """How a matcher works in this stage, for its record."""
     return matcher.notes() if isinstance(matcher, hookspecs.Noting) else {}
 
 
-def resume_with(matcher: Matcher[object], noted: dict[str, dict[str, Any]]) -> None:
+def resume_with(matcher: Matcher[object], noted: dict[str, dict[str, object]]) -> None:
     """Begin a stage, or go on with one in which ``noted`` was noted."""
     if isinstance(matcher, hookspecs.Noting):
         matcher.resume(noted)

@@ -48,7 +48,7 @@ class Ledger:
     best: dict[str, Any] | None = None
     checks: list[dict[str, Any]] = field(default_factory=list)
     check_seconds: list[float] = field(default_factory=list)  # of distilling until each check
-    engine: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was compiled or lowered, and what was not
+    engine: dict[str, dict[str, object]] = field(default_factory=dict)  # what was compiled or lowered, and what was not
 
 
 @dataclass(eq=False)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ddbench.train.fit import Recipe, Student, fit, predict, soft_cross_entropy, squared_error
     from ddbench.train.network import Network
 
-API_VERSION = 1
-
 _HOME = {
     "DSA": "data.augment",
     "Curriculum": "problem.synthetic",
@@ -87,7 +85,7 @@ PUBLIC_MODULES = {
     "ddbench.trajectory.unroll": "stable",  # the gradient of a student's training
 }
 
-__all__ = ["API_VERSION", "PUBLIC_MODULES", *sorted(_HOME)]
+__all__ = ["PUBLIC_MODULES", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:

@@ -85,7 +85,14 @@ PUBLIC_MODULES = {
     "ddbench.trajectory.unroll": "stable",  # the gradient of a student's training
 }
 
-__all__ = ["PUBLIC_MODULES", *sorted(_HOME)]
+# Written out for type checkers, which take a name of an installed package for public only if it stands here.
+__all__ = [
+    "DSA", "PUBLIC_MODULES", "Curriculum", "DDBenchError", "DataError", "Dataset", "DivergedError", "Examinee",
+    "Examples", "Experts", "Needs", "Network", "Pixels", "Pool", "Preprocessing", "Problem", "Published",
+    "RealData", "Recipe", "Seed", "Starts", "Store", "Student", "SyntheticSet", "Teacher", "Teaching",
+    "UsageError", "did_you_mean", "fit", "hookimpl", "predict", "report", "share", "soft_cross_entropy",
+    "squared_error", "stratified", "teach",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ddbench.base.moved import install
+from ddbench.errors import require_posix
 
 if TYPE_CHECKING:
     from ddbench.base.progress import report
@@ -98,6 +99,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ddbench' has no attribute {name!r}")
+    require_posix()
     return getattr(importlib.import_module(f"ddbench.{_HOME[name]}"), name)
 
 

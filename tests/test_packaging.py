@@ -32,3 +32,9 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
         expected = {path.as_posix() for path in files if "__pycache__" not in path.parts}
         assert expected
         assert not expected - wheel
+
+
+def test_the_metadata_say_on_which_systems_ddbench_works():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [c for c in project["classifiers"] if c.startswith("Operating System")] == ["Operating System :: POSIX"]
+    assert "POSIX systems alone" in (ROOT / "README.md").read_text()

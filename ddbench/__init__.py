@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ddbench.base.moved import install
+from ddbench.errors import require_posix
 
 if TYPE_CHECKING:
     from ddbench.base.progress import report
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from ddbench.problem.synthetic import Curriculum, Pool, SyntheticSet, Teacher, share
     from ddbench.train.fit import Recipe, Student, fit, predict, soft_cross_entropy, squared_error
     from ddbench.train.network import Network
-
-API_VERSION = 1
 
 _HOME = {
     "DSA": "data.augment",
@@ -88,12 +87,20 @@ PUBLIC_MODULES = {
     "ddbench.trajectory.unroll": "stable",  # the gradient of a student's training
 }
 
-__all__ = ["API_VERSION", "PUBLIC_MODULES", *sorted(_HOME)]
+# Written out for type checkers, which take a name of an installed package for public only if it stands here.
+__all__ = [
+    "DSA", "PUBLIC_MODULES", "Curriculum", "DDBenchError", "DataError", "Dataset", "DivergedError", "Examinee",
+    "Examples", "Experts", "Needs", "Network", "Pixels", "Pool", "Preprocessing", "Problem", "Published",
+    "RealData", "Recipe", "Seed", "Starts", "Store", "Student", "SyntheticSet", "Teacher", "Teaching",
+    "UsageError", "did_you_mean", "fit", "hookimpl", "predict", "report", "share", "soft_cross_entropy",
+    "squared_error", "stratified", "teach",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ddbench' has no attribute {name!r}")
+    require_posix()
     return getattr(importlib.import_module(f"ddbench.{_HOME[name]}"), name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -39,6 +40,12 @@ class InterruptedRun(DDBenchError):
     """SIGINT or SIGTERM arrived and the work stopped at a safe point."""
 
     exit_code = 130
+
+
+def require_posix() -> None:
+    """Refuse other systems in a sentence: locks, workers and writes into the middle of files are POSIX's here."""
+    if sys.platform == "win32":
+        raise DataError("ddbench works on POSIX systems alone (Linux, macOS); on Windows, run it in WSL")
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

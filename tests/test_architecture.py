@@ -219,6 +219,7 @@ def test_built_ins_are_declared_in_the_entry_points_and_nowhere_else():
 
 def test_the_public_names_are_those_that_a_plugin_needs():
     assert {"Examples", "SyntheticSet", "Problem", "hookimpl"} <= set(ddbench.__all__)
+    assert set(ddbench.__all__) == {"PUBLIC_MODULES", *ddbench._HOME}
     for name in ddbench.__all__:
         assert getattr(ddbench, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

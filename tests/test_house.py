@@ -47,7 +47,7 @@ def test_the_arrows_say_all_that_is_imported_and_nothing_twice(house):
 def test_imports_count_wherever_they_stand_but_not_those_for_type_checkers(house, tmp_path):
     path = tmp_path / "some.py"
     path.write_text(
-        "from ddbench import API_VERSION, Recipe\n"
+        "from ddbench import PUBLIC_MODULES, Recipe\n"
         "if TYPE_CHECKING:\n    from ddbench.boards.board import Board\n"
         "def late():\n    import ddbench.base.seeds\n    from ddbench import errors\n    import torch\n"
     )

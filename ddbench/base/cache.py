@@ -116,6 +116,8 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     With ``wait=False`` a held lock raises BusyError at once and says who holds it.
     """
+    # flock by itself: the library filelock polls while it waits, and where it would gain a system, on Windows, its
+    # lock bars others from reading who holds it
     with _open_lock(path) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

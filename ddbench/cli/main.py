@@ -15,7 +15,7 @@ from ddbench.cli.info import check_grad, info, list_, plugins, prepare
 from ddbench.cli.results import compare
 from ddbench.cli.run import experts, run
 from ddbench.cli.suite import suite
-from ddbench.errors import DDBenchError
+from ddbench.errors import DDBenchError, require_posix
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,6 +46,7 @@ def main() -> None:
     # a busy machine; spinning briefly costs nothing on an idle one.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
+        require_posix()
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()

@@ -21,6 +21,7 @@ from tiny import THREAD, artefacts, command_in, ddbench, options, words
 
 from ddbench.base.cache import lock, read_json
 from ddbench.cli.main import main
+from ddbench.errors import DataError
 from ddbench.plugins import RecipeEntry, registry
 
 FIELDS = {
@@ -112,6 +113,20 @@ def test_the_installed_command_runs_in_a_process_of_its_own(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [row["matcher"] for row in json.loads(done.stdout)] == ["random"]
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["run", "--dataset", "toy"], ["--help"]])
+def test_a_system_that_is_not_posix_is_refused_in_one_sentence(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "platform", "win32")
+    answer = ddbench(*arguments)
+    assert answer.code == 3
+    assert error_of(answer) == "error: ddbench works on POSIX systems alone (Linux, macOS); on Windows, run it in WSL"
+
+
+def test_the_library_says_the_same_there_before_a_module_is_missing(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(DataError, match="POSIX systems alone"):
+        from ddbench import Problem  # noqa: F401
 
 
 # ---------------------------------------------------------------------------------------------- run

@@ -90,7 +90,7 @@ PUBLIC_MODULES = {
 # Written out for type checkers, which take a name of an installed package for public only if it stands here.
 __all__ = [
     "DSA", "PUBLIC_MODULES", "Curriculum", "DDBenchError", "DataError", "Dataset", "DivergedError", "Examinee",
-    "Examples", "Experts", "Needs", "Network", "Pixels", "Pool", "Preprocessing", "Problem", "Published",
+    "Examples", "Experts", "Memory", "Needs", "Network", "Pixels", "Pool", "Preprocessing", "Problem", "Published",
     "RealData", "Recipe", "Seed", "Starts", "Store", "Student", "SyntheticSet", "Teacher", "Teaching",
     "UsageError", "did_you_mean", "fit", "hookimpl", "predict", "report", "share", "soft_cross_entropy",
     "squared_error", "stratified", "teach",

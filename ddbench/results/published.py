@@ -16,7 +16,6 @@ from importlib.resources import files
 
 from ddbench.base.options import make
 from ddbench.errors import UsageError
-from ddbench.plugins import published_names, published_schedule, registry
 from ddbench.run.defaults import NETWORK
 from ddbench.run.row import Cells, Row
 
@@ -128,6 +127,8 @@ def elsewhere(row: Row) -> list[Reported]:
 
 def _methods(row: Row, *, variants: bool = False) -> set[str]:
     """The published names of a row's method with labels of its kind; what is packed has names of its own."""
+    from ddbench.plugins import published_names, registry  # which tables without published numbers do without
+
     plugin = registry().plugins.get(("matcher", str(row.matcher)))
     kind, factor = "hard" if row.label_type in (None, "hard") else "soft", (row.options or {}).get("decoder.factor", 1)
     named = published_names(plugin) if plugin else ()
@@ -137,6 +138,8 @@ def _methods(row: Row, *, variants: bool = False) -> set[str]:
 
 def _scheduler(row: Row) -> str | None:
     """The published name of a schedule; None for stages that are not the published ones."""
+    from ddbench.plugins import published_schedule, registry
+
     plugin = registry().plugins.get(("scheduler", str(row.scheduler)))
     given = {n.removeprefix("scheduler."): v for n, v in (row.options or {}).items() if n.startswith("scheduler.")}
     try:

@@ -6,7 +6,6 @@ of run folders are. ``pack`` makes one of a folder; ``Entry.read`` gives back wh
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shlex
@@ -16,8 +15,9 @@ from typing import Any
 
 from pydantic import Field
 
-from ddbench.base.cache import file_digest, read_json
+from ddbench.base.cache import atomic_write, canonical, file_digest, read_json
 from ddbench.base.tensors import content_digest
+from ddbench.boards.picture import Picture, file_name, opened
 from ddbench.errors import DataError, UsageError
 from ddbench.plugins import registry
 from ddbench.results.tables import clean
@@ -25,9 +25,8 @@ from ddbench.run.folder import FINAL, finished
 from ddbench.run.record import PLACES, Described, Held, Number, ResultRecord, RunRecord, SpecRecord, StageRecord
 from ddbench.run.spec import GROUPS, PLUGGED, Request, from_record, resolve
 
-FORMAT = 1
+FORMAT = 2  # 1 had pictures of another kind, with the names of entries
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of boards and entries: they become file names and addresses
-WIDEST = 960  # pixels of a picture: it travels with the repository
 POINTS = 40  # of a curve, per stage: enough to see its shape
 _BROKEN = re.compile(r"[\ud800-\udfff\ufffe\uffff]")  # what is in no XML and in no UTF-8
 _RESULT = ("status", "error", "dataset", "selection", "label_type", "network", "parameters", "steps", "images",
@@ -42,24 +41,6 @@ class Curve(Held):
     stage: int
     step: list[int]
     loss: list[Number]
-
-
-class Part(Held):
-    """Where a stage is in a picture, as parts of its height, and how many images per class it shows, of how many."""
-
-    top: Number
-    bottom: Number
-    shown: int
-    of: int
-
-
-class Picture(Held):
-    """A picture of a set: the classes of its columns, of how many there are, and its stages."""
-
-    sha256: str = ""
-    classes: list[str]
-    of: int
-    stages: list[Part]
 
 
 class EntryRun(RunRecord):
@@ -103,6 +84,13 @@ class Entry(Held):
     def name(self) -> str:
         return self.file.stem
 
+    @property
+    def picture_file(self) -> Path:
+        """Where the picture is, if there is one."""
+        if self.format == 1:
+            return self.file.with_suffix(".png")
+        return self.file.with_name(file_name(self.picture.sha256 if self.picture else ""))
+
     @classmethod
     def read(cls, path: Path) -> Entry:
         """An entry from its file, or a DataError that names it."""
@@ -113,9 +101,9 @@ class Entry(Held):
             raise DataError(
                 f"{path} is no entry of a leaderboard: it lacks {', '.join(lacking)}; submit the runs again"
             )
-        if held["format"] != FORMAT:
+        if held["format"] not in (1, FORMAT):
             raise DataError(
-                f"{path} has format {held['format']!r}; this ddbench reads {FORMAT}: update it, or submit again"
+                f"{path} has format {held['format']!r}; this ddbench reads 1 and {FORMAT}: update it, or submit again"
             )
         told = {name: value for name, value in held.items() if value is not None} | {"file": path}
         entry = cls.checked(told, f"{path} is damaged ({{}}); submit the runs again")
@@ -126,12 +114,29 @@ class Entry(Held):
             )
         if not NAME.fullmatch(path.stem):
             raise DataError(f"an entry is named with a-z, 0-9 and ._- (at most 64), not {path.name!r}; rename it")
-        picture = path.with_suffix(".png")
-        if entry.picture and (not picture.exists() or file_digest(picture) != entry.picture.sha256):
-            raise DataError(
-                f"{picture} is not the picture that {path.name} records; submit the runs again with --replace"
-            )
+        entry._check_picture()
         return entry
+
+    def _check_picture(self) -> None:
+        """Refuse a picture that is another than the entry records, or none that pages can show."""
+        if self.picture is None:
+            return
+        path = self.picture_file
+        if not path.exists() or file_digest(path) != self.picture.sha256:
+            raise DataError(
+                f"{path} is not the picture that {self.file.name} records; submit the runs again with --replace"
+            )
+        try:
+            self.picture.crops(opened(path))
+        except ValueError as error:
+            raise DataError(f"{self.file} misdescribes its picture ({error}); submit the runs again") from error
+
+
+def write(path: Path, held: dict[str, Any]) -> None:
+    """Write an entry: a line for each thing that it says and for each run, so that a difference is as small."""
+    words = [f"{canonical(name)}: {canonical(value)}" for name, value in sorted(held.items()) if name != "runs"]
+    runs = ",\n".join(map(canonical, held["runs"]))
+    atomic_write(path, ("{\n" + ",\n".join([*words, f'"runs": [\n{runs}\n]']) + "\n}\n").encode())
 
 
 def is_command(line: str) -> bool:
@@ -281,29 +286,3 @@ def option_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def picture_of(folder: Path) -> tuple[bytes, Picture]:
-    """A run's preview, made small, with the classes of its columns and the part of its height that each stage takes."""
-    from PIL import Image
-
-    from ddbench.grade.distilled import Distilled
-    from ddbench.grade.preview import GAP, MAX_CLASSES, MAX_ROWS
-
-    distilled = Distilled.load(folder / "distilled.safetensors")
-    each = [len(s) // len(distilled.classes) for s in distilled.curriculum.sets]
-    heights = [min(n, MAX_ROWS) * (distilled.curriculum.sets[0].images.shape[2] + GAP) for n in each]
-    whole, tops = sum(heights) + 2 * GAP * (len(heights) - 1), [0]
-    for height in heights:
-        tops.append(tops[-1] + height + 2 * GAP)
-    stages = [
-        Part(top=top / whole, bottom=(top + height) / whole, shown=min(n, MAX_ROWS), of=n)
-        for top, height, n in zip(tops, heights, each, strict=False)
-    ]
-    with Image.open(folder / "preview.png") as image:
-        image.load()
-    out = io.BytesIO()
-    image.thumbnail((WIDEST, WIDEST * 4))
-    image.save(out, "PNG", optimize=True)
-    names = list(distilled.classes[:MAX_CLASSES])
-    return out.getvalue(), Picture(classes=names, of=len(distilled.classes), stages=stages)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.base.cache import atomic_write, read_json
-from ddbench.boards.entry import EntryRun, command_of, pack, picture_of, shown
+from ddbench.boards.entry import EntryRun, command_of, pack, shown
+from ddbench.boards.picture import opened, picture_of
 from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules
 from ddbench.boards.site_data import PageData, figures, parts, ranked_view, table_view, transfers
 from ddbench.errors import UsageError
@@ -126,9 +127,9 @@ def _board(page: Environment, found: Standings) -> str:
 
 def _entry(place: Place) -> PageData:
     entry, row, cells = place.entry, place.line.row, place.cells
-    png = (entry.file.with_suffix(".png").read_bytes(), entry.picture) if entry.picture else None
+    seen = (opened(entry.picture_file), entry.picture) if entry.picture else None
     accuracy = cell("accuracy_mean", cells)
-    view = parts(f"{place.title}, ipc {row.ipc}", entry.runs, entry.command, png)
+    view = parts(f"{place.title}, ipc {row.ipc}", entry.runs, entry.command, seen)
     facts = {"test accuracy": f"{accuracy or 'none'} %", "by": shown(entry.author), "link": shown(entry.link),
              "date": shown(entry.date[:10]), "status": row.status, "versions": shown(row.versions)}  # fmt: skip
     linked = [(name, text, _safe(text) if name == "link" else None) for name, text in facts.items() if text]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddbench.boards import charts
 from ddbench.boards.charts import Ranked, Series
-from ddbench.boards.entry import EntryRun, Picture, shown
+from ddbench.boards.entry import EntryRun, shown
+from ddbench.boards.picture import TALLEST, WIDEST, Picture, encoded
 from ddbench.boards.ranking import Place
 from ddbench.results.aggregate import one_per_run
 from ddbench.results.tables import cell
 from ddbench.results.where import is_number
 from ddbench.run.row import Cells, Row
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PageData = dict[str, Any]
 FALLING = {"accuracy_mean", "n", "difference", "accuracy"}  # whose best are the largest: sorted so at the first click
@@ -61,31 +64,28 @@ def _cell(name: str, row: Cells, number: bool, lead: bool) -> PageData:
     }
 
 
-def pictures_view(png: bytes, layout: Picture) -> list[PageData]:
-    """The images of a set, a grid per stage with the names of its columns."""
-    from PIL import Image
+def pictures_view(image: Image, layout: Picture) -> list[PageData]:
+    """The images of a set, a grid per stage with the names of its columns.
 
-    with Image.open(io.BytesIO(png)) as image:
-        image.load()
+    Pages hold pixels that were read and written anew, not whatever bytes a file had.
+    """
     found, stages = [], layout.stages
-    for number, stage in enumerate(stages, start=1):
-        part = image.crop((0, round(stage.top * image.height), image.width, round(stage.bottom * image.height)))
-        out = io.BytesIO()
-        part.save(out, "PNG")
+    for number, (stage, part) in enumerate(zip(stages, layout.crops(image), strict=True), start=1):
+        part.thumbnail((WIDEST, TALLEST))
         few = f"{stage.shown} of {stage.of}" if stage.shown < stage.of else str(stage.of)
         where = f"Stage {number} of {len(stages)}: " if len(stages) > 1 else ""
         some = f"; {len(layout.classes)} of {layout.of} classes" if len(layout.classes) < layout.of else ""
         found.append({
             "caption": f"{where}synthetic images, {few} per class{some}; columns are classes",
             "classes": [shown(name, 40) for name in layout.classes],
-            "uri": "data:image/png;base64," + base64.b64encode(out.getvalue()).decode(),
+            "uri": "data:image/webp;base64," + base64.b64encode(encoded(part)).decode(),
             "width": part.width,
             "height": part.height,
         })  # fmt: skip
     return found
 
 
-def parts(title: str, runs: Sequence[EntryRun], command: str, png: tuple[bytes, Picture] | None) -> PageData:
+def parts(title: str, runs: Sequence[EntryRun], command: str, seen: tuple[Image, Picture] | None) -> PageData:
     """All there is to say of the runs of one setting: for an entry of a board, and for the report of a run."""
     drawn, folded = [], []
     for view in (_losses(title, runs), _checks(title, runs)):
@@ -95,7 +95,7 @@ def parts(title: str, runs: Sequence[EntryRun], command: str, png: tuple[bytes, 
     return {
         "command": "\n".join(shown(line, 4000) for line in command.splitlines()),
         "many": len(runs) > 1,
-        "images": pictures_view(*png) if png else [],
+        "images": pictures_view(*seen) if seen else [],
         "charts": drawn,
         "tables": [table_view("Runs", RUNS, [_run(run) for run in runs]), _students(runs)],
         "folded": folded,

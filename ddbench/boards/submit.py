@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddbench.base.cache import atomic_write, file_digest, write_json
+from ddbench.base.cache import atomic_write, digest, read_json
 from ddbench.base.options import changed, options
 from ddbench.boards.board import Board, plugin
-from ddbench.boards.entry import FORMAT, Entry, EntryRun, Picture, command_of, pack, picture_of
+from ddbench.boards.entry import FORMAT, Entry, EntryRun, command_of, pack, write
+from ddbench.boards.picture import Picture, file_name, opened, picture_of, remove_unused, small
 from ddbench.errors import UsageError
 from ddbench.grade.protocol import named
 from ddbench.results.differences import SEEDS_FOR_BEST
@@ -66,16 +67,38 @@ def submit(folders: Sequence[Path], board: Board, *, replace: bool, **about: str
         if path.exists() and not replace:
             raise UsageError(f"{path} holds an entry of these settings already; replace it with --replace")
         ready.append((path, _entry(runs, board, about), _picture(found)))
+    before = "".join(path.read_text(errors="replace") for path, _, _ in ready if path.exists())
     for path, entry, drawn in ready:
-        image = path.with_suffix(".png")
-        if drawn:
-            atomic_write(image, drawn[0])
-            picture = drawn[1].model_copy(update={"sha256": file_digest(image)})
-            entry = entry.model_copy(update={"picture": picture})
-        else:
-            image.unlink(missing_ok=True)
-        write_json(path, entry.json_value())
+        _write(path, entry.json_value(), drawn)
+    remove_unused(board.folder / "entries", before)
     return [path for path, _, _ in ready]
+
+
+def _write(path: Path, held: dict[str, Any], drawn: tuple[bytes, Picture] | None) -> None:
+    """Write an entry with its picture: the picture first, so that no entry is ever without."""
+    told = None
+    if drawn:
+        sha256 = digest(drawn[0])
+        atomic_write(path.with_name(file_name(sha256)), drawn[0])
+        told = drawn[1].json_value() | {"sha256": sha256}
+    write(path, held | {"format": FORMAT, "picture": told})
+    path.with_suffix(".png").unlink(missing_ok=True)  # of an entry of the first version
+
+
+def convert(board: Path) -> list[Path]:
+    """Write the entries of a board as this version does, and their pictures; nothing else in them changes.
+
+    It is not needed: entries of the first version are read. It makes them small.
+    """
+    paths = sorted((board / "entries").glob("*.json"))
+    for path in paths:
+        entry = Entry.read(path)  # a damaged one is refused
+        held = read_json(path)
+        if entry.format == 1:
+            _write(path, held, small(opened(entry.picture_file), entry.picture) if entry.picture else None)
+        else:
+            write(path, held)
+    return paths
 
 
 def _entry(runs: Sequence[EntryRun], board: Board, about: dict[str, str | None]) -> Entry:
@@ -99,5 +122,5 @@ def _picture(found: Sequence[tuple[Path, EntryRun]]) -> tuple[bytes, Picture] | 
     """The picture of the first seed that finished, and where its stages are in it; nothing where none finished."""
     for folder, run in found:
         if run.result.status == "ok" and (folder / "preview.png").exists():
-            return picture_of(folder)
+            return small(*picture_of(folder))
     return None

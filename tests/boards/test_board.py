@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from boardkit import SEEDS, board, made, packed, posted
-from PIL import Image
 
 from ddbench.base.cache import read_json, write_json
 from ddbench.base.tensors import content_digest
 from ddbench.boards import ranking
 from ddbench.boards.board import Board, found
-from ddbench.boards.entry import NAME, POINTS, WIDEST, Entry, EntryRun, command_of, curves, is_command, pack
+from ddbench.boards.entry import NAME, POINTS, Entry, EntryRun, command_of, curves, is_command, pack
 from ddbench.boards.submit import drafted, submit
 from ddbench.errors import DataError, UsageError
 from ddbench.run.record import RunRecord, SpecRecord
@@ -102,20 +101,14 @@ def sealed(folder: Path, name: str) -> None:
     write_json(folder / "result.json", result)
 
 
-def test_the_images_travel_as_a_small_picture_with_a_part_for_each_stage(tmp_path):
-    folders = made(tmp_path / "runs", scheduler="pdd", ipc=2)
-    (path,) = entered(tmp_path, folders)
-    layout = Entry.read(path).picture
-    assert layout is not None
-    with Image.open(path.with_suffix(".png")) as image:
-        assert max(image.size) <= WIDEST
-    assert layout.classes == ["0", "1", "2"]
-    assert [(s.shown, s.of) for s in layout.stages] == [(1, 1), (1, 1)]
-    first, second = layout.stages
-    assert 0 == first.top < first.bottom < second.top < second.bottom == 1
-    path.with_suffix(".png").write_bytes(b"another")
-    with pytest.raises(DataError, match="not the picture"):
-        Entry.read(path)
+def test_the_file_of_an_entry_has_a_line_for_each_run_and_reads_as_any_other_layout_does(runs, tmp_path):
+    (path,) = entered(tmp_path, runs, note='two\nlines, "quoted"')
+    held, lines = read_json(path), path.read_text().splitlines()
+    assert [json.loads(line.rstrip(",")) for line in lines[-4:-2]] == held["runs"]
+    assert len(lines) == len(held) - 1 + len(held["runs"]) + 4
+    entry = Entry.read(path)
+    write_json(path, held)
+    assert Entry.read(path) == entry
 
 
 def test_curves_are_thinned_with_both_ends(tmp_path):
@@ -247,7 +240,7 @@ def test_the_same_submission_gives_the_same_bytes(runs, tmp_path):
     (one,) = entered(tmp_path / "a", runs)
     (two,) = entered(tmp_path / "b", runs[::-1])
     assert one.read_bytes() == two.read_bytes()
-    assert one.with_suffix(".png").read_bytes() == two.with_suffix(".png").read_bytes()
+    assert {p.name for p in one.parent.iterdir()} == {p.name for p in two.parent.iterdir()}
 
 
 def test_a_seed_that_diverged_is_recorded_as_such(runs, tmp_path):
@@ -459,6 +452,13 @@ def test_the_boards_of_this_repository_have_rules_that_can_be_kept():
         assert found.network_label.startswith("convnet")
         assert found.mark_seeds == 5  # with fewer seeds no first place is ever marked, as on the mini boards
         assert len(found.seeds) >= (3 if name.endswith("-mini") else 5)
+
+
+def test_the_pictures_of_this_repository_are_those_of_its_entries():
+    root = Path(__file__).parents[2] / "leaderboards"
+    for folder in root.glob("*/entries"):
+        used = {Entry.read(path).picture_file for path in folder.glob("*.json")}
+        assert used == {path for path in folder.iterdir() if path.suffix != ".json"}
 
 
 def test_the_digits_board_is_what_its_dataset_and_recipe_give(monkeypatch):

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boardkit import HOSTILE, board, hostile_command, made, packed, posted
+from boardkit import HOSTILE, board, hostile_command, made, packed, pictured, posted
 from browser import Visit, chromium
 
 pytest.importorskip("jinja2", reason="the extra html is not installed")
 pytest.importorskip("matplotlib", reason="the extra html is not installed")
 
-from ddbench.base.cache import digest, read_json, write_json
+from ddbench.base.cache import read_json, write_json
 from ddbench.boards import charts, site_data
 from ddbench.boards import site as pages
-from ddbench.boards.entry import Entry, EntryRun, picture_of, shown
+from ddbench.boards.entry import Entry, EntryRun, shown
 from ddbench.boards.ranking import Place, standings
 from ddbench.errors import UsageError
 from ddbench.results.aggregate import Line
@@ -40,14 +40,12 @@ def run(tmp_path_factory) -> Path:
 def site(tmp_path_factory, run) -> Path:
     root = tmp_path_factory.mktemp("boards")
     toys = board(root, run, seeds=FIVE, title="Toys & <textures>")
-    png, layout = picture_of(run)
+    seen = pictured(toys, run)
     for name, means, about in (
         ("random", LOW, {"matcher": "random"}), ("dm", HIGH, {"matcher": "dm"}),
         ("dm-two", HIGH, {"matcher": "dm", "ipc": 2}), ("gone", [None] * 5, {"matcher": "tesla"}),
     ):  # fmt: skip
-        (toys.folder / "entries").mkdir(exist_ok=True)
-        (toys.folder / "entries" / f"{name}.png").write_bytes(png)
-        entry = posted(toys, run, name, means, picture=layout.json_value() | {"sha256": digest(png)}, **about)
+        entry = posted(toys, run, name, means, picture=seen, **about)
         if name == "dm":
             _also(entry, "vgg11")
             write_json(toys.folder / "entries" / f"{name}.json", entry)
@@ -370,12 +368,8 @@ def test_text_is_legible_in_light_and_dark(site, browser, scheme):
 def test_hostile_entries_stay_text(run, tmp_path, browser, kind):
     text = HOSTILE[kind]
     toys = board(tmp_path / "boards", run, seeds=FIVE)
-    png, layout = picture_of(run)
-    (toys.folder / "entries").mkdir()
-    (toys.folder / "entries" / "one.png").write_bytes(png)
-    hostile = {"sha256": digest(png), "classes": [text] * 3}
     entry = posted(toys, run, "one", LOW, method=text, author=text, link=text, note=text, date=text,
-                   command=hostile_command(text), picture=layout.json_value() | hostile)  # fmt: skip
+                   command=hostile_command(text), picture=pictured(toys, run) | {"classes": [text] * 3})  # fmt: skip
     for part in entry["runs"]:
         part["result"]["machine"] = {"device": text, "torch": text, "ddbench": text}
         part["spec"]["matcher"]["name"] = text

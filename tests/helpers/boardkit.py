@@ -10,10 +10,11 @@ from typing import Any
 
 from tiny import run, spec
 
-from ddbench.base.cache import read_json, write_json
+from ddbench.base.cache import atomic_write, digest, read_json, write_json
 from ddbench.base.options import options
 from ddbench.boards.board import Board
-from ddbench.boards.entry import pack
+from ddbench.boards.entry import FORMAT, pack
+from ddbench.boards.picture import file_name, picture_of, small
 from ddbench.grade.protocol import altered, named
 
 SEEDS = (0, 1)
@@ -76,6 +77,14 @@ def packed(folder: Path) -> dict[str, Any]:
     return pack(folder).json_value()
 
 
+def pictured(board: Board, folder: Path) -> dict[str, Any]:
+    """Put the picture of a run beside the entries of a board: what an entry records of it."""
+    data, layout = small(*picture_of(folder))
+    sha256 = digest(data)
+    atomic_write(board.folder / "entries" / file_name(sha256), data)
+    return layout.json_value() | {"sha256": sha256}
+
+
 def posted(
     board: Board, folder: Path, name: str, accuracies: list[float | None], *, ipc: int = 1, matcher: str = "random",
     **about: Any,
@@ -94,7 +103,7 @@ def posted(
             kept = ("dataset", "selection", "machine", "finished")
             made["result"] = {n: made["result"][n] for n in kept} | {"status": "diverged", "error": "the loss exploded"}
         runs.append(made)
-    entry = {"format": 1, "method": matcher, "author": "", "link": "", "note": "", "date": "2026-01-02T03:04:05",
+    entry = {"format": FORMAT, "method": matcher, "author": "", "link": "", "note": "", "date": "2026-01-02T03:04:05",
              "command": "ddbench run", "picture": None, "runs": runs, **about}  # fmt: skip
     write_json(board.folder / "entries" / f"{name}.json", entry)
     return entry

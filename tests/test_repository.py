@@ -1,0 +1,34 @@
+"""What is tracked stays small: whoever clones it gets sources, records and small pictures, and no data."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LARGEST, ALL = 200_000, 10_000_000  # bytes of a file, and of all of them
+
+
+def tracked() -> dict[str, int]:
+    """The tracked files that are there, with their bytes."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout: it has no .git")
+    told = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if told.returncode:
+        pytest.skip(f"git cannot read this checkout: {told.stderr.strip()}")
+    return {name: (ROOT / name).lstat().st_size for name in told.stdout.split("\0") if (ROOT / name).is_file()}
+
+
+def test_no_tracked_file_is_large():
+    sizes = tracked()
+    assert "pyproject.toml" in sizes
+    assert {name: size for name, size in sizes.items() if size > LARGEST} == {}
+
+
+def test_all_tracked_files_together_are_small():
+    assert sum(tracked().values()) <= ALL

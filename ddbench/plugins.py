@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pluggy
 
@@ -162,6 +162,11 @@ def check_class(kind: str, cls: Any) -> None:
     for method in _METHODS[kind]:
         if not callable(getattr(cls, method, None)):
             raise ValueError(f"{kind} {name!r} has no method {method}()")
+    options = {f.name for f in dataclasses.fields(cls)}
+    if kind == "matcher" and "published" not in options and not _are_published(getattr(cls, "published", ())):
+        raise ValueError(
+            f"matcher {name!r}.published must be a tuple of ddbench.Published, got {getattr(cls, 'published', None)!r}"
+        )
     if kind == "metric" and not any(callable(getattr(cls, method, None)) for method in ("__call__", "examine")):
         raise ValueError(f"metric {name!r} has neither __call__(logits, targets) nor examine(student)")
 
@@ -205,18 +210,30 @@ def memory_of(matcher: Matcher[object], problem: Problem) -> Memory:
     """What a matcher takes on the device; the set with one momentum for one that does not say."""
     from ddbench.problem.problem import Memory
 
-    return matcher.memory(problem) if isinstance(matcher, hookspecs.Forecasting) else Memory(problem.state_bytes())
+    if isinstance(matcher, hookspecs.Forecasting) and callable(matcher.memory):  # and not an option of that name
+        return matcher.memory(problem)
+    return Memory(problem.state_bytes())
 
 
 def notes_of(matcher: Matcher[object]) -> dict[str, dict[str, object]]:
     """How a matcher works in this stage, for its record."""
-    return matcher.notes() if isinstance(matcher, hookspecs.Noting) else {}
+    return matcher.notes() if _noting(matcher) else {}
 
 
 def resume_with(matcher: Matcher[object], noted: dict[str, dict[str, object]]) -> None:
     """Begin a stage, or go on with one in which ``noted`` was noted."""
-    if isinstance(matcher, hookspecs.Noting):
+    if _noting(matcher):
         matcher.resume(noted)
+
+
+def _noting(matcher: Matcher[object]) -> TypeGuard[hookspecs.Noting]:
+    """Whether it notes, and does not only have options of these names."""
+    return isinstance(matcher, hookspecs.Noting) and callable(matcher.notes) and callable(matcher.resume)
+
+
+def wants_networks(matcher: Matcher[object]) -> bool:
+    """Whether a matcher may want experts or teachers."""
+    return isinstance(matcher, hookspecs.Needing)
 
 
 def takes_steps(plugin: Plugin) -> bool:
@@ -236,17 +253,24 @@ def soft_labels(matcher: Matcher[object]) -> bool:
 
 def paper(plugin: Plugin) -> str:
     """Where a method was published, in a few words; empty where it does not say."""
-    return getattr(plugin.cls, "paper", "")
+    said = getattr(plugin.cls, "paper", "")
+    return said if isinstance(said, str) else ""
 
 
 def published_names(plugin: Plugin) -> tuple[Published, ...]:
     """The names of a matcher in the table of published accuracies."""
-    return getattr(plugin.cls, "published", ())
+    said = getattr(plugin.cls, "published", ())
+    return said if _are_published(said) else ()
+
+
+def _are_published(said: object) -> TypeGuard[tuple[Published, ...]]:
+    return isinstance(said, tuple) and all(isinstance(name, hookspecs.Published) for name in said)
 
 
 def published_schedule(scheduler: Scheduler) -> str | None:
     """The name of a scheduler, with its options, in the table of published accuracies."""
-    return getattr(scheduler, "published", None)
+    said = getattr(scheduler, "published", None)
+    return said if isinstance(said, str) else None
 
 
 def missing(source: DatasetSource) -> str | None:

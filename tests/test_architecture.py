@@ -244,6 +244,18 @@ def test_modules_that_plugins_knew_stay_importable_with_a_warning(old):
     assert len(warned) == 1
 
 
+def test_names_that_the_module_of_trajectories_had_are_still_there():
+    import ddbench.trajectory as package
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in package._MOVED:
+            assert getattr(package, name) is not None
+        space: dict[str, object] = {}
+        exec("from ddbench.augment import *", space)
+    assert "DSA" in space
+
+
 def test_an_old_name_does_not_hide_a_mistake():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

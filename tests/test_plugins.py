@@ -16,10 +16,11 @@ import pytest
 from annotated_types import Ge
 from tiny import THREAD, Answer, ddbench, words
 
-from ddbench import hookimpl, plugins
+from ddbench import Memory, SyntheticSet, hookimpl, plugins
 from ddbench.errors import DataError, UsageError
 from ddbench.hookspecs import HOOKS
 from ddbench.plugins import KINDS, Registry, registry
+from ddbench.testing import toy_task
 
 MEANS = '''
 """Class means, sharpened a little in each step: a whole plugin in public names."""
@@ -495,3 +496,40 @@ def test_the_built_in_plugins_enter_through_entry_points_like_any_other(monkeypa
     assert {"mtt", "random", "tesla"} < set(registry().names("matcher"))
     assert set(KINDS) == {kind for kind, _ in registry().plugins}
     assert len(HOOKS) == len(KINDS)
+
+
+# --------------------------------------------------------------------------------- what a plugin may leave out
+
+
+def test_options_that_are_called_as_optional_methods_are_options():
+    @dataclass(frozen=True)
+    class Bank:
+        name = "bank"
+        steps = 0
+        memory: int = 3
+        notes: str = ""
+        resume: bool = False
+        published: str = ""
+
+        def init(self, problem):
+            return problem.sample()
+
+        def step(self, problem, state, k):
+            return state, {}
+
+        def result(self, problem, state):
+            return SyntheticSet(state.images.clone(), state.labels.clone())
+
+    task, bank = toy_task(), Bank()
+    plugins.check_class("matcher", Bank)
+    plugins.resume_with(bank, {})
+    assert plugins.notes_of(bank) == {}
+    assert plugins.memory_of(bank, task) == Memory(task.state_bytes())
+    assert plugins.published_names(plugins.Plugin("matcher", "bank", Bank, "p", "1")) == ()
+
+
+def test_published_names_that_are_none_are_refused():
+    wrong = dataclass(frozen=True)(type("Wrong", (), {"name": "w", "steps": 0, "published": "MTT"} | dict.fromkeys(
+        ("init", "step", "result"), lambda *_: None)))  # fmt: skip
+    with pytest.raises(ValueError, match=r"'w'\.published must be a tuple of ddbench\.Published, got 'MTT'"):
+        plugins.check_class("matcher", wrong)

@@ -23,6 +23,7 @@ from ddbench.base.options import describe, label, make, options
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.errors import UsageError
+from ddbench.grade.selection import best_lr
 from ddbench.grade.student import accuracy
 from ddbench.problem.starts import teach
 from ddbench.results.tables import Table
@@ -158,7 +159,7 @@ def _on_real(target: Target, record: Record, name: str, recipe: Recipe) -> Train
         network, validation = target.network, target.evaluation.dataset.validation
         seeds = [Seed(target.seed) / "selection" / i for i in range(rules.judges)]
         found = {lr: mean(accuracy(network, once(network, s, lr), validation) for s in seeds) for lr in grid}
-        return max(grid, key=lambda lr: (found[lr], -lr))
+        return best_lr(found)
 
     lr = record.get(f"lr/{name}", best)
     return lambda network, seed: once(network, seed, lr)

@@ -38,9 +38,11 @@ class _Alias(ModuleType):
     """A module under its old name: everything that is asked of it is asked of the one that it is now."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         new = importlib.import_module(MODULES[self.__name__])
+        if name == "__all__":
+            return [public for public in vars(new) if not public.startswith("_")]
         if self.__name__ == "ddbench.compiled" and not hasattr(new, name):
             new = importlib.import_module("ddbench.train.compile")
         return getattr(new, name)

@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 class Removed:
     """An option that earlier versions had, or a value of one: its default, why it is gone, and the last such version.
 
-    A class names them in ``removed``, by ``option`` or ``option=value``.
+    A class names them in ``removed_options``, by ``option`` or ``option=value``.
     """
 
     default: Any
@@ -26,7 +26,7 @@ class Removed:
 
 def without_removed(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
     """``values`` without options that are removed and stand at what was their default; any other value is refused."""
-    removed: dict[str, Removed] = getattr(cls, "removed", {})
+    removed: dict[str, Removed] = getattr(cls, "removed_options", {})
     kept = {}
     for name, value in values.items():
         gone = removed.get(name) or removed.get(f"{name}={value}")

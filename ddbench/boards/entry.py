@@ -19,8 +19,9 @@ from ddbench.base.cache import atomic_write, canonical, file_digest, read_json
 from ddbench.base.tensors import content_digest
 from ddbench.boards.picture import Picture, file_name, opened
 from ddbench.errors import DataError, UsageError
-from ddbench.plugins import registry
+from ddbench.plugins import main_option, registry
 from ddbench.results.tables import clean
+from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.folder import FINAL, finished
 from ddbench.run.record import PLACES, Described, Held, Number, ResultRecord, RunRecord, SpecRecord, StageRecord
 from ddbench.run.spec import GROUPS, PLUGGED, Request, from_record, resolve
@@ -55,14 +56,14 @@ class EntryRun(RunRecord):
     def method(self) -> str:
         """What its method is called unless its author says otherwise: ``tesla pdd (teacher labels)``."""
         spec, labels = self.spec, self.result.label_type
-        rule = f" {spec.scheduler.name}" if spec.scheduler.name != "single" else ""
+        rule = f" {spec.scheduler.name}" if spec.scheduler.name != ONE_STAGE else ""
         return f"{spec.matcher.name}{rule}" + (f" ({labels} labels)" if labels not in (None, "hard") else "")
 
     @property
     def entry_name(self) -> str:
         """The name of an entry of such runs: readable, unique by its setting, and safe as a file name."""
         words = [self.spec.matcher.name, self.spec.scheduler.name]
-        plain = re.sub(r"[^a-z0-9]+", "-", "-".join(w for w in words if w != "single").lower()).strip("-") or "entry"
+        plain = re.sub(r"[^a-z0-9]+", "-", "-".join(w for w in words if w != ONE_STAGE).lower()).strip("-") or "entry"
         return f"{plain[:40]}-ipc{self.spec.ipc}-{self.spec.setting[:8]}"
 
 
@@ -249,7 +250,7 @@ def command_of(specs: Sequence[SpecRecord], students: int, networks: Sequence[st
     protocol = spec.protocol.name.partition("-custom-")[0]
     names = {kind: getattr(spec, kind).name for kind in PLUGGED}
     usual = resolve(Request(**names, ipc=spec.ipc, protocol=protocol, device="cpu")).spec.record()
-    place = getattr(registry().get("dataset", names["dataset"]).cls, "argument", None)
+    place = main_option(registry().get("dataset", names["dataset"]))
     if place in PLACES and (where := spec.dataset.options.get(place, "DATA")):
         names["dataset"] += f":{where}"
     words = [f"DDBENCH_THREADS={spec.threads}", "ddbench", "run"]

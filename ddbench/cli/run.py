@@ -138,12 +138,12 @@ def _show_dry_run(plan: dict[str, Any]) -> None:
 
 def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> tuple[RunSpec, Path]:
     """The spec of an existing run and the folder it is in; flags that would change it are refused."""
-    from ddbench.base.cache import read_json
     from ddbench.run.folder import find_run
+    from ddbench.run.record import SpecRecord
     from ddbench.run.spec import differences, from_record, known_options, with_flags
 
     folder = find_run(name, out).resolve()
-    written = known_options(read_json(folder / "spec.json"))
+    written = known_options(SpecRecord.from_file(folder / "spec.json").json_value())
     spec = from_record(written)  # with the plugins installed now
     if edited := differences(written, spec.record()):
         raise UsageError(f"{folder} cannot be resumed: its spec.json and this ddbench differ ({'; '.join(edited)})")

@@ -200,7 +200,10 @@ def adopted(source: Opened, out: Path) -> Path:
 
 def graded(plan: Planned, folder: Path) -> EvaluationRecord:
     """Train and test the students; the record of the evaluation, stored in ``folder``."""
-    return EvaluationRecord.model_validate(evaluate(plan.evaluation, folder, threads=plan.threads, seed=plan.seed))
+    made = evaluate(plan.evaluation, folder, threads=plan.threads, seed=plan.seed)
+    return EvaluationRecord.checked(
+        made, f"an evaluation in {folder} is damaged ({{}}); delete it to have it made again"
+    )
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _labeller(taught: SyntheticSet, classes: int) -> Labeller:
     if taught.teacher is None:
         raise UsageError(
             "the protocol has a teacher label every batch, but this set brings no teacher; evaluate it under "
-            "--protocol default, or distil with a matcher that has one (rded, sre2l)"
+            "--protocol default, or distil with a matcher that has one"
         )
     return partial(taught.teacher.logits, classes=classes)
 

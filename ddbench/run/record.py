@@ -37,7 +37,8 @@ class Held(BaseModel):
     @classmethod
     def from_file(cls, path: Path) -> Self:
         """What a JSON file holds. Raises DataError for one that is missing or damaged."""
-        return cls.checked(read_json(path), f"{path} is damaged ({{}}); delete it to have it made again")
+        way = "restore it, or delete its folder" if path.name == "spec.json" else "delete it to have it made again"
+        return cls.checked(read_json(path), f"{path} is damaged ({{}}); {way}")
 
     @classmethod
     def checked(cls, value: object, complaint: str) -> Self:

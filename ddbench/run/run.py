@@ -29,7 +29,7 @@ from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
 from ddbench.run.folder import FINAL, finished
-from ddbench.run.record import ResultRecord
+from ddbench.run.record import ResultRecord, SpecRecord
 from ddbench.run.spec import RunSpec, differences, known_options
 from ddbench.run.stage import Stage
 from ddbench.train.network import Network
@@ -109,7 +109,9 @@ class Run:
             path = self.folder / name
             if not path.exists():
                 write_json(path, record)
-            held = known_options(read_json(path)) if name == "spec.json" else read_json(path)
+            held = read_json(path)
+            if name == "spec.json":
+                held = known_options(SpecRecord.from_file(path).json_value())
             changed += differences(held, record, added=False)  # the key holds what matters
         if changed:
             raise UsageError(
@@ -239,8 +241,8 @@ class Run:
     def _evaluate(self) -> None:
         """Train the evaluated students and touch the test set, once."""
         path = self.folder / "distilled.safetensors"
-        recorded = read_json(self.folder / "result.json")["sha256"]["distilled.safetensors"]
-        if file_digest(path) != recorded:
+        result = finished(self.folder)
+        if result is None or file_digest(path) != result.sha256.get("distilled.safetensors"):
             raise DataError(
                 f"{path} is damaged: it no longer has the sha256 in result.json; delete {self.folder} and run again"
             )

@@ -148,11 +148,11 @@ def from_record(record: dict[str, Any]) -> RunSpec:
         **made,
         ipc=record["ipc"],
         seed=record["seed"],
-        experts=make(Recipe, record["experts"], "experts"),
+        experts=make(Recipe, record.get("experts", {}), "experts"),
         protocol=make(Protocol, record["protocol"], "protocol"),
         decoder=make(Decoder, record.get("decoder", {}), "decoder"),
-        device=record["device"],
-        threads=record["threads"],
+        device=record.get("device") or pick_device("auto"),
+        threads=record.get("threads") or _threads(),
         versions=_versions(plugins),
     )
 

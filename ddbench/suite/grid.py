@@ -31,7 +31,7 @@ from typing import Any
 
 from ddbench.base.cache import digest
 from ddbench.errors import DataError, UsageError, did_you_mean
-from ddbench.hookspecs import Needing
+from ddbench.plugins import wants_networks
 from ddbench.run.defaults import BASELINE, DATASET, NETWORK, SCHEDULER
 from ddbench.run.record import PLACES
 from ddbench.run.spec import PLUGGED, Request, RunSpec, resolve, split_dataset
@@ -74,7 +74,7 @@ class Cell:
     @cached_property
     def experts(self) -> str | None:
         """What decides the experts that this cell may have to train; None if its matcher needs none."""
-        if not isinstance(self.spec.matcher, Needing):
+        if not wants_networks(self.spec.matcher):
             return None
         record = self.spec.record()
         return digest([record[part] for part in ("dataset", "network", "experts", "threads", "device")])

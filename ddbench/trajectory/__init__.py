@@ -13,8 +13,8 @@ from ddbench.base.moved import deprecated
 
 # What stood in the module ``ddbench.trajectory`` before it became this package.
 _MOVED = {
-    "Method", "PixelState", "SHARP", "Segment", "Swept", "advance", "begin", "buffers", "ensemble_labels", "finish",
-    "needs",
+    "Differentiate", "Method", "PixelState", "SHARP", "Segment", "Swept", "advance", "begin", "ensemble_labels",
+    "finish", "needs",
 }  # fmt: skip
 
 
@@ -22,4 +22,5 @@ def __getattr__(name: str) -> Any:
     if name not in _MOVED:
         raise AttributeError(f"module 'ddbench.trajectory' has no attribute {name!r}")
     deprecated(f"ddbench.trajectory.{name}", f"ddbench.trajectory.method.{name}")
-    return getattr(importlib.import_module("ddbench.trajectory.method"), name)
+    found = globals()[name] = getattr(importlib.import_module("ddbench.trajectory.method"), name)  # one warning
+    return found

@@ -13,7 +13,7 @@ from ddbench.data.dataset import Examples
 from ddbench.problem.synthetic import Pool
 from ddbench.train.network import Network
 from ddbench.train.source import NetworkSource
-from ddbench.trajectory.unroll import Differentiate, Plan, Task, autograd_unroll, matching, student_loss
+from ddbench.trajectory.unroll import Differentiate, Plan, Task, autograd_unroll, by_task, matching, student_loss
 
 CLASSES, IMAGES, FROZEN, BATCH, SHAPE = 5, 15, 5, 8, (3, 8, 8)
 
@@ -38,7 +38,7 @@ def compare_gradients(
         plan = Plan.draw(len(pool), steps, BATCH, DSA("color_crop_cutout_flip_scale_rotate"))
     rate = torch.tensor(lr, dtype=torch.float64)
     task = Task(student_loss(network), matching(start, target), start, pool, rate, plan)
-    got, expected = differentiate(task), autograd_unroll(*task)
+    got, expected = by_task(differentiate)(task), autograd_unroll(*task)
     return [_row(name, getattr(got, name), getattr(expected, name)) for name in ("images", "labels", "lr")]
 
 

@@ -1,13 +1,14 @@
 """What trajectory matchers are made of: options, segments of experts, what a student is shown of a set, labels.
 
-A method is :class:`Method`, or :class:`Swept` if the engine's sweep gives its gradient, and writes its own step with
-the pieces below; :func:`begin` and :func:`finish` are its ends. Under a decoder, n images are stored and n copies are
-what students see: plans, batches and gradients are of the latter, and what moves are the stored ones.
+A method is a :class:`Method`, or a :class:`Swept` if the engine's sweep gives its gradient; its step is
+:func:`advance`, or one of its own, written with the pieces below. Under a decoder, n images are stored and n copies
+are what students see: plans, batches and gradients are of the latter, and what moves are the stored ones.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -26,7 +27,17 @@ from ddbench.trajectory.decoded import View, mean_of_copies
 from ddbench.trajectory.descent import Outer, PixelState, catch_up, caught_up, check_lr, check_outer, descend
 from ddbench.trajectory.engine import Engine, Probe
 from ddbench.trajectory.memory import unroll_bytes
-from ddbench.trajectory.unroll import Curvature, Gradient, Plan, Task, reverse
+from ddbench.trajectory.unroll import (
+    Curvature,
+    Differentiate,
+    Gradient,
+    Plan,
+    Task,
+    by_task,
+    matching,
+    reverse,
+    student_loss,
+)
 
 SHARP = 10.0  # the logit of the true class when learned labels start from hard ones
 
@@ -35,12 +46,12 @@ SHARP = 10.0  # the logit of the true class when learned labels start from hard 
 class Method:
     """The options of a trajectory matcher, by the names that recipes use.
 
-    A matcher adds a name, ``step``, ``differentiate`` and options of its own; it says which ``labels`` and ``pix_init``
+    A matcher adds a name, ``differentiate`` and options of its own; it says which ``labels`` and ``pix_init``
     it has. Its state is a :class:`PixelState`, or holds one. ``batch_syn`` counts images as students see them, decoded.
     """
 
     decodes = True
-    removed: ClassVar[dict[str, Removed]] = {
+    removed_options: ClassVar[dict[str, Removed]] = {
         "segments": Removed(1, "more iterations gain as much"),
         "outer=normalised": Removed("sgd", "it did not reach what SGD and Adam reach"),
         "stacked": Removed(None, "segments, which it stacked, are no longer taken several at a time"),
@@ -77,6 +88,9 @@ class Method:
     def init(self, problem: Problem) -> Any:
         return begin(self, problem, problem.sample())
 
+    def step(self, problem: Problem, state: Any, k: int) -> tuple[Any, dict[str, float | Tensor]]:
+        return advance(self, problem, state, k)
+
     def result(self, problem: Problem, state: Any) -> SyntheticSet:
         return finish(self, problem, state)
 
@@ -84,14 +98,14 @@ class Method:
         """The set with its momenta, and the peak of one iteration, which is played on the meta device."""
         shown = problem.ipc * problem.classes * problem.decoder.copies
         batch = min(self.batch_syn or shown, shown)
-        iteration = unroll_bytes(self.differentiate, problem.network, problem.augment, batch, self.syn_steps)
+        iteration = unroll_bytes(by_task(self.differentiate), problem.network, problem.augment, batch, self.syn_steps)
         return Memory(problem.state_bytes(2 if self.outer == "adam" else 1), iteration)
 
-    def notes(self) -> dict[str, Any]:
+    def notes(self) -> dict[str, dict[str, object]]:
         """How student steps were compiled or lowered in this stage."""
         return verdicts()
 
-    def resume(self, notes: dict[str, Any]) -> None:
+    def resume(self, notes: dict[str, dict[str, object]]) -> None:
         """Hold to what an interrupted stage began with."""
         settle(notes)
 
@@ -104,6 +118,10 @@ class Swept(Method):
     window: Annotated[int | None, Ge(1), "differentiate only the last steps of the student; none for all"] = None
     engine: Annotated[Kind, "compile student steps: where it pays (auto), never, or always"] = "auto"
     precision: Annotated[Precision, "of convolutions in student steps, where it is near enough to float32"] = "float32"
+
+    def step(self, problem: Problem, state: Any, k: int) -> tuple[Any, dict[str, float | Tensor]]:
+        own = type(self).differentiate is not Swept.differentiate
+        return advance(self, problem, state, k, None if own else partial(swept, self, problem=problem))
 
     def differentiate(self, task: Task) -> Gradient:
         return swept(self, task)
@@ -232,6 +250,34 @@ def report_of(method: Method, state: PixelState, gradient: Gradient, k: int) -> 
     if k % 10 == 9:  # not every step: reading a number makes a GPU wait
         check_lr(float(state.lr), method.lr_init)
     return {"loss": gradient.loss, "lr": state.lr.clone()}
+
+
+def advance(
+    method: Method,
+    problem: Problem,
+    state: PixelState,
+    k: int,
+    differentiate: Differentiate | None = None,
+    starts: range | None = None,
+    threshold: float | None = None,
+) -> tuple[PixelState, dict[str, float | Tensor]]:
+    """Draw a segment and a student's plan, differentiate, descend (Cazenavette et al., CVPR 2022, algorithm 1).
+
+    ``differentiate`` stands in for the method's own. ``starts`` are the epochs at which the segment may begin. A loss
+    above ``threshold``, or one that is not a number, moves nothing: neither values nor momenta; the metric ``skipped``
+    tells.
+    """
+    segment = Segment.draw(method, problem, starts)
+    shown = Shown.draw(method, problem, state)
+    pool = shown.pool(problem, targets_of(method, problem, segment, shown))
+    loss = student_loss(problem.network, segment.buffers(problem))
+    end, lr = matching(segment.start, segment.target), state.lr.to(segment.start.dtype)
+    gradient = (differentiate or by_task(method.differentiate))(Task(loss, end, segment.start, pool, lr, shown.plan))
+    if threshold is None:
+        return state, move(method, state, shown, gradient, k)
+    follows = float(gradient.loss) <= threshold
+    numbers = move(method, state, shown, gradient, k) if follows else report_of(method, state, gradient, k)
+    return state, numbers | {"skipped": float(not follows)}
 
 
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:

@@ -22,6 +22,8 @@ the Hessian product that
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -114,6 +116,18 @@ class Gradient:
 
 
 Differentiate = Callable[[Task], Gradient]
+
+
+def by_task(differentiate: Callable[..., Gradient]) -> Differentiate:
+    """``differentiate`` as it is called now; one that takes the parts of a task one by one, as before, is adapted."""
+    if len(inspect.signature(differentiate).parameters) < len(Task._fields):
+        return differentiate
+    warnings.warn(
+        f"{getattr(differentiate, '__qualname__', differentiate)} takes the six parts of a task; let it take one "
+        "ddbench.trajectory.unroll.Task: the old form goes with the next version",
+        DeprecationWarning, stacklevel=2,
+    )  # fmt: skip
+    return lambda task: differentiate(*task)
 
 
 def student_loss(network: Network, buffers: Tensor | None = None) -> StudentLoss:

@@ -1,12 +1,4 @@
-"""The method, from a piece of an expert's trajectory to a step of the images.
-
-| paper | here |
-| --- | --- |
-| T, beta | ``syn_steps``; the learned student lr, which starts at ``lr_init`` |
-| theta*_t, theta*_{t+M} | ``segment``: an expert after s and after s + ``span`` epochs, s < ``max_start`` |
-| L (eq. 2) | ``matching``: squared distance of theta_T and theta*_{t+M}, over that of theta*_t and theta*_{t+M} |
-| X_i, Y_i | the batch of step i: ``batch_syn`` images of this stage and the frozen ones, and their labels |
-"""
+"""The method, from a piece of an expert's trajectory to a step of the images."""
 
 from __future__ import annotations
 
@@ -25,7 +17,14 @@ from ddbench.trajectory.unroll import Task, matching, reverse, student_loss
 class Tesla(Swept):
     """Match expert trajectories through T student steps, one step's graph at a time.
 
-    The gradient comes from a sweep back over the student's steps, :func:`~ddbench.trajectory.unroll.reverse`. With g_i
+    | paper | here |
+    | --- | --- |
+    | T, beta | ``syn_steps``; the learned student lr, which starts at ``lr_init`` |
+    | theta*_t, theta*_{t+M} | ``segment``: an expert after s and after s + ``span`` epochs, s < ``max_start`` |
+    | L (eq. 2) | ``matching``: squared distance of theta_T and theta*_{t+M}, over that of theta*_t and theta*_{t+M} |
+    | X_i, Y_i | the batch of step i: ``batch_syn`` images of this stage and the frozen ones, and their labels |
+
+    The gradient comes from a sweep back over the student's steps (``reverse`` of ddbench.trajectory.unroll). With g_i
     the gradient of step i and lambda_T = dL/dtheta_T, step i adds -beta d<lambda_{i+1}, g_i>/d(X_i, Y_i), and passes on
 
     - ``curvature="zero"``: lambda_i = lambda_{i+1}. This is the published gradient (eq. 5-6), one vector

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ddbench import DivergedError, Needs, Problem, Published, UsageError
 from ddbench.trajectory.descent import PixelState
-from ddbench.trajectory.method import Swept, begin, needs, swept
-from ddbench_trajectories.common import advance
+from ddbench.trajectory.method import Swept, advance, begin, needs, swept
 from ddbench_trajectories.correct import check_budget, correct_images, expert_logits
 from ddbench_trajectories.flat import Alpha, Flat, Rho, flat_needs
 

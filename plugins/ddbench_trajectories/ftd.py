@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ddbench import Needs, Problem, Published, SyntheticSet
 from ddbench.trajectory.descent import catch_up
-from ddbench.trajectory.method import PixelState, Swept, begin, finish, needs, swept
-from ddbench_trajectories.common import advance
+from ddbench.trajectory.method import PixelState, Swept, advance, begin, finish, needs, swept
 from ddbench_trajectories.flat import Alpha, Flat, Rho, flat_needs
 
 

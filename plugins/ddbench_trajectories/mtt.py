@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from torch import Tensor
-
-from ddbench import Problem, Published
-from ddbench.trajectory.descent import PixelState
+from ddbench import Published
 from ddbench.trajectory.method import Method
 from ddbench.trajectory.unroll import Gradient, Task, autograd_unroll
-from ddbench_trajectories.common import advance
 
 
 @dataclass(frozen=True)
@@ -27,9 +23,6 @@ class Mtt(Method):
     published = (Published("MTT"), Published("MTT(no ZCA; DC-Bench avg)", variant=True))
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "hard"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
-
-    def step(self, problem: Problem, state: PixelState, k: int) -> tuple[PixelState, dict[str, float | Tensor]]:
-        return advance(self, problem, state, k, self.differentiate)
 
     def differentiate(self, task: Task) -> Gradient:
         return autograd_unroll(*task)

@@ -14,7 +14,6 @@ import torch
 from ddbench_networks import ConvNet
 from ddbench_tesla import Tesla
 from ddbench_trajectories import correct
-from ddbench_trajectories.common import advance
 from ddbench_trajectories.correct import agreed, correct_images, expert_logits
 from ddbench_trajectories.datm import PATIENCE, Datm
 from ddbench_trajectories.ftd import Ftd
@@ -27,7 +26,7 @@ from ddbench.problem.decode import Decoder
 from ddbench.run.stage import prepared
 from ddbench.trajectory.check import compare_gradients
 from ddbench.trajectory.descent import PixelState
-from ddbench.trajectory.method import finish, needs
+from ddbench.trajectory.method import advance, finish, needs
 from ddbench.trajectory.unroll import Gradient, Plan
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import pytest
@@ -14,8 +14,8 @@ from problems import TINY, begin, gradient_of_ones, play, step_along
 from ddbench import Curriculum, Problem, SyntheticSet
 from ddbench.problem.labels import teacher_labels
 from ddbench.trajectory.descent import catch_up
-from ddbench.trajectory.method import ensemble_labels, finish, needs
-from ddbench.trajectory.unroll import Gradient, Task
+from ddbench.trajectory.method import Method, Swept, ensemble_labels, finish, needs
+from ddbench.trajectory.unroll import Gradient, Task, reverse
 
 METHODS = [Tesla(**TINY, labels="hard"), Tesla(**TINY, labels="hard", curvature="exact"), Mtt(**TINY)]
 
@@ -227,3 +227,29 @@ def test_result_brings_every_row_up_to_date_and_leaves_the_state_alone(problem):
     catch_up(method, state, torch.arange(len(state.images)))
     assert torch.equal(made.images, state.images)
     assert not torch.equal(made.images, kept["images"])
+
+
+# --------------------------------------------------------------------------------- methods of other packages
+
+
+def test_a_method_that_brings_its_gradient_alone_is_complete(problem):
+    @dataclass(frozen=True)
+    class Mine(Swept):
+        name = "mine"
+
+    mine, tesla = Mine(**TINY, labels="hard"), Tesla(**TINY, labels="hard", curvature="exact")
+    assert play(mine, problem)[1] == play(tesla, problem)[1]
+
+
+def test_a_gradient_that_takes_the_parts_of_a_task_one_by_one_is_adapted_with_a_warning(problem):
+    @dataclass(frozen=True)
+    class Old(Method):
+        name = "old"
+
+        def differentiate(self, loss, terminal, start, pool, lr, plan):
+            return reverse(loss, terminal, start, pool, lr, plan)
+
+    old, tesla = Old(**TINY, labels="hard"), Tesla(**TINY, labels="hard", curvature="exact")
+    with pytest.warns(DeprecationWarning, match="let it take one ddbench.trajectory.unroll.Task"):
+        trail = play(old, problem)[1]
+    assert trail == play(tesla, problem)[1]

@@ -76,8 +76,18 @@ def test_the_set_up_commands_are_the_ones_that_continuous_integration_runs():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     assert "pip install -e '.[dev]' && .venv/bin/pytest -n auto\n" in readme
     assert "-e '.[dev]'\n" in ci
-    assert "\n.venv/bin/pytest -n auto\n" in ci
-    assert "pip install . && .venv/bin/ddbench run --matcher tesla --scheduler pdd --ipc 10" in readme
+    assert "\n.venv/bin/pytest -n auto --cov " in ci
+    assert "\n.ci/smoke .venv/bin/python\n" in ci
+
+
+def test_what_continuous_integration_does_with_the_installed_package_is_what_the_readme_begins_with():
+    readme, smoke = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "smoke").read_text()
+    command = "ddbench run --matcher tesla --scheduler pdd --ipc 10"
+    assert f"pip install . && .venv/bin/{command}\n" in readme
+    assert f"\n{command} --dataset toy " in smoke
+    assert re.search(r"--target \S+ \.\n", smoke)
+    assert "$ ddbench compare\n" in readme
+    assert "\nddbench compare\n" in smoke
 
 
 def anchors(page: Path) -> set[str]:

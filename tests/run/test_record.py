@@ -79,7 +79,8 @@ def test_a_damaged_file_is_one_sentence_that_names_it_and_the_way_out(tmp_path, 
     whole = {"spec": SPEC, "result": {"status": "ok"}, "dataset": {"name": "toy"}, "evaluation": GRADED}
     folder = stored(tmp_path, **whole | {name: whole[name] | change})
     file = "0.json" if name == "evaluation" else f"{name}.json"
-    with pytest.raises(DataError, match=rf"{file} is damaged \({wrong}.*\); delete it to have it made again$") as said:
+    way = "restore it, or delete its folder" if name == "spec" else "delete it to have it made again"
+    with pytest.raises(DataError, match=rf"{file} is damaged \({wrong}.*\); {way}$") as said:
         RunRecord.read(folder)
     assert "\n" not in str(said.value)
 

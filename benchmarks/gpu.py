@@ -44,17 +44,35 @@ def parts(out: Path, data: str | None, rehearse: bool) -> dict[str, list[str]]:
     found = {
         "tests": [*bench, "-m", "gpu", str(HERE.parent / "tests"), *(["--collect-only"] if rehearse else [])],
         "precision": [python, str(HERE / "precision.py"), *on, *tiny, *(["--images", "4"] if rehearse else [])],
-        "engine": [python, str(HERE / "two_pass.py"), *on, *tiny, "--precisions", "float32", "tf32", "--batch",
-                   *(["4", "--steps", "2", "--kinds", "eager"] if rehearse else ["100", "--steps", "10"])],
+        "engine": [
+            python,
+            str(HERE / "two_pass.py"),
+            *on,
+            *tiny,
+            "--precisions",
+            "float32",
+            "tf32",
+            "--batch",
+            *(["4", "--steps", "2", "--kinds", "eager"] if rehearse else ["100", "--steps", "10"]),
+        ],
         "memory": [python, str(HERE / "memory.py"), *on, *(["--steps", "1", "2"] if rehearse else [])],
         "iteration": timed("iteration", *(["-k", "5"] if rehearse else [])),
         "students": timed("students", *(["-k", "digits"] if rehearse else [])),
         "experts": timed("experts"),
         "growth": [python, str(HERE / "growth.py"), *on, "--out", str(out), *(tiny or ["--width", "128"])],
-    }  # fmt: skip
+    }
     if data is not None:
-        found["time to accuracy"] = [python, str(HERE / "time_to_accuracy.py"), "--full", "--target", "0.6", "--data",
-                                     data, "--out", str(out / "runs")]  # fmt: skip
+        found["time to accuracy"] = [
+            python,
+            str(HERE / "time_to_accuracy.py"),
+            "--full",
+            "--target",
+            "0.6",
+            "--data",
+            data,
+            "--out",
+            str(out / "runs"),
+        ]
     return found
 
 

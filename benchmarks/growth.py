@@ -31,11 +31,19 @@ from ddbench.trajectory.memory import unroll_bytes
 from ddbench.trajectory.unroll import Plan, Task, matching, student_loss
 
 AXES: dict[str, tuple[int, ...]] = {
-    "steps": (5, 10, 20, 50), "batch": (10, 25, 50, 100), "ipc": (1, 10, 50), "classes": (10, 100, 1000),
+    "steps": (5, 10, 20, 50),
+    "batch": (10, 25, 50, 100),
+    "ipc": (1, 10, 50),
+    "classes": (10, 100, 1000),
     "size": (32, 64, 128),
-}  # fmt: skip
-NAMES = {"steps": "student steps", "batch": "images per student batch", "ipc": "images per class",
-         "classes": "classes", "size": "side of the images (pixels)"}  # fmt: skip
+}
+NAMES = {
+    "steps": "student steps",
+    "batch": "images per student batch",
+    "ipc": "images per class",
+    "classes": "classes",
+    "size": "side of the images (pixels)",
+}
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,13 @@ def measured(point: Point, rounds: int) -> dict[str, Any]:
         times.append(clock() - begun)
     peak = _cuda_peak(work) if point.device == "cuda" else _cpu_peak(work)
     told = unroll_bytes(matcher.differentiate, network, STRATEGY, count, point.steps)
-    return {"seconds": min(times), "median": sorted(times)[len(times) // 2], "bytes": peak + point.held,
-            "predicted bytes": told + point.held, "batch": count}  # fmt: skip
+    return {
+        "seconds": min(times),
+        "median": sorted(times)[len(times) // 2],
+        "bytes": peak + point.held,
+        "predicted bytes": told + point.held,
+        "batch": count,
+    }
 
 
 def sweep(middle: Point, rounds: int) -> dict[str, list[dict[str, Any]]]:

@@ -150,8 +150,10 @@ def main() -> None:
     outside = sum(found[name] for name in OUTSIDE) / n
     error = 2 * (outside * (1 - outside) / n) ** 0.5 + found["undecided"] / n
     print(f"{given.matcher}, ipc {given.ipc}: {100 * outside:.1f} % outside torch's kernels (± {100 * error:.1f})")
-    print(f"of {seconds:.1f} s of CPU time, {n} samples: " + ", ".join(
-        f"{name} {100 * found[name] / n:.1f}" for name in (*INSIDE, *OUTSIDE, "undecided")))  # fmt: skip
+    print(
+        f"of {seconds:.1f} s of CPU time, {n} samples: "
+        + ", ".join(f"{name} {100 * found[name] / n:.1f}" for name in (*INSIDE, *OUTSIDE, "undecided"))
+    )
 
 
 if __name__ == "__main__":

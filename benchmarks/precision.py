@@ -153,8 +153,10 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     about = machine(asked.device)
-    print(f"{about['device']}, {about['system']}, torch {about['torch']}, ConvNet of width {asked.width}, "
-          f"{asked.images} images of 3x32x32, {asked.rounds} rounds\n")  # fmt: skip
+    print(
+        f"{about['device']}, {about['system']}, torch {about['torch']}, ConvNet of width {asked.width}, "
+        f"{asked.images} images of 3x32x32, {asked.rounds} rounds\n"
+    )
     print(f"| relative errors | {' | '.join(NAMES)} |\n| --- |{' ---: |' * len(NAMES)}")
     for state, trained in (("fresh", 0), (f"after {asked.trained} steps", asked.trained)):
         for name, off in errors(given(asked.width, asked.images, trained, asked.device)).items():

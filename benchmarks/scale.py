@@ -139,10 +139,12 @@ def zca(count: int = 50_000) -> dict[str, Any]:
             first = seconds(lambda: Preprocessing.cached(pixels, zca=True), 1)
         again = seconds(lambda: Preprocessing.cached(pixels, zca=True), 1)
     return {
-        "images": count, "values per image": pixels.shape[1:].numel(), "fit (s)": round(first, 1),
+        "images": count,
+        "values per image": pixels.shape[1:].numel(),
+        "fit (s)": round(first, 1),
         "found again (s)": round(again, 2),
         "anonymous memory at the peak, beyond the images (MiB)": round((peak["bytes"] - before) / 2**20),
-    }  # fmt: skip
+    }
 
 
 def endpoints(real: RealData, network: Network, updates: int) -> SimpleNamespace:
@@ -193,21 +195,32 @@ def tesla(given: argparse.Namespace) -> list[dict[str, Any]]:
                 iteration(k)
         peak = (_cuda_peak if given.device == "cuda" else _cpu_peak)(lambda: iteration(given.iterations))
         predicted = unroll_bytes(method.differentiate, problem.network, STRATEGY, batch, steps)
-        rows.append({
-            "expert ends": f"{given.updates} SGD updates apart",
-            "syn_steps": steps, "batch_syn": batch, "losses": [round(loss, 4) for loss in losses],
-            "s / iteration": round(min(taken), 2), "rows touched": min(count, steps * batch),
-            "process: anonymous memory at the peak (GB)": round(whole["bytes"] / 1e9, 2),
-            "measured peak of an iteration (MB)": round(peak / MB),
-            "predicted peak of an iteration (MB)": round(predicted / MB),
-            "predicted in all on one 24 GB GPU (GB)": round((predicted + state_bytes(count, 12_288, CLASSES)) / 1e9, 2),
-        })  # fmt: skip
+        rows.append(
+            {
+                "expert ends": f"{given.updates} SGD updates apart",
+                "syn_steps": steps,
+                "batch_syn": batch,
+                "losses": [round(loss, 4) for loss in losses],
+                "s / iteration": round(min(taken), 2),
+                "rows touched": min(count, steps * batch),
+                "process: anonymous memory at the peak (GB)": round(whole["bytes"] / 1e9, 2),
+                "measured peak of an iteration (MB)": round(peak / MB),
+                "predicted peak of an iteration (MB)": round(predicted / MB),
+                "predicted in all on one 24 GB GPU (GB)": round(
+                    (predicted + state_bytes(count, 12_288, CLASSES)) / 1e9, 2
+                ),
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     began = time.perf_counter()
     made = base.result(problem, state) if given.final else None
     if made is not None:
-        print(json.dumps({"labels of all images at the end": list(made.labels.shape),
-                          "s": round(time.perf_counter() - began, 1)}), flush=True)  # fmt: skip
+        print(
+            json.dumps(
+                {"labels of all images at the end": list(made.labels.shape), "s": round(time.perf_counter() - began, 1)}
+            ),
+            flush=True,
+        )
     return rows
 
 

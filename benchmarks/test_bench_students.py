@@ -15,9 +15,14 @@ from ddbench.train.fit_together import fit_together
 STUDENTS, STEPS, CLASSES = 5, 20, 10
 DEVICE = os.environ.get("DDBENCH_DEVICE", "cpu")
 RECIPE = Recipe(
-    steps=STEPS, batch=256, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="step-restart",
+    steps=STEPS,
+    batch=256,
+    lr=0.01,
+    momentum=0.9,
+    weight_decay=5e-4,
+    schedule="step-restart",
     augment="color_crop_cutout_flip_scale_rotate",
-)  # fmt: skip
+)
 # network, options, image shape, images of the synthetic set
 TASKS = {
     "digits ipc 1, convnet width 32 depth 2": ("convnet", {"width": 32, "depth": 2}, (1, 8, 8), 10),

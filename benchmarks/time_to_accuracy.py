@@ -72,10 +72,32 @@ def run(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """The row of one setting and seed: when it reached the target, and what it reached at all."""
     matcher, _ = SETTINGS[name]
     options = flags(name, full=given.full, checks=given.checks)
-    command = [sys.executable, "-m", "ddbench", "run", "--dataset", "images", "-o", f"dataset.root={given.data}",
-               "--matcher", matcher, "--ipc", "10", "--seed", str(seed), "--students", "1", "--out", given.out,
-               "--no-random", "--no-ceiling", "--quiet", "--format", "json",
-               *(word for flag in options for word in ("-o", flag))]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "ddbench",
+        "run",
+        "--dataset",
+        "images",
+        "-o",
+        f"dataset.root={given.data}",
+        "--matcher",
+        matcher,
+        "--ipc",
+        "10",
+        "--seed",
+        str(seed),
+        "--students",
+        "1",
+        "--out",
+        given.out,
+        "--no-random",
+        "--no-ceiling",
+        "--quiet",
+        "--format",
+        "json",
+        *(word for flag in options for word in ("-o", flag)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     if done.returncode:
         return {"setting": name, "seed": seed, "error": done.stderr.strip().splitlines()[-1]}
@@ -156,10 +178,15 @@ def table(rows: list[dict[str, Any]], took: dict[str, float]) -> str:
         best = ", ".join(f"{100 * row['best on validation']:.1f}" for row in mine)
         its = [row["iterations to target"] for row in mine]
         late = median(math.inf if i is None else i for i in its)
-        lines.append([
-            name, ", ".join("never" if i is None else str(i) for i in its), f"{cost:.2f}" if cost else "",
-            "never" if math.isinf(late) else f"{late * cost:.0f}", best,
-        ])  # fmt: skip
+        lines.append(
+            [
+                name,
+                ", ".join("never" if i is None else str(i) for i in its),
+                f"{cost:.2f}" if cost else "",
+                "never" if math.isinf(late) else f"{late * cost:.0f}",
+                best,
+            ]
+        )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -233,10 +233,18 @@ def test_public_modules_can_be_imported():
 
 @pytest.mark.parametrize("old", [*MODULES, "ddbench.trajectory"])
 def test_modules_that_plugins_knew_stay_importable_with_a_warning(old):
-    asked = {"ddbench.augment": "DSA", "ddbench.cache": "atomic_write", "ddbench.compiled": "Engine",
-             "ddbench.decode": "Decoder", "ddbench.descent": "catch_up", "ddbench.labelling": "mean_labels",
-             "ddbench.mixing": "Mixing", "ddbench.optimisers": "Adam", "ddbench.unroll": "reverse",
-             "ddbench.trajectory": "Swept"}[old]  # fmt: skip
+    asked = {
+        "ddbench.augment": "DSA",
+        "ddbench.cache": "atomic_write",
+        "ddbench.compiled": "Engine",
+        "ddbench.decode": "Decoder",
+        "ddbench.descent": "catch_up",
+        "ddbench.labelling": "mean_labels",
+        "ddbench.mixing": "Mixing",
+        "ddbench.optimisers": "Adam",
+        "ddbench.unroll": "reverse",
+        "ddbench.trajectory": "Swept",
+    }[old]
     importlib.sys.modules.pop(old, None) if old in MODULES else None
     with pytest.warns(DeprecationWarning, match=f"{old}.* is now ddbench\\.") as warned:
         found = getattr(importlib.import_module(old), asked)
@@ -277,8 +285,13 @@ def test_there_is_one_documented_hook_per_kind():
         assert said.endswith(".")
 
 
-PROTOCOLS = {"matcher": "Matcher", "scheduler": "Scheduler", "dataset": "DatasetSource", "network": "NetworkSource",
-             "metric": "Metric"}  # fmt: skip
+PROTOCOLS = {
+    "matcher": "Matcher",
+    "scheduler": "Scheduler",
+    "dataset": "DatasetSource",
+    "network": "NetworkSource",
+    "metric": "Metric",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,9 +21,15 @@ GOLDEN = Path(__file__).with_name("golden.json")
 SHORT = {"matcher__steps": 4}
 EARLY = {"matcher__experts": 2, "matcher__epochs": 2}
 TRACED = {
-    "matcher__steps": 4, "matcher__syn_steps": 3, "matcher__experts": 2, "matcher__span": 1,
-    "matcher__max_start": 2, "matcher__lr_img": 10.0, "matcher__lr_init": 0.01, "experts__epochs": 3,
-}  # fmt: skip
+    "matcher__steps": 4,
+    "matcher__syn_steps": 3,
+    "matcher__experts": 2,
+    "matcher__span": 1,
+    "matcher__max_start": 2,
+    "matcher__lr_img": 10.0,
+    "matcher__lr_init": 0.01,
+    "experts__epochs": 3,
+}
 UNROLLED = SHORT | {"matcher__total": 4, "matcher__window": 2, "matcher__batch_real": 9}
 REPLACED = {"matcher__networks": 2, "matcher__max_online": 2, "matcher__batch_real": 9}
 CASES = {

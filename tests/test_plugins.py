@@ -529,7 +529,12 @@ def test_options_that_are_called_as_optional_methods_are_options():
 
 
 def test_published_names_that_are_none_are_refused():
-    wrong = dataclass(frozen=True)(type("Wrong", (), {"name": "w", "steps": 0, "published": "MTT"} | dict.fromkeys(
-        ("init", "step", "result"), lambda *_: None)))  # fmt: skip
+    wrong = dataclass(frozen=True)(
+        type(
+            "Wrong",
+            (),
+            {"name": "w", "steps": 0, "published": "MTT"} | dict.fromkeys(("init", "step", "result"), lambda *_: None),
+        )
+    )
     with pytest.raises(ValueError, match=r"'w'\.published must be a tuple of ddbench\.Published, got 'MTT'"):
         plugins.check_class("matcher", wrong)

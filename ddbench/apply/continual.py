@@ -92,10 +92,15 @@ class Target:
         """What it is, for readers of a record."""
         work = self.evaluation
         return {
-            "dataset": work.dataset.name, "ipc": self.ipc, "network": label(work.distilled.network),
-            "protocol": work.protocol.name, "steps": work.distilled.teaching.steps, "students": work.students,
-            "seed": self.seed, "machine": machine(work.device),
-        }  # fmt: skip
+            "dataset": work.dataset.name,
+            "ipc": self.ipc,
+            "network": label(work.distilled.network),
+            "protocol": work.protocol.name,
+            "steps": work.distilled.teaching.steps,
+            "students": work.students,
+            "seed": self.seed,
+            "machine": machine(work.device),
+        }
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -236,8 +241,10 @@ def _classes_of(held: SyntheticSet, classes: int) -> Tensor:
     if held.label_type == "hard":
         return held.labels.argmax(1).cpu()
     if len(held) % classes:
-        raise DataError(f"{len(held)} images with soft labels are no equal number for each of {classes} classes; use a "
-                        "set that is ordered by class")  # fmt: skip
+        raise DataError(
+            f"{len(held)} images with soft labels are no equal number for each of {classes} classes; use a "
+            "set that is ordered by class"
+        )
     return torch.arange(classes).repeat_interleave(len(held) // classes)
 
 

@@ -136,8 +136,9 @@ class _Controls:
         ready = prepared(problem, wanted)
         images = self._as_real(s.decoder(s.images), ready.real.preprocessing)
         shown = mean_labels(ready, images, wanted.experts, max(wanted.snapshots))
-        return replace(s, labels=shown.view(len(s), s.decoder.copies, -1).mean(1), label_type="teacher",
-                       label_kind="probability")  # fmt: skip
+        return replace(
+            s, labels=shown.view(len(s), s.decoder.copies, -1).mean(1), label_type="teacher", label_kind="probability"
+        )
 
     def _as_real(self, images: Tensor, real: Any) -> Tensor:
         """Images of the set's own input space in the real data's, which the experts know."""
@@ -168,12 +169,20 @@ def control_matrix(source: Opened, options: EvalOptions, settings: Settings) -> 
     for name, labels, augmented, record in controls.cells():
         scores = record.scores
         found[name, labels, augmented] = mean(scores)
-        rows.append({
-            "images": name, "labels": labels, "augmentation": "on" if augmented else "off",
-            "accuracy_mean": mean(scores), "accuracy_std": deviation(scores), "n": len(scores),
-            "student_lr": record.student_lr or "own", "label_bytes": record.label_bytes,
-            "selection": record.selection, "protocol": record.protocol,
-        })  # fmt: skip
+        rows.append(
+            {
+                "images": name,
+                "labels": labels,
+                "augmentation": "on" if augmented else "off",
+                "accuracy_mean": mean(scores),
+                "accuracy_std": deviation(scores),
+                "n": len(scores),
+                "student_lr": record.student_lr or "own",
+                "label_bytes": record.label_bytes,
+                "selection": record.selection,
+                "protocol": record.protocol,
+            }
+        )
     made = Matrix(rows, _scores(found, controls, plan))
     write_json(folder / "controls.json", made.record())
     return made

@@ -23,9 +23,12 @@ def launch(words: list[str], environment: dict[str, str], log: Path) -> subproce
     with log.open("wb") as messages:
         return subprocess.Popen(  # noqa: S603 - our own command
             [sys.executable, "-P", "-m", "ddbench", *words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=messages,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+            env=environment,
+            start_new_session=True,
+        )
 
 
 @dataclass(eq=False)

@@ -138,9 +138,11 @@ class RowFile:
         tensors = {
             "epochs": {"dtype": "I64", "shape": [n], "data_offsets": [0, 8 * n]},
             "snapshots": {
-                "dtype": _KINDS[self.dtype], "shape": [n, self.width], "data_offsets": [8 * n, 8 * n + n * row],
+                "dtype": _KINDS[self.dtype],
+                "shape": [n, self.width],
+                "data_offsets": [8 * n, 8 * n + n * row],
             },
-        }  # fmt: skip
+        }
         text = json.dumps(tensors, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the format wants tensors aligned
         epochs = torch.tensor(self.epochs, dtype=torch.int64).numpy().tobytes()

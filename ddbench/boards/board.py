@@ -25,8 +25,14 @@ from ddbench.run.record import Described, EvaluationRecord
 from ddbench.run.row import Row
 
 _FIELDS = {
-    "title": str, "dataset": dict, "network": dict, "protocol": dict, "ipc": list, "students": int, "seeds": list,
-}  # fmt: skip
+    "title": str,
+    "dataset": dict,
+    "network": dict,
+    "protocol": dict,
+    "ipc": list,
+    "students": int,
+    "seeds": list,
+}
 _NAMED = {"dataset": ("name", "digest"), "network": ("name",), "protocol": ("name", "digest")}
 _COSTS = ("distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes", "image_bytes", "label_bytes", "steps")
 

@@ -134,8 +134,15 @@ def scatter(series: Sequence[Series], front: Sequence[tuple[float, float]], titl
             for place in zip(one.x, one.y, one.labels, strict=False):
                 axes.annotate(place[2], place[:2], xytext=(0, 6), textcoords="offset points", ha="center")
         if len(front) > 1:
-            axes.step(*zip(*front, strict=True), where="post", color=NEUTRAL, linestyle=":", linewidth=1.1,
-                      label="Pareto front", zorder=1)  # fmt: skip
+            axes.step(
+                *zip(*front, strict=True),
+                where="post",
+                color=NEUTRAL,
+                linestyle=":",
+                linewidth=1.1,
+                label="Pareto front",
+                zorder=1,
+            )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         axes.xaxis.set_minor_formatter(lambda _value, _: "")
@@ -199,8 +206,15 @@ def _finish(axes: Any, x: str, y: str, count: int) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if count > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.17), ncol=2, fontsize=8, columnspacing=1.2,
-                    handletextpad=0.4, borderaxespad=0.2)  # fmt: skip
+        axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(-0.1, -0.17),
+            ncol=2,
+            fontsize=8,
+            columnspacing=1.2,
+            handletextpad=0.4,
+            borderaxespad=0.2,
+        )
 
 
 def _plain(raw: bytes, title: str, about: str) -> str:
@@ -216,8 +230,13 @@ def _plain(raw: bytes, title: str, about: str) -> str:
         _attributes(element, used, mark)
     box = root.get("viewBox", "0 0 100 100")
     width = float(box.split()[2])
-    root.attrib = {"viewBox": box, "width": f"{width * 1.25:.0f}", "role": "img", "class": "chart",
-                   "aria-labelledby": f"{mark}t {mark}d"}  # fmt: skip
+    root.attrib = {
+        "viewBox": box,
+        "width": f"{width * 1.25:.0f}",
+        "role": "img",
+        "class": "chart",
+        "aria-labelledby": f"{mark}t {mark}d",
+    }
     for kind, text in (("desc", about), ("title", title)):
         named = ET.Element(f"{SVG}{kind}", {"id": f"{mark}{kind[0]}"})
         named.text = text

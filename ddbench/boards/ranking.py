@@ -55,10 +55,19 @@ class Place:
     @property
     def cells(self) -> Cells:
         """The columns of its line and its own; what its author wrote is safe to show."""
-        told = {"method": self.entry.method, "author": self.entry.author, "link": self.entry.link,
-                "date": self.entry.date[:10]}  # fmt: skip
-        own = {"entry": self.entry.name, "href": f"#{self.entry.name}", "title": self.title, "rank": self.rank,
-               "hardware": self.hardware}  # fmt: skip
+        told = {
+            "method": self.entry.method,
+            "author": self.entry.author,
+            "link": self.entry.link,
+            "date": self.entry.date[:10],
+        }
+        own = {
+            "entry": self.entry.name,
+            "href": f"#{self.entry.name}",
+            "title": self.title,
+            "rank": self.rank,
+            "hardware": self.hardware,
+        }
         return self.line.cells | {name: shown(text) for name, text in told.items()} | own
 
 

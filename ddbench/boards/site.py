@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from ddbench.base.cache import atomic_write, read_json
 from ddbench.boards.entry import EntryRun, command_of, pack, shown
+from ddbench.boards.figures import figures, ranked_view, transfers
 from ddbench.boards.picture import opened, picture_of
 from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules
-from ddbench.boards.site_data import PageData, figures, parts, ranked_view, table_view, transfers
+from ddbench.boards.site_data import PageData, parts, table_view
 from ddbench.errors import UsageError
 from ddbench.results.aggregate import per_run
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING
@@ -26,12 +27,33 @@ from ddbench.results.tables import REPORTED, cell
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-INDEX = {"title": "board", "dataset": "dataset", "network": "network", "ipc": "ipc", "entries": "entries",
-         "first": "first place", "accuracy_mean": "accuracy %"}  # fmt: skip
-EVALUATIONS = {"network": "network", "protocol": "protocol", "evaluation_seed": "seed", "accuracy_mean": "accuracy %",
-               "n": "students", "selection": "selected on", "steps": "steps", "total_bytes": "total kB"}  # fmt: skip
-CONTROLS = {"images": "images", "labels": "labels", "augmentation": "augmentation", "accuracy_mean": "accuracy %",
-            "n": "students", "student_lr": "student lr"}  # fmt: skip
+INDEX = {
+    "title": "board",
+    "dataset": "dataset",
+    "network": "network",
+    "ipc": "ipc",
+    "entries": "entries",
+    "first": "first place",
+    "accuracy_mean": "accuracy %",
+}
+EVALUATIONS = {
+    "network": "network",
+    "protocol": "protocol",
+    "evaluation_seed": "seed",
+    "accuracy_mean": "accuracy %",
+    "n": "students",
+    "selection": "selected on",
+    "steps": "steps",
+    "total_bytes": "total kB",
+}
+CONTROLS = {
+    "images": "images",
+    "labels": "labels",
+    "augmentation": "augmentation",
+    "accuracy_mean": "accuracy %",
+    "n": "students",
+    "student_lr": "student lr",
+}
 
 
 def site(every: Sequence[Standings]) -> dict[str, str]:
@@ -41,12 +63,14 @@ def site(every: Sequence[Standings]) -> dict[str, str]:
     rows = [
         first_place(found, ipc)
         | {
-            "title": shown(found.board.title), "href": f"{found.board.name}.html",
-            "dataset": found.board.dataset.name, "network": found.board.network_label,
+            "title": shown(found.board.title),
+            "href": f"{found.board.name}.html",
+            "dataset": found.board.dataset.name,
+            "network": found.board.network_label,
         }
         for found in every
         for ipc in found.board.ipc
-    ]  # fmt: skip
+    ]
     boards = table_view("Boards, and who leads them", INDEX, rows) if rows else None
     return {"index.html": _render(page, "index.html", title="Dataset distillation leaderboards", boards=boards)} | made
 
@@ -99,8 +123,10 @@ def _controls(folder: Path) -> list[PageData]:
     formulas = held.get("formulas", {})
     scores = [{"score": n, "value": v, "formula": formulas.get(n)} for n, v in held["scores"].items()]
     source = f"Scores, after {shown(held.get('source'), 200)}"
-    return [table_view("Images, labels and augmentation apart", CONTROLS, held["matrix"]),
-            table_view(source, {"score": "score", "value": "value", "formula": "formula"}, scores)]  # fmt: skip
+    return [
+        table_view("Images, labels and augmentation apart", CONTROLS, held["matrix"]),
+        table_view(source, {"score": "score", "value": "value", "formula": "formula"}, scores),
+    ]
 
 
 def _board(page: Environment, found: Standings) -> str:
@@ -113,16 +139,22 @@ def _board(page: Environment, found: Standings) -> str:
     ]
     drawn, costs = figures(places)
     return _render(
-        page, "board.html", title=shown(board.title), about=shown(board.about, 2000), rules=rules(board),
+        page,
+        "board.html",
+        title=shown(board.title),
+        about=shown(board.about, 2000),
+        rules=rules(board),
         rankings=rankings,
         notes=[*found.notes, *(["All tables count as one in the correction of p."] if places else [])],
-        charts=drawn if places else [], costs=costs,
+        charts=drawn if places else [],
+        costs=costs,
         transfer=transfers(places, found.transfer, board.network_label),
         pairs=table_view("Pairs of entries", ONE_THING, found.pairs) if found.pairs else None,
         about_pairs=ABOUT_ONE_THING,
         reported=table_view("Published accuracies", REPORTED, found.reported) if found.reported else None,
-        caution=CAUTION, entries=[_entry(place) for place in places],
-    )  # fmt: skip
+        caution=CAUTION,
+        entries=[_entry(place) for place in places],
+    )
 
 
 def _entry(place: Place) -> PageData:
@@ -130,8 +162,14 @@ def _entry(place: Place) -> PageData:
     seen = (opened(entry.picture_file), entry.picture) if entry.picture else None
     accuracy = cell("accuracy_mean", cells)
     view = parts(f"{place.title}, ipc {row.ipc}", entry.runs, entry.command, seen)
-    facts = {"test accuracy": f"{accuracy or 'none'} %", "by": shown(entry.author), "link": shown(entry.link),
-             "date": shown(entry.date[:10]), "status": row.status, "versions": shown(row.versions)}  # fmt: skip
+    facts = {
+        "test accuracy": f"{accuracy or 'none'} %",
+        "by": shown(entry.author),
+        "link": shown(entry.link),
+        "date": shown(entry.date[:10]),
+        "status": row.status,
+        "versions": shown(row.versions),
+    }
     linked = [(name, text, _safe(text) if name == "link" else None) for name, text in facts.items() if text]
     heading = f"{place.title}, ipc {row.ipc}: {accuracy or row.status}"
     return view | {"id": entry.name, "heading": heading, "facts": linked, "note": shown(entry.note, 2000)}
@@ -148,9 +186,13 @@ def _environment() -> Environment:
     except ImportError as error:
         raise UsageError(f"pages need jinja2 ({error}); pip install 'ddbench[html]'") from error
     return Environment(
-        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
 def _render(page: Environment, name: str, **given: Any) -> str:

@@ -34,15 +34,21 @@ def target_options(students: int, what: str) -> Callable[[Callable[..., Any]], C
     """The options that say which set is applied, and under which rules."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed((
-            click.argument("target", metavar="RUN|FILE"),
-            click.option("--dataset", help="Dataset plugin with the real data, if not the set's own."),
-            click.option("--network", help="Another network than the set's own."),
-            click.option("--protocol", help="Train by another protocol."),
-            click.option("--students", default=students, show_default=True, type=click.IntRange(1), help=what),
-            click.option("--seed", type=int, help="Seed of all that is drawn; by default the run's."),
-            DEVICE, OPTIONS, OUT, FORM_OPTION, QUIET,
-        )):  # fmt: skip
+        for option in reversed(
+            (
+                click.argument("target", metavar="RUN|FILE"),
+                click.option("--dataset", help="Dataset plugin with the real data, if not the set's own."),
+                click.option("--network", help="Another network than the set's own."),
+                click.option("--protocol", help="Train by another protocol."),
+                click.option("--students", default=students, show_default=True, type=click.IntRange(1), help=what),
+                click.option("--seed", type=int, help="Seed of all that is drawn; by default the run's."),
+                DEVICE,
+                OPTIONS,
+                OUT,
+                FORM_OPTION,
+                QUIET,
+            )
+        ):
             command = option(command)
         return command
 
@@ -69,8 +75,13 @@ def continual(tasks: int, orders: int, memories: str, **given: Any) -> int:
 
 @apply.command("architecture-search")
 @target_options(1, "Networks per architecture and kind of data.")
-@click.option("--grid", multiple=True, callback=grid, metavar="OPTION=VALUES",
-              help="Values of an option of the network, such as width=16,32,64; for each option again.")  # fmt: skip
+@click.option(
+    "--grid",
+    multiple=True,
+    callback=grid,
+    metavar="OPTION=VALUES",
+    help="Values of an option of the network, such as width=16,32,64; for each option again.",
+)
 def architecture_search(grid: dict[str, tuple[str, ...]], **given: Any) -> int:
     """Rank architectures on the distilled set, and compare with their ranking on the whole training set."""
     from ddbench.apply.architecture_search import architecture_search as work

@@ -11,8 +11,14 @@ from ddbench.cli import console
 from ddbench.cli.options import OUT
 from ddbench.errors import UsageError
 
-BOARDS = click.option("--boards", "root", default="leaderboards", type=click.Path(path_type=Path), show_default=True,
-                      help="Folder that holds the boards.")  # fmt: skip
+BOARDS = click.option(
+    "--boards",
+    "root",
+    default="leaderboards",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Folder that holds the boards.",
+)
 
 
 @click.command()
@@ -131,8 +137,9 @@ def html(boards: tuple[str, ...], root: Path, out: Path) -> int:
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--out", "page", type=click.Path(path_type=Path), help="The page; by default report.html in the run.")
-@click.option("--runs", default="runs", type=click.Path(path_type=Path), show_default=True,
-              help="Folder that holds run folders.")  # fmt: skip
+@click.option(
+    "--runs", default="runs", type=click.Path(path_type=Path), show_default=True, help="Folder that holds run folders."
+)
 def report(run: str, page: Path | None, runs: Path) -> int:
     """One run as a page: curves, selection, students, controls, images, costs and its command."""
     from ddbench.base.cache import atomic_write

@@ -94,10 +94,15 @@ class Display:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bars = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}", markup=False), TextColumn("left"), TimeRemainingColumn(),
-                console=_console(stderr=True), transient=True,
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}", markup=False),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=_console(stderr=True),
+                transient=True,
+            )
             self._bars.start()
         return self
 

@@ -73,9 +73,15 @@ def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> N
         console.data_json(found.record())
         return
     shown = {
-        "images": "images", "labels": "labels", "augmentation": "augmentation", "accuracy_mean": "accuracy %",
-        "n": "n", "student_lr": "student lr", "label_bytes": "labels kB", "selection": "selected on",
-    }  # fmt: skip
+        "images": "images",
+        "labels": "labels",
+        "augmentation": "augmentation",
+        "accuracy_mean": "accuracy %",
+        "n": "n",
+        "student_lr": "student lr",
+        "label_bytes": "labels kB",
+        "selection": "selected on",
+    }
     scores = [{"score": n, "value": v, "formula": FORMULAS.get(n, "accuracy")} for n, v in found.scores.items()]
     console.show(Table(found.rows, shown, title=f"controls of {target}: mean ± std over n students"), form)
     if form != "csv":  # one table per file
@@ -87,8 +93,13 @@ def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> N
 @click.option("--dataset", required=True, help="Dataset plugin that the set was distilled from; images:PATH, hf:PATH.")
 @click.option("--network", default=NETWORK, show_default=True, help="Network that students are, or experts were.")
 @click.option("--protocol", default="default", show_default=True, help="Rules that students will learn by.")
-@click.option("--pixels", default="auto", show_default=True, metavar="SPACE",
-              help="Pixel space: unit, dataset, zca, cifar10, cifar100, or means/stds: M1,M2,M3/S1,S2,S3.")  # fmt: skip
+@click.option(
+    "--pixels",
+    default="auto",
+    show_default=True,
+    metavar="SPACE",
+    help="Pixel space: unit, dataset, zca, cifar10, cifar100, or means/stds: M1,M2,M3/S1,S2,S3.",
+)
 @click.option("--labels", default="auto", type=_LABELS, show_default=True, help="What soft labels mean.")
 @click.option("--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which one of a res_*.pt.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; by default NAME.safetensors here.")
@@ -129,8 +140,13 @@ def import_(paths: tuple[Path, ...], out: Path | None, experts: bool, options: t
 @click.argument("target", metavar="RUN|FILE", type=click.Path(path_type=Path))
 @click.option("--format", "form", required=True, type=_FORMS, help="MTT's .pt files, npz, pictures, or parquet.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder (or .npz file) to write.")
-@click.option("--runs", default="runs", show_default=True, type=click.Path(path_type=Path),
-              help="Folder that holds run folders, where RUN is a name.")  # fmt: skip
+@click.option(
+    "--runs",
+    default="runs",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder that holds run folders, where RUN is a name.",
+)
 def export(target: Path, form: str, out: Path, runs: Path) -> int:
     """Write a distilled set in a format that other tools read."""
     from ddbench.files.exporter import export as write

@@ -152,9 +152,14 @@ def _about(plugin: Plugin) -> dict[str, Any]:
         for r in plugin.recipes
     ]
     return {
-        "kind": plugin.kind, "name": plugin.name, "package": plugin.package, "version": plugin.version,
-        "doc": inspect.getdoc(plugin.cls) or "", "options": given, "recipes": recipes,
-    }  # fmt: skip
+        "kind": plugin.kind,
+        "name": plugin.name,
+        "package": plugin.package,
+        "version": plugin.version,
+        "doc": inspect.getdoc(plugin.cls) or "",
+        "options": given,
+        "recipes": recipes,
+    }
 
 
 def _option(kind: str, f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:

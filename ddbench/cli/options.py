@@ -32,22 +32,32 @@ def pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
     return tuple(found)
 
 
-OPTIONS = click.option("-o", "options", multiple=True, callback=pairs, metavar="GROUP.NAME=VALUE",
-                       help="Set an option, such as matcher.syn_steps=30 or dataset.root=FILE.")  # fmt: skip
+OPTIONS = click.option(
+    "-o",
+    "options",
+    multiple=True,
+    callback=pairs,
+    metavar="GROUP.NAME=VALUE",
+    help="Set an option, such as matcher.syn_steps=30 or dataset.root=FILE.",
+)
 
 
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what a run is."""
-    for option in reversed((
-        click.option("--dataset", default=DATASET, show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),
-        click.option("--matcher", default=MATCHER, show_default=True, help="Distillation method."),
-        click.option("--scheduler", default=SCHEDULER, show_default=True, help="How the budget is staged."),
-        click.option("--network", default=NETWORK, show_default=True, help="Network plugin."),
-        click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
-        click.option("--seed", default=0, show_default=True, type=int, help="Seed of the run."),
-        click.option("--protocol", default="default", show_default=True, help="Rules, such as default or pdd-paper."),
-        DEVICE,
-        OPTIONS,
-    )):  # fmt: skip
+    for option in reversed(
+        (
+            click.option("--dataset", default=DATASET, show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),
+            click.option("--matcher", default=MATCHER, show_default=True, help="Distillation method."),
+            click.option("--scheduler", default=SCHEDULER, show_default=True, help="How the budget is staged."),
+            click.option("--network", default=NETWORK, show_default=True, help="Network plugin."),
+            click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
+            click.option("--seed", default=0, show_default=True, type=int, help="Seed of the run."),
+            click.option(
+                "--protocol", default="default", show_default=True, help="Rules, such as default or pdd-paper."
+            ),
+            DEVICE,
+            OPTIONS,
+        )
+    ):
         command = option(command)
     return command

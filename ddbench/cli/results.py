@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("runs", nargs=-1, metavar="[RUNS]...")
 @OUT
-@click.option("--board", "boards", multiple=True, type=click.Path(path_type=Path), metavar="FOLDER",
-              help="The entries of a leaderboard as well, such as leaderboards/digits.")  # fmt: skip
+@click.option(
+    "--board",
+    "boards",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="The entries of a leaderboard as well, such as leaderboards/digits.",
+)
 @click.option(
     "--where", multiple=True, metavar="CONDITIONS", help="Rows to keep: 'matcher=tesla,ipc>=10'; = != < <= > >= ~."
 )
@@ -26,8 +32,13 @@ if TYPE_CHECKING:
 @click.option("--group-by", metavar="COLUMNS", default="", help="Average over all but these columns.")
 @click.option("--baseline", metavar="CONDITIONS", help="What differences are to, such as 'random' (the default).")
 @click.option("--allow-mixed", is_flag=True, help="Show different protocols together; nothing is tested across them.")
-@click.option("--reported", is_flag=False, flag_value="same", type=click.Choice(["same", "all"]),
-              help="Published accuracies beside; 'all' lists those of other settings too.")  # fmt: skip
+@click.option(
+    "--reported",
+    is_flag=False,
+    flag_value="same",
+    type=click.Choice(["same", "all"]),
+    help="Published accuracies beside; 'all' lists those of other settings too.",
+)
 @click.option("--reported-only", is_flag=True, help="The published accuracies themselves.")
 @click.option("--sort", metavar="COLUMNS", help="Such as dataset,-accuracy; minus is falling.")
 @click.option("--columns", metavar="COLUMNS", default="", help="Columns to show.")
@@ -36,9 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option("--format", "form", default="table", type=FORM, show_default=True)
 @JSON
-def compare(
-    runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: str, as_json: bool, **given: Any
-) -> int:  # fmt: skip
+def compare(runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: str, as_json: bool, **given: Any) -> int:
     """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
     from ddbench.run.folder import find_run, run_folders
     from ddbench.run.record import RunRecord
@@ -54,9 +63,15 @@ def compare(
 
 
 def _show_comparison(
-    rows: list[Row], form: str, *, group_by: str, columns: str, reported_only: bool,
-    fail_if: tuple[str, ...], **given: Any,
-) -> int:  # fmt: skip
+    rows: list[Row],
+    form: str,
+    *,
+    group_by: str,
+    columns: str,
+    reported_only: bool,
+    fail_if: tuple[str, ...],
+    **given: Any,
+) -> int:
     """Show a comparison; 1 if an expression of ``--fail-if`` holds for a row of it."""
     from ddbench.results.compare import Ask, compared, tripped
     from ddbench.results.compare import reported_only as published

@@ -56,9 +56,13 @@ def run(ctx: click.Context, **given: Any) -> int:
         specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
     settings = Settings(out, given["students"], given["checkpoint_seconds"])
     rows = carry_out(
-        specs, settings, with_random=given["with_random"], with_ceiling=given["with_ceiling"], quiet=given["quiet"],
+        specs,
+        settings,
+        with_random=given["with_random"],
+        with_ceiling=given["with_ceiling"],
+        quiet=given["quiet"],
         trackers=given["trackers"],
-    )  # fmt: skip
+    )
     console.show_rows(rows, form, "test accuracy, mean ± std over n students")
     return 0 if all(row.status == "ok" for row in rows) else 1
 
@@ -76,9 +80,14 @@ def experts(quiet: bool, options: tuple, **given: Any) -> int:
 
 
 def carry_out(
-    specs: list[RunSpec], settings: Settings, *, with_random: bool, with_ceiling: bool, quiet: bool,
+    specs: list[RunSpec],
+    settings: Settings,
+    *,
+    with_random: bool,
+    with_ceiling: bool,
+    quiet: bool,
     trackers: tuple[str, ...] = (),
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Carry out runs on one dataset, with random images beside each and the whole training set above."""
     import torch
 

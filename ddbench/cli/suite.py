@@ -26,8 +26,13 @@ def suite() -> None:
 @click.argument("file", metavar="SUITE.toml", type=click.Path(path_type=Path))
 @click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Cells at the same time.")
 @OUT
-@click.option("--on-existing", default="skip", show_default=True, type=click.Choice(["skip", "rerun", "fail"]),
-              help="What to do about cells that are finished; rerun deletes their runs first.")  # fmt: skip
+@click.option(
+    "--on-existing",
+    default="skip",
+    show_default=True,
+    type=click.Choice(["skip", "rerun", "fail"]),
+    help="What to do about cells that are finished; rerun deletes their runs first.",
+)
 @click.option("--retry-failed", is_flag=True, help="Run cells again that failed, diverged or were killed.")
 @click.option("--dry-run", is_flag=True, help="Show every cell, what is done and what the rest takes; start nothing.")
 @click.option("--limit", type=click.IntRange(1), help="Run this many cells at most.")

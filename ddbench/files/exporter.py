@@ -123,9 +123,13 @@ def _npz(distilled: Distilled, out: Path) -> list[str]:
     lr = distilled.curriculum.lr(len(distilled.curriculum.phases) - 1)
     rate = {} if lr is None else {"syn_lr": np.float64(lr)}
     arrays: dict[str, Any] = {
-        "images": images.numpy(), "labels": labels.numpy(), "stage": stages.numpy(), **step, **rate,
+        "images": images.numpy(),
+        "labels": labels.numpy(),
+        "stage": stages.numpy(),
+        **step,
+        **rate,
         "classes": np.array(distilled.classes),
-    }  # fmt: skip
+    }
     with atomic_file(out) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
     kind = distilled.curriculum.sets[0].label_kind
@@ -149,8 +153,10 @@ def _folder(distilled: Distilled, out: Path) -> list[str]:
         Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(out / file)
     notes = ["Pictures have 8 bits per channel, so pixels were rounded; --format pt or npz keeps them to the bit."]
     if clipped >= CLIPPED:
-        notes.append(f"Warning: {clipped:.1%} of the pixels lie outside [0, 1] and were clipped, so these pictures are "
-                     "not what students learned from.")  # fmt: skip
+        notes.append(
+            f"Warning: {clipped:.1%} of the pixels lie outside [0, 1] and were clipped, so these pictures are "
+            "not what students learned from."
+        )
     if not _hard(labels):
         np.save(out / "labels.npy", labels.numpy())
         with (out / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
@@ -197,5 +203,8 @@ def _datasets(distilled: Distilled, out: Path) -> list[str]:
 
 
 FORMS: dict[str, Callable[[Distilled, Path], list[str]]] = {
-    "pt": _pt, "npz": _npz, "folder": _folder, "datasets": _datasets,
-}  # fmt: skip
+    "pt": _pt,
+    "npz": _npz,
+    "folder": _folder,
+    "datasets": _datasets,
+}

@@ -242,9 +242,13 @@ def _images(path: Path, folders: list[Path], known: Known) -> Foreign:
     listed = [[str(p.relative_to(path)), file_digest(p)] for found in files for p in found]
     made, notes = known.set(path, pixels, numbers, None)
     return Foreign(
-        "images", (made,), classes=classes, notes=(f"Read {len(listed)} pictures in {len(folders)} folders.", said,
-        *notes), files={f"{path.name}/": digest(listed)}, unit=True,
-    )  # fmt: skip
+        "images",
+        (made,),
+        classes=classes,
+        notes=(f"Read {len(listed)} pictures in {len(folders)} folders.", said, *notes),
+        files={f"{path.name}/": digest(listed)},
+        unit=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -263,17 +267,23 @@ class Known:
             shape = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise DataError(f"{path} should hold images (n, c, h, w), and holds {shape}; give images and their labels")
         if images.dtype != torch.float32:
-            notes.append(f"Its pixels are {str(images.dtype).removeprefix('torch.')} and were made float32"
-                         f"{', divided by 255' if images.dtype == torch.uint8 else ''}.")  # fmt: skip
+            notes.append(
+                f"Its pixels are {str(images.dtype).removeprefix('torch.')} and were made float32"
+                f"{', divided by 255' if images.dtype == torch.uint8 else ''}."
+            )
             images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         images = images.contiguous()
         if not torch.isfinite(images).all():
             broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
-            raise DataError(f"{path} has pixels that are not finite in {broken} of {len(images)} images; "
-                            "get it again, or take an earlier checkpoint")  # fmt: skip
+            raise DataError(
+                f"{path} has pixels that are not finite in {broken} of {len(images)} images; "
+                "get it again, or take an earlier checkpoint"
+            )
         if (largest := float(images.abs().max())) > OUT_OF_RANGE:
-            raise DataError(f"{path} has pixels of {largest:.3g}, where input of networks is of the order of 1; its "
-                            "distillation diverged, or its scale is lost: get another checkpoint")  # fmt: skip
+            raise DataError(
+                f"{path} has pixels of {largest:.3g}, where input of networks is of the order of 1; its "
+                "distillation diverged, or its scale is lost: get another checkpoint"
+            )
         rows, kind, word = self._rows(path, labels, len(images), soft)
         notes.append(word)
         counts = torch.bincount(rows.argmax(1), minlength=rows.shape[1])
@@ -313,8 +323,11 @@ class Known:
             said = "one-hot rows" if spread and self.labels == "auto" else "rows of which the largest entry counts"
             return hard, "hard", f"The labels are {said} (hard labels)."
         kind = self.labels if self.labels != "auto" else "probability" if spread else soft
-        means = {"probability": "probabilities", "logit": "logits, which pass through a softmax",
-                 "real": "real values, which students learn by squared error"}[kind]  # fmt: skip
+        means = {
+            "probability": "probabilities",
+            "logit": "logits, which pass through a softmax",
+            "real": "real values, which students learn by squared error",
+        }[kind]
         why = "as stated" if self.labels != "auto" else "by their rows' sums" if spread else "assumed; --labels tells"
         return rows.contiguous(), kind, f"The labels are {means} ({why})."
 
@@ -329,6 +342,8 @@ class Known:
             raise UsageError(f"--labels {self.labels} needs rows (n, k), but {path} has one class number per image")
         k = self.classes or int(numbers.max()) + 1
         if int(numbers.min()) < 0 or int(numbers.max()) >= k:
-            raise DataError(f"the labels of {path} run from {int(numbers.min())} to {int(numbers.max())}, "
-                            f"but there are {k} classes, 0 to {k - 1}")  # fmt: skip
+            raise DataError(
+                f"the labels of {path} run from {int(numbers.min())} to {int(numbers.max())}, "
+                f"but there are {k} classes, 0 to {k - 1}"
+            )
         return one_hot(numbers, k).float(), "hard", "The labels are class numbers (hard labels)."

@@ -62,10 +62,14 @@ def adopt(
         "spec": None,
         "matcher": {"name": "imported"},
         "source": {
-            "path": path.name, "format": found.format, "files": found.files, "labels": sets[0].label_kind,
-            "pixels": space, "pixels_evidence": said[0],
+            "path": path.name,
+            "format": found.format,
+            "files": found.files,
+            "labels": sets[0].label_kind,
+            "pixels": space,
+            "pixels_evidence": said[0],
         },
-    }  # fmt: skip
+    }
     teaching = _teaching(curriculum, dataset, protocol)
     made = Distilled(curriculum, step, dataset.classes, dataset.train.shape, network_source, teaching, about)
     return made, [*found.notes, *said]
@@ -91,9 +95,15 @@ def imported(
     dataset = spec.dataset.load()
     fits = "zca" in options(spec.dataset) and math.prod(dataset.train.shape) <= LARGEST_ZCA
     made, notes = adopt(
-        path, dataset, (lambda: _whitening(spec.dataset)) if fits else None, spec.network, spec.protocol,
-        pixels=pixels, labels=labels, experiment=experiment,
-    )  # fmt: skip
+        path,
+        dataset,
+        (lambda: _whitening(spec.dataset)) if fits else None,
+        spec.network,
+        spec.protocol,
+        pixels=pixels,
+        labels=labels,
+        experiment=experiment,
+    )
     ipc = max(1, sum(len(s) for s in made.curriculum.sets) // len(dataset.classes))
     spec = resolve(replace(request, ipc=ipc)).spec  # recipes may depend on how many images there are
     record = spec.record() | {
@@ -208,8 +218,9 @@ def _placed(
         notes += [
             f"The field's constants {name!r} fit as well, since they cannot be told apart; it hardly matters, and "
             f"--pixels {name} uses them (MTT, TESLA and PDD take 'cifar10' for CIFAR-100 too)."
-            for name in ("cifar10", "mnist") if _alike(name, step)
-        ]  # fmt: skip
+            for name in ("cifar10", "mnist")
+            if _alike(name, step)
+        ]
     if space != "unit":
         return space, step, found.sets, notes
     own = real.preprocessing

@@ -23,12 +23,19 @@ from torch import Tensor
 from ddbench.errors import DataError, DDBenchError
 
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_TENSORS = frozenset({
-    "collections.OrderedDict", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter", "torch.Size", "torch.device",
-    "_codecs.encode",  # how protocol 2 writes bytes
-    *(f"torch.{kind}Storage" for kind in _STORAGES),
-})  # fmt: skip
+_TENSORS = frozenset(
+    {
+        "collections.OrderedDict",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_parameter",
+        "torch.nn.parameter.Parameter",
+        "torch.Size",
+        "torch.device",
+        "_codecs.encode",  # how protocol 2 writes bytes
+        *(f"torch.{kind}Storage" for kind in _STORAGES),
+    }
+)
 _NUMBERS = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})
 _WAY_OUT = "have it saved again as plain tensors (safetensors or npz) by someone who trusts it"
 

@@ -76,9 +76,13 @@ def opened(target: str, out: Path, options: EvalOptions) -> Opened:
             "with --dataset (and -o dataset.root=... where its data are)"
         )
     request = Request(
-        dataset=options.dataset, matcher=BASELINE, network=options.network or NETWORK,
-        protocol=options.protocol or "default", device=options.device, flags=options.plain_flags(),
-    )  # fmt: skip
+        dataset=options.dataset,
+        matcher=BASELINE,
+        network=options.network or NETWORK,
+        protocol=options.protocol or "default",
+        device=options.device,
+        flags=options.plain_flags(),
+    )
     from ddbench.files.importer import imported
 
     distilled, notes = imported(
@@ -124,10 +128,16 @@ def planned(distilled: Distilled, options: EvalOptions) -> Planned:
     foreign = distilled.about["selection"] == "unknown"
     metrics = options.chosen_metrics() | ({ORDER: Reordered()} if foreign else {})
     evaluation = Evaluation(
-        replace(distilled, network=network), dataset, protocol, options.students, pick_device(options.device),
+        replace(distilled, network=network),
+        dataset,
+        protocol,
+        options.students,
+        pick_device(options.device),
         tune=bool(protocol.lrs) and (foreign or network != distilled.network or protocol != recorded),
-        metrics=metrics, together=options.together, transfer=options.transfer,
-    )  # fmt: skip
+        metrics=metrics,
+        together=options.together,
+        transfer=options.transfer,
+    )
     seed = spec["seed"] if options.seed is None else options.seed
     return Planned(evaluation, seed, spec["threads"])
 
@@ -137,9 +147,13 @@ def _rules(spec: dict[str, Any], name: str | None, recorded: Protocol, flags: di
     if name is None:
         return altered(recorded, flags)
     request = Request(
-        dataset=spec["dataset"]["name"], matcher=BASELINE, network=spec["network"]["name"], ipc=spec["ipc"],
-        protocol=name, flags=tuple((f"protocol.{option}", value) for option, value in flags.items()),
-    )  # fmt: skip
+        dataset=spec["dataset"]["name"],
+        matcher=BASELINE,
+        network=spec["network"]["name"],
+        ipc=spec["ipc"],
+        protocol=name,
+        flags=tuple((f"protocol.{option}", value) for option, value in flags.items()),
+    )
     found = resolve(request).spec.protocol
     return recorded if replace(found, name=recorded.name) == recorded else found
 
@@ -178,9 +192,11 @@ def adopted(source: Opened, out: Path) -> Path:
     distilled = source.distilled
     spec, sets = distilled.about["spec"], distilled.curriculum.sets
     identity = [
-        distilled.about.get("source"), [s.digest for s in sets], distilled.curriculum.phases,
+        distilled.about.get("source"),
+        [s.digest for s in sets],
+        distilled.curriculum.phases,
         distilled.preprocessing.digest,
-    ]  # fmt: skip
+    ]
     name = "-".join((spec["dataset"]["name"], spec["matcher"]["name"], re.sub(r"[^\w.]+", "_", source.path.stem)[:40]))
     base = out if distilled.about["selection"] == "unknown" else home() / "files"
     folder = base / f"{name}-ipc{spec['ipc']}-seed{spec['seed']}-{digest(identity)[:12]}"
@@ -188,12 +204,17 @@ def adopted(source: Opened, out: Path) -> Path:
         distilled.save(folder / "distilled.safetensors")
         write_json(folder / "spec.json", spec)
         result = {
-            "status": "ok", "dataset": distilled.about["dataset"], "selection": distilled.about["selection"],
-            "label_type": sets[0].label_type, "images": sum(len(s) for s in sets),
-            "image_bytes": sum(s.image_bytes for s in sets), "label_bytes": sum(s.label_bytes for s in sets),
-            "network": label(distilled.network), "source": distilled.about.get("source"),
+            "status": "ok",
+            "dataset": distilled.about["dataset"],
+            "selection": distilled.about["selection"],
+            "label_type": sets[0].label_type,
+            "images": sum(len(s) for s in sets),
+            "image_bytes": sum(s.image_bytes for s in sets),
+            "label_bytes": sum(s.label_bytes for s in sets),
+            "network": label(distilled.network),
+            "source": distilled.about.get("source"),
             "sha256": {"distilled.safetensors": file_digest(folder / "distilled.safetensors")},
-        }  # fmt: skip
+        }
         write_json(folder / "result.json", result)
     return folder
 

@@ -83,9 +83,16 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
     record["together"] = together
     test = replace(plan.dataset.test, preprocessing=distilled.preprocessing)
     graded = measured_students(
-        lessons, network, distilled.teaching, test, metrics, Seed(seed) / "evaluation", lacking,
-        protocol=plan.protocol, together=together,
-    )  # fmt: skip
+        lessons,
+        network,
+        distilled.teaching,
+        test,
+        metrics,
+        Seed(seed) / "evaluation",
+        lacking,
+        protocol=plan.protocol,
+        together=together,
+    )
     for i, numbers in zip(lacking, graded, strict=True):
         _note(record, i, numbers, due, path)
         write_json(path, record)
@@ -191,9 +198,14 @@ def ceiling(
     epochs = max(protocol.ceiling_epochs, math.ceil((protocol.steps or 0) / math.ceil(len(train) / protocol.batch)))
     recipe = replace(protocol.recipe(epochs).on(dataset.augment), online=False)  # real labels need no teacher
     identity = {
-        "dataset": dataset.digest, "network": network.identity, "recipe": changed(recipe), "lrs": protocol.lrs,
-        "students": students, "threads": threads, "trainer": TRAINER_VERSION,
-    }  # fmt: skip
+        "dataset": dataset.digest,
+        "network": network.identity,
+        "recipe": changed(recipe),
+        "lrs": protocol.lrs,
+        "students": students,
+        "threads": threads,
+        "trainer": TRAINER_VERSION,
+    }
     path = Cache(home()).folder("ceilings", identity) / "ceiling.json"
     if path.exists():
         return read_json(path)

@@ -71,11 +71,21 @@ class Protocol:
     def recipe(self, epochs: int | None = None) -> Recipe:
         """The recipe of one phase; :class:`Teaching` fills in its share of the steps."""
         return Recipe(
-            epochs=epochs, batch=self.batch, lr=self.lr, schedule=self.schedule, momentum=self.momentum,
-            weight_decay=self.weight_decay, augment=self.augment, carry=self.carry, mixing=self.mixing,
-            mix_probability=self.mix_probability, mix_alpha=self.mix_alpha, optimizer=self.optimizer,
-            online=self.online, temperature=self.temperature,
-        )  # fmt: skip
+            epochs=epochs,
+            batch=self.batch,
+            lr=self.lr,
+            schedule=self.schedule,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+            carry=self.carry,
+            mixing=self.mixing,
+            mix_probability=self.mix_probability,
+            mix_alpha=self.mix_alpha,
+            optimizer=self.optimizer,
+            online=self.online,
+            temperature=self.temperature,
+        )
 
     def budget(self, images: int) -> int | None:
         """N for a budget of ``images`` synthetic images; None where phases count epochs."""

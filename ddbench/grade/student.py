@@ -60,9 +60,14 @@ def taught_pupils(
     for i in range(0, len(pupils), TOGETHER):
         group = pupils[i : i + TOGETHER]
         yield from teach_together(
-            network, [p.student for p in group], [p.curriculum for p in group], teaching, [p.seed for p in group],
-            first, [p.watch for p in group],
-        )  # fmt: skip
+            network,
+            [p.student for p in group],
+            [p.curriculum for p in group],
+            teaching,
+            [p.seed for p in group],
+            first,
+            [p.watch for p in group],
+        )
 
 
 def look_steps(curriculum: Curriculum, teaching: Teaching, protocol: Protocol) -> frozenset[int]:

@@ -226,15 +226,30 @@ class Experts:
         students = [book.student for book in books.values() if book.student is not None]
         if self._together:
             fit_together(
-                self.starts.network, students, self.real, recipe, seeds, lrs=[None] * len(seeds), first_epoch=first,
-                stop_epoch=last, on_epoch=on_epoch, what=f"{len(books)} experts",
-            )  # fmt: skip
+                self.starts.network,
+                students,
+                self.real,
+                recipe,
+                seeds,
+                lrs=[None] * len(seeds),
+                first_epoch=first,
+                stop_epoch=last,
+                on_epoch=on_epoch,
+                what=f"{len(books)} experts",
+            )
             return
         for index, student, seed in zip(books, students, seeds, strict=True):  # one, unless several stand apart
             fit(
-                self.starts.network, student, self.real, recipe, seed, first_epoch=first, stop_epoch=last,
-                on_epoch=lambda done, after: on_epoch(done, [after]), what=f"expert {index}",
-            )  # fmt: skip
+                self.starts.network,
+                student,
+                self.real,
+                recipe,
+                seed,
+                first_epoch=first,
+                stop_epoch=last,
+                on_epoch=lambda done, after: on_epoch(done, [after]),
+                what=f"expert {index}",
+            )
 
 
 def layout(network: Network) -> list[list[Any]]:

@@ -72,9 +72,16 @@ def learn_phase(
     recipe, teacher = _lesson(network, curriculum, phase, teaching)
     begin = student if recipe.carry else Student(student.vector)
     return fit(
-        network, begin, curriculum.phase(phase), recipe, seed / "phase" / phase, lr=curriculum.lr(phase),
-        teacher=teacher, watch=watch, what="teaching a student",
-    )  # fmt: skip
+        network,
+        begin,
+        curriculum.phase(phase),
+        recipe,
+        seed / "phase" / phase,
+        lr=curriculum.lr(phase),
+        teacher=teacher,
+        watch=watch,
+        what="teaching a student",
+    )
 
 
 def _lesson(network: Network, curriculum: Curriculum, phase: int, teaching: Teaching) -> tuple[Recipe, Labeller | None]:

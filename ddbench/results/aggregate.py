@@ -79,16 +79,19 @@ class Line:
             "variant": self.variant,
             **{name: getattr(row, name) for name in _NUMBERS},
             "students": self.students,
-            "seeds": list(self.scores), "accuracies": list(self.scores.values()),
-            "ci_low": low, "ci_high": high,
+            "seeds": list(self.scores),
+            "accuracies": list(self.scores.values()),
+            "ci_low": low,
+            "ci_high": high,
             **{name: getattr(self, name) for name in tested},
             "note": "; ".join(filter(None, (self.flaw, self.remark))) or None,
             "settings": self.settings,
             **{name: getattr(row, name) for name in _COSTS},
-            "total_bytes": self.total_bytes, "peak_bytes": row.peak_bytes,
+            "total_bytes": self.total_bytes,
+            "peak_bytes": row.peak_bytes,
             **row.metrics,
             "runs": sorted({r.run for r in self.rows if r.run}),
-        }  # fmt: skip
+        }
         return found | {name: cell for name, cell in self.by.items() if name not in found}
 
 
@@ -164,11 +167,15 @@ def _line(rows: list[Row]) -> Line:
         flaw = "no interval and no test: it mixes protocols"
     means = list(scores.values())
     return Line(
-        rows, _averaged(rows, counted, done, means, spread=not flaw), scores,
-        students=_common([row.n for row in done]), settings=len(settings), flaw=flaw,
+        rows,
+        _averaged(rows, counted, done, means, spread=not flaw),
+        scores,
+        students=_common([row.n for row in done]),
+        settings=len(settings),
+        flaw=flaw,
         total_bytes=_average([row.total_bytes for row in done]),
         bounds=interval(means) if means and not flaw else None,
-    )  # fmt: skip
+    )
 
 
 def one_per_run(rows: Sequence[Row]) -> list[Row]:

@@ -25,10 +25,18 @@ LEVEL = 0.05
 SEEDS_FOR_BEST = 5
 ITSELF = "(itself)"
 ONE_THING = {
-    "ipc": "ipc", "title": "method", "accuracy_mean": "accuracy %", "distil_seconds": "distil s", "base": "instead of",
-    "base_accuracy": "its accuracy %", "base_distil_seconds": "its distil s", "difference": "difference",
-    "p_holm": "p (Holm)", "test": "test", "apart": "also differs in",
-}  # fmt: skip
+    "ipc": "ipc",
+    "title": "method",
+    "accuracy_mean": "accuracy %",
+    "distil_seconds": "distil s",
+    "base": "instead of",
+    "base_accuracy": "its accuracy %",
+    "base_distil_seconds": "its distil s",
+    "difference": "difference",
+    "p_holm": "p (Holm)",
+    "test": "test",
+    "apart": "also differs in",
+}
 ABOUT_ONE_THING = (
     "Entries of one matcher and one ipc that differ in their scheduler, in the kind of their labels, or in an option. "
     "Students get the same optimiser steps throughout; what distilling cost stands beside. p is Holm-corrected over "
@@ -224,12 +232,21 @@ def one_thing_apart(titled: Sequence[tuple[str, Line]]) -> list[Cells]:
             continue
         result = between(line, base)
         kept = ("ipc", "accuracy_mean", "accuracy_std", "distil_seconds")
-        found.append(({name: line.cells[name] for name in kept} | {
-            "title": title, "base": base_title,
-            "base_accuracy": cell("accuracy_mean", base.cells | {"best": False}),
-            "base_distil_seconds": base.row.distil_seconds,
-            "difference": result.difference, "test": result.name, "apart": _apart(line, base),
-        }, result.p))  # fmt: skip
+        found.append(
+            (
+                {name: line.cells[name] for name in kept}
+                | {
+                    "title": title,
+                    "base": base_title,
+                    "base_accuracy": cell("accuracy_mean", base.cells | {"best": False}),
+                    "base_distil_seconds": base.row.distil_seconds,
+                    "difference": result.difference,
+                    "test": result.name,
+                    "apart": _apart(line, base),
+                },
+                result.p,
+            )
+        )
     corrected = iter(holm([p for _, p in found if p is not None]))
     rows = [row | {"p_holm": None if p is None else next(corrected)} for row, p in found]
     return sorted(rows, key=lambda row: (row["ipc"], row["title"], row["base"]))

@@ -21,11 +21,26 @@ FORMATS = ("table", "md", "csv", "json", "latex", "html")
 UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 # What people see: the column of the row, its title, and how a cell of it reads.
-_COMMON = {"dataset": "dataset", "network": "network", "ipc": "ipc", "matcher": "matcher", "scheduler": "scheduler",
-           "label_type": "labels", "protocol": "protocol"}  # fmt: skip
-_COSTS = {"steps": "N", "distil_seconds": "distil s", "expert_seconds": "experts s", "selection_seconds": "selection s",
-          "peak_bytes": "peak MB", "image_bytes": "images kB", "label_bytes": "labels kB", "total_bytes": "total kB",
-          "status": "status"}  # fmt: skip
+_COMMON = {
+    "dataset": "dataset",
+    "network": "network",
+    "ipc": "ipc",
+    "matcher": "matcher",
+    "scheduler": "scheduler",
+    "label_type": "labels",
+    "protocol": "protocol",
+}
+_COSTS = {
+    "steps": "N",
+    "distil_seconds": "distil s",
+    "expert_seconds": "experts s",
+    "selection_seconds": "selection s",
+    "peak_bytes": "peak MB",
+    "image_bytes": "images kB",
+    "label_bytes": "labels kB",
+    "total_bytes": "total kB",
+    "status": "status",
+}
 PER_RUN = (
     _COMMON
     | {
@@ -40,12 +55,28 @@ PER_RUN = (
     | _COSTS
 )
 LINES = _COMMON | {
-    "accuracy_mean": "accuracy %", "n": "seeds", "students": "students", "ci_low": "95 % CI",
-    "difference": "difference", "baseline": "to", "p_holm": "p (Holm)", "test": "test", "selection": "selected on",
-    **_COSTS, "note": "note",
-}  # fmt: skip
-REPORTED = {"dataset": "dataset", "model": "network", "ipc": "ipc", "method": "method", "scheduler": "scheduler",
-            "accuracy_mean": "reported %", "source": "source", "setting": "setting"}  # fmt: skip
+    "accuracy_mean": "accuracy %",
+    "n": "seeds",
+    "students": "students",
+    "ci_low": "95 % CI",
+    "difference": "difference",
+    "baseline": "to",
+    "p_holm": "p (Holm)",
+    "test": "test",
+    "selection": "selected on",
+    **_COSTS,
+    "note": "note",
+}
+REPORTED = {
+    "dataset": "dataset",
+    "model": "network",
+    "ipc": "ipc",
+    "method": "method",
+    "scheduler": "scheduler",
+    "accuracy_mean": "reported %",
+    "source": "source",
+    "setting": "setting",
+}
 # Columns that are shown only when asked for, under a name that the column's own would not make clear.
 _OTHERS = {"p": "p (uncorrected)", "best": "best", "accuracy_std": "std (fraction)", "ci_high": "CI high (fraction)"}
 ONCE = ("dataset", "network", "ipc", "protocol", "steps", "students")

@@ -26,14 +26,25 @@ T = TypeVar("T", bound=Celled)
 
 # What people call a column, and its name in rows that have none of that name: published ones have methods and models.
 ALIASES = {
-    "accuracy": "accuracy_mean", "mean": "accuracy_mean", "std": "accuracy_std", "ci": "ci_low", "method": "matcher",
-    "matcher": "method", "network": "model", "labels": "label_type", "selected": "selection", "diff": "difference",
+    "accuracy": "accuracy_mean",
+    "mean": "accuracy_mean",
+    "std": "accuracy_std",
+    "ci": "ci_low",
+    "method": "matcher",
+    "matcher": "method",
+    "network": "model",
+    "labels": "label_type",
+    "selected": "selection",
+    "diff": "difference",
     "bytes": "total_bytes",
-}  # fmt: skip
+}
 FRACTIONS = ("accuracy_mean", "accuracy_std", "ci_low", "ci_high", "difference", "p", "p_holm", "ece_mean")
 _ORDER: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
 _CONDITION = re.compile(r"\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 
 

@@ -107,9 +107,12 @@ class SpecRecord(Held):
     def options(self) -> dict[str, Any]:
         """The options of a run but its protocol's, ``group.name`` to value; not where the data lie."""
         groups = {
-            "dataset": self.dataset.content, "matcher": self.matcher.options, "scheduler": self.scheduler.options,
-            "experts": self.experts, "decoder": self.decoder,
-        }  # fmt: skip
+            "dataset": self.dataset.content,
+            "matcher": self.matcher.options,
+            "scheduler": self.scheduler.options,
+            "experts": self.experts,
+            "decoder": self.decoder,
+        }
         return {f"{group}.{name}": value for group, given in groups.items() for name, value in given.items()}
 
 
@@ -260,15 +263,22 @@ def _graded(run: Row, evaluation: EvaluationRecord) -> Row:
     names = sorted({name for student in students for name in student.metrics})
     lrs = None if evaluation.lrs is None else ", ".join(dict.fromkeys(f"{lr:.4g}" for lr in evaluation.lrs))
     return replace(
-        run, **ended,
-        network=evaluation.network, dataset=evaluation.dataset, dataset_digest=evaluation.dataset_digest,
+        run,
+        **ended,
+        network=evaluation.network,
+        dataset=evaluation.dataset,
+        dataset_digest=evaluation.dataset_digest,
         protocol=evaluation.protocol,
         protocol_digest=evaluation.protocol_digest or (run.protocol_digest if same_rules else evaluation.protocol),
         selection=evaluation.selection or run.selection,
         steps=run.steps if evaluation.steps is None else evaluation.steps,
         label_bytes=run.label_bytes if evaluation.label_bytes is None else evaluation.label_bytes,
-        evaluation_seed=evaluation.seed, evaluation=evaluation.key, student_lr=lrs,
+        evaluation_seed=evaluation.seed,
+        evaluation=evaluation.key,
+        student_lr=lrs,
         together=evaluation.together or None,
-        accuracy_mean=mean(scores), accuracy_std=deviation(scores), n=len(scores),
+        accuracy_mean=mean(scores),
+        accuracy_std=deviation(scores),
+        n=len(scores),
         metrics={f"{name}_mean": mean(s.metrics[name] for s in students if name in s.metrics) for name in names},
-    )  # fmt: skip
+    )

@@ -54,8 +54,17 @@ def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> Row:
     protocol, top = spec.protocol, whole_set(spec, dataset, students)
     scores = top["accuracies"]
     return Row(
-        dataset=dataset.name, dataset_digest=dataset.digest, matcher=f"all {top['images']} training images",
-        network=label(spec.network), protocol=protocol.name, protocol_digest=protocol.digest, selection="validation",
-        label_type="hard", accuracy_mean=mean(scores), accuracy_std=deviation(scores), n=len(scores), status="ok",
+        dataset=dataset.name,
+        dataset_digest=dataset.digest,
+        matcher=f"all {top['images']} training images",
+        network=label(spec.network),
+        protocol=protocol.name,
+        protocol_digest=protocol.digest,
+        selection="validation",
+        label_type="hard",
+        accuracy_mean=mean(scores),
+        accuracy_std=deviation(scores),
+        n=len(scores),
+        status="ok",
         image_bytes=top["images"] * prod(dataset.train.shape),
-    )  # fmt: skip
+    )

@@ -67,9 +67,13 @@ class WeightsAndBiases:
         chosen = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         self._folder.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere when it is not there
         self._run = wandb.init(
-            project=self._project, name=name, config=config, dir=str(self._folder), mode=chosen,
+            project=self._project,
+            name=name,
+            config=config,
+            dir=str(self._folder),
+            mode=chosen,
             settings=wandb.Settings(silent=True, console="off"),
-        )  # fmt: skip
+        )
 
     def log(self, numbers: Numbers, step: int) -> None:
         # wandb's own steps may only grow, and stages begin anew: the step is a number like the others
@@ -201,8 +205,16 @@ class _Readings:
 def _outcome(folder: Path) -> tuple[str, Numbers]:
     """The status of a run that ended, and its test accuracy and costs."""
     row = RunRecord.read(folder).rows()[0]
-    wanted = ("accuracy_mean", "accuracy_std", "distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes",
-              "image_bytes", "label_bytes")  # fmt: skip
+    wanted = (
+        "accuracy_mean",
+        "accuracy_std",
+        "distil_seconds",
+        "selection_seconds",
+        "expert_seconds",
+        "peak_bytes",
+        "image_bytes",
+        "label_bytes",
+    )
     known = {name: getattr(row, name) for name in wanted}
     return row.status, {f"result/{name}": float(value) for name, value in known.items() if value is not None}
 

@@ -77,9 +77,13 @@ def _base(suite: Suite, out: Path) -> Path:
 def _line(cell: Cell, suite: Suite) -> dict[str, Any]:
     """What every record of a cell says."""
     return {
-        "suite": suite.key, "key": cell.key, "like": cell.like, "cell": cell.name, "run": cell.spec.folder,
+        "suite": suite.key,
+        "key": cell.key,
+        "like": cell.like,
+        "cell": cell.name,
+        "run": cell.spec.folder,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-    }  # fmt: skip
+    }
 
 
 def _remove(folder: Path) -> None:
@@ -230,8 +234,11 @@ class Work:
         self.status[cell.key] = ("" if status == "interrupted" else status, reason)
         self._note_experts(cell)
         record = _line(cell, self.suite) | {
-            "status": status, "seconds": round(worker.seconds, 3), "error": reason or None, "jobs": self.orders.jobs,
-        }  # fmt: skip
+            "status": status,
+            "seconds": round(worker.seconds, 3),
+            "error": reason or None,
+            "jobs": self.orders.jobs,
+        }
         append(self._base.with_suffix(".jsonl"), record)
         self.made.append(record)
         place = sum(1 for status, _ in self.status.values() if status)

@@ -98,7 +98,7 @@ def due(cells: Iterable[Cell], stands: dict[str, tuple[str, str]], *, retry: boo
 
 def plan(
     suite: Suite, out: Path, say: Callable[[str], None], *, on_existing: str, retry: bool, limit: int | None
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Every cell with its standing, and what those that are due will take. Trains nothing, and starts nothing."""
     stands, times = cell_standings(suite, out), expected(suite.cells, out)
     if on_existing == "rerun":
@@ -118,13 +118,18 @@ def plan(
         costs[cell.like] = {} if datasets[source] is None else _cost(cell, datasets[source], say)
     return [
         {
-            "cell": cell.name, "key": cell.key, "run": cell.spec.folder, "status": stands[cell.key][0] or "to do",
-            "error": stands[cell.key][1] or None, "due": cell.key in keys,
-            "expected_seconds": times.get(cell.key), "experts": cell.experts,
+            "cell": cell.name,
+            "key": cell.key,
+            "run": cell.spec.folder,
+            "status": stands[cell.key][0] or "to do",
+            "error": stands[cell.key][1] or None,
+            "due": cell.key in keys,
+            "expected_seconds": times.get(cell.key),
+            "experts": cell.experts,
             **(costs[cell.like] if cell.key in keys else {}),
         }
         for cell in suite.cells
-    ]  # fmt: skip
+    ]
 
 
 def _loaded(cell: Cell, say: Callable[[str], None]) -> Any:

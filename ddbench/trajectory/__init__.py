@@ -13,9 +13,18 @@ from ddbench.base.moved import deprecated
 
 # What stood in the module ``ddbench.trajectory`` before it became this package.
 _MOVED = {
-    "Differentiate", "Method", "PixelState", "SHARP", "Segment", "Swept", "advance", "begin", "ensemble_labels",
-    "finish", "needs",
-}  # fmt: skip
+    "Differentiate",
+    "Method",
+    "PixelState",
+    "SHARP",
+    "Segment",
+    "Swept",
+    "advance",
+    "begin",
+    "ensemble_labels",
+    "finish",
+    "needs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -125,8 +125,9 @@ def by_task(differentiate: Callable[..., Gradient]) -> Differentiate:
     warnings.warn(
         f"{getattr(differentiate, '__qualname__', differentiate)} takes the six parts of a task; let it take one "
         "ddbench.trajectory.unroll.Task: the old form goes with the next version",
-        DeprecationWarning, stacklevel=2,
-    )  # fmt: skip
+        DeprecationWarning,
+        stacklevel=2,
+    )
     return lambda task: differentiate(*task)
 
 

@@ -106,8 +106,10 @@ def rank(scores: Tensor, order: str) -> Tensor:
 @torch.no_grad()
 def _errors(problem: Problem, vector: Tensor) -> Tensor:
     """The length of softmax minus one-hot for each real image, ``(n,)``."""
-    parts = [error_lengths(problem.network.apply(vector, b.images, train=False), b.labels)
-             for b in problem.real.at_hand.batches(AT_ONCE)]  # fmt: skip
+    parts = [
+        error_lengths(problem.network.apply(vector, b.images, train=False), b.labels)
+        for b in problem.real.at_hand.batches(AT_ONCE)
+    ]
     return torch.cat(parts).cpu()
 
 

@@ -36,8 +36,10 @@ class ConvNet:
         if self.norm == "group" and self.width % GROUPS:
             below = self.width - self.width % GROUPS
             near = f"{below} or {below + GROUPS}" if below else f"{GROUPS}"
-            raise UsageError(f"group norm divides channels into {GROUPS} groups, and {self.width} is no multiple of "
-                             f"{GROUPS}; use a width of {near}")  # fmt: skip
+            raise UsageError(
+                f"group norm divides channels into {GROUPS} groups, and {self.width} is no multiple of "
+                f"{GROUPS}; use a width of {near}"
+            )
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         depth = self.depth or default_depth(shape)

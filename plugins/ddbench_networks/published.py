@@ -39,8 +39,10 @@ class Torchvision:
             hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
             raise UsageError(f"torchvision has no classification model called {self.model!r}{hint}")
         if shape[0] != 3:
-            raise UsageError(f"torchvision's {self.model!r} takes images of 3 channels, and these have {shape[0]}; "
-                             "use another network, such as 'resnet18' or 'convnet'")  # fmt: skip
+            raise UsageError(
+                f"torchvision's {self.model!r} takes images of 3 channels, and these have {shape[0]}; "
+                "use another network, such as 'resnet18' or 'convnet'"
+            )
         if refusal := _refusal(self.model, shape[1:]):
             sides = [f"{s}x{s}" for s in SIDES if not _refusal(self.model, (s, s))]
             way = f"it takes, for example, {', '.join(sides)}" if sides else "use another network"

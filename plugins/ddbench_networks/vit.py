@@ -32,14 +32,18 @@ class ViT:
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
-            raise UsageError(f"{self.heads} heads cannot divide {self.dim} numbers per token evenly; "
-                             f"use a dim of {self.heads * (self.dim // self.heads + 1)}")  # fmt: skip
+            raise UsageError(
+                f"{self.heads} heads cannot divide {self.dim} numbers per token evenly; "
+                f"use a dim of {self.heads * (self.dim // self.heads + 1)}"
+            )
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         patch = self.patch or default_patch(shape)
         if any(side % patch for side in shape[1:]):
-            raise UsageError(f"patches of {patch}x{patch} pixels do not divide images of {shape[1]}x{shape[2]} pixels; "
-                             f"network.patch can be {_choices(shape)}")  # fmt: skip
+            raise UsageError(
+                f"patches of {patch}x{patch} pixels do not divide images of {shape[1]}x{shape[2]} pixels; "
+                f"network.patch can be {_choices(shape)}"
+            )
         return _ViT(shape, classes, patch, self.dim, self.depth, self.heads)
 
 

@@ -240,8 +240,11 @@ def test_an_interrupted_search_goes_on_with_what_is_stored(found, report):
 
 def test_the_command_shows_both_tables_and_what_was_left_out(folder, report):
     words = ["architecture-search", str(folder), "--students", "1", "--device", "cpu", "--quiet", "--format", "md"]
-    grids = [w for name, values in (GRID | {"depth": ("1", "2", "4")}).items()
-             for w in ("--grid", f"{name}={','.join(values)}")]  # fmt: skip
+    grids = [
+        w
+        for name, values in (GRID | {"depth": ("1", "2", "4")}).items()
+        for w in ("--grid", f"{name}={','.join(values)}")
+    ]
     answer = CliRunner().invoke(apply, [*words, *grids])
     assert answer.exit_code == 0, answer.output
     assert answer.stdout.count("| ---") == 5 + 6

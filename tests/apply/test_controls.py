@@ -106,8 +106,12 @@ def test_coresets_are_ordinary_runs_under_the_same_rules(shop):
     folder, found, _ = shop
     for matcher in ("random", "k-center", "herding"):
         for labels, kind in (("hard", "hard"), ("soft", "teacher")):
-            made = [r for f in folder.parent.iterdir() for r in RunRecord.read(f).rows()
-                    if (r.matcher, r.label_type) == (matcher, kind)]  # fmt: skip
+            made = [
+                r
+                for f in folder.parent.iterdir()
+                for r in RunRecord.read(f).rows()
+                if (r.matcher, r.label_type) == (matcher, kind)
+            ]
             assert len(made) == 1
             assert made[0].accuracy_mean == cell(found, matcher, labels, "on")["accuracy_mean"]
             assert made[0].protocol == RunRecord.read(folder).rows()[0].protocol
@@ -182,14 +186,26 @@ def test_labels_that_a_teacher_makes_while_students_train_have_no_controls(shop,
 
 def test_the_command_prints_the_matrix_and_the_formulas(shop, monkeypatch):
     folder, found, base = shop
-    answer = ddbench("eval", folder, "--controls", "--students", 2, "--device", "cpu", "--out", folder.parent,
-                     home=base / "home")  # fmt: skip
+    answer = ddbench(
+        "eval", folder, "--controls", "--students", 2, "--device", "cpu", "--out", folder.parent, home=base / "home"
+    )
     assert answer.code == 0, answer.err
     assert answer.out.count("k-center") == 4
     assert "0.5 IOR - 0.5 HLR" in answer.out
     assert "arXiv 2505.13300" in answer.out
-    whole = ddbench("eval", folder, "--controls", "--students", 2, "--device", "cpu", "--json", "--out", folder.parent,
-                    home=base / "home").json  # fmt: skip
+    whole = ddbench(
+        "eval",
+        folder,
+        "--controls",
+        "--students",
+        2,
+        "--device",
+        "cpu",
+        "--json",
+        "--out",
+        folder.parent,
+        home=base / "home",
+    ).json
     assert whole["scores"] == found.scores
     two = ddbench("eval", folder, "--controls", "--network", "mlp,convnet", home=base / "home")
     assert two.code == 2

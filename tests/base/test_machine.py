@@ -24,8 +24,11 @@ def checkout(tmp_path, monkeypatch):
 def git(place, *words):
     said = subprocess.run(
         ["git", "-c", "user.name=n", "-c", "user.email=e@example.org", *words],
-        cwd=place, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return said.stdout.strip()
 
 

@@ -94,11 +94,17 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
 @pytest.mark.parametrize(
     "tensor",
     [
-        torch.tensor(1.5), torch.tensor([True, False]), torch.arange(3, dtype=torch.uint8), torch.zeros(0, 4),
-        torch.randn(4, 3).T, torch.randn(6)[::2], torch.randn(3).to(torch.bfloat16), torch.tensor([-0.0, torch.inf]),
+        torch.tensor(1.5),
+        torch.tensor([True, False]),
+        torch.arange(3, dtype=torch.uint8),
+        torch.zeros(0, 4),
+        torch.randn(4, 3).T,
+        torch.randn(6)[::2],
+        torch.randn(3).to(torch.bfloat16),
+        torch.tensor([-0.0, torch.inf]),
     ],
     ids=["scalar", "bool", "uint8", "empty", "transposed", "strided", "bfloat16", "special"],
-)  # fmt: skip
+)
 def test_every_kind_of_tensor_comes_back_to_the_bit(tmp_path, tensor):
     save_state(tmp_path / "c.safetensors", tensor, {})
     assert same(load_state(tmp_path / "c.safetensors", CPU)[0], tensor.contiguous())
@@ -166,11 +172,18 @@ def hostile(path: Path, module: str, name: str, fields: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("os", "system"), ("builtins", "eval"), ("subprocess", "Popen"), ("pathlib", "Path"),
-        ("ddbench.base.state", "sys.modules"), ("no.such.module", "Thing"), ("antigravity", "fly"),
-        ("", ""), ("ddbench.run.stage", "Stage.solve"), ("ddbench.base.state", "__builtins__"),
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("subprocess", "Popen"),
+        ("pathlib", "Path"),
+        ("ddbench.base.state", "sys.modules"),
+        ("no.such.module", "Thing"),
+        ("antigravity", "fly"),
+        ("", ""),
+        ("ddbench.run.stage", "Stage.solve"),
+        ("ddbench.base.state", "__builtins__"),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_can_name_nothing_but_loaded_dataclasses(tmp_path, module, name):
     with pytest.raises(DataError, match="not a checkpoint of this version"):
         load_state(hostile(tmp_path / "c.safetensors", module, name, {}), CPU)

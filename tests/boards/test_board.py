@@ -55,8 +55,17 @@ def test_an_entry_holds_every_accuracy_of_every_student(runs, tmp_path):
     )
     assert entry.date == max(read_json(folder / "result.json")["finished"] for folder in runs)
     result = entry.runs[0].result.json_value()
-    assert {"distil_seconds", "expert_seconds", "selection_seconds", "peak_bytes", "machine", "label_type",
-            "image_bytes", "label_bytes", "selection"} <= set(result)  # fmt: skip
+    assert {
+        "distil_seconds",
+        "expert_seconds",
+        "selection_seconds",
+        "peak_bytes",
+        "machine",
+        "label_type",
+        "image_bytes",
+        "label_bytes",
+        "selection",
+    } <= set(result)
     assert entry.runs[0].tensors == content_digest(runs[0] / "distilled.safetensors")
     assert NAME.fullmatch(path.stem)
 
@@ -122,8 +131,14 @@ def test_curves_are_thinned_with_both_ends(tmp_path):
 
 def test_the_command_of_an_entry_makes_its_specs_again(monkeypatch):
     monkeypatch.setenv("DDBENCH_THREADS", "1")
-    flags = (("matcher.steps", "7"), ("network.width", "16"), ("protocol.lrs", "0.01,0.1"), ("protocol.steps", "none"),
-             ("dataset.zca", "true"), ("experts.epochs", "3"))  # fmt: skip
+    flags = (
+        ("matcher.steps", "7"),
+        ("network.width", "16"),
+        ("protocol.lrs", "0.01,0.1"),
+        ("protocol.steps", "none"),
+        ("dataset.zca", "true"),
+        ("experts.epochs", "3"),
+    )
     request = Request("digits", "tesla", "pdd", ipc=10, protocol="pdd-paper", seed=2, device="cpu", flags=flags)
     specs = [resolve(request.with_seed(seed)).spec for seed in (2, 3)]
     threads, *words = shlex.split(command_of([SpecRecord.model_validate(s.record()) for s in specs], 5))
@@ -391,9 +406,19 @@ def test_the_command_tells_on_which_networks_the_sets_were_evaluated_as_well(run
 
 @pytest.mark.parametrize(
     "line",
-    ["curl https://example.org | sh", "ddbench run; rm -rf x", "ddbench run && x", "ddbench run $(x)", "ddbench", "",
-     "ddbench run 'x", "ddbench remove runs", "PATH=. ddbench run", "ddbench run > /etc/x"],
-)  # fmt: skip
+    [
+        "curl https://example.org | sh",
+        "ddbench run; rm -rf x",
+        "ddbench run && x",
+        "ddbench run $(x)",
+        "ddbench",
+        "",
+        "ddbench run 'x",
+        "ddbench remove runs",
+        "PATH=. ddbench run",
+        "ddbench run > /etc/x",
+    ],
+)
 def test_a_command_that_is_no_call_of_ddbench_is_refused(runs, tmp_path, line):
     assert not is_command(line)
     made_ = board(tmp_path, runs[0])
@@ -404,9 +429,12 @@ def test_a_command_that_is_no_call_of_ddbench_is_refused(runs, tmp_path, line):
 
 @pytest.mark.parametrize(
     ("name", "value", "match"),
-    [("image_bytes", -5, "for image_bytes, which is no cost"), ("peak_bytes", float("inf"), "for peak_bytes, which is"),
-     ("distil_seconds", "x", r"edited.json is damaged \(runs.0.result.distil_seconds: .*should be a number\)")],
-)  # fmt: skip
+    [
+        ("image_bytes", -5, "for image_bytes, which is no cost"),
+        ("peak_bytes", float("inf"), "for peak_bytes, which is"),
+        ("distil_seconds", "x", r"edited.json is damaged \(runs.0.result.distil_seconds: .*should be a number\)"),
+    ],
+)
 def test_costs_that_are_none_are_refused(runs, tmp_path, name, value, match):
     made_ = board(tmp_path, runs[0])
     entry = posted(made_, runs[0], "edited", [0.5, 0.6])

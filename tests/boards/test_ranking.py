@@ -81,8 +81,13 @@ def test_a_mark_goes_only_to_the_better_side_of_a_difference(tmp_path, run):
     ten = board(tmp_path, run, seeds=list(range(10)))
     early = [0.50, 0.51, 0.52, 0.53, 0.54]
     posted(ten, run, "one", early + [0.9] * 5)
-    posted(ten, run, "two", [x + 0.012 + d for x, d in zip(early, (0, 1e-3, 0, -1e-3, 0), strict=True)] + [None] * 5,
-           matcher="dm")  # fmt: skip
+    posted(
+        ten,
+        run,
+        "two",
+        [x + 0.012 + d for x, d in zip(early, (0, 1e-3, 0, -1e-3, 0), strict=True)] + [None] * 5,
+        matcher="dm",
+    )
     assert [(title, best) for _, title, best in ranked(ten)] == [("random", False), ("dm", False)]
     assert any("random" in note and "does not differ" in note for note in standings(ten).notes)
 
@@ -91,8 +96,9 @@ def test_two_methods_of_one_name_are_told_apart(five, run):
     posted(five, run, "one", LOW, method="ours", author="Ada")
     posted(five, run, "two", HIGH, method="ours", author="Bob", matcher="dm")
     assert {title for _, title, _ in ranked(five)} == {
-        "ours [Ada] [random single, hard labels]", "ours [Bob] [dm single, hard labels]",
-    }  # fmt: skip
+        "ours [Ada] [random single, hard labels]",
+        "ours [Bob] [dm single, hard labels]",
+    }
 
 
 def test_several_machines_are_said(five, run):
@@ -302,8 +308,9 @@ def test_own_runs_are_compared_with_the_entries_of_a_board(five, run, tmp_path):
     words = ["--board", five.folder, "--format", "json"]
     answer = ddbench("compare", *words, home=tmp_path / "home")
     assert [(row["matcher"], row["n"], row["difference"]) for row in answer.json] == [
-        ("dm", 5, pytest.approx(0.098, abs=1e-3)), ("random", 5, None),
-    ]  # fmt: skip
+        ("dm", 5, pytest.approx(0.098, abs=1e-3)),
+        ("random", 5, None),
+    ]
     own = ddbench("compare", run, *words, "--per-run", home=tmp_path / "home")
     assert len(own.json) == 11
     assert {row["run"] for row in own.json} >= {run.name, "one.seed0", "two.seed4"}

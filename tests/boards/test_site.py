@@ -18,7 +18,7 @@ pytest.importorskip("jinja2", reason="the extra html is not installed")
 pytest.importorskip("matplotlib", reason="the extra html is not installed")
 
 from ddbench.base.cache import read_json, write_json
-from ddbench.boards import charts, site_data
+from ddbench.boards import charts, figures, site_data
 from ddbench.boards import site as pages
 from ddbench.boards.entry import Entry, EntryRun, shown
 from ddbench.boards.ranking import Place, standings
@@ -42,9 +42,11 @@ def site(tmp_path_factory, run) -> Path:
     toys = board(root, run, seeds=FIVE, title="Toys & <textures>")
     seen = pictured(toys, run)
     for name, means, about in (
-        ("random", LOW, {"matcher": "random"}), ("dm", HIGH, {"matcher": "dm"}),
-        ("dm-two", HIGH, {"matcher": "dm", "ipc": 2}), ("gone", [None] * 5, {"matcher": "tesla"}),
-    ):  # fmt: skip
+        ("random", LOW, {"matcher": "random"}),
+        ("dm", HIGH, {"matcher": "dm"}),
+        ("dm-two", HIGH, {"matcher": "dm", "ipc": 2}),
+        ("gone", [None] * 5, {"matcher": "tesla"}),
+    ):
         entry = posted(toys, run, name, means, picture=seen, **about)
         if name == "dm":
             _also(entry, "vgg11")
@@ -111,19 +113,24 @@ def on_front(costs: dict[str, Any], title: str) -> list[str]:
 def test_each_ranking_is_drawn_with_its_intervals_and_seeds():
     rows = [place("dm", 0.6), place("random", 0.5)]
     gone = place("gone", None)
-    drawn = site_data.ranked_view([*rows, gone])["svg"]
+    drawn = figures.ranked_view([*rows, gone])["svg"]
     assert [name for name in ("dm", "random", "gone") if f"{name}</text>" in drawn] == ["dm", "random"]
-    assert site_data.ranked_view([rows[0], gone]) is None, "one method is no ranking"
+    assert figures.ranked_view([rows[0], gone]) is None, "one method is no ranking"
 
 
 def test_seconds_are_judged_within_an_ipc_and_what_takes_no_time_as_one_second():
-    costs = [("random", 1, 0.002, 0.5), ("again", 1, 0.9, 0.4), ("dm", 1, 9.0, 0.6), ("mtt", 1, 9.5, 0.55),
-             ("slow", 10, 99.0, 0.7)]  # fmt: skip
+    costs = [
+        ("random", 1, 0.002, 0.5),
+        ("again", 1, 0.9, 0.4),
+        ("dm", 1, 9.0, 0.6),
+        ("mtt", 1, 9.5, 0.55),
+        ("slow", 10, 99.0, 0.7),
+    ]
     places = [
         place(name, mean, total=ipc * 100, ipc=ipc, distil_seconds=seconds, expert_seconds=0.0, accuracy_std=0.01)
         for name, ipc, seconds, mean in costs
     ]
-    drawn, table = site_data.figures(places)
+    drawn, table = figures.figures(places)
     assert on_front(table, "Pareto: seconds") == ["dm", "random", "slow"]
     assert on_front(table, "Pareto: bytes") == ["dm", "slow"]
     assert [figure["caption"].partition(". ")[0] for figure in drawn[1:]] == [
@@ -134,7 +141,7 @@ def test_seconds_are_judged_within_an_ipc_and_what_takes_no_time_as_one_second()
 
 
 def test_a_cost_that_nobody_knows_is_not_drawn_as_none():
-    drawn, table = site_data.figures([place("a", 0.5, total=100, distil_seconds=3.0)])
+    drawn, table = figures.figures([place("a", 0.5, total=100, distil_seconds=3.0)])
     assert [figure["caption"].partition(".")[0] for figure in drawn[1:]] == ["Accuracy against bytes stored"]
     assert not any(column["title"].startswith("Pareto: seconds") for column in table["columns"])
 
@@ -144,7 +151,7 @@ def test_seconds_of_different_machines_are_not_drawn_together():
         place(name, mean, total=100, distil_seconds=s, expert_seconds=0.0, device=machine)
         for name, s, machine, mean in (("a", 3.0, "GPU", 0.6), ("b", 30.0, "CPU", 0.5))
     ]
-    drawn, table = site_data.figures(places)
+    drawn, table = figures.figures(places)
     assert on_front(table, "Pareto: seconds") == ["a", "b"]
     assert sum("1 per class, on " in figure["caption"] for figure in drawn) == 2
 
@@ -152,9 +159,9 @@ def test_seconds_of_different_machines_are_not_drawn_together():
 def test_another_network_is_shown_where_all_seeds_were_tested_on_it():
     row = place("a", 0.5, seeds=(0, 1))
     whole, part = (place("a", 0.4, seeds=s, network=n) for n, s in (("mlp", (0, 1)), ("vgg11", (1,))))
-    table = site_data.transfers([row], {"a": [whole, part]}, "convnet")["table"]
+    table = figures.transfers([row], {"a": [whole, part]}, "convnet")["table"]
     assert [column["title"] for column in table["columns"]] == ["method", "ipc", "convnet %", "mlp %"]
-    assert site_data.transfers([row], {"a": [part]}, "convnet") is None
+    assert figures.transfers([row], {"a": [part]}, "convnet") is None
 
 
 def test_the_report_tells_the_numbers_that_count(run):
@@ -239,12 +246,39 @@ def test_a_link_leads_to_the_web_or_nowhere():
 
 
 def test_the_report_of_a_run_tells_all_about_it(run):
-    write_json(run / "controls.json", {"matrix": [{"images": "distilled", "labels": "hard", "augmentation": "on",
-               "accuracy_mean": 0.5, "accuracy_std": 0.1, "n": 2, "student_lr": "own", "selection": "validation"}],
-               "scores": {"IOR": 0.21}, "formulas": {"IOR": "a - b"}, "source": "S"})  # fmt: skip
+    write_json(
+        run / "controls.json",
+        {
+            "matrix": [
+                {
+                    "images": "distilled",
+                    "labels": "hard",
+                    "augmentation": "on",
+                    "accuracy_mean": 0.5,
+                    "accuracy_std": 0.1,
+                    "n": 2,
+                    "student_lr": "own",
+                    "selection": "validation",
+                }
+            ],
+            "scores": {"IOR": 0.21},
+            "formulas": {"IOR": "a - b"},
+            "source": "S",
+        },
+    )
     text = pages.report(run)
-    for words in ("Stage 1 of 2", "Stage 2 of 2", "Losses", "Selection checks", "Students", "Controls", "IOR", "0.21",
-                  "ddbench run --dataset toy --matcher dm --scheduler pdd --ipc 2", "selected on"):  # fmt: skip
+    for words in (
+        "Stage 1 of 2",
+        "Stage 2 of 2",
+        "Losses",
+        "Selection checks",
+        "Students",
+        "Controls",
+        "IOR",
+        "0.21",
+        "ddbench run --dataset toy --matcher dm --scheduler pdd --ipc 2",
+        "selected on",
+    ):
         assert words in text, words
     for student in packed(run)["evaluations"][0]["students"]:
         assert f"{student['accuracy']:.4g}" in text
@@ -358,8 +392,10 @@ def test_text_is_legible_in_light_and_dark(site, browser, scheme):
     for what in ("body", ".soft", "a[href^='#e'], tbody a", "caption", "svg.chart text"):
         assert contrast(visit, what) >= 4.5, what
     for colour in charts.COLOURS:
-        visit.look(f"document.body.insertAdjacentHTML('beforeend', '<b id=probe></b>');"
-                   f"document.getElementById('probe').style.color = '{colour}'")  # fmt: skip
+        visit.look(
+            f"document.body.insertAdjacentHTML('beforeend', '<b id=probe></b>');"
+            f"document.getElementById('probe').style.color = '{colour}'"
+        )
         assert contrast(visit, "#probe") >= 3, colour
         visit.look("document.getElementById('probe').remove()")
 
@@ -368,8 +404,19 @@ def test_text_is_legible_in_light_and_dark(site, browser, scheme):
 def test_hostile_entries_stay_text(run, tmp_path, browser, kind):
     text = HOSTILE[kind]
     toys = board(tmp_path / "boards", run, seeds=FIVE)
-    entry = posted(toys, run, "one", LOW, method=text, author=text, link=text, note=text, date=text,
-                   command=hostile_command(text), picture=pictured(toys, run) | {"classes": [text] * 3})  # fmt: skip
+    entry = posted(
+        toys,
+        run,
+        "one",
+        LOW,
+        method=text,
+        author=text,
+        link=text,
+        note=text,
+        date=text,
+        command=hostile_command(text),
+        picture=pictured(toys, run) | {"classes": [text] * 3},
+    )
     for part in entry["runs"]:
         part["result"]["machine"] = {"device": text, "torch": text, "ddbench": text}
         part["spec"]["matcher"]["name"] = text

@@ -25,10 +25,27 @@ from ddbench.errors import DataError
 from ddbench.plugins import RecipeEntry, registry
 
 FIELDS = {
-    "dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "selection", "label_type",
-    "accuracy_mean", "accuracy_std", "n", "status", "steps", "distil_seconds", "selection_seconds", "expert_seconds",
-    "peak_bytes", "image_bytes", "label_bytes",
-}  # fmt: skip
+    "dataset",
+    "matcher",
+    "scheduler",
+    "network",
+    "ipc",
+    "seed",
+    "protocol",
+    "selection",
+    "label_type",
+    "accuracy_mean",
+    "accuracy_std",
+    "n",
+    "status",
+    "steps",
+    "distil_seconds",
+    "selection_seconds",
+    "expert_seconds",
+    "peak_bytes",
+    "image_bytes",
+    "label_bytes",
+}
 ALONE = ["--no-random", "--no-ceiling"]
 
 
@@ -108,9 +125,12 @@ def test_the_installed_command_runs_in_a_process_of_its_own(tmp_path):
     script = Path(sys.executable).with_name("ddbench")
     arguments = ["run", *words("random"), *ALONE, "--students", "1", "--out", str(tmp_path / "runs"), "--json"]
     done = subprocess.run(
-        [script, *arguments], capture_output=True, text=True, check=False,
+        [script, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | THREAD | {"DDBENCH_HOME": str(tmp_path / "home")},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert [row["matcher"] for row in json.loads(done.stdout)] == ["random"]
 
@@ -135,8 +155,11 @@ def test_the_library_says_the_same_there_before_a_module_is_missing(monkeypatch)
 def test_run_shows_the_method_beside_random_images_and_the_ceiling(shop):
     rows = {(row["matcher"], row["label_type"]): row for row in shop[2].json}
     assert set(rows) == {
-        ("tesla", "teacher"), ("random", "hard"), ("random", "teacher"), ("all 54 training images", "hard"),
-    }  # fmt: skip
+        ("tesla", "teacher"),
+        ("random", "hard"),
+        ("random", "teacher"),
+        ("all 54 training images", "hard"),
+    }
     assert {row["ipc"] for row in rows.values()} == {2, None}
 
 
@@ -540,8 +563,24 @@ def test_eval_of_a_file_alone_on_another_machine_needs_no_flags(shop, tmp_path):
     assert answer.code == 0, answer.err
     (row,) = answer.json
     (first,) = [r for r in shop[2].json if r["matcher"] == "tesla"]
-    same = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "steps", "selection",
-            "label_type", "accuracy_mean", "accuracy_std", "n", "status", "image_bytes", "label_bytes")  # fmt: skip
+    same = (
+        "dataset",
+        "matcher",
+        "scheduler",
+        "network",
+        "ipc",
+        "seed",
+        "protocol",
+        "steps",
+        "selection",
+        "label_type",
+        "accuracy_mean",
+        "accuracy_std",
+        "n",
+        "status",
+        "image_bytes",
+        "label_bytes",
+    )
     assert {name: row[name] for name in same} == {name: first[name] for name in same}
     assert set(row) >= FIELDS
 
@@ -565,10 +604,23 @@ def test_eval_with_other_students_seed_or_network_is_another_evaluation(shop, tm
 def test_eval_on_several_networks_is_one_table_with_a_row_for_each(shop, tmp_path):
     folder = copied(shop, tmp_path)[1]
     answer = ddbench(
-        "eval", folder / "distilled.safetensors", "--network", "convnet, mlp,vit", "-o", "network.width=4",
-        "-o", "network.dim=8", "-o", "network.heads=2", "-o", "network.depth=2", "--students", 2, "--json",
+        "eval",
+        folder / "distilled.safetensors",
+        "--network",
+        "convnet, mlp,vit",
+        "-o",
+        "network.width=4",
+        "-o",
+        "network.dim=8",
+        "-o",
+        "network.heads=2",
+        "-o",
+        "network.depth=2",
+        "--students",
+        2,
+        "--json",
         home=shop[0],
-    )  # fmt: skip
+    )
     assert answer.code == 0, answer.err
     names = [row["network"].partition("(")[0] for row in answer.json]
     assert names == ["convnet", "mlp", "vit"]
@@ -868,13 +920,17 @@ def fails_with(monkeypatch, error: BaseException) -> None:
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(OSError(28, "No space left on device", "runs/metrics.jsonl"), "No space left on device (runs/metrics.jsonl)"),
-     (MemoryError(), "a smaller -o matcher.batch_syn"),
-     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "a smaller -o matcher.batch_syn"),
-     (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
-      "a smaller -o matcher.batch_syn")],
+    [
+        (OSError(28, "No space left on device", "runs/metrics.jsonl"), "No space left on device (runs/metrics.jsonl)"),
+        (MemoryError(), "a smaller -o matcher.batch_syn"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "a smaller -o matcher.batch_syn"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "a smaller -o matcher.batch_syn",
+        ),
+    ],
     ids=["disk", "python", "cuda", "cpu"],
-)  # fmt: skip
+)
 def test_a_disk_or_a_memory_that_is_full_is_one_sentence(monkeypatch, capsys, error, words):
     with pytest.raises(SystemExit) as exit_:
         fails_with(monkeypatch, error)

@@ -91,14 +91,18 @@ def test_k_means_takes_the_nearest_free_image_to_each_centroid_that_none_before_
     centroids = list(lloyd(len(gone) + 6, n_init=2, random_state=state).fit(x).cluster_centers_)
     left = list(gone)
     while left:  # images that are there close centroids, nearest pair first
-        c, row = min(((c, r) for c in range(len(centroids)) for r in left),
-                     key=lambda p: np.linalg.norm(centroids[p[0]] - x[p[1]]))  # fmt: skip
+        c, row = min(
+            ((c, r) for c in range(len(centroids)) for r in left),
+            key=lambda p: np.linalg.norm(centroids[p[0]] - x[p[1]]),
+        )
         left.remove(row)
         del centroids[c]
     expected, free = set(), set(range(120)) - set(gone)
     while centroids:
-        c, row = min(((c, r) for c in range(len(centroids)) for r in free),
-                     key=lambda p: np.linalg.norm(centroids[p[0]] - x[p[1]]))  # fmt: skip
+        c, row = min(
+            ((c, r) for c in range(len(centroids)) for r in free),
+            key=lambda p: np.linalg.norm(centroids[p[0]] - x[p[1]]),
+        )
         free.remove(row)
         expected.add(row)
         del centroids[c]
@@ -205,8 +209,9 @@ def test_a_coreset_is_of_different_real_images_in_class_order(method):
 def test_features_are_those_of_all_experts_side_by_side_in_evaluation_mode(method):
     problem = prepared(toy(3, network__norm="batch"), method.needs(toy(3, network__norm="batch")))
     real, network, experts = problem.real, problem.network, problem.experts
-    table = torch.cat([network.features(experts.snapshot(i, 1), everything(real).images, train=False)
-                       for i in (0, 1)], 1)  # fmt: skip
+    table = torch.cat(
+        [network.features(experts.snapshot(i, 1), everything(real).images, train=False) for i in (0, 1)], 1
+    )
     pick = {"herding": herding, "k-center": k_center, "k-means": lambda *a: k_means(*a, restarts=3)}[method.name]
     with (problem.seed / "init").scope():
         rows = [int(m[r]) for m in real.members for r in pick(table[m].detach(), NONE, 3)]
@@ -221,8 +226,10 @@ def test_forgetting_sums_events_over_experts_on_unaugmented_images(method):
     for row in range(len(real)):
         image, target, events = real[torch.tensor([row])].images, int(real.targets[row]), 0
         for expert in (0, 1):
-            right = [int(network.apply(problem.experts.snapshot(expert, e), image, train=False).argmax()) == target
-                     for e in (1, 2, 3)]  # fmt: skip
+            right = [
+                int(network.apply(problem.experts.snapshot(expert, e), image, train=False).argmax()) == target
+                for e in (1, 2, 3)
+            ]
             events += sum(a and not b for a, b in pairwise(right)) if any(right) else 3
         counts.append(events)
     made = rows_of(solve(method, problem).images, real)
@@ -272,8 +279,11 @@ def test_teacher_labels_are_the_mean_prediction_of_experts_for_what_is_decoded(m
     for stored, label in zip(made.images, made.labels, strict=True):
         seen = problem.decoder(stored[None])
         assert len(seen) == factor**2
-        shares = [problem.network.apply(problem.experts.snapshot(i, 2), s[None], train=False).softmax(1)[0].detach()
-                  for i in (0, 1) for s in seen]  # fmt: skip
+        shares = [
+            problem.network.apply(problem.experts.snapshot(i, 2), s[None], train=False).softmax(1)[0].detach()
+            for i in (0, 1)
+            for s in seen
+        ]
         assert torch.allclose(label, torch.stack(shares).mean(0), atol=1e-6)
     assert made.label_type == "teacher"
     assert hard.labels == "hard"

@@ -40,8 +40,12 @@ def test_every_source_has_all_of_them_with_the_same_defaults():
         held = options(source())
         assert set(SHARED) <= set(held), source.name
         assert {name: held[name] for name in SHARED if name != "classes"} == {
-            "validation": 0.1, "zca": False, "imbalance": 1.0, "limit": None, "noise": 0.0
-        }  # fmt: skip
+            "validation": 0.1,
+            "zca": False,
+            "imbalance": 1.0,
+            "limit": None,
+            "noise": 0.0,
+        }
         assert held["classes"] == (3 if source is Toy else None)
 
 

@@ -54,9 +54,23 @@ def test_all_sources_are_registered():
     registered = []
     register_datasets(lambda source, **_: registered.append(source.name))
     assert registered == [
-        "digits", "toy", "images", "tinyimagenet", "imagenet", "hf", "mnist", "fashionmnist", "kmnist", "svhn",
-        "cifar10", "cifar100", "stl10", "imagenette", "eurosat", "gtsrb",
-    ]  # fmt: skip
+        "digits",
+        "toy",
+        "images",
+        "tinyimagenet",
+        "imagenet",
+        "hf",
+        "mnist",
+        "fashionmnist",
+        "kmnist",
+        "svhn",
+        "cifar10",
+        "cifar100",
+        "stl10",
+        "imagenette",
+        "eurosat",
+        "gtsrb",
+    ]
 
 
 @pytest.mark.parametrize("source", [*GIVEN, *TORCHVISION])

@@ -154,8 +154,10 @@ def test_an_image_column_must_hold_images(small):
     assert "names 'image', which holds no labels" in refusal(UsageError, path=small, label="image")
 
 
-@pytest.mark.parametrize(("kind", "values", "classes"), [("string", ["b", "a10", "a2"], ("a2", "a10", "b")),
-                                                         ("int64", [10, 2, 7], ("2", "7", "10"))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "values", "classes"),
+    [("string", ["b", "a10", "a2"], ("a2", "a10", "b")), ("int64", [10, 2, 7], ("2", "7", "10"))],
+)
 def test_plain_values_are_classes_in_natural_order_when_their_column_is_named(tmp_path, kind, values, classes):
     feature = hub.Value(kind)
     train, test = (part(n, n, label=feature, labels=values * (n // 3)) for n in (24, 9))

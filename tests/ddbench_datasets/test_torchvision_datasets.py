@@ -116,18 +116,33 @@ def test_gtsrb_takes_the_numbers_of_the_signs_from_the_files_and_resizes_to_32(m
     ("name", "classes"),
     [
         ("mnist", DIGITS),
-        ("fashionmnist", ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
-                          "Ankle boot")),
+        (
+            "fashionmnist",
+            ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
         ("kmnist", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),
         ("svhn", DIGITS),
         ("cifar10", tuple(CIFAR10_CLASSES)),
         ("cifar100", tuple(CIFAR100_CLASSES)),
         ("stl10", STL_CLASSES),
-        ("imagenette", ("tench", "English springer", "cassette player", "chain saw", "church", "French horn",
-                        "garbage truck", "gas pump", "golf ball", "parachute")),
+        (
+            "imagenette",
+            (
+                "tench",
+                "English springer",
+                "cassette player",
+                "chain saw",
+                "church",
+                "French horn",
+                "garbage truck",
+                "gas pump",
+                "golf ball",
+                "parachute",
+            ),
+        ),
         ("eurosat", LAND),
     ],
-)  # fmt: skip
+)
 def test_classes_have_their_official_names_and_order(name, classes, monkeypatch):
     write(name, monkeypatch, per_class=(2, 1))
     assert SOURCES[name]().load().classes == classes
@@ -138,9 +153,14 @@ def test_gtsrb_names_its_43_signs(monkeypatch):
     classes = GTSRB().load().classes
     assert len(set(classes)) == 43
     assert [classes[k] for k in (0, 6, 13, 14, 17, 38, 42)] == [
-        "Speed limit (20km/h)", "End of speed limit (80km/h)", "Yield", "Stop", "No entry", "Keep right",
+        "Speed limit (20km/h)",
+        "End of speed limit (80km/h)",
+        "Yield",
+        "Stop",
+        "No entry",
+        "Keep right",
         "End of no passing by vehicles over 3.5 metric tons",
-    ]  # fmt: skip
+    ]
     assert not any("," in name for name in classes)  # or the option dataset.classes could not name them
 
 
@@ -193,9 +213,11 @@ def test_only_what_keeps_its_class_is_mirrored(name, monkeypatch):
 @pytest.mark.parametrize("name", SOURCES)
 def test_what_a_source_says_of_itself_holds_without_the_data(name, monkeypatch):
     about = SOURCES[name].about
-    assert {"homepage", "licence", "images", "citation"} <= set(about) <= {
-        "homepage", "licence", "licence_url", "images", "citation"
-    }  # fmt: skip
+    assert (
+        {"homepage", "licence", "images", "citation"}
+        <= set(about)
+        <= {"homepage", "licence", "licence_url", "images", "citation"}
+    )
     assert all(isinstance(text, str) and text and "\n" not in text for text in about.values())
     write(name, monkeypatch, per_class=(2, 1))
     facts = SOURCES[name]().load().facts

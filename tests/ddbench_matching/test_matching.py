@@ -335,9 +335,16 @@ def test_an_iteration_is_one_step_per_match_and_training_on_the_synthetic_set_in
     """Against torch.optim.SGD on images and on a module, with all images in each batch and nothing random."""
     problem = precise(INSTANCE, frozen=1)
     method = Dc(
-        outer=3, inner=4, batch_real=1000, batch_net=1000, metric=metric, lr_img=0.7, momentum=0.6, lr_net=0.05,
+        outer=3,
+        inner=4,
+        batch_real=1000,
+        batch_net=1000,
+        metric=metric,
+        lr_img=0.7,
+        momentum=0.6,
+        lr_net=0.05,
         pix_init="real",
-    )  # fmt: skip
+    )
     torch.manual_seed(11)
     begun = method.init(problem)
     torch.manual_seed(12)

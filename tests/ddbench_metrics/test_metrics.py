@@ -188,9 +188,14 @@ def test_a_curve_is_the_accuracy_of_the_student_after_each_marked_step(network, 
     (found,) = measured_students(curriculum, network, teaching, data, {"curve": Curve()}, Seed(3), [0])
     seed, kept = Seed(3) / 0, {}
     fit(
-        network, Student(network.init(seed / "init")), curriculum.phase(0), teaching.lesson(0), seed / "phase" / 0,
-        lr=0.03, on_epoch=lambda epoch, student: kept.update({epoch: student.vector.clone()}),
-    )  # fmt: skip
+        network,
+        Student(network.init(seed / "init")),
+        curriculum.phase(0),
+        teaching.lesson(0),
+        seed / "phase" / 0,
+        lr=0.03,
+        on_epoch=lambda epoch, student: kept.update({epoch: student.vector.clone()}),
+    )
     expected = {f"curve.{step}": by_hand(network, kept[step], data.pixels[:], data) for step in (1, 2, 4, 10, 20)}
     assert {name: value for name, value in found.items() if name.startswith("curve.")} == pytest.approx(expected)
     assert found["curve.20"] == found["accuracy"]

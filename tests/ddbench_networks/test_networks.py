@@ -471,8 +471,10 @@ def test_vit_is_torchs_encoder_on_patches_and_a_class_token():
     for ours, other in zip(module.body, encoder.layers, strict=True):
         copy(ours.attention.parameters(), other.self_attn.parameters())
         copy(ours.mlp.parameters(), [*other.linear1.parameters(), *other.linear2.parameters()])
-        copy([*ours.before.parameters(), *ours.between.parameters()],
-             [*other.norm1.parameters(), *other.norm2.parameters()])  # fmt: skip
+        copy(
+            [*ours.before.parameters(), *ours.between.parameters()],
+            [*other.norm1.parameters(), *other.norm2.parameters()],
+        )
     copy(module.norm.parameters(), encoder.norm.parameters())
     patches = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(4, 64, 48)
     embedded = patches @ module.embed.weight.reshape(12, 48).T + module.embed.bias

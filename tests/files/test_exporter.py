@@ -86,9 +86,11 @@ def test_a_set_survives_export_and_import_whole(tmp_path):
     digits = registry().get("dataset", "digits").cls().load()
     drawn = digits.train.draw(2)
     made = replace(
-        distilled(SyntheticSet(drawn.images, drawn.labels, 0.0123)), preprocessing=digits.train.preprocessing,
-        classes=digits.classes, shape=(1, 8, 8),
-    )  # fmt: skip
+        distilled(SyntheticSet(drawn.images, drawn.labels, 0.0123)),
+        preprocessing=digits.train.preprocessing,
+        classes=digits.classes,
+        shape=(1, 8, 8),
+    )
     out, _ = exported(tmp_path, "pt", made)
     back, _ = adopt(out, digits, None, ConvNet(width=8), Protocol())
     assert back.curriculum.sets[0].digest == made.curriculum.sets[0].digest

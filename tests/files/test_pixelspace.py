@@ -140,12 +140,18 @@ def test_means_and_deviations_can_be_given_as_numbers():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("unti", "did you mean 'unit'"), ("a/b", "must be 1 means"), ("1/2/3", "must be 1 means"),
-        (".1/.2,.3", "as many"), (".5/0", "positive"), (".5/-1", "positive"),
-        ("nan/1", "positive"), (".5/inf", "positive"),
-        ("cifar10", "3 channels, but images of the dataset have 1"), ("zca", "dataset.zca=true"),
+        ("unti", "did you mean 'unit'"),
+        ("a/b", "must be 1 means"),
+        ("1/2/3", "must be 1 means"),
+        (".1/.2,.3", "as many"),
+        (".5/0", "positive"),
+        (".5/-1", "positive"),
+        ("nan/1", "positive"),
+        (".5/inf", "positive"),
+        ("cifar10", "3 channels, but images of the dataset have 1"),
+        ("zca", "dataset.zca=true"),
     ],
-)  # fmt: skip
+)
 def test_spaces_that_cannot_be_are_refused(name, said):
     with pytest.raises(UsageError, match=said.replace("(", r"\(")):
         stated(name, digits().train, None)

@@ -66,10 +66,13 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("how", [{}, OLD], ids=["zip", "old"])
 def test_tensors_numbers_and_containers_come_back_as_they_were(tmp_path, how):
     value = {
-        "data": [[torch.randn(2, 3, 4, 4), torch.arange(2)]], "name": "ConvNet", "flags": (True, None, 3, 0.5),
-        "state": OrderedDict(w=torch.zeros(2, dtype=torch.float16)), "view": torch.randn(4, 3).T,
+        "data": [[torch.randn(2, 3, 4, 4), torch.arange(2)]],
+        "name": "ConvNet",
+        "flags": (True, None, 3, 0.5),
+        "state": OrderedDict(w=torch.zeros(2, dtype=torch.float16)),
+        "view": torch.randn(4, 3).T,
         "empty": torch.zeros(0),
-    }  # fmt: skip
+    }
     assert same(load(saved(tmp_path / "a.pt", value, **how)), dict(value, state=dict(value["state"])))
 
 
@@ -142,11 +145,12 @@ def odd_tensors() -> dict[str, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return {
-            "sparse": torch.eye(3).to_sparse(), "csr": torch.eye(3).to_sparse_csr(),
+            "sparse": torch.eye(3).to_sparse(),
+            "csr": torch.eye(3).to_sparse_csr(),
             "meta": torch.ones(2, device="meta"),
             "quantised": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
             "expanded": torch.ones(1).expand(10**9),
-        }  # fmt: skip
+        }
 
 
 @pytest.mark.parametrize("name", ["sparse", "csr", "meta", "quantised", "expanded"])
@@ -167,12 +171,18 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (b"", "empty"), (b"<!DOCTYPE html><html></html>", "web page"), (b"\n  <HTML>no</HTML>", "web page"),
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"\n  <HTML>no</HTML>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-        (b"\0" * 257 + b"ustar" + b"\0" * 400, "tar"), (b"PK\x03\x04 and nothing", "damaged"), (b"junk", "damaged"),
-        (b"\x80\x02", "damaged"), (b"\x80", "damaged"), (b"PK\x05\x06" + b"\0" * 18, "no data.pkl"),
+        (b"\0" * 257 + b"ustar" + b"\0" * 400, "tar"),
+        (b"PK\x03\x04 and nothing", "damaged"),
+        (b"junk", "damaged"),
+        (b"\x80\x02", "damaged"),
+        (b"\x80", "damaged"),
+        (b"PK\x05\x06" + b"\0" * 18, "no data.pkl"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_file_of_tensors_is_said(tmp_path, raw, said):
     (tmp_path / "a.pt").write_bytes(raw)
     assert said in refusal(tmp_path / "a.pt")

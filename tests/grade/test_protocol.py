@@ -34,12 +34,31 @@ def record() -> None:
 def test_the_default_values_of_options_are_part_of_every_protocol():
     """Options at their defaults are left out of digests, so a changed default would change rules in silence."""
     assert {f.name: f.default for f in fields(Protocol) if f.name != "name"} == {
-        "version": 1, "selects": "validation", "looks": None, "looks_after": 0.0, "steps": None, "epochs": None,
-        "start_epochs": None, "batch": 256, "lr": 0.01, "lrs": (0.003, 0.01, 0.03, 0.1), "optimizer": "sgd",
-        "schedule": "step-restart", "momentum": 0.9, "weight_decay": 5e-4, "augment": "dataset", "carry": False,
-        "mixing": "none", "mix_probability": 0.5, "mix_alpha": 1.0, "online": False, "temperature": 1.0, "checks": 2,
-        "judges": 2, "ceiling_epochs": 30,
-    }  # fmt: skip
+        "version": 1,
+        "selects": "validation",
+        "looks": None,
+        "looks_after": 0.0,
+        "steps": None,
+        "epochs": None,
+        "start_epochs": None,
+        "batch": 256,
+        "lr": 0.01,
+        "lrs": (0.003, 0.01, 0.03, 0.1),
+        "optimizer": "sgd",
+        "schedule": "step-restart",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "augment": "dataset",
+        "carry": False,
+        "mixing": "none",
+        "mix_probability": 0.5,
+        "mix_alpha": 1.0,
+        "online": False,
+        "temperature": 1.0,
+        "checks": 2,
+        "judges": 2,
+        "ceiling_epochs": 30,
+    }
 
 
 def test_every_protocol_of_the_field_is_there_and_says_what_it_selects_on():
@@ -47,8 +66,10 @@ def test_every_protocol_of_the_field_is_there_and_says_what_it_selects_on():
     on_test = {name for name, protocol in PROTOCOLS.items() if protocol.selects == "test"}
     assert on_test == {"mtt-paper", "pdd-paper", "idc-paper", "rded-paper", "ddranking"}
     assert {name for name, protocol in PROTOCOLS.items() if protocol.selects == "last"} == {
-        "dc-paper", "dsa-paper", "sre2l-paper",
-    }  # fmt: skip
+        "dc-paper",
+        "dsa-paper",
+        "sre2l-paper",
+    }
 
 
 def test_other_options_make_another_protocol_with_another_name_and_digest():

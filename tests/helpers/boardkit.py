@@ -30,7 +30,7 @@ HOSTILE = {
     "table": "a|b\n# heading\n[x](javascript:window.hacked=1)",
     "tex": "$\\frac{1}{0}$ _under",
     "long": "m" * 5000,
-}  # fmt: skip
+}
 
 
 def hostile_command(text: str) -> str:
@@ -86,9 +86,15 @@ def pictured(board: Board, folder: Path) -> dict[str, Any]:
 
 
 def posted(
-    board: Board, folder: Path, name: str, accuracies: list[float | None], *, ipc: int = 1, matcher: str = "random",
+    board: Board,
+    folder: Path,
+    name: str,
+    accuracies: list[float | None],
+    *,
+    ipc: int = 1,
+    matcher: str = "random",
     **about: Any,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write an entry with these means, seed by seed; None is a seed that diverged."""
     runs = []
     for seed, mean in enumerate(accuracies):
@@ -103,7 +109,17 @@ def posted(
             kept = ("dataset", "selection", "machine", "finished")
             made["result"] = {n: made["result"][n] for n in kept} | {"status": "diverged", "error": "the loss exploded"}
         runs.append(made)
-    entry = {"format": FORMAT, "method": matcher, "author": "", "link": "", "note": "", "date": "2026-01-02T03:04:05",
-             "command": "ddbench run", "picture": None, "runs": runs, **about}  # fmt: skip
+    entry = {
+        "format": FORMAT,
+        "method": matcher,
+        "author": "",
+        "link": "",
+        "note": "",
+        "date": "2026-01-02T03:04:05",
+        "command": "ddbench run",
+        "picture": None,
+        "runs": runs,
+        **about,
+    }
     write_json(board.folder / "entries" / f"{name}.json", entry)
     return entry

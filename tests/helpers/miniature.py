@@ -170,8 +170,18 @@ def by_class(part: tuple[np.ndarray, list[int]]) -> tuple[np.ndarray, list[int]]
     return part[0][order], [part[1][i] for i in order]
 
 
-WORDNET = ("n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916", "n03417042", "n03425413",
-           "n03445777", "n03888257")  # fmt: skip
+WORDNET = (
+    "n01440764",
+    "n02102040",
+    "n02979186",
+    "n03000684",
+    "n03028079",
+    "n03394916",
+    "n03417042",
+    "n03425413",
+    "n03445777",
+    "n03888257",
+)
 
 
 def imagenette(root: Path, monkeypatch: Any, per_class: tuple[int, int]) -> Parts:
@@ -192,8 +202,18 @@ def imagenette(root: Path, monkeypatch: Any, per_class: tuple[int, int]) -> Part
     return parts
 
 
-LAND = ("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop",
-        "Residential", "River", "SeaLake")  # fmt: skip
+LAND = (
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+)
 
 
 def eurosat(root: Path, monkeypatch: Any, per_class: tuple[int, int]) -> Parts:

@@ -21,14 +21,27 @@ from ddbench.run.run import Run, Settings
 from ddbench.run.spec import Request, RunSpec, resolve
 
 RULES = {
-    "dataset.per_class": 20, "network.width": 8, "experts.batch": 9, "experts.lr": 0.01, "protocol.steps": 12,
-    "protocol.judges": 1, "protocol.lrs": "0.03", "protocol.checks": 2, "protocol.ceiling_epochs": 1,
-}  # fmt: skip
+    "dataset.per_class": 20,
+    "network.width": 8,
+    "experts.batch": 9,
+    "experts.lr": 0.01,
+    "protocol.steps": 12,
+    "protocol.judges": 1,
+    "protocol.lrs": "0.03",
+    "protocol.checks": 2,
+    "protocol.ceiling_epochs": 1,
+}
 TRAJECTORY = {
-    "matcher.steps": 4, "matcher.syn_steps": 3, "matcher.experts": 2, "matcher.span": 1,
-    "matcher.max_start": 2, "matcher.lr_img": 10.0, "matcher.lr_lr": 1e-6, "matcher.lr_init": 0.01,
+    "matcher.steps": 4,
+    "matcher.syn_steps": 3,
+    "matcher.experts": 2,
+    "matcher.span": 1,
+    "matcher.max_start": 2,
+    "matcher.lr_img": 10.0,
+    "matcher.lr_lr": 1e-6,
+    "matcher.lr_init": 0.01,
     "matcher.momentum": 0.5,
-}  # fmt: skip
+}
 THREAD = {"DDBENCH_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -169,9 +182,13 @@ class Forks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._server = subprocess.Popen(
-            [sys.executable, "-P", "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | THREAD, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-P", "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | THREAD,
+            start_new_session=True,
+        )
         self._count = 0
         assert self._read() == "ready"
 

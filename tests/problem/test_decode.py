@@ -148,9 +148,24 @@ def test_matchers_that_do_not_decode_refuse_a_factor(monkeypatch):
 def test_the_random_images_beside_a_run_come_with_and_without_its_decoder(tmp_path):
     flags = [w for name, value in options("random").items() for w in ("-o", f"{name}={value}")]
     answer = ddbench(
-        "run", "--dataset", "toy", "--matcher", "random", "--ipc", 1, *flags, "-o", "decoder.factor=2",
-        "--out", tmp_path, "--students", 1, "--no-ceiling", "--format", "json",
-    )  # fmt: skip
+        "run",
+        "--dataset",
+        "toy",
+        "--matcher",
+        "random",
+        "--ipc",
+        1,
+        *flags,
+        "-o",
+        "decoder.factor=2",
+        "--out",
+        tmp_path,
+        "--students",
+        1,
+        "--no-ceiling",
+        "--format",
+        "json",
+    )
     assert answer.code == 0, answer.err
     factors = [json.loads((f / "spec.json").read_text())["decoder"]["factor"] for f in sorted(tmp_path.glob("*-ipc1*"))]
     assert sorted(factors) == [1, 2]

@@ -33,10 +33,14 @@ from ddbench.run.row import COLUMNS, Cells, Row
 def folder(out: Path, name: str, *, result: dict[str, Any] | None = None, scores: list[list[float]] = ()) -> Path:
     """A run folder with what the tables read: the spec, the result, and evaluations with these accuracies."""
     spec = {
-        "dataset": {"name": "toy", "options": {}}, "matcher": {"name": "tesla", "options": {"labels": "teacher"}},
-        "scheduler": {"name": "pdd", "options": {}}, "network": {"name": "convnet", "options": {}},
-        "ipc": 10, "seed": 3, "protocol": {"name": "default"},
-    }  # fmt: skip
+        "dataset": {"name": "toy", "options": {}},
+        "matcher": {"name": "tesla", "options": {"labels": "teacher"}},
+        "scheduler": {"name": "pdd", "options": {}},
+        "network": {"name": "convnet", "options": {}},
+        "ipc": 10,
+        "seed": 3,
+        "protocol": {"name": "default"},
+    }
     write_json(out / name / "spec.json", spec)
     if result is not None:
         write_json(out / name / "result.json", {"dataset": {"name": "toy", "digest": "d" * 8}, **result})
@@ -52,20 +56,40 @@ def evaluation(scores: list[float], **more: Any) -> dict[str, Any]:
 
 
 DONE = {
-    "status": "ok", "selection": "validation", "steps": 1000, "label_type": "teacher", "distil_seconds": 12.4,
-    "selection_seconds": 1.0, "expert_seconds": 33.6, "peak_bytes": 5 * 2**20, "image_bytes": 2000, "label_bytes": 400,
+    "status": "ok",
+    "selection": "validation",
+    "steps": 1000,
+    "label_type": "teacher",
+    "distil_seconds": 12.4,
+    "selection_seconds": 1.0,
+    "expert_seconds": 33.6,
+    "peak_bytes": 5 * 2**20,
+    "image_bytes": 2000,
+    "label_bytes": 400,
     "machine": {"device": "a CPU"},
-}  # fmt: skip
+}
 
 
 def line(**more: Any) -> Row:
     """One evaluation of a run, as ``ddbench.run.record`` reads it."""
     base = {
-        "dataset": "toy", "dataset_digest": "d" * 8, "matcher": "tesla", "scheduler": "single", "network": "convnet",
-        "ipc": 1, "seed": 0, "protocol": "default", "protocol_digest": "aaaaaaaabbbb", "label_type": "hard",
-        "status": "ok", "selection": "validation", "n": 2, "accuracy_mean": 0.5, "accuracy_std": 0.1,
+        "dataset": "toy",
+        "dataset_digest": "d" * 8,
+        "matcher": "tesla",
+        "scheduler": "single",
+        "network": "convnet",
+        "ipc": 1,
+        "seed": 0,
+        "protocol": "default",
+        "protocol_digest": "aaaaaaaabbbb",
+        "label_type": "hard",
+        "status": "ok",
+        "selection": "validation",
+        "n": 2,
+        "accuracy_mean": 0.5,
+        "accuracy_std": 0.1,
         "options": {"matcher.labels": "hard", "decoder.factor": 1},
-    }  # fmt: skip
+    }
     return Row(**base | more)
 
 
@@ -73,10 +97,13 @@ def runs(matcher: str, scores: list[float | None], **more: Any) -> list[Row]:
     """Runs of one setting with seeds 0, 1, ...; those without an accuracy diverged."""
     bad = {"status": "diverged", "n": 0, "accuracy_std": None, "dataset_digest": "d" * 8}
     return [
-        line(**{"matcher": matcher, "seed": seed, "accuracy_mean": score, "run": f"{matcher}-{seed}"}
-             | (bad if score is None else {}) | more)
+        line(
+            **{"matcher": matcher, "seed": seed, "accuracy_mean": score, "run": f"{matcher}-{seed}"}
+            | (bad if score is None else {})
+            | more
+        )
         for seed, score in enumerate(scores)
-    ]  # fmt: skip
+    ]
 
 
 def compared(rows: list[Row], **ask: Any) -> list[Cells]:
@@ -189,8 +216,13 @@ def test_the_setting_of_a_run_is_all_but_its_seed_and_its_machine(tmp_path):
         return RunRecord.read(tmp_path / "a").rows()[0].setting
 
     same = [{"seed": 9}, {"device": "cuda"}, {"threads": 7}, {"dataset": {"name": "toy", "options": {"root": "x"}}}]
-    other = [{"ipc": 11}, {"network": {"name": "vit", "options": {}}}, {"protocol": {"name": "default", "steps": 5}},
-             {"dataset": {"name": "toy", "options": {"zca": True}}}, {"versions": {"tesla": "ddbench 9"}}]  # fmt: skip
+    other = [
+        {"ipc": 11},
+        {"network": {"name": "vit", "options": {}}},
+        {"protocol": {"name": "default", "steps": 5}},
+        {"dataset": {"name": "toy", "options": {"zca": True}}},
+        {"versions": {"tesla": "ddbench 9"}},
+    ]
     assert {setting(**change) for change in same} == {setting()}
     assert len({setting(**change) for change in [{}, *other]}) == 1 + len(other)
 
@@ -220,10 +252,18 @@ def test_students_are_not_replicates():
 
 @pytest.mark.parametrize(
     "change",
-    [{"ipc": 2}, {"network": "vit"}, {"scheduler": "pdd"}, {"dataset_digest": "other"}, {"setting": "other"},
-     {"options": {"matcher.steps": 9}}, {"label_type": "teacher"}, {"selection": "test"}],
+    [
+        {"ipc": 2},
+        {"network": "vit"},
+        {"scheduler": "pdd"},
+        {"dataset_digest": "other"},
+        {"setting": "other"},
+        {"options": {"matcher.steps": 9}},
+        {"label_type": "teacher"},
+        {"selection": "test"},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_runs_that_differ_in_anything_else_are_lines_of_their_own(change):
     assert len(compared([*runs("tesla", BETTER), *runs("tesla", BETTER, **change)])) == 2
 
@@ -259,17 +299,22 @@ def test_options_that_differ_are_named_in_the_line():
         for row in runs("tesla", BETTER, options={"matcher.curvature": curvature, "matcher.labels": "hard"})
     ]
     assert [tables.cell("matcher", row) for row in compared(rows_)] == [
-        "tesla (curvature=exact)", "tesla (curvature=zero)",
-    ]  # fmt: skip
+        "tesla (curvature=exact)",
+        "tesla (curvature=zero)",
+    ]
     assert tables.cell("matcher", compared(rows_[:5])[0]) == "tesla"
 
 
 def test_a_method_has_one_name_at_every_ipc_and_under_every_scheduler():
     zero, exact = ({"matcher.curvature": c, "matcher.steps": n} for c, n in (("zero", 1), ("exact", 1)))
-    rows_ = [*runs("tesla", BETTER, options=zero), *runs("tesla", RANDOM, options=exact),
-             *runs("tesla", BETTER, options=zero | {"matcher.steps": 9}, ipc=50),
-             *runs("tesla", BETTER, options=zero, ipc=50, scheduler="pdd"), *runs("dm", BETTER, options=zero),
-             *runs("dm", BETTER, options=exact, ipc=50)]  # fmt: skip
+    rows_ = [
+        *runs("tesla", BETTER, options=zero),
+        *runs("tesla", RANDOM, options=exact),
+        *runs("tesla", BETTER, options=zero | {"matcher.steps": 9}, ipc=50),
+        *runs("tesla", BETTER, options=zero, ipc=50, scheduler="pdd"),
+        *runs("dm", BETTER, options=zero),
+        *runs("dm", BETTER, options=exact, ipc=50),
+    ]
     assert [(row["ipc"], row["matcher"], row["scheduler"], row["variant"]) for row in compared(rows_)] == [
         (1, "dm", "single", ""),
         (1, "tesla", "single", " (curvature=exact)"),
@@ -326,8 +371,16 @@ def test_an_evaluation_that_goes_on_counts_as_unfinished():
 
 
 def test_costs_stand_beside_the_accuracy():
-    rows_ = runs("tesla", [0.5, 0.6], distil_seconds=3.0, expert_seconds=4.0, selection_seconds=5.0,
-                 peak_bytes=2**20, image_bytes=1500, label_bytes=400)  # fmt: skip
+    rows_ = runs(
+        "tesla",
+        [0.5, 0.6],
+        distil_seconds=3.0,
+        expert_seconds=4.0,
+        selection_seconds=5.0,
+        peak_bytes=2**20,
+        image_bytes=1500,
+        label_bytes=400,
+    )
     rows_[1] = replace(rows_[1], distil_seconds=5.0, peak_bytes=2**21)
     (row,) = compared(rows_)
     assert (row["distil_seconds"], row["expert_seconds"], row["selection_seconds"]) == (4.0, 4.0, 5.0)
@@ -394,8 +447,12 @@ def test_single_seeds_have_a_difference_and_no_p():
 
 def test_soft_labels_are_compared_with_random_images_with_soft_labels():
     soft = {"label_type": "teacher", "options": {"matcher.labels": "teacher", "decoder.factor": 1}}
-    rows_ = [*runs("random", RANDOM), *runs("random", [r + 0.05 for r in RANDOM], **soft),
-             *runs("tesla", BETTER, **soft), *runs("dm", BETTER)]  # fmt: skip
+    rows_ = [
+        *runs("random", RANDOM),
+        *runs("random", [r + 0.05 for r in RANDOM], **soft),
+        *runs("tesla", BETTER, **soft),
+        *runs("dm", BETTER),
+    ]
     found = {(row["matcher"], row["label_type"]): row["baseline"] for row in compared(rows_)}
     assert found["tesla", "teacher"] == "random (teacher labels)"
     assert found["dm", "hard"] == "random (hard labels)"
@@ -463,8 +520,9 @@ def test_the_best_is_corrected_for_all_pairs_because_it_was_chosen_by_looking():
 # three lines of two to six seeds, with accuracies on a test set of 100 images, some of which did not finish
 TABLES = st.lists(
     st.lists(st.one_of(st.none(), st.integers(0, 100).map(lambda n: n / 100)), min_size=1, max_size=6),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    min_size=1,
+    max_size=4,
+)
 
 
 @given(TABLES)
@@ -520,8 +578,11 @@ def test_nothing_is_tested_across_protocols_that_are_shown_together():
 
 def test_a_selection_on_test_data_is_said_in_every_format():
     rows_ = runs("tesla", BETTER, selection="test")
-    for table in (compare.compared(rows_, Ask())[0], compare.compared(rows_, Ask(per_run=True))[0],
-                  compare.compared(rows_, Ask(columns=("matcher", "accuracy")))[0]):  # fmt: skip
+    for table in (
+        compare.compared(rows_, Ask())[0],
+        compare.compared(rows_, Ask(per_run=True))[0],
+        compare.compared(rows_, Ask(columns=("matcher", "accuracy")))[0],
+    ):
         assert {row["selection"] for row in json.loads(render(table, "json"))} == {"test"}
         assert {row["selection"] for row in csv.DictReader(io.StringIO(render(table, "csv")))} == {"test"}
         for form, dagger in (("md", "†"), ("latex", r"$\dagger$"), ("html", "&#8224;")):
@@ -536,27 +597,46 @@ def test_a_selection_on_test_data_is_said_in_every_format():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("matcher=tesla", [0, 1]), ("method=TESLA", [0, 1]), ("matcher!=tesla", [2]), ("ipc>=10", [1, 2]),
-        ("ipc<10", [0]), ("ipc=1.0", [0]), ("matcher=tesla,ipc>1", [1]), ("network~width=3", [2]),
-        ("network=convnet(width=32,depth=2)", [2]), ("network~convnet(", [2]), ("network~^convnet$", [0, 1]),
-        ("matcher.steps>5", [2]), ("matcher.steps=none", [0, 1]), ("error=none", [0, 1, 2]), ("accuracy>0.55", [2]),
-        ("matcher.steps!=9", [0, 1]), ("ipc<=10", [0, 1]),
+        ("matcher=tesla", [0, 1]),
+        ("method=TESLA", [0, 1]),
+        ("matcher!=tesla", [2]),
+        ("ipc>=10", [1, 2]),
+        ("ipc<10", [0]),
+        ("ipc=1.0", [0]),
+        ("matcher=tesla,ipc>1", [1]),
+        ("network~width=3", [2]),
+        ("network=convnet(width=32,depth=2)", [2]),
+        ("network~convnet(", [2]),
+        ("network~^convnet$", [0, 1]),
+        ("matcher.steps>5", [2]),
+        ("matcher.steps=none", [0, 1]),
+        ("error=none", [0, 1, 2]),
+        ("accuracy>0.55", [2]),
+        ("matcher.steps!=9", [0, 1]),
+        ("ipc<=10", [0, 1]),
     ],
-)  # fmt: skip
+)
 def test_conditions_choose_rows(text, expected):
-    rows_ = [line(ipc=1), line(ipc=10),
-             line(matcher="dm", ipc=50, network="convnet(width=32,depth=2)", options={"matcher.steps": 9},
-                  accuracy_mean=0.6)]  # fmt: skip
+    rows_ = [
+        line(ipc=1),
+        line(ipc=10),
+        line(
+            matcher="dm", ipc=50, network="convnet(width=32,depth=2)", options={"matcher.steps": 9}, accuracy_mean=0.6
+        ),
+    ]
     assert [rows_.index(row) for row in select(rows_, [text])] == expected
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("matchr=x", "no column 'matchr'; did you mean 'matcher'"), ("ipc>=ten", "needs a number after >=, got 'ten'"),
-        ("tesla", "'tesla' is no condition"), ("ipc<nan", "needs a number"), ("=3", "is no condition"),
+        ("matchr=x", "no column 'matchr'; did you mean 'matcher'"),
+        ("ipc>=ten", "needs a number after >=, got 'ten'"),
+        ("tesla", "'tesla' is no condition"),
+        ("ipc<nan", "needs a number"),
+        ("=3", "is no condition"),
     ],
-)  # fmt: skip
+)
 def test_conditions_that_cannot_hold_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
         select([line()], [text])
@@ -599,7 +679,7 @@ FEW = [
     line(steps=1000, distil_seconds=1.5, peak_bytes=2**20, image_bytes=1500, label_bytes=10),
     line(matcher="all 5 images", ipc=None, seed=None, scheduler=None, steps=None),
     line(matcher="mtt", status="diverged", accuracy_mean=None, accuracy_std=None, n=0, error="it exploded, at 3"),
-]  # fmt: skip
+]
 
 
 def single(rows_: list[Row] = FEW) -> Table:
@@ -607,14 +687,26 @@ def single(rows_: list[Row] = FEW) -> Table:
 
 
 def test_what_is_comparable_stands_together():
-    found = per_run([
-        line(matcher="tesla", ipc=10), line(matcher="random", ipc=1), line(matcher="mtt", ipc=1, dataset="a"),
-        line(matcher="random", ipc=10), line(matcher="all", ipc=None), line(matcher="tesla", ipc=1, seed=1),
-        line(matcher="tesla", ipc=1, seed=0),
-    ])  # fmt: skip
+    found = per_run(
+        [
+            line(matcher="tesla", ipc=10),
+            line(matcher="random", ipc=1),
+            line(matcher="mtt", ipc=1, dataset="a"),
+            line(matcher="random", ipc=10),
+            line(matcher="all", ipc=None),
+            line(matcher="tesla", ipc=1, seed=1),
+            line(matcher="tesla", ipc=1, seed=0),
+        ]
+    )
     assert [(r["matcher"], r["seed"]) for r in found] == [
-        ("mtt", 0), ("random", 0), ("tesla", 0), ("tesla", 1), ("random", 0), ("tesla", 0), ("all", 0),
-    ]  # fmt: skip
+        ("mtt", 0),
+        ("random", 0),
+        ("tesla", 0),
+        ("tesla", 1),
+        ("random", 0),
+        ("tesla", 0),
+        ("all", 0),
+    ]
 
 
 def test_json_has_every_column_integers_and_nulls():
@@ -648,8 +740,11 @@ def test_machines_read_fractions_and_people_percent():
     titles, body = single().text()
     cells = dict(zip(titles, body[1], strict=True))
     assert (cells["accuracy %"], cells["peak MB"], cells["images kB"], cells["total kB"]) == (
-        "50.0 ± 10.0", "1.0", "1.5", "1.5",
-    )  # fmt: skip
+        "50.0 ± 10.0",
+        "1.0",
+        "1.5",
+        "1.5",
+    )
 
 
 def test_what_all_lines_share_is_said_once():
@@ -687,9 +782,14 @@ def test_an_unknown_format_is_refused_with_the_valid_ones():
 
 
 HOSTILE = [
-    "<script>alert(1)</script>", "[/x] [bold]b[/]", "\x1b[31mred\x07\u202e", "=cmd|' /C calc'!A0", "a|b\nc",
-    "&lt;_*`", "$x$ \\input{y} %",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "[/x] [bold]b[/]",
+    "\x1b[31mred\x07\u202e",
+    "=cmd|' /C calc'!A0",
+    "a|b\nc",
+    "&lt;_*`",
+    "$x$ \\input{y} %",
+]
 
 
 class Text(HTMLParser):
@@ -831,9 +931,13 @@ def test_rows_tell_how_the_data_were_prepared_but_not_where_they_lie(tmp_path):
     """Two runs on one dataset, one of them whitened, must not look alike."""
     spec = {
         "dataset": {"name": "images", "options": {"root": "/home/someone/photos", "zca": True, "limit": 50}},
-        "matcher": {"name": "random", "options": {}}, "scheduler": {"name": "single", "options": {}},
-        "network": {"name": "convnet"}, "protocol": {"name": "default"}, "ipc": 1, "seed": 0,
-    }  # fmt: skip
+        "matcher": {"name": "random", "options": {}},
+        "scheduler": {"name": "single", "options": {}},
+        "network": {"name": "convnet"},
+        "protocol": {"name": "default"},
+        "ipc": 1,
+        "seed": 0,
+    }
     found = []
     for zca in (True, False):
         folder = tmp_path / str(zca)

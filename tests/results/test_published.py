@@ -22,9 +22,18 @@ def lines() -> list[str]:
 
 def row(**more: Any) -> Row:
     """A row of results: tesla on the whole of CIFAR-10 with the field's ConvNet."""
-    base = {"dataset": "cifar10", "matcher": "tesla", "scheduler": "single", "network": "convnet", "ipc": 10,
-            "label_type": "teacher", "options": {"dataset.limit": None, "dataset.noise": 0.0, "decoder.factor": 1},
-            "distil_network": "convnet", "dataset_digest": "d", "distil_digest": "d"}  # fmt: skip
+    base = {
+        "dataset": "cifar10",
+        "matcher": "tesla",
+        "scheduler": "single",
+        "network": "convnet",
+        "ipc": 10,
+        "label_type": "teacher",
+        "options": {"dataset.limit": None, "dataset.noise": 0.0, "decoder.factor": 1},
+        "distil_network": "convnet",
+        "dataset_digest": "d",
+        "distil_digest": "d",
+    }
     return Row(**base | more)
 
 
@@ -149,13 +158,20 @@ def test_the_network_is_the_published_one_or_there_is_no_value():
 @pytest.mark.parametrize(
     "change",
     [
-        {"dataset": "cifar10-mini"}, {"dataset": "digits"}, {"ipc": 3}, {"ipc": None},
-        {"options": {"dataset.limit": 5000}}, {"options": {"dataset.noise": 0.2}},
-        {"options": {"dataset.imbalance": 10.0}}, {"options": {"dataset.classes": ["cat", "dog"]}},
-        {"distil_network": "resnet18"}, {"distil_digest": "other"}, {"network": "resnet18"},
+        {"dataset": "cifar10-mini"},
+        {"dataset": "digits"},
+        {"ipc": 3},
+        {"ipc": None},
+        {"options": {"dataset.limit": 5000}},
+        {"options": {"dataset.noise": 0.2}},
+        {"options": {"dataset.imbalance": 10.0}},
+        {"options": {"dataset.classes": ["cat", "dog"]}},
+        {"distil_network": "resnet18"},
+        {"distil_digest": "other"},
+        {"network": "resnet18"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_another_setting_has_no_value_beside_it(change):
     assert beside(row())
     assert beside(row(**change)) == []

@@ -19,14 +19,22 @@ from ddbench.run.record import EvaluationRecord, ResultRecord, RunRecord, SpecRe
 from ddbench.run.row import COLUMNS, Row
 
 SPEC: dict[str, Any] = {
-    "dataset": {"name": "toy", "options": {"root": "/data", "zca": True}}, "matcher": {"name": "dm", "options": {}},
-    "scheduler": {"name": "single"}, "network": {"name": "convnet"}, "protocol": {"name": "default"},
-    "ipc": 1, "seed": 0,
-}  # fmt: skip
+    "dataset": {"name": "toy", "options": {"root": "/data", "zca": True}},
+    "matcher": {"name": "dm", "options": {}},
+    "scheduler": {"name": "single"},
+    "network": {"name": "convnet"},
+    "protocol": {"name": "default"},
+    "ipc": 1,
+    "seed": 0,
+}
 GRADED: dict[str, Any] = {
-    "complete": True, "students": [{"accuracy": 0.5}, {"accuracy": 0.75, "ece": 0.25}], "network": "convnet",
-    "protocol": "default", "dataset": "toy", "dataset_digest": "d",
-}  # fmt: skip
+    "complete": True,
+    "students": [{"accuracy": 0.5}, {"accuracy": 0.75, "ece": 0.25}],
+    "network": "convnet",
+    "protocol": "default",
+    "dataset": "toy",
+    "dataset_digest": "d",
+}
 
 
 def stored(folder: Path, **files: Any) -> Path:
@@ -68,13 +76,16 @@ def test_what_a_newer_version_adds_is_kept_and_no_metric_needs_to_be_known(tmp_p
 @pytest.mark.parametrize(
     ("name", "change", "wrong"),
     [
-        ("spec", {"ipc": "one"}, r"ipc: .*integer"), ("spec", {"matcher": {}}, r"matcher\.name: Field required"),
-        ("result", {"peak_bytes": "a lot"}, r"peak_bytes: .*should be a number"), ("result", {"status": 1}, "status: "),
-        ("dataset", {"digest": 7}, "digest: "), ("evaluation", {"students": {}}, "students: .*list"),
+        ("spec", {"ipc": "one"}, r"ipc: .*integer"),
+        ("spec", {"matcher": {}}, r"matcher\.name: Field required"),
+        ("result", {"peak_bytes": "a lot"}, r"peak_bytes: .*should be a number"),
+        ("result", {"status": 1}, "status: "),
+        ("dataset", {"digest": 7}, "digest: "),
+        ("evaluation", {"students": {}}, "students: .*list"),
         ("evaluation", {"students": [{"accuracy": 1, "ece": "x"}]}, r"students\.0\.ece: .*should be a number"),
         ("evaluation", {"students": [{"accuracy": True}]}, r"students\.0\.accuracy: .*should be a number"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_one_sentence_that_names_it_and_the_way_out(tmp_path, name, change, wrong):
     whole = {"spec": SPEC, "result": {"status": "ok"}, "dataset": {"name": "toy"}, "evaluation": GRADED}
     folder = stored(tmp_path, **whole | {name: whole[name] | change})

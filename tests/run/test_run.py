@@ -126,9 +126,14 @@ def test_a_run_folder_holds_what_the_architecture_says(bench, matcher, scheduler
     evaluation = {p for p in found if p.startswith("evaluations/")}
     assert len(evaluation) == 1
     assert found - evaluation == {
-        "spec.json", "dataset.json", "result.json", "metrics.jsonl", "distilled.safetensors", "preview.png",
+        "spec.json",
+        "dataset.json",
+        "result.json",
+        "metrics.jsonl",
+        "distilled.safetensors",
+        "preview.png",
         *(f"stage-{j}/{name}" for j in stages for name in ("result.json", "result.safetensors")),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("matcher", "scheduler"), BOTH)
@@ -198,9 +203,19 @@ def test_when_a_step_fails_the_cause_is_sought_in_the_metrics_that_are_not_read_
 def test_the_spec_of_a_run_holds_everything_that_decides_it(bench):
     record = read_json(bench.folders["tesla", "pdd"] / "spec.json")
     assert set(record) >= {
-        "dataset", "matcher", "scheduler", "network", "ipc", "seed", "experts", "protocol", "device", "dtype",
-        "threads", "versions",
-    }  # fmt: skip
+        "dataset",
+        "matcher",
+        "scheduler",
+        "network",
+        "ipc",
+        "seed",
+        "experts",
+        "protocol",
+        "device",
+        "dtype",
+        "threads",
+        "versions",
+    }
     assert record["threads"] == 1
     assert record["matcher"] == {"name": "tesla", "options": record["matcher"]["options"]}
     assert record["matcher"]["options"]["syn_steps"] == 3
@@ -545,16 +560,44 @@ def test_hard_methods_are_shown_beside_random_with_hard_labels_only(at_home, tmp
 def test_where_batches_are_labelled_online_a_run_stands_beside_random_images_with_a_teacher(tmp_path):
     flags = [w for name, value in options("rded").items() if "protocol" not in name for w in ("-o", f"{name}={value}")]
     answer = ddbench(
-        "run", "--dataset", "toy", "--matcher", "rded", "--protocol", "rded-paper", "-o", "protocol.epochs=2",
-        "-o", "matcher.teacher_epochs=1", "-o", "experts.epochs=20", *flags, "--out", tmp_path, "--students", 1,
-        "--no-ceiling", "--format", "json",
-    )  # fmt: skip
+        "run",
+        "--dataset",
+        "toy",
+        "--matcher",
+        "rded",
+        "--protocol",
+        "rded-paper",
+        "-o",
+        "protocol.epochs=2",
+        "-o",
+        "matcher.teacher_epochs=1",
+        "-o",
+        "experts.epochs=20",
+        *flags,
+        "--out",
+        tmp_path,
+        "--students",
+        1,
+        "--no-ceiling",
+        "--format",
+        "json",
+    )
     assert answer.code == 0, answer.err
     assert [(row["matcher"], row["label_type"]) for row in answer.json] == [("random", "teacher"), ("rded", "teacher")]
     parameters = Network(ConvNet(width=8, depth=2), (1, 8, 8), 3).parameters
     assert answer.json[0]["label_bytes"] == 4 * parameters  # the teacher, not the labels
-    under_default = ddbench("eval", next(tmp_path.glob("toy-rded*")), "--protocol", "default", "--students", 1,
-                            "-o", "protocol.steps=4", "--format", "json").json  # fmt: skip
+    under_default = ddbench(
+        "eval",
+        next(tmp_path.glob("toy-rded*")),
+        "--protocol",
+        "default",
+        "--students",
+        1,
+        "-o",
+        "protocol.steps=4",
+        "--format",
+        "json",
+    ).json
     assert sorted(row["label_bytes"] for row in under_default)[0] == 4 * 3 * 3
 
 

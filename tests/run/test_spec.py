@@ -114,8 +114,12 @@ def test_a_recipe_fits_when_every_key_of_it_holds(match, situation, fits):
 
 
 def test_the_most_specific_recipe_that_fits_is_taken_and_the_first_of_equals():
-    entries = (recipe({}, "any"), recipe({"ipc": 1}, "first"), recipe({"dataset": "toy"}, "second"),
-               recipe({"ipc": 2, "dataset": "toy"}, "other"))  # fmt: skip
+    entries = (
+        recipe({}, "any"),
+        recipe({"ipc": 1}, "first"),
+        recipe({"dataset": "toy"}, "second"),
+        recipe({"ipc": 2, "dataset": "toy"}, "other"),
+    )
     plugin = Plugin("matcher", "m", object, "p", "1", entries)
     assert plugin.recipe({"dataset": "toy", "ipc": 1, "scheduler": "single"}).source == "first"
     assert plugin.recipe({"dataset": "toy", "ipc": 2, "scheduler": "single"}).source == "other"
@@ -174,9 +178,17 @@ def test_the_main_command_uses_a_recipe_and_not_the_papers_defaults():
 
 
 CHANGES = [
-    {"matcher__syn_steps": 4}, {"matcher__curvature": "exact"}, {"network__width": 9}, {"dataset__seed": 1},
-    {"protocol__judges": 2}, {"experts__lr": 0.5}, {"ipc": 3}, {"seed": 4}, {"matcher": "mtt"}, {"scheduler": "pdd"},
-]  # fmt: skip
+    {"matcher__syn_steps": 4},
+    {"matcher__curvature": "exact"},
+    {"network__width": 9},
+    {"dataset__seed": 1},
+    {"protocol__judges": 2},
+    {"experts__lr": 0.5},
+    {"ipc": 3},
+    {"seed": 4},
+    {"matcher": "mtt"},
+    {"scheduler": "pdd"},
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)

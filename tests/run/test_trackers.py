@@ -158,9 +158,13 @@ def test_trackers_leave_other_listeners_in_place(tmp_path, tensorboard):
 
 def test_the_run_command_opens_trackers_for_its_own_run_alone(tmp_path, tensorboard, calls):
     rows = command.carry_out(
-        [spec("dm", matcher__steps=2)], Settings(tmp_path / "runs", 1), with_random=True, with_ceiling=False,
-        quiet=True, trackers=("tensorboard",),
-    )  # fmt: skip
+        [spec("dm", matcher__steps=2)],
+        Settings(tmp_path / "runs", 1),
+        with_random=True,
+        with_ceiling=False,
+        quiet=True,
+        trackers=("tensorboard",),
+    )
     assert {row.matcher for row in rows} == {"dm", "random"}
     assert len([c for c in calls if c[0] == "folder"]) == 1
 
@@ -173,9 +177,13 @@ def test_a_tracker_that_does_not_exist_or_is_not_installed_is_refused_before_any
         monkeypatch.delitem(sys.modules, trackers.TRACKERS[name][1], raising=False)
         with pytest.raises(DataError, match=rf"pip install 'ddbench\[{name}\]'"):
             command.carry_out(
-                [spec("random")], Settings(tmp_path / "runs", 1), with_random=False, with_ceiling=False, quiet=True,
+                [spec("random")],
+                Settings(tmp_path / "runs", 1),
+                with_random=False,
+                with_ceiling=False,
+                quiet=True,
                 trackers=(name,),
-            )  # fmt: skip
+            )
     assert not (tmp_path / "runs").exists()
 
 

@@ -197,8 +197,10 @@ def test_a_matrix_is_every_combination_seed_by_seed_in_the_order_of_the_file(tmp
     names = [cell.name for cell in resolved(path).cells]
     assert names == [
         f"toy, {matcher}, single, ipc {ipc}, seed {seed}"
-        for seed in (3, 1) for ipc in (1, 2) for matcher in ("random", "t")
-    ]  # fmt: skip
+        for seed in (3, 1)
+        for ipc in (1, 2)
+        for matcher in ("random", "t")
+    ]
 
 
 def test_a_cell_has_the_key_of_the_run_that_the_same_flags_make(tmp_path):
@@ -262,7 +264,7 @@ BAD_SUITES = {
     "an exclude of a table": ({"matcher": "dm"}, {"exclude": [{"matcher": {"name": "dm"}}]}, ["exclude 1", "'dm'"]),
     "a tracker that is a number": ({"matcher": "dm"}, {"tracker": 3}, ["tracker", "got 3"]),
     "another rule": ({"matcher": "dm", "protocol": "defualt"}, {}, ["matrix 1", "defualt"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_SUITES)
@@ -330,9 +332,12 @@ def test_cells_that_fail_diverge_crash_or_are_killed_stop_no_other_and_are_recor
     assert answer.code == 1
     assert "Traceback" not in answer.err
     assert statuses(tmp_path / "runs") == {
-        "trouble raise": "failed", "trouble nan": "diverged", "trouble SIGKILL": "killed",
-        "trouble SIGSEGV": "killed", "random": "ok",
-    }  # fmt: skip
+        "trouble raise": "failed",
+        "trouble nan": "diverged",
+        "trouble SIGKILL": "killed",
+        "trouble SIGSEGV": "killed",
+        "random": "ok",
+    }
     reasons = {record["cell"].split(", ")[1]: record["error"] for record in records(tmp_path / "runs")}
     assert "RuntimeError: a bug of the plugin" in reasons["trouble raise"]
     assert "loss became nan" in reasons["trouble nan"]
@@ -554,8 +559,11 @@ def test_workers_are_fresh_processes_of_the_installed_command(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", start, "suite", "run", str(path), "--out", str(tmp_path / "runs"), "--json"],
-        capture_output=True, text=True, check=False, env=os.environ | THREAD,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | THREAD,
+    )
     assert done.returncode == 0, done.stderr
     (record,) = Answer(0, done.stdout, "").json["cells"]
     assert record["status"] == "ok"

@@ -375,7 +375,7 @@ BROKEN_MATCHERS = {
     "returns the state alone": ({"step": lambda self, problem, state, k: state}, r"must return \(state, metrics\)"),
     "reports NaN": ({"step": lambda self, p, s, k: (s, {"loss": torch.nan})}, r"reports a loss of nan on the toy task"),
     "diverges": ({"step": step_that_diverges}, r"raised DivergedError: the loss exploded; try a smaller size"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("flaw", BROKEN_MATCHERS)
@@ -532,7 +532,7 @@ BROKEN_SCHEDULERS = {
         {"phases": lambda self, n: (tuple(range(n)),) if n else ()},
         r"phases\(2\) of 'halves' must be phases\(1\) and one more",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("flaw", BROKEN_SCHEDULERS)
@@ -596,7 +596,7 @@ BROKEN_DATASETS = {
     ),
     "names a class twice": (altered(classes=lambda d: ("a", "b", "a")), r"must be a tuple of names that differ"),
     "is no Dataset": (lambda self: {"train": None}, r"must return a ddbench\.Dataset; Dataset\.split makes one"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("flaw", BROKEN_DATASETS)
@@ -667,7 +667,7 @@ BROKEN_NETWORKS = {
         lambda self, shape, classes: Featured(shape, classes, lambda m, x: m.inner(x)),
         r"features\(x\) of network 'linear' must have shape \(n, f\)",
     ),
-}  # fmt: skip
+}
 
 
 class Featured(Around):
@@ -733,9 +733,12 @@ def test_package_of_the_guide_registers_plugins_of_every_kind(extras):
     assert not found.broken
     names = {kind: found.names(kind) for kind in KINDS}
     assert names == {
-        "dataset": ["npz"], "matcher": ["means"], "scheduler": ["sequence"], "network": ["perceptron"],
+        "dataset": ["npz"],
+        "matcher": ["means"],
+        "scheduler": ["sequence"],
+        "network": ["perceptron"],
         "metric": ["top3", "travel"],
-    }  # fmt: skip
+    }
     expected = {
         ("cifar10", 1, "single"): {"lr": 1.0},
         ("digits", 9, "single"): {"steps": 300, "lr": 0.5},

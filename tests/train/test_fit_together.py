@@ -17,7 +17,7 @@ from ddbench import (
     Seed,
     Student,
     fit,
-)  # fmt: skip
+)
 from ddbench.train.fit import Watch
 from ddbench.train.fit_together import fit_together, stackable, trains_together
 

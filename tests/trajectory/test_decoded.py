@@ -30,9 +30,12 @@ def doubled(problem: Problem, factor: int) -> tuple[Problem, torch.Tensor, torch
     frozen = SyntheticSet(held, torch.eye(3, dtype=torch.float64), decoder=Decoder(factor))
     experts = SimpleNamespace(segment=lambda i, epoch, span: (start, target))
     made = with_experts(
-        problem, experts, starts=replace(problem.starts, network=network), decoder=Decoder(factor),
+        problem,
+        experts,
+        starts=replace(problem.starts, network=network),
+        decoder=Decoder(factor),
         frozen=Curriculum((frozen,), ((0,),)),
-    )  # fmt: skip
+    )
     return made, images, logits, frozen
 
 
@@ -92,8 +95,9 @@ def test_teacher_labels_of_a_stored_image_are_the_mean_over_what_it_decodes_to(p
     for image, label in zip(stored, found, strict=True):
         parts = [
             problem.network.apply(problem.experts.snapshot(i, 2), piece[None], train=False).softmax(1)[0]
-            for i in (0, 1) for piece in Decoder(2)(image[None])
-        ]  # fmt: skip
+            for i in (0, 1)
+            for piece in Decoder(2)(image[None])
+        ]
         torch.testing.assert_close(label, torch.stack(parts).mean(0), rtol=1e-4, atol=1e-5)
 
 

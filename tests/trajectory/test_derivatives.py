@@ -51,8 +51,9 @@ def double(source, curvature: bool, precision="float32"):
 @pytest.mark.parametrize("name", SOURCES)
 def test_derivatives_along_a_direction_are_those_of_autograd_twice(name):
     seen, (images, labels, curved, value) = double(SOURCES[name], curvature=True)
-    for found, expected in zip((seen.images, seen.labels, seen.curved, seen.value), (images, labels, curved, value),
-                               strict=True):  # fmt: skip
+    for found, expected in zip(
+        (seen.images, seen.labels, seen.curved, seen.value), (images, labels, curved, value), strict=True
+    ):
         assert expected.norm() > 0
         assert error(found, expected) < 1e-12
 

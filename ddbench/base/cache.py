@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from ddbench.base.opening import in_place, parse_json, read_text, reading
 from ddbench.errors import BusyError, DataError
 
 
@@ -47,7 +48,7 @@ def digest(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """sha256 (hex) of a file, read in blocks."""
-    with path.open("rb") as stream:
+    with reading(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -103,9 +104,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON, or raise a DataError that names the file."""
     try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        return parse_json(read_text(path))
     except ValueError as error:
         raise DataError(f"{path} is not readable JSON ({error}); delete it to have it made again") from error
 
@@ -118,7 +117,11 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """
     # flock by itself: the library filelock polls while it waits, and where it would gain a system, on Windows, its
     # lock bars others from reading who holds it
-    with _open_lock(path) as stream:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write in {path.parent}: {error.strerror}; choose another folder") from error
+    with in_place(path, "a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -132,14 +135,6 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         stream.write(f"process {os.getpid()}")
         stream.flush()
         yield
-
-
-def _open_lock(path: Path) -> IO[str]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a+")
-    except OSError as error:
-        raise DataError(f"cannot write in {path.parent}: {error.strerror}; choose another folder") from error
 
 
 @dataclass(frozen=True)

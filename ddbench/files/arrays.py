@@ -123,7 +123,7 @@ def _array(stream: IO[bytes], size: int) -> np.ndarray[Any, Any] | None:
     if wanted != room:
         raise ValueError(f"an array of {shape} takes {wanted:,} bytes, where {room:,} are")
     held = np.empty(count, dtype)
-    rest = memoryview(held.view(np.uint8)) if wanted else memoryview(b"")
+    rest = held.view(np.uint8).data if wanted else memoryview(b"")
     while rest:
         read = stream.readinto(rest)  # type: ignore[attr-defined] - both kinds of streams have it
         if not read:

@@ -164,6 +164,12 @@ def _placed(
     if found.step is not None and pixels == "auto":
         chosen, tried = "file", tried | {"file": found.step}
     verdict = pixelspace.detect(images, tried, pixelspace.looked_at(real))
+    if chosen == "auto" and verdict.unlike:
+        raise UsageError(
+            f"the pixels are unlike real images in every space that was tried ({verdict.evidence}); state what they "
+            f"passed: --pixels {'|'.join(pixelspace.SPACES[1:])}, or means and standard deviations; or bring them to "
+            "[0, 1]"
+        )
     settled = chosen == "auto" and not verdict.clear
     if settled:
         chosen = _settled(verdict, real)
@@ -174,7 +180,7 @@ def _placed(
     if doubt := verdict.doubt(space):
         notes.append(doubt + ".")
     step = tried[space]
-    if space not in ("dataset", "unit", "zca") and pixelspace.same(step, tried["dataset"]):
+    if space not in ("dataset", "zca", *pixelspace.BROUGHT) and pixelspace.same(step, tried["dataset"]):
         notes.append(
             f"The dataset's own mean and std are too near those of {space!r} to tell apart, or to matter much."
         )
@@ -185,11 +191,26 @@ def _placed(
             for name in ("cifar10", "mnist")
             if _alike(name, step)
         ]
-    if space != "unit":
+    if space not in pixelspace.BROUGHT:
         return space, step, found.sets, notes
-    own = real.preprocessing
-    notes.append(f"Images in [0, 1] were put through the preprocessing of {dataset.name!r} ({own.kind}).")
-    return space, own, tuple(replace(s, images=pixelspace.applied(s.images, own)) for s in found.sets), notes
+    return space, real.preprocessing, _brought(found, space, step, dataset, notes), notes
+
+
+def _brought(
+    found: Foreign, space: str, step: Preprocessing, dataset: Dataset, notes: list[str]
+) -> tuple[SyntheticSet, ...]:
+    """The sets as input of the dataset's own preprocessing, and a note that says so."""
+    own = dataset.train.preprocessing
+    first = {
+        "unit": "",
+        "caffe": "The order of colours was turned to red, green, blue. ",
+        "standardised": "The level and contrast of each image are lost, and were made those of the dataset. ",
+    }.get(space, "The images were brought to [0, 1]. ")
+    notes.append(f"{first}Images in [0, 1] were put through the preprocessing of {dataset.name!r} ({own.kind}).")
+    images = [pixelspace.brought(s.images, space, step) for s in found.sets]
+    return tuple(
+        replace(s, images=pixelspace.applied(x, own).contiguous()) for s, x in zip(found.sets, images, strict=True)
+    )
 
 
 def _settled(verdict: pixelspace.Finding, real: RealData) -> str:

@@ -50,6 +50,7 @@ class HF(Choices):
 
     name = "hf"
     argument = "path"
+    remote = True  # files of others that name a dataset of the Hub are not taken at their word
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://huggingface.co/datasets",
         "licence": "that of the dataset, see its page",

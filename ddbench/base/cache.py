@@ -141,7 +141,7 @@ def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON, or raise a DataError that names the file: DamagedError where it is not JSON, or not what was sealed."""
+    """Read JSON, or raise a DataError that names the file: a DamagedError for what is not what was sealed."""
     try:
         held = parse_json(read_text(path))
     except ValueError as error:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddbench.base.cache import Cache, atomic_write, canonical, digest, file_digest, home
+from ddbench.base.cache import Cache, digest, file_digest, home, write_json
 from ddbench.base.options import make, options
-from ddbench.base.tensors import save_tensors
+from ddbench.base.tensors import save_rows
 from ddbench.data.dataset import Dataset, RealData
 from ddbench.data.preprocessing import LARGEST_ZCA, Preprocessing
 from ddbench.errors import DataError, UsageError
@@ -270,11 +270,10 @@ def import_experts(paths: Sequence[Path], network: Network, cache: Cache) -> str
         for trajectory in _trajectories(file, safe_load.load(file)):
             where = f"{file} trajectory {len(lengths)}"
             rows = torch.stack([_vector(f"{where}, epoch {e}", p, network) for e, p in enumerate(trajectory)])
-            tensors = {"epochs": torch.arange(len(rows)), "snapshots": rows}
-            save_tensors(folder / f"{len(lengths):06d}.safetensors", tensors)
+            save_rows(folder / f"{len(lengths):06d}.safetensors", list(range(len(rows))), rows)
             lengths.append(len(rows) - 1)
     notes = identity | {"experts": len(lengths), "epochs": min(lengths), "files": [f.name for f in files]}
-    atomic_write(folder / "identity.json", canonical(notes).encode())
+    write_json(folder / "identity.json", notes, sealed=True)
     return folder.name
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol
 
@@ -130,6 +131,17 @@ class Watch:
     def after(self, done: int) -> Watch:
         """The same watch over a training that goes on after ``done`` steps."""
         return Watch(frozenset(s - done for s in self.steps), lambda step, student: self.see(step + done, student))
+
+
+@contextmanager
+def whoever_asks() -> Iterator[None]:
+    """Inside the block networks are trained as anywhere else, where the caller computes without gradients or lower.
+
+    For what a matcher asks for in the middle of a step, and what is made only then.
+    """
+    lowered = [torch.autocast(device, enabled=False) for device in ("cpu", "cuda")]
+    with torch.inference_mode(False), torch.enable_grad(), lowered[0], lowered[1]:
+        yield
 
 
 OnEpoch = Callable[[int, Student], None]

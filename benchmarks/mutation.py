@@ -7,7 +7,8 @@ python -m benchmarks.mutation --room base --out FILE --again     # only what sur
 Needs the extra ``mutation``: cosmic-ray makes the mutants, this draws and runs them. A process that has imported torch
 and pytest, and nothing of ddbench, forks for each mutant; the child finds the mutated source of one module
 (``mutant/sitecustomize.py``; the tree is never written) and runs the tests that run the mutated line, those of the room
-first, then the fastest, until one fails. A record of JSON lines says what came of each; a second call goes on with it.
+first, then the fastest of each file, until one fails. A record of JSON lines says what came of each; a second call goes
+on with it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ import time
 import traceback
 import warnings
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HOOK = Path(__file__).parent / "mutant"
 SUITE = ROOT / "build" / "mutation"
 ROOMS = ("base", "trajectory", "problem", "grade", "results")
-TESTS, SECONDS = 40, 15.0  # a mutant's tests: at most so many, and so long without the mutation
-AGAIN_TESTS, AGAIN_SECONDS = 400, 60.0  # the same for what survived
+TESTS, SECONDS = 16, 4.0  # a mutant's tests: at most so many, and so long without the mutation
+AGAIN_TESTS, AGAIN_SECONDS = 200, 20.0  # the same for what survived
+ELSEWHERE = {"ddbench/base/process.py": "tests/suite/test_runner.py"}  # what runs in processes that tests start
 MEMORY = 8 << 30  # of data, since a mutated size may be anything
 IMPORTED = (  # what tests import, so that no child has to
     *("torch", "torchvision", "torchvision.transforms.v2", "numpy", "pandas", "pydantic", "pytest", "hypothesis"),
@@ -62,7 +65,6 @@ class Mutant:
 
     file: str
     line: int
-    end: int
     operator: str
     occurrence: int
 
@@ -126,10 +128,10 @@ def population(room: str) -> list[Mutant]:
             if operator.arguments():  # those that must be told the variables
                 continue
             places = (place for node in nodes for place in operator().mutation_positions(node))
-            for occurrence, (start, end) in enumerate(places):
+            for occurrence, (start, _) in enumerate(places):
                 types = name.startswith("ReplaceBinary") and any(a <= start < b for a, b in notes)
                 if start[0] not in typed and not types:
-                    found.append(Mutant(path.relative_to(ROOT).as_posix(), start[0], end[0], name, occurrence))
+                    found.append(Mutant(path.relative_to(ROOT).as_posix(), start[0], name, occurrence))
     return found
 
 
@@ -179,23 +181,34 @@ class Suite:
         self._data.read()
         measured = [Path(path) for path in self._data.measured_files()]
         self._files = {path.relative_to(ROOT).as_posix(): str(path) for path in measured if ROOT in path.parents}
-        self._lines: dict[str, dict[int, set[str]]] = {}
+        self._lines: dict[str, dict[int, dict[str, int]]] = {}
         self._of_file: dict[str, set[str]] = defaultdict(set)
         for context in self._data.measured_contexts():
             test = context.rpartition("|")[0]
             self._of_file[test.split("::")[0]].add(test)
 
-    def lines(self, file: str) -> dict[int, set[str]]:
-        """The tests of each line. What a test's set-up runs counts for every test of its file: fixtures are shared."""
+    @cache  # noqa: B019 - as long as the process
+    def _contexts(self, file: str) -> dict[int, list[str]]:
+        return self._data.contexts_by_lineno(self._files[file]) if file in self._files else {}
+
+    def lines(self, file: str) -> dict[int, dict[str, int]]:
+        """The tests of each line: 0 for those that run it, 1 for those of a file in which the set-up of a test does.
+
+        What a fixture makes may be shared, and looked at by any of them.
+        """
         if file not in self._lines:
-            found: dict[int, set[str]] = defaultdict(set)
-            contexts = self._data.contexts_by_lineno(self._files[file]) if file in self._files else {}
-            for line, names in contexts.items():
+            found: dict[int, dict[str, int]] = defaultdict(dict)
+            for line, names in self._contexts(file).items():
                 for name in filter(None, names):
                     test, _, phase = name.rpartition("|")
-                    found[line] |= {test} if phase == "run" else self._of_file[test.split("::")[0]]
+                    near = {test: 0} if phase == "run" else dict.fromkeys(self._of_file[test.split("::")[0]], 1)
+                    found[line] = _nearest([found[line], near])
             self._lines[file] = found
         return self._lines[file]
+
+    def _imported(self, file: str) -> set[int]:
+        """The lines that run when a module is imported."""
+        return {line for line, names in self._contexts(file).items() if "" in names}
 
     @cached_property
     def _mentions(self) -> dict[str, set[tuple[str, int]]]:
@@ -208,7 +221,7 @@ class Suite:
                     found[name].add((path.relative_to(ROOT).as_posix(), node.lineno))
         return found
 
-    def covering(self, mutant: Mutant) -> set[str]:
+    def covering(self, mutant: Mutant) -> dict[str, int]:
         """The tests that run a mutant's line. A line that runs at import: those that run what it defines."""
         lines = self.lines(mutant.file)
         if lines.get(mutant.line):
@@ -216,32 +229,47 @@ class Suite:
         tree = ast.parse((ROOT / mutant.file).read_text())
         around = [n for n in ast.walk(tree) if isinstance(n, ast.stmt) and _reaches(n, mutant.line)]
         inner = max(around, key=lambda n: (n.lineno, -(n.end_lineno or 0)))
-        holders = [n for n in around if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-        body = [h for h in holders if h.body[0].lineno <= mutant.line]
-        if body:  # a line of a function: its statement, if a part of it is on a line that is counted
+        defines = isinstance(inner, ast.FunctionDef | ast.ClassDef)
+        within = any(isinstance(n, ast.FunctionDef) and n.body[0].lineno <= mutant.line for n in around)
+        if within and mutant.line not in self._imported(mutant.file):
+            # a line of a function: its statement, if a part of it is on a line that is counted
             last = inner.body[0].lineno - 1 if hasattr(inner, "body") else inner.end_lineno
-            return set().union(*(lines.get(n, set()) for n in range(inner.lineno, (last or 0) + 1)))
-        found: set[str] = set()
-        named = {n.id for n in ast.walk(inner) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        named |= {inner.name} if isinstance(inner, ast.FunctionDef | ast.ClassDef) else set()
-        for file, line in set().union(*(self._mentions[name] for name in named)) if named else set():
-            found |= self.lines(file).get(line, set())
-        if isinstance(inner, ast.FunctionDef | ast.ClassDef):
-            found |= set().union(*(lines.get(n, set()) for n in range(inner.lineno, (inner.end_lineno or 0) + 1)))
-        return found or set().union(*lines.values())
+            parts = _nearest(lines.get(n, {}) for n in range(inner.lineno, (last or 0) + 1))
+            return parts or dict.fromkeys(self._of_file.get(ELSEWHERE.get(mutant.file, ""), ()), 0)
+        if defines:
+            found = _nearest(lines.get(n, {}) for n in range(inner.lineno, (inner.end_lineno or 0) + 1))
+        else:
+            stored = {n.id for n in ast.walk(inner) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            places = {place for name in stored for place in self._mentions[name]}
+            found = _nearest(self.lines(file).get(line, {}) for file, line in places)
+        return found or _nearest(lines.values())
 
     def chosen(self, mutant: Mutant, most: int, seconds: float) -> list[str]:
-        """The tests to run: those of the room first, then the fastest, those of one file together."""
-        own = f"tests/{self.room}/"
-        wanted = self.covering(mutant) - self.failing
-        ranked = sorted(wanted, key=lambda t: (not t.startswith(own), self.seconds.get(t, 0.0), t))
+        """The tests to run, those of one file together: the nearest, those of the room, the fastest of each file."""
+        own, place = f"tests/{self.room}/", defaultdict[str, int](int)
+        near = self.covering(mutant)
+        ranks = {}
+        for test in sorted(near.keys() - self.failing, key=lambda t: (self.seconds.get(t, 0.0), t)):
+            file = test.split("::")[0]
+            place[file] += 1
+            ranks[test] = (near[test], 0 if test.startswith(own) else place[file])
         taken: dict[str, list[str]] = defaultdict(list)
-        for test in ranked[:most]:
+        count = 0
+        for test in sorted(ranks, key=lambda t: ranks[t]):
             cost = self.seconds.get(test, 0.0)
-            if not taken or cost <= seconds:
+            if count < most and (cost <= seconds or not count):
                 taken[test.split("::")[0]].append(test)
-                seconds -= cost
+                seconds, count = seconds - cost, count + 1
         return [test for tests in taken.values() for test in tests]
+
+
+def _nearest(found: Iterable[dict[str, int]]) -> dict[str, int]:
+    """All tests, each with the smallest of its numbers."""
+    least: dict[str, int] = {}
+    for tests in found:
+        for test, near in tests.items():
+            least[test] = min(near, least.get(test, near))
+    return least
 
 
 def _reaches(node: ast.stmt, line: int) -> bool:
@@ -380,45 +408,59 @@ def judged(mutant: Mutant, suite: Suite, most: int, seconds: float) -> dict[str,
     return {"outcome": outcome.word, "tests": len(tests), "s": round(outcome.seconds, 1)} | by
 
 
-def baseline(mutants: list[Mutant], suite: Suite, most: int, seconds: float) -> None:
-    """Leave out the tests that fail in a forked process without any mutation."""
-    tests = sorted({test for mutant in mutants for test in suite.chosen(mutant, most, seconds)})
-    outcome = run("", None, tests, 3600, stop=False)
-    suite.failing = set(outcome.failed)
-    print(f"{len(tests)} tests in {outcome.seconds:.0f} s, left out: {sorted(suite.failing) or 'none'}", flush=True)
+def doubted(rows: list[dict[str, Any]], suite: Suite, most: int, seconds: float) -> None:
+    """Run the tests that failed without any mutation: where one fails then too, it is left out and says nothing."""
+    tests = sorted({row["by"] for row in rows if row.get("by", "").startswith("tests/") and "::" in row["by"]})
+    if not tests:
+        return
+    suite.failing |= set(run("", None, tests, 3600, stop=False).failed)
+    print(f"{len(tests)} tests failed, of which without a mutation: {sorted(suite.failing) or 'none'}", flush=True)
+    for row in rows:
+        if row.get("by") in suite.failing:
+            del row["by"]
+            row.update(judged(mutant_of(row), suite, most, seconds))
+
+
+def mutant_of(row: dict[str, Any]) -> Mutant:
+    """The mutant of a line of the record."""
+    return Mutant(row["file"], row["line"], row["operator"], row["occurrence"])
 
 
 def campaign(room: str, count: int, seed: int, out: Path) -> None:
     """Draw the mutants of a room and run those that the record lacks."""
     mutants, whole = drawn(room, count, seed)
     rows = _lines(out) or [_header(room, count, seed, whole)]
+    rows[0]["count"] = max(count, rows[0]["count"])
     done = {(row["file"], row["operator"], row["occurrence"]) for row in rows[1:]}
-    suite = Suite(room)
-    left = [mutant for mutant in mutants if mutant.key not in done]
-    baseline(left, suite, TESTS, SECONDS)
-    for mutant in left:
+    suite, fresh = Suite(room), []
+    for mutant in (mutant for mutant in mutants if mutant.key not in done):
         was, now = mutant.diff()
         row = {"file": mutant.file, "line": mutant.line, "operator": mutant.operator, "occurrence": mutant.occurrence}
-        rows.append(row | {"was": was, "is": now} | judged(mutant, suite, TESTS, SECONDS))
-        _write(out, rows)
-        print(len(rows) - 1, rows[-1], flush=True)
+        fresh.append(row | {"was": was, "is": now} | judged(mutant, suite, TESTS, SECONDS))
+        _write(out, [*rows, *fresh])
+        print(len(rows) + len(fresh) - 1, fresh[-1], flush=True)
+    doubted(fresh, suite, TESTS, SECONDS)
+    _write(out, [*rows, *fresh])
 
 
 def again(out: Path) -> None:
-    """Run what survived once more, with more tests and those that are new; ``first`` keeps what came before."""
+    """Run what survived once more, with more tests and those that are new; ``first`` keeps what came before.
+
+    What a reader has found to be equivalent, in ``why``, is left as it is.
+    """
     rows = _lines(out)
     suite = Suite(rows[0]["room"])
-    open_rows = [row for row in rows[1:] if row["outcome"] in ("survived", "uncovered")]
-    mutants = [Mutant(row["file"], row["line"], row["line"], row["operator"], row["occurrence"]) for row in open_rows]
-    baseline(mutants, suite, AGAIN_TESTS, AGAIN_SECONDS)
-    for row, mutant in zip(open_rows, mutants, strict=True):
+    survived = [row for row in rows[1:] if row["outcome"] in ("survived", "uncovered")]
+    left = [row for row in survived if not row.get("why", "").startswith("equivalent")]
+    for row in left:
+        mutant = mutant_of(row)
         assert mutant.diff() == (row["was"], row["is"]), f"the source has changed: {row}"
-        first = row.get("first", row["outcome"])
-        row.pop("by", None)
+        row.setdefault("first", row["outcome"])
         row.update(judged(mutant, suite, AGAIN_TESTS, AGAIN_SECONDS))
-        row.update({"first": first})
         _write(out, rows)
         print(row, flush=True)
+    doubted(left, suite, AGAIN_TESTS, AGAIN_SECONDS)
+    _write(out, rows)
 
 
 def _import() -> None:

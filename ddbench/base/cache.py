@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -108,6 +109,24 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{path} is not readable JSON ({error}); delete it to have it made again") from error
+
+
+_thorough: ContextVar[bool] = ContextVar("ddbench_thorough", default=False)
+
+
+def thorough() -> bool:
+    """Whether whoever asks for data wants their digests checked, however long it takes."""
+    return _thorough.get()
+
+
+@contextmanager
+def thoroughly() -> Iterator[None]:
+    """Inside the block, data are checked against their digests even where a process would trust them."""
+    token = _thorough.set(True)
+    try:
+        yield
+    finally:
+        _thorough.reset(token)
 
 
 @contextmanager

@@ -25,6 +25,13 @@ class DataError(DDBenchError):
     exit_code = 3
 
 
+class DamagedError(DataError):
+    """A file does not hold what was written to it: a bit flipped, or somebody changed it.
+
+    What can be made again is made again by whoever catches it, with a line that says so.
+    """
+
+
 class DivergedError(DDBenchError):
     """The optimisation left the numbers: not-a-number, an exploding loss, a dead learning rate.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddbench import DataError, DDBenchError, report
+from ddbench import DataError, DDBenchError, note, report
 from ddbench.base import cache
 from ddbench.data.pictures import Broken, Coloured, decode, read, strictly
 from ddbench_datasets.places import OddSize, fetch, shown
@@ -206,8 +205,7 @@ class _Journal:
             stream.write(_header((len(plan.names), *start["shape"])))
         self.done = {number: what for number, what in done.items() if self._holds(plan, chunks[number], what)}
         if changed := len(done) - len(self.done):
-            lost = f"{changed} of {len(done)} parts that were decoded into {self.folder} have changed on the disk"
-            logging.getLogger(__name__).warning("%s; they are decoded again", lost)
+            note(f"{changed} of {len(done)} parts of {self.folder} have changed on the disk; they are decoded again")
         lines = [_line(start), *(_line(list(entry)) for entry in self.done.items())]  # without the torn one
         cache.atomic_write(self.path, "".join(lines).encode())
 

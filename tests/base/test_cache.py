@@ -192,7 +192,7 @@ def test_unreadable_json_is_a_data_error_that_names_the_file(tmp_path):
     with pytest.raises(DataError, match=r"half\.json is not readable JSON"):
         read_json(tmp_path / "half.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"bytes\.json is not readable JSON"):
+    with pytest.raises(DataError, match=r"bytes\.json is not UTF-8 text"):
         read_json(tmp_path / "bytes.json")
     with pytest.raises(DataError, match=r"cannot read .*none\.json"):
         read_json(tmp_path / "none.json")

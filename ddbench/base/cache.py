@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,24 @@ def read_json(path: Path) -> Any:
 
 def _seal(record: dict[str, Any]) -> str:
     return digest(json.loads(json.dumps(record)))  # as it is read back: tuples are lists, and all names are text
+
+
+_thorough: ContextVar[bool] = ContextVar("ddbench_thorough", default=False)
+
+
+def thorough() -> bool:
+    """Whether whoever asks for data wants their digests checked, however long it takes."""
+    return _thorough.get()
+
+
+@contextmanager
+def thoroughly() -> Iterator[None]:
+    """Inside the block, data are checked against their digests even where a process would trust them."""
+    token = _thorough.set(True)
+    try:
+        yield
+    finally:
+        _thorough.reset(token)
 
 
 @contextmanager

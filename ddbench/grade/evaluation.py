@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import Field
 
 from ddbench.base.cache import Cache, digest, home, lock, read_json, write_json
 from ddbench.base.options import changed, label
 from ddbench.base.progress import note
+from ddbench.base.schema import Fraction, Held, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Dataset
 from ddbench.errors import DamagedError, DataError
@@ -64,7 +64,7 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
     The real test data pass through the set's own preprocessing. Students are trained as the file says,
     by the protocol that the set was selected under. A metric that the record lacks is added to it: its students are
     trained again, to the same bits. Of two processes that evaluate the same, one waits for the other and takes what
-    is there. Raises DamagedError for a record that is not what was written.
+    is there. Raises DataError for a record that is damaged.
     """
     plan.distilled.check_dataset(plan.dataset, transfer=plan.transfer)
     torch.set_num_threads(threads)
@@ -111,46 +111,36 @@ def _lacking(record: dict[str, Any], students: int, due: Mapping[str, str]) -> l
     return [i for i in range(students) if i >= there or any(measured.get(words, 0) <= i for words in due)]
 
 
-class _Student(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, FiniteFloat]
-    accuracy: FiniteFloat
+class _Student(Held):
+    __pydantic_extra__: dict[str, Number] = Field(init=False)  # type: ignore[reportIncompatibleVariableOverride]
+    accuracy: Fraction
 
 
-class _Record(BaseModel):
+class _Record(Held):
     """What is read of a record before anything is added to it; the rest is kept as it is."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
     complete: bool
     students: list[_Student]
-    metrics: dict[str, Annotated[int, Ge(0)]]
+    metrics: dict[str, Whole]
     student_lr: str | None = None
-    tried: dict[str, FiniteFloat] = {}
+    tried: dict[str, Number] = Field(default={})
 
 
-class _Ceiling(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-    accuracies: list[FiniteFloat]
-    lr: FiniteFloat
-    images: int
-    epochs: int
+class _Ceiling(Held):
+    accuracies: list[Fraction]
+    lr: Number
+    images: Whole
+    epochs: Whole
 
 
-def read_record(path: Path, model: type[BaseModel] = _Record) -> dict[str, Any]:
-    """The record of an evaluation, as it was written. Raises DamagedError, with what to do."""
+def read_record(path: Path, model: type[Held] = _Record) -> dict[str, Any]:
+    """The record of an evaluation, as it was written. Raises DataError, with what to do."""
+    way = "delete it and run the same command again: its students are trained anew"
     try:
         held = read_json(path)
-        model.model_validate(held)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        found = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
-        raise DamagedError(
-            f"{path} is damaged ({found}); delete it and run the same command again: its students are trained anew"
-        ) from error
     except DamagedError as error:
-        raise DamagedError(
-            f"{str(error).rpartition(';')[0]}; delete it and run the same command again: its students are trained anew"
-        ) from error
+        raise DamagedError(f"{str(error).rpartition(';')[0]}; {way}") from error
+    model.checked(held, f"{path} is damaged ({{}}); {way}")
     return held
 
 
@@ -263,7 +253,7 @@ def ceiling(
     if path.exists():
         try:
             return read_record(path, _Ceiling)
-        except DamagedError:
+        except DataError:
             note(f"{path} is damaged; it is made again")
     torch.set_num_threads(threads)
 

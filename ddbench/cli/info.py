@@ -80,12 +80,12 @@ def check_grad(as_json: bool, **given: Any) -> int:
 def _show_list(what: str, out: Path, as_json: bool) -> None:
     """Plugins of a kind with their first line, or runs with their status."""
     from ddbench.plugins import paper, registry
-    from ddbench.run.folder import run_folders
-    from ddbench.run.record import RunRecord
+    from ddbench.run.folder import readable, rows, run_folders
 
     if what == "runs":
-        found = [row for folder in run_folders(out) for row in RunRecord.read(folder).rows()]
+        found = rows(readable(run_folders(out)))
         columns = ("run", "status", "dataset", "matcher", "scheduler", "ipc", "seed", "n")
+        columns += ("error",) if as_json or any(row.error for row in found) else ()
         body = [[getattr(row, c) for c in columns] for row in found]
     else:
         kind = what.removesuffix("s")

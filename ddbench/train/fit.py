@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.autograd import grad
 
+from ddbench.base.guard import guarded
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.augment import DSA, Draw, strategy
@@ -175,7 +176,7 @@ def fit(
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state, step = student.state or rule.init(parameters), first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
-    with seed.scope():
+    with seed.scope(), guarded(f"training network {network.source.name!r}", sown=True, mixed=True):
         for epoch in range(first_epoch, int(stop)):
             (seed / "epoch" / epoch).sow()
             for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
@@ -261,5 +262,6 @@ def predict(network: Network, vector: Tensor, data: RealData, size: int | None =
     ``size`` at a time: 1000, or fewer when images are large, since activations grow with their pixels.
     """
     size = size or max(1, min(1000, PIXELS_AT_ONCE // math.prod(data.shape)))
-    logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.at_hand.batches(size)]
+    with guarded(f"network {network.source.name!r}", mixed=True):
+        logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.at_hand.batches(size)]
     return torch.cat(logits), data.targets

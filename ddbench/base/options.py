@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -111,13 +112,23 @@ def make(cls: type[_T], values: dict[str, Any], where: str) -> _T:
         raise UsageError(f"{where}.{name}: {message}{shown}".replace(".:", ":")) from error
 
 
+_PART = re.compile(r"""\s*(?:"((?:[^"]|"")+)"\s*(?=,|$)|([^,]+))""")  # of a list: quoted, or as it is up to a comma
+
+
 def _read(value: Any, hint: Any) -> Any:
-    """Text from the command line: 'none' where None is allowed, lists divided at commas; the rest is pydantic's."""
+    """Text from the command line: 'none' where None is allowed, lists divided at commas; the rest is pydantic's.
+
+    A part of a list that has a comma in it, or spaces at its ends, stands in double quotes, as in CSV.
+    """
     if not isinstance(value, str):
         return value
     members = {hint, *get_args(hint)}
     if value.lower() in {"none", "null"} and type(None) in members:
         return None
     if any((get_origin(m) or m) in (list, tuple) for m in members):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        return [
+            quoted.replace('""', '"') or plain.strip()
+            for quoted, plain in _PART.findall(value)
+            if quoted or plain.strip()
+        ]
     return value

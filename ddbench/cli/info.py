@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
+from ddbench.base import cache
 from ddbench.cli import console
 from ddbench.cli.options import JSON, OPTIONS, OUT, QUIET
 from ddbench.errors import DDBenchError, UsageError, did_you_mean
@@ -231,8 +232,8 @@ def _show_gradient_check(
 
 
 def _prepare(name: str, flags: tuple[tuple[str, str], ...], *, quiet: bool, as_json: bool) -> None:
-    """Download, decode and measure a dataset, so that a run can begin at once; then show what it is."""
-    with console.working(quiet):
+    """Download, decode, check and measure a dataset, so that a run can begin at once; then show what it is."""
+    with console.working(quiet), cache.thoroughly():
         found = _described(name, flags, get=True)
     if as_json:
         console.data_json(found)

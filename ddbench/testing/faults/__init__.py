@@ -4,5 +4,5 @@
 
 May import: everything but the command line, which it runs as a user does. Start with ``__main__``; ``commands``
 carries out one command in a forked process that can be struck at a chosen operation, ``cells`` are the tiny runs, and
-``kills``, ``flips``, ``full`` and ``hostile`` each say what a trial is and when its outcome is wrong; ``record`` counts.
+``kills``, ``flips``, ``full`` and ``hostile`` each say what a trial is and when it is wrong; ``record`` counts.
 """

@@ -72,7 +72,8 @@ class Record:
             if "trial" in line:
                 record.wrong.append(line)
             else:
-                record.counts[line.pop("part"), line.pop("what")] = Counter(line)
+                key = line.pop("part"), line.pop("what")
+                record.counts[key] = Counter(line)
         return record
 
     def table(self) -> str:

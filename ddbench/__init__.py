@@ -74,6 +74,7 @@ PUBLIC_MODULES = {
     "ddbench.base.cache": "stable",  # atomic files, locks, content addresses
     "ddbench.data.augment": "stable",  # DSA and DiffAug, drawn apart from being applied
     "ddbench.data.mixing": "stable",  # CutMix and MixUp
+    "ddbench.data.pictures": "young",  # image files to arrays
     "ddbench.problem.decode": "stable",  # what students see of stored images
     "ddbench.problem.labels": "stable",  # what experts say of images
     "ddbench.problem.stages": "young",  # what schedulers in stages share

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ddbench.base.cache import digest, file_digest
+from ddbench.data.pictures import is_picture
 from ddbench.data.preprocessing import Preprocessing
 from ddbench.errors import DataError, UsageError
 from ddbench.files import safe_load
@@ -21,7 +22,6 @@ from ddbench.files.safe_load import natural, numbered
 from ddbench.grade.distilled import Distilled
 from ddbench.problem.synthetic import OUT_OF_RANGE, SyntheticSet
 
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 READ = (
     "a folder with images_best.pt and labels_best.pt (MTT, TESLA, FTD, DATM), a folder of such folders (PDD), "
     "res_*.pt (DC, DSA, DM), an .npz of images and labels (FRePo, KIP, RFAD), or a folder of images per class"
@@ -83,7 +83,7 @@ def _folder(path: Path, known: Known, experiment: int) -> Foreign:
         return read(single[0], experiment=experiment, classes=known.classes, labels=known.labels)
     if single:
         raise UsageError(f"{path} holds {len(single)} sets; name one of {', '.join(p.name for p in single[:6])}")
-    if any(p.suffix.lower() in PICTURES for folder in inner for p in folder.iterdir()):
+    if any(is_picture(p.name) for folder in inner for p in folder.iterdir()):
         return _images(path, inner, known)
     lone = [p.name for p in natural(path.glob("*.pt")) if p.name.startswith(("images", "labels"))]
     found = f"holds {', '.join(lone[:4])} without its partner" if lone else "holds no set that is read here"
@@ -233,11 +233,11 @@ def _only(path: Path, arrays: dict[str, Any], what: str, fitting: list[str]) -> 
 
 def _images(path: Path, folders: list[Path], known: Known) -> Foreign:
     """One folder per class. Numbers in their names order them, since "10" sorts before "2" as text."""
-    files = [[p for p in natural(f.iterdir()) if p.suffix.lower() in PICTURES] for f in folders]
+    files, rest = safe_load.listing(folders)
     if empty := [f.name for f, found in zip(folders, files, strict=True) if not found]:
         raise DataError(f"{path} has folders without pictures ({', '.join(empty[:4])}); remove them, or fill them")
     labels, classes, said = numbered(path, [f.name for f in folders], known.classes)
-    pixels = safe_load.pictures([p for found in files for p in found])
+    pixels = safe_load.pictures([p for found in files for p in found], rest)
     numbers = torch.tensor([label for label, found in zip(labels, files, strict=True) for _ in found])
     listed = [[str(p.relative_to(path)), file_digest(p)] for found in files for p in found]
     made, notes = known.set(path, pixels, numbers, None)
@@ -245,7 +245,7 @@ def _images(path: Path, folders: list[Path], known: Known) -> Foreign:
         "images",
         (made,),
         classes=classes,
-        notes=(f"Read {len(listed)} pictures in {len(folders)} folders.", said, *notes),
+        notes=(f"Read {len(listed)} pictures in {len(folders)} folders.", *rest, said, *notes),
         files={f"{path.name}/": digest(listed)},
         unit=True,
     )

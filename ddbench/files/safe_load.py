@@ -17,9 +17,9 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ddbench.data.pictures import Broken, decode, is_picture, read, strictly
 from ddbench.errors import DataError, DDBenchError
 
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
@@ -148,26 +148,41 @@ def arrays(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path} is damaged, or holds objects instead of numbers ({reason}); get it again") from error
 
 
-def pictures(paths: list[Path]) -> Tensor:
-    """Pictures of one size as (n, c, h, w) float32 in [0, 1]; one channel where all of them are grey."""
+def listing(folders: list[Path]) -> tuple[list[list[Path]], list[str]]:
+    """The pictures of each folder in natural order, and a sentence about what else lies there, if anything."""
+    entries = [natural(folder.iterdir()) for folder in folders]
+    rest = [f"{p.parent.name}/{p.name}" for found in entries for p in found if not is_picture(p.name)]
+    more = f" and {len(rest) - 5} more" if len(rest) > 5 else ""
+    said = [f"Left out {len(rest)} entries that are no pictures: {', '.join(rest[:5])}{more}."] if rest else []
+    return [[p for p in found if is_picture(p.name)] for found in entries], said
+
+
+def pictures(paths: list[Path], notes: list[str] | None = None) -> Tensor:
+    """Pictures of one size as (n, c, h, w) float32 in [0, 1]; one channel where all of them are grey.
+
+    They are read by the decoder of datasets (``ddbench.data.pictures``), those of 16 bits to the last one, and are
+    shown on white where they are transparent, which is added to ``notes``.
+    """
     found: list[np.ndarray[Any, Any]] = []
+    through = 0
     for path in paths:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as picture:
-                    grey = picture.mode in ("1", "L")
-                    found.append(np.atleast_3d(np.asarray(picture.convert("L" if grey else "RGB"))))
-        except Exception as error:
-            raise DataError(f"{path} is no picture that can be read ({error}); get it again, or remove it") from error
-        if found[-1].shape[:2] != found[0].shape[:2]:
+            with strictly():
+                pixels, transparent = decode(read(path), deep=True)
+        except Broken as error:
+            raise DataError(f"{path} {error}; get it again, or remove it") from error
+        found.append(pixels)
+        through += transparent
+        if found[-1].shape[1:] != found[0].shape[1:]:
             raise DataError(
-                f"{path} has {found[-1].shape[1]}x{found[-1].shape[0]} pixels, but {paths[0]} "
-                f"{found[0].shape[1]}x{found[0].shape[0]}; bring all pictures to one size"
+                f"{path} has {found[-1].shape[2]}x{found[-1].shape[1]} pixels, but {paths[0]} "
+                f"{found[0].shape[2]}x{found[0].shape[1]}; bring all pictures to one size"
             )
-    channels = max(a.shape[2] for a in found)
-    stacked = np.stack([np.broadcast_to(a, (*a.shape[:2], channels)) for a in found])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(255).contiguous()
+    if through and notes is not None:
+        notes.append(f"{through} of {len(found)} pictures have transparent parts, which are shown on white.")
+    channels = max(len(a) for a in found)
+    units = [torch.from_numpy(a.astype(np.float32)).div_(255 if a.dtype == np.uint8 else 65_535) for a in found]
+    return torch.stack([unit.expand(channels, -1, -1) for unit in units])
 
 
 def natural(paths: Iterable[Path]) -> list[Path]:

@@ -1,0 +1,248 @@
+"""Image files to arrays: the one decoder, and the one list of formats, of datasets and of sets given as pictures.
+
+Torch is not needed, so that processes that only decode do without it; Pillow comes with the first image. Shapes:
+c channels, h x w pixels. What would lose information is refused: more than 8 bits per channel, a shape that lies in
+transparency alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LARGEST = 100_000_000  # bytes of one image file; a larger one is a mistake or a bomb
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# Pillow would also try formats that run programs (EPS calls Ghostscript).
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
+GROUNDS = {"white": 255, "grey": 128, "black": 0}  # what shows through transparent parts; "drop" ignores transparency
+GREY = {"1", "L", "LA", "La"}
+ORIENTATION = 0x0112  # of EXIF: 1 is upright, up to 8 is turned or mirrored
+BITS_PER_SAMPLE = 258  # of TIFF
+# Folders that systems and tools leave among one's own; any other hidden folder may be a class (".net").
+_TOOLS = re.compile(
+    r"__MACOSX|__pycache__|@eaDir|#recycle|lost\+found|\$RECYCLE\.BIN|System Volume Information|\.@__thumb|"
+    r"\.(git|svn|hg|bzr|dvc|idea|vscode|venv|cache|huggingface|ipynb_checkpoints|thumbnails|comments|xvpics|"
+    r"(mypy|pytest|ruff)_cache|trash.*|Spotlight-V100|fseventsd|TemporaryItems|Apple\w+|DocumentRevisions-V100)",
+    re.IGNORECASE,
+)
+
+
+class Broken(Exception):
+    """A file that gives no image; the text says why, and follows the file's name."""
+
+
+class Coloured(Exception):
+    """A colour image among images that seemed to be all grey."""
+
+
+class Picture(NamedTuple):
+    """``pixels`` (c, h, w) uint8, or uint16 where that was asked for; whether parts of it were ``transparent``."""
+
+    pixels: np.ndarray
+    transparent: bool
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is an image by its name: one of ``SUFFIXES`` in any case, and not hidden (``._0.png``)."""
+    return name.lower().endswith(SUFFIXES) and not name.rpartition("/")[2].startswith(".")
+
+
+def is_of_tools(folder: str) -> bool:
+    """Whether a folder of this name belongs to a system or a tool, so that images in it are nobody's data."""
+    return _TOOLS.fullmatch(folder) is not None
+
+
+def read(path: str | Path, most: int = LARGEST) -> bytes:
+    """The bytes of a plain file of at most ``most`` bytes. Raises Broken for anything else, without waiting."""
+    try:
+        # without blocking, since a pipe in the folder would wait for a writer
+        with io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Broken("is no plain file")
+            if fault := oversize(status.st_size, most):
+                raise Broken(fault)
+            return stream.readall()
+    except OSError as error:
+        raise Broken(f"cannot be read ({error.strerror or error})") from error
+
+
+def oversize(size: int, most: int = LARGEST) -> str | None:
+    """What is wrong with a file of ``size`` bytes, if anything."""
+    return f"has {size / 1e6:.0f} MB, but may have {most / 1e6:.0f}" if size > most else None
+
+
+@contextmanager
+def strictly() -> Iterator[None]:
+    """Pillow's warnings are the process's: a possible decompression bomb is an error inside, the rest is silent."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as of the EXIF data of a dozen photos of ImageNet
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def decode(
+    data: bytes,
+    channels: int | None = None,
+    size: int | None = None,
+    *,
+    grey: bool = False,
+    stretch: bool = False,
+    ground: str = "white",
+    deep: bool = False,
+) -> Picture:
+    """An image, upright as its EXIF data say, on ``ground`` where it is transparent; the first of several frames.
+
+    ``channels`` is 1, 3, or None for as many as the file has. With ``size``, the middle square, or with ``stretch`` all
+    of it, is resized to size x size (bicubic, antialiased). ``deep`` gives grey images of 16 bits as uint16; without it
+    those of which 8 bits are enough, each value being a multiple of 257, become uint8.
+
+    Call it inside ``strictly()``. Raises Broken for what cannot be decoded whole, has more than 8 bits, or is blank on
+    the ground, and Coloured for a colour image where only ``grey`` ones are expected.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise Broken("is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as opened:
+            bits, plain = _depth(opened, data), opened.mode in GREY or opened.mode[0] == "I"
+            if grey and not plain:
+                raise Coloured
+            one = channels == 1 or (channels is None and plain)
+            upright = _upright(opened)
+            if bits > 8 or upright.mode[0] in "IF":
+                values = _sixteen(upright, bits)
+                if deep:
+                    return Picture(values[None], transparent=False)
+                upright = Image.fromarray(_eight(values, bits))
+            image, transparent = _shown(upright, "L" if one else "RGB", ground)
+            array = np.asarray(_sized(image, size, stretch))
+    except (Broken, Coloured, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise Broken(_unidentified(data)) from error
+    except Exception as error:  # decoders raise a dozen types on broken bytes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Broken(f"cannot be read as an image ({reason})") from error
+    return Picture(array[None] if one else np.ascontiguousarray(array.transpose(2, 0, 1)), transparent)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow has: AVIF came with version 11.3."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _unidentified(data: bytes) -> str:
+    """Why no decoder takes the bytes."""
+    if data[4:12] == b"ftypavif" and "AVIF" not in _formats():
+        return "is AVIF, which this version of Pillow cannot read; update Pillow to 11.3 or later"
+    precision = re.search(rb"\xff[\xc0-\xc3]..([\x09-\x10])", data[:LARGEST], re.DOTALL)
+    if data.startswith(b"\xff\xd8\xff") and precision:
+        return _too_deep(precision[1][0])
+    return f"is in none of the formats {', '.join(name for name in _formats() if name != 'DIB')}"
+
+
+def _depth(image: Image.Image, data: bytes) -> int:
+    """Bits per channel by the file's own header; Pillow's mode has lost them for colour, which it cuts to 8."""
+    if image.format == "PNG":
+        return data[data.index(b"IHDR") + 12]  # after its name, the width and the height
+    if image.format == "TIFF":
+        tags: Any = getattr(image, "tag_v2", {})
+        return max(np.atleast_1d(tags.get(BITS_PER_SAMPLE, 1)).tolist())
+    if image.format == "PPM":
+        arguments: Any = image.tile[0][3]  # type: ignore[index]
+        most = arguments[-1] if isinstance(arguments, tuple) else 65_535 if "16" in arguments else 255
+        return int(most).bit_length()
+    if image.format == "AVIF":
+        flags = data.find(b"av1C") + 6  # after its name, the version, and the profile
+        return 10 if flags > 6 and data[flags] & 0x40 else 8
+    return 8
+
+
+def _too_deep(bits: int) -> str:
+    return f"has more than 8 bits per channel ({bits}), which would be cut; convert it to 8, scaled as you mean it"
+
+
+def _sixteen(image: Image.Image, bits: int) -> np.ndarray:
+    """The values (h, w) uint16 of a grey image of 16 bits, the only deep ones that Pillow reads whole."""
+    values = np.asarray(image)
+    if image.mode[0] != "I" or bits > 16 or values.min() < 0 or values.max() > 65_535:
+        raise Broken(_too_deep(bits if bits > 8 else 32))
+    return values.astype(np.uint16)
+
+
+def _eight(values: np.ndarray, bits: int) -> np.ndarray:
+    """The same in 8 bits, if that loses nothing: 8-bit values are written as 16-bit ones by a factor of 257."""
+    if (values % 257).any():
+        raise Broken(_too_deep(bits))
+    return (values // 257).astype(np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - damaged EXIF data make no image unreadable
+        return image
+    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+
+
+def _shown(image: Image.Image, mode: str, ground: str) -> tuple[Image.Image, bool]:
+    """The image in ``mode``, L or RGB, on the ground, and whether the ground shows through.
+
+    Refuses one of which nothing is left to see.
+    """
+    from PIL import Image
+
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns about the direct way
+    if ground == "drop" or not image.has_transparency_data:
+        return image.convert(mode), False
+    layered = image.convert("RGBA")
+    least, most = layered.getchannel("A").getextrema()
+    if least == 255:
+        return image.convert(mode), False
+    if most == 0:
+        raise Broken("is wholly transparent")
+    below = Image.new("RGBA", image.size, (*[GROUNDS[ground]] * 3, 255))
+    shown = Image.alpha_composite(below, layered).convert(mode)
+    if least != most and all(low == high for low, high in np.reshape(shown.getextrema(), (-1, 2))):
+        raise Broken(f"is blank on {ground}: its shape lies in its transparency alone")
+    return shown, True
+
+
+def _sized(image: Image.Image, size: int | None, stretch: bool) -> Image.Image:
+    from PIL import Image
+
+    if size is None or image.size == (size, size):
+        return image
+    if stretch:
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))

@@ -1,0 +1,106 @@
+"""Distilled sets in folders of pictures are read by the decoder of datasets: a viewer's picture is what counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from refusals import refused
+
+from ddbench.files.formats import read
+
+
+def stripe(label: int, seed: int) -> Image.Image:
+    """A bright row for class 0, a bright column for class 1, in noise."""
+    pixels = np.random.default_rng(100 * label + seed).integers(0, 90, (16, 16, 3), dtype=np.uint8)
+    pixels[(slice(3, 5),) if label == 0 else (slice(None), slice(3, 5))] = 230
+    return Image.fromarray(pixels)
+
+
+def laid_out(root: Path, save) -> Path:
+    for label, name in enumerate(("a", "b")):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(3):
+            save(stripe(label, i), root / name / f"{i}.png", i)
+    return root
+
+
+@pytest.fixture
+def plain(tmp_path) -> Path:
+    return laid_out(tmp_path / "plain", lambda image, path, _: image.save(path))
+
+
+def images(root: Path) -> torch.Tensor:
+    return read(root).sets[0].images
+
+
+def test_photos_are_turned_upright(tmp_path, plain):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.Transpose.ROTATE_90
+    found = images(laid_out(tmp_path / "exif", lambda image, path, _: image.transpose(turned).save(path, exif=exif)))
+    assert torch.equal(found, images(plain))
+
+
+def test_grey_of_sixteen_bits_is_read_to_the_last_one(tmp_path):
+    def save(factor):
+        def one(image, path, _):
+            values = np.asarray(image)[..., 0].astype(np.uint16) * factor
+            Image.fromarray(values if factor > 1 else values.astype(np.uint8)).save(path)
+
+        return one
+
+    deep, shallow = (images(laid_out(tmp_path / str(f), save(f))) for f in (257, 1))
+    assert torch.allclose(deep, shallow, atol=1e-7)
+    finer = images(laid_out(tmp_path / "finer", save(200)))
+    assert torch.allclose(finer, shallow * (200 * 255 / 65_535), atol=1e-7)
+
+
+def test_all_suffixes_of_datasets_are_pictures_of_sets(tmp_path, plain):
+    def save(image, path, i):
+        image.save(path.with_suffix((".png", ".TIF", ".tiff")[i]))
+
+    assert torch.equal(images(laid_out(tmp_path / "mixed", save)), images(plain))
+
+
+def test_what_systems_leave_beside_pictures_is_left_out_and_named(plain):
+    before = images(plain)
+    (plain / "a" / "._0.png").write_bytes(b"\0\5\x16\7" + bytes(78))
+    (plain / "b" / "Thumbs.db").write_bytes(b"\xd0\xcf")
+    found = read(plain)
+    assert torch.equal(found.sets[0].images, before)
+    assert "Left out 2 entries that are no pictures: a/._0.png, b/Thumbs.db." in found.notes
+
+
+def test_transparent_parts_are_shown_on_white_and_told(tmp_path):
+    def save(image, path, i):
+        image.putalpha(Image.new("L", image.size, 128 if i == 0 else 255))
+        image.save(path)
+
+    found = read(laid_out(tmp_path / "alpha", save))
+    assert "2 of 6 pictures have transparent parts, which are shown on white." in found.notes
+    assert (found.sets[0].images[0] > 0.49).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n", "is in none of the formats"),
+        (b"", "is empty"),
+        (b"P6 16 16 4095\n" + bytes(2 * 3 * 256), "has more than 8 bits per channel (12)"),
+    ],
+)
+def test_what_is_no_picture_is_named_with_the_way_out(plain, data, why):
+    (plain / "a" / "1.png").write_bytes(data)
+    message = refused(lambda: read(plain))
+    assert message.startswith(f"{plain}/a/1.png {why}")
+    assert message.endswith("; get it again, or remove it")
+
+
+def test_a_pipe_among_the_pictures_is_refused_without_waiting(plain):
+    os.mkfifo(plain / "b" / "9.png")
+    assert "b/9.png is no plain file" in refused(lambda: read(plain))

@@ -105,7 +105,7 @@ def _plans(lessons: Lessons, count: int, seeds: Sequence[Seed], steps: int) -> l
     with seeds[0].scope():
         for seed in seeds:
             seed.sow()
-            batches = torch.randperm(count).split(lessons.recipe.batch)[:steps]
+            batches = lessons.recipe.batches(count)[:steps]
             plans.append([(rows, lessons.draw(len(rows))) for rows in batches])
     return plans
 

@@ -13,7 +13,7 @@ from ddbench.base.moved import install
 from ddbench.errors import require_posix
 
 if TYPE_CHECKING:
-    from ddbench.base.progress import report
+    from ddbench.base.progress import note, report
     from ddbench.base.seeds import Seed
     from ddbench.data.augment import DSA
     from ddbench.data.dataset import Dataset, Examples, RealData, stratified
@@ -60,6 +60,7 @@ _HOME = {
     "fit": "train.fit",
     "hookimpl": "hookspecs",
     "predict": "train.fit",
+    "note": "base.progress",
     "report": "base.progress",
     "share": "problem.synthetic",
     "soft_cross_entropy": "train.fit",
@@ -93,7 +94,7 @@ __all__ = [
     "DSA", "PUBLIC_MODULES", "Curriculum", "DDBenchError", "DataError", "Dataset", "DivergedError", "Examinee",
     "Examples", "Experts", "Memory", "Needs", "Network", "Pixels", "Pool", "Preprocessing", "Problem", "Published",
     "RealData", "Recipe", "Seed", "Starts", "Store", "Student", "SyntheticSet", "Teacher", "Teaching",
-    "UsageError", "did_you_mean", "fit", "hookimpl", "predict", "report", "share", "soft_cross_entropy",
+    "UsageError", "did_you_mean", "fit", "hookimpl", "note", "predict", "report", "share", "soft_cross_entropy",
     "squared_error", "stratified", "teach",
 ]  # fmt: skip
 

@@ -10,15 +10,20 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddbench.base.opening import in_place, parse_json, read_text, reading
-from ddbench.errors import BusyError, DataError
+from ddbench.base.opening import TEXT_BYTES, in_place, parse_json, read_text, reading
+from ddbench.base.progress import note
+from ddbench.errors import BusyError, DamagedError, DataError
+
+SEAL = "seal"  # the name of a JSON record's own digest in it
 
 
 def home() -> Path:
@@ -63,22 +68,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file to fill, which becomes ``path`` when the block ends without an error.
 
     It lies in the same folder; then fsync, rename, fsync of the folder. The mode follows the umask
-    (temporary files are otherwise private). Raises DataError when the disk refuses.
+    (temporary files are otherwise private). What writers that were killed left of the same file is removed. Raises
+    DataError when the disk refuses.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
-        os.close(handle)
+        sweep(path.parent, path.name)
+        handle, temporary = _temporary(path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
-    temporary = Path(name)
     try:
         yield temporary
-        handle = os.open(temporary, os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        os.fsync(handle)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -89,6 +90,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -96,17 +99,81 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.close(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON atomically; NaN is refused, because JSON has none."""
+def _temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path``, open, and locked: so that nobody takes it for one whose writer was killed."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:  # not swept before it was locked
+            return handle, Path(name)
+        os.close(handle)
+
+
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files that killed writers left in a folder of ours: of the file ``name``, or of all."""
+    with suppress(OSError):  # of a folder that is not there, or may not be changed
+        for found in os.scandir(folder):
+            match = _TEMPORARY.fullmatch(found.name)
+            if match and (name is None or match[1] == name[:80]) and found.is_file(follow_symlinks=False):
+                _remove_orphan(Path(found.path))
+
+
+def _remove_orphan(path: Path) -> None:
+    with suppress(OSError):  # BlockingIOError: its writer is at it
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Write readable JSON atomically; NaN is refused, because JSON has none.
+
+    ``sealed`` adds a digest of the record (a dictionary), which :func:`read_json` compares and takes away.
+    """
+    if sealed:
+        value = {**value, SEAL: _seal(value)}
     atomic_write(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON, or raise a DataError that names the file."""
+def read_json(path: Path, limit: int = TEXT_BYTES) -> Any:
+    """Read JSON, or raise a DataError that names the file: a DamagedError for what is not what was sealed."""
     try:
-        return parse_json(read_text(path))
+        held = parse_json(read_text(path, limit))
     except ValueError as error:
-        raise DataError(f"{path} is not readable JSON ({error}); delete it to have it made again") from error
+        raise DamagedError(f"{path} is not readable JSON ({error}); delete it to have it made again") from error
+    if isinstance(held, dict) and SEAL in held and held.pop(SEAL) != _seal(held):
+        raise DamagedError(
+            f"{path} is damaged: it was edited, or a bit flipped, since it was written; delete it to have it made again"
+        )
+    return held
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return digest(json.loads(json.dumps(record)))  # as it is read back: tuples are lists, and all names are text
+
+
+_thorough: ContextVar[bool] = ContextVar("ddbench_thorough", default=False)
+
+
+def thorough() -> bool:
+    """Whether whoever asks for data wants their digests checked, however long it takes."""
+    return _thorough.get()
+
+
+@contextmanager
+def thoroughly() -> Iterator[None]:
+    """Inside the block, data are checked against their digests even where a process would trust them."""
+    token = _thorough.set(True)
+    try:
+        yield
+    finally:
+        _thorough.reset(token)
 
 
 @contextmanager
@@ -146,6 +213,22 @@ class Cache:
     def folder(self, kind: str, identity: Any) -> Path:
         """The folder for everything that ``identity`` (JSON) decides; ``identity.json`` tells what it was."""
         folder = self.root / kind / digest(identity)[:20]
-        if not (folder / "identity.json").exists():
-            write_json(folder / "identity.json", identity)
+        about = folder / "identity.json"
+        if not about.exists() or (folder not in _looked_at and not _tells(about, identity)):
+            write_json(about, identity)
+        if folder not in _looked_at:
+            sweep(folder)
+            _looked_at.add(folder)
         return folder
+
+
+_looked_at: set[Path] = set()  # by this process: folders of caches
+
+
+def _tells(path: Path, identity: Any) -> bool:
+    """Whether ``identity.json`` is what its folder is named after."""
+    with suppress(DataError):
+        if digest(read_json(path)) == digest(identity):
+            return True
+    note(f"{path} is damaged; it is made again")
+    return False

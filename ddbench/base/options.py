@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -104,20 +105,31 @@ def make(cls: type[_T], values: dict[str, Any], where: str) -> _T:
     try:
         return TypeAdapter(cls).validate_python({k: _read(v, hints[k]) for k, v in values.items()})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        first, *others = error.errors()
+        among = [e for e in others if e["loc"][:1] == first["loc"][:1]]  # what each member of a union says
+        name = ".".join(str(part) for part in (first["loc"][:1] if among else first["loc"]))
+        message = ", or ".join(dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in (first, *among)))
         shown = f", got {first['input']!r}" if name else ""
         raise UsageError(f"{where}.{name}: {message}{shown}".replace(".:", ":")) from error
 
 
+_PART = re.compile(r"""\s*(?:"((?:[^"]|"")+)"\s*(?=,|$)|([^,]+))""")  # of a list: quoted, or as it is up to a comma
+
+
 def _read(value: Any, hint: Any) -> Any:
-    """Text from the command line: 'none' where None is allowed, lists divided at commas; the rest is pydantic's."""
+    """Text from the command line: 'none' where None is allowed, lists divided at commas; the rest is pydantic's.
+
+    A part of a list that has a comma in it, or spaces at its ends, stands in double quotes, as in CSV.
+    """
     if not isinstance(value, str):
         return value
     members = {hint, *get_args(hint)}
     if value.lower() in {"none", "null"} and type(None) in members:
         return None
     if any((get_origin(m) or m) in (list, tuple) for m in members):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        return [
+            quoted.replace('""', '"') or plain.strip()
+            for quoted, plain in _PART.findall(value)
+            if quoted or plain.strip()
+        ]
     return value

@@ -6,6 +6,7 @@ test) installs a listener with :func:`listening`; with none, reports go nowhere.
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ class Event:
 Listener = Callable[[Event], None]
 Say = Callable[[str], None]  # where a sentence for people goes
 _listener: ContextVar[Listener | None] = ContextVar("ddbench_listener", default=None)
+_told = logging.getLogger("ddbench")  # where nobody says otherwise: logging writes warnings to stderr
+_say: ContextVar[Say] = ContextVar("ddbench_say", default=_told.warning)
 
 
 def report(what: str, done: int, total: int, **numbers: Any) -> None:
@@ -37,6 +40,21 @@ def report(what: str, done: int, total: int, **numbers: Any) -> None:
     listener = _listener.get()
     if listener is not None:
         listener(Event(what, done, total, numbers))
+
+
+def note(text: str) -> None:
+    """Tell people what they should know and the work goes on without: that a file was damaged and is made again."""
+    _say.get()(text)
+
+
+@contextmanager
+def noting(say: Say) -> Iterator[None]:
+    """Send notes made inside the block to ``say``; without, they go to stderr."""
+    token = _say.set(say)
+    try:
+        yield
+    finally:
+        _say.reset(token)
 
 
 @contextmanager

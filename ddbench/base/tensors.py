@@ -1,7 +1,8 @@
 """Named tensors in safetensors files: written atomically, read only as far as needed.
 
 Derived files are sealed: they hold the digest of each of their tensors, or of each row of a large one, and what is read
-is compared with it, so that a flipped bit is an error and never another result.
+is compared with it, so that a flipped bit is an error and never another result. A process compares what it reads from a
+file once, as long as the file stays the same.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ from ddbench.base.opening import in_place, reading, require_regular
 from ddbench.errors import DamagedError, DataError
 
 SEAL = "sha256"  # the name of the digests in the metadata
+ROW_SEAL = "digests"  # the tensor of a row file that holds them, (n, 32) bytes
+_BY_ROW = "by row"  # in place of a digest: each row has its own
+_SETTLED = 2.0  # seconds since a file's last change, from which on its times tell it from one changed once more
 
 
 def is_safetensors(path: Path) -> bool:
@@ -80,7 +85,7 @@ def load_tensors(
     path: Path, *, only: Iterable[str] | None = None, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors and metadata; ``only`` names those wanted. Raises DataError for a damaged file."""
-    require_regular(path)
+    status = require_regular(path)
     try:
         with safe_open(path, framework="pt") as stream:
             names = list(only) if only is not None else list(stream.keys())
@@ -91,8 +96,42 @@ def load_tensors(
         raise DamagedError(
             f"{path} is damaged or not a safetensors file ({error}); delete it to have it made again"
         ) from error
-    _verify(path, tensors, metadata, every)
+    _verify(_Compared.of(path, status), tensors, metadata, every)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A file, and what of it this process has compared with its digests already."""
+
+    path: Path
+    identity: tuple[int, ...] | None  # None: it changed a moment ago, and may change again in the same tick
+    parts: set[str | int]
+
+    @classmethod
+    def of(cls, path: Path, status: os.stat_result) -> _Compared:
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if time.time() - status.st_ctime < _SETTLED:
+            return cls(path, None, set())
+        held, parts = _compared.get(path, ((), set()))
+        return cls(path, identity, parts if held == identity else set())
+
+    def __contains__(self, part: str | int) -> bool:
+        return part in self.parts
+
+    def require(self, equal: bool, part: str | int) -> None:
+        """Note that a part (a tensor's name, '' for the header, a row's label) was compared. Raises DamagedError."""
+        if not equal:
+            what = f"row {part}" if isinstance(part, int) else f"its tensor {part!r}" if part else "its header"
+            raise DamagedError(
+                f"{self.path} is damaged: {what} is not what was written; delete it to have it made again"
+            )
+        self.parts.add(part)
+        if self.identity is not None:
+            _compared[self.path] = self.identity, self.parts
+
+
+_compared: dict[Path, tuple[tuple[int, ...], set[str | int]]] = {}  # by this process
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -105,22 +144,30 @@ def tensor_digest(tensor: Tensor) -> str:
 
 def _seals(tensors: dict[str, Tensor], metadata: dict[str, str], every: Iterable[str]) -> dict[str, str]:
     """The digest of each tensor by its name, and under the empty name that of the metadata and all names."""
-    about = digest([sorted(every), {name: text for name, text in metadata.items() if name != SEAL}])
-    return {"": about} | {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    return {"": _header_digest(metadata, every)} | {name: tensor_digest(tensor) for name, tensor in tensors.items()}
 
 
-def _verify(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], every: list[str]) -> None:
+def _header_digest(metadata: dict[str, str], every: Iterable[str]) -> str:
+    return digest([sorted(every), {name: text for name, text in metadata.items() if name != SEAL}])
+
+
+def _verify(file: _Compared, tensors: dict[str, Tensor], metadata: dict[str, str], every: list[str]) -> None:
     """Compare what was read with its seal, if it has one: files of earlier versions have none."""
-    if SEAL not in metadata:
+    if SEAL not in metadata or file.parts.issuperset({"", *tensors}):
         return
     try:
         held = dict(json.loads(metadata[SEAL]))
-    except (ValueError, TypeError) as error:
-        raise DamagedError(f"{path} is damaged: its digests are unreadable; delete it to have it made again") from error
-    for name, found in _seals(tensors, metadata, every).items():
-        if held.get(name) != found:
-            what = f"its tensor {name!r}" if name else "its header"
-            raise DamagedError(f"{path} is damaged: {what} is not what was written; delete it to have it made again")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedError(
+            f"{file.path} is damaged: its digests are unreadable; delete it to have it made again"
+        ) from error
+    file.require(held.get("") == _header_digest(metadata, every), "")
+    for name, tensor in tensors.items():
+        if held.get(name) != _BY_ROW:
+            file.require(held.get(name) == tensor_digest(tensor), name)
+        elif name == "snapshots" and {"epochs", ROW_SEAL} <= tensors.keys():
+            for label, row, own in zip(tensors["epochs"].tolist(), tensor, tensors[ROW_SEAL], strict=True):
+                file.require(bytes(own.tolist()) == row_digest(label, row), label)
 
 
 def content_digest(path: Path) -> str:
@@ -142,25 +189,29 @@ def read_labelled_row(path: Path, labels: str, wanted: int, name: str) -> tuple[
     """The row of tensor ``name`` that stands where ``labels`` ``(n,)`` says ``wanted``; and all labels.
 
     None where there is no such row, or no file. Both come from one opening: another process may replace the file.
-    The row is compared with its digest, if the file has digests. Raises DamagedError.
+    Row and labels are compared with their digests, if the file has digests. Raises DamagedError.
     """
     if not path.exists():
         return None, []
-    require_regular(path)
+    file, own = _Compared.of(path, require_regular(path)), None
     try:
         with safe_open(path, framework="pt") as stream:
-            found = stream.get_tensor(labels).tolist()
+            there = stream.get_tensor(labels)
+            if labels not in file:
+                _verify(file, {labels: there}, stream.metadata() or {}, list(stream.keys()))
+            found = there.tolist()
             if wanted not in found:
                 return None, found
             place = found.index(wanted)
             row = stream.get_slice(name)[place].clone()
-            held = stream.get_slice(ROW_SEAL)[place] if ROW_SEAL in stream.keys() else None  # noqa: SIM118
+            if wanted not in file and ROW_SEAL in stream.keys():  # noqa: SIM118
+                own = bytes(stream.get_slice(ROW_SEAL)[place].tolist())
     except FileNotFoundError:
         return None, []
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{path} is damaged ({error}); delete it to have it made again") from error
-    if held is not None and bytes(held.tolist()) != row_digest(wanted, row):
-        raise DamagedError(f"{path} is damaged: row {wanted} is not what was written; delete it to have it made again")
+    if own is not None:
+        file.require(own == row_digest(wanted, row), wanted)
     return row, found
 
 
@@ -169,7 +220,19 @@ def row_digest(label: int, row: Tensor) -> bytes:
     return hashlib.sha256(f"{label} {tensor_digest(row)}".encode()).digest()
 
 
-ROW_SEAL = "digests"  # the tensor of a row file that holds them, (n, 32) bytes
+def save_rows(path: Path, labels: list[int], rows: Tensor) -> None:
+    """Write ``rows`` ``(n, p)`` under their labels at once, as :class:`RowFile` does one by one."""
+    own = [list(row_digest(label, row)) for label, row in zip(labels, rows, strict=True)]
+    tensors = {"epochs": torch.tensor(labels), "snapshots": rows, ROW_SEAL: torch.tensor(own, dtype=torch.uint8)}
+    save_tensors(path, tensors, {SEAL: json.dumps(_row_seals(tensors["epochs"]))})
+
+
+def _row_seals(epochs: Tensor) -> dict[str, str]:
+    """The digests of a row file's header: its labels are all there is to compare before a row is read."""
+    names = ("epochs", "snapshots", ROW_SEAL)
+    return _seals({"epochs": epochs}, {}, names) | dict.fromkeys(names[1:], _BY_ROW)
+
+
 _KINDS = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -194,7 +257,9 @@ class RowFile:
     @property
     def _header(self) -> bytes:
         n, row = len(self.epochs), self.width * self.dtype.itemsize
+        epochs = torch.tensor(self.epochs, dtype=torch.int64)
         tensors = {
+            "__metadata__": {SEAL: json.dumps(_row_seals(epochs))},
             "epochs": {"dtype": "I64", "shape": [n], "data_offsets": [0, 8 * n]},
             "snapshots": {
                 "dtype": _KINDS[self.dtype],
@@ -205,8 +270,7 @@ class RowFile:
         }
         text = json.dumps(tensors, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the format wants tensors aligned
-        epochs = torch.tensor(self.epochs, dtype=torch.int64).numpy().tobytes()
-        return len(text).to_bytes(8, "little") + text + epochs
+        return len(text).to_bytes(8, "little") + text + epochs.numpy().tobytes()
 
     @property
     def size(self) -> int:

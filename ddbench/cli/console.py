@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ddbench.base.progress import Event, Interrupts, listening
+from ddbench.base.progress import Event, Interrupts, listening, noting
 from ddbench.errors import InterruptedRun
 from ddbench.results.tables import UNSAFE
 
@@ -202,11 +202,15 @@ def working(quiet: bool) -> Iterator[None]:
         try:
             keep_freed_memory()
             follow_parent()
-            with listening(listener):
+            with listening(listener), noting(_warn):
                 yield
         except InterruptedRun as error:
             again = shlex.join(["ddbench", *sys.argv[1:]])
             raise InterruptedRun(f"{error}; to go on: {again}") from None
+
+
+def _warn(text: str) -> None:
+    say(f"warning: {text}")
 
 
 def warn_broken() -> None:

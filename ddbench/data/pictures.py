@@ -68,15 +68,21 @@ def is_of_tools(folder: str) -> bool:
     return _TOOLS.fullmatch(folder) is not None
 
 
+def plain(path: str | Path) -> io.FileIO:
+    """A file, opened to be read. Raises Broken for a pipe, a device or a folder, without waiting, and OSError."""
+    # without blocking, since a pipe would wait for a writer
+    stream = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise Broken("is no plain file")
+
+
 def read(path: str | Path, most: int = LARGEST) -> bytes:
-    """The bytes of a plain file of at most ``most`` bytes. Raises Broken for anything else, without waiting."""
+    """The bytes of a plain file of at most ``most`` bytes. Raises Broken for anything else."""
     try:
-        # without blocking, since a pipe in the folder would wait for a writer
-        with io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise Broken("is no plain file")
-            if fault := oversize(status.st_size, most):
+        with plain(path) as stream:
+            if fault := oversize(os.fstat(stream.fileno()).st_size, most):
                 raise Broken(fault)
             return stream.readall()
     except OSError as error:

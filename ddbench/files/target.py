@@ -23,7 +23,7 @@ from ddbench.grade.evaluation import Evaluation, default_metrics, evaluate
 from ddbench.grade.modest import require_modest
 from ddbench.grade.protocol import Protocol, altered
 from ddbench.hookspecs import DatasetSource
-from ddbench.plugins import main_option, registry, remote
+from ddbench.plugins import loaded, main_option, registry, remote
 from ddbench.run.defaults import BASELINE, NETWORK
 from ddbench.run.folder import find_run, finished
 from ddbench.run.record import EvaluationRecord, RunRecord
@@ -122,7 +122,7 @@ def planned(distilled: Distilled, options: EvalOptions) -> Planned:
         raise UsageError(
             f"eval takes options of dataset, network, protocol and metric, not of {', '.join(sorted(wrong))}"
         )
-    dataset = _dataset(spec["dataset"], chosen, given, options).load()
+    dataset = loaded(_dataset(spec["dataset"], chosen, given, options))
     network = distilled.network
     if options.network or "network" in given:
         network = _plugin("network", spec["network"], options.network, given)

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
+import re
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from ddbench import DataError, report
 from ddbench.base import cache
+from ddbench.data.pictures import Broken, read
 from ddbench_datasets.places import Place, oversize
 
 # An archive of photos is about as large as the photos, and one of blank bitmaps a hundred times smaller.
@@ -54,8 +57,10 @@ def sha256(path: Path) -> str:
         return cache.file_digest(path)
     identity = [str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     kept = cache.home() / "datasets" / "archives" / f"{cache.digest(identity)[:20]}.json"
-    if kept.exists():
-        return str(cache.read_json(kept)["sha256"])
+    with suppress(Broken, ValueError, TypeError, KeyError):  # damaged: it is read again
+        known = json.loads(read(kept))["sha256"]
+        if re.fullmatch("[0-9a-f]{64}", known):
+            return known
     report("reading the archive", 0, 1)
     cache.write_json(kept, {"path": str(path), "sha256": (digest := cache.file_digest(path))})
     report("reading the archive", 1, 1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,16 +11,19 @@ import torch
 from ddbench import DataError, Pixels, report
 from ddbench_datasets import store
 from ddbench_datasets.building import Plan, refusal
-from ddbench_datasets.common import Choices, Chosen, choose, halves
+from ddbench_datasets.common import Choices, Chosen, choose
 from ddbench_datasets.layout import Layout, listed, targets
 from ddbench_datasets.sources import Files
+
+PARTS = ("train", "test", "validation")  # in the order of their rows
 
 
 @dataclass(frozen=True)
 class Collection:
     """Image files that lie in classes: ``content`` (JSON) stands for all of their bytes, ``origin`` for the place.
 
-    ``arrange`` lists them; it is only called when they have not been decoded yet.
+    ``arrange`` lists them; it is only called when they have not been decoded yet. ``ground`` shows through transparent
+    parts; ``more`` (JSON) are options that decide the pixels and are not at their defaults.
     """
 
     files: Files
@@ -30,6 +33,8 @@ class Collection:
     size: int | None
     channels: str
     skip_broken: bool
+    ground: str = "drop"
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self, options: Choices) -> dict[str, Any]:
         """Everything that decides the decoded pixels."""
@@ -41,14 +46,16 @@ class Collection:
 
     def _decided(self, options: Choices) -> dict[str, Any]:
         chosen = {"classes": options.classes, "imbalance": options.imbalance, "limit": options.limit}
-        return {"pillow": store.pillow(), "size": self.size, "channels": self.channels, **chosen}
+        return {"pillow": store.pillow(), "size": self.size, "channels": self.channels, **chosen, **self.more}
 
-    def load(self, options: Choices) -> tuple[Chosen, Pixels, Pixels, dict[str, Any]]:
-        """What the options choose, the pixels of both parts, and facts about them."""
+    def load(self, options: Choices) -> tuple[Chosen, list[Pixels], dict[str, Any]]:
+        """What the options choose, the pixels of the parts (train, test, validation), and facts about them."""
         images, about = store.decoded(self.identity(options), lambda: self._plan(options))
-        train, test = (targets(about[part]) for part in ("train", "test"))
-        chosen = choose(options, tuple(about["classes"]), train, test)
+        chosen = choose(options, tuple(about["classes"]), *(targets(about.get(part, ())) for part in PARTS))
         facts = dict(about["notes"])
+        if through := about["transparent"]:
+            total = len(images.array)
+            facts["transparent"] = f"{through} of {total} images have transparent parts, shown on {self.ground}"
         kept = torch.ones(len(images.array), dtype=torch.bool)
         if broken := about["broken"]:
             if not self.skip_broken:
@@ -58,32 +65,30 @@ class Collection:
             facts["skipped"] = f"{len(names)} of {len(kept)} images, which cannot be decoded: {listed(names)}"
             kept[[row for row, _, _ in broken]] = False
             chosen = _without(chosen, kept)
-        return chosen, *halves(images, torch.nonzero(kept).flatten(), len(chosen.train)), facts
+        rows = torch.nonzero(kept).flatten().split([len(getattr(chosen, part)) for part in PARTS])
+        return chosen, [Pixels(images, part) for part in rows], facts
 
     def _plan(self, options: Choices) -> Plan:
         layout = self.arrange()
-        parts = (layout.train, layout.test)
-        counts = [[len(names) for names in part] for part in parts]
-        chosen = choose(options, layout.classes, *(targets(numbers) for numbers in counts))
-        train, test = ([name for names in part for name in names] for part in parts)
-        names = [train[row] for row in chosen.train.tolist()] + [test[row] for row in chosen.test.tolist()]
-        about = {"classes": layout.classes, "train": counts[0], "test": counts[1], "notes": layout.notes}
+        parts = {part: side for part in PARTS if (side := getattr(layout, part))}
+        counts = {part: [len(names) for names in side] for part, side in parts.items()}
+        chosen = choose(options, layout.classes, *(targets(numbers) for numbers in counts.values()))
+        names = []
+        for part, side in parts.items():
+            held = [name for of_class in side for name in of_class]
+            names += [held[row] for row in getattr(chosen, part).tolist()]
+        about = {"classes": layout.classes, **counts, "notes": layout.notes}
         origin = [self.origin, self._decided(options)]
-        return Plan(self.files, names, self.channels, self.size, self.skip_broken, origin, about)
+        return Plan(self.files, names, self.channels, self.size, self.skip_broken, origin, about, ground=self.ground)
 
 
 def _without(chosen: Chosen, kept: torch.Tensor) -> Chosen:
-    """``chosen`` without the images, train ones first, that are not ``kept``."""
-    train, test = kept[: len(chosen.train)], kept[len(chosen.train) :]
-    fewer = replace(
-        chosen,
-        train=chosen.train[train],
-        train_targets=chosen.train_targets[train],
-        test=chosen.test[test],
-        test_targets=chosen.test_targets[test],
-    )
-    for part, left in (("train", fewer.train_targets), ("test", fewer.test_targets)):
-        counts = left.bincount(minlength=len(chosen.classes)).tolist()
-        if empty := [name for name, count in zip(chosen.classes, counts, strict=True) if not count]:
+    """``chosen`` without the images, part by part, that are not ``kept``."""
+    sizes = [len(getattr(chosen, part)) for part in PARTS]
+    for part, whole in zip(PARTS, kept.split(sizes), strict=True):
+        rows, labels = getattr(chosen, part)[whole], getattr(chosen, f"{part}_targets")[whole]
+        counts = labels.bincount(minlength=len(chosen.classes)).tolist()
+        if len(whole) and (empty := [c for c, count in zip(chosen.classes, counts, strict=True) if not count]):
             raise DataError(f"all {part} images of {listed(empty)} are broken; replace them, or leave out the class")
-    return fewer
+        chosen = replace(chosen, **{part: rows, f"{part}_targets": labels})
+    return chosen

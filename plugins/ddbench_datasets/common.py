@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from ddbench import DataError, Dataset, Pixels, Preprocessing, Store, UsageError, did_you_mean, stratified
+from ddbench import DataError, Dataset, Pixels, Preprocessing, RealData, Store, UsageError, did_you_mean, stratified
 
 # A constant of the datasets, not of the run: every run with the same options sees the same images.
 SEED = 0
@@ -25,6 +26,10 @@ TEST_SHARE = 0.2  # of the images of a dataset that is not divided
 Size = Annotated[int | None, Ge(1), "resize to size x size pixels; by default all must have one size"]
 Channels = Annotated[Literal["auto", "1", "3"], "grey (1), colour (3), or grey if all images are grey"]
 Flip = Annotated[bool, "whether a mirrored image keeps its class; decides how training augments"]
+Ground = Annotated[
+    Literal["white", "grey", "black", "drop"],
+    "what shows through transparent parts; drop ignores transparency and takes the colours below it",
+]
 SkipBroken = Annotated[bool, "leave out images that cannot be decoded, and count them; by default they are an error"]
 
 S = TypeVar("S")
@@ -34,7 +39,9 @@ S = TypeVar("S")
 class Choices:
     """The options of every dataset: which of its images, with which labels, prepared how. Fields only."""
 
-    validation: Annotated[float, Gt(0), Lt(1), "fraction of the train images held out to select on"] = 0.1
+    validation: Annotated[
+        float, Gt(0), Lt(1), "fraction of the train images held out to select on, where there is no part for it"
+    ] = 0.1
     zca: Annotated[bool, "whiten the images (ZCA) instead of the mean/std step"] = False
     classes: Annotated[tuple[str, ...] | None, "only these classes, by name, in this order; by default all"] = None
     imbalance: Annotated[float, Ge(1), "largest over smallest class, sizes falling exponentially in between"] = 1.0
@@ -44,13 +51,18 @@ class Choices:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """Which images of a collection a dataset uses: rows ``(n,)`` of its train and test part, and their targets."""
+    """Which images of a collection a dataset uses: rows ``(n,)`` of each of its parts, and their targets.
+
+    Without rows of a validation part, those images are to be taken from the train part.
+    """
 
     classes: tuple[str, ...]
     train: Tensor
     train_targets: Tensor
     test: Tensor
     test_targets: Tensor
+    validation: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    validation_targets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,14 +127,16 @@ def assemble(
     return build(options, chosen, name, train, test, augment=augment, preprocessing=preprocessing, facts=facts)
 
 
-def choose(options: Choices, names: tuple[str, ...], train: Tensor, test: Tensor) -> Chosen:
-    """Apply ``classes``, ``imbalance``, ``limit`` and ``noise``, in this order, to targets ``(n,)`` of both parts.
+def choose(
+    options: Choices, names: tuple[str, ...], train: Tensor, test: Tensor, validation: Tensor | None = None
+) -> Chosen:
+    """Apply ``classes``, ``imbalance``, ``limit`` and ``noise``, in this order, to targets ``(n,)`` of all parts.
 
     Pixels are not needed, so that a source can decode just the images that are used. Only train images are thinned
     and mislabelled; validation images are carved from them later, so they share both, as they would for someone
-    who has no other data. Raises UsageError when too few images are left.
+    who has no other data, and those of a part of their own do too. Raises UsageError when too few images are left.
     """
-    wanted = names if options.classes is None else options.classes
+    wanted = names if options.classes is None else named(options.classes, names)
     numbers = _numbers(names, wanted)
     rows, targets = _relabelled(train, numbers)
     test_rows, test_targets = _relabelled(test, numbers)
@@ -132,7 +146,20 @@ def choose(options: Choices, names: tuple[str, ...], train: Tensor, test: Tensor
     if options.limit is not None:
         kept = _limited(targets, options.limit, len(wanted))
         rows, targets = rows[kept], targets[kept]
-    return Chosen(wanted, rows, _noisy(targets, len(wanted), options.noise), test_rows, test_targets)
+    chosen = Chosen(wanted, rows, _noisy(targets, len(wanted), options.noise), test_rows, test_targets)
+    if validation is None or not len(validation):
+        return chosen
+    if options.validation != Choices.validation:
+        raise UsageError(
+            f"dataset.validation={options.validation:g} asks for a fraction of the train images, but the dataset has a "
+            "validation part; leave the option out, or rename the folder of that part"
+        )
+    rows, targets = _relabelled(validation, numbers)
+    if options.imbalance > 1:
+        kept = _thinned(targets, len(wanted), options.imbalance)
+        rows, targets = rows[kept], targets[kept]
+    noisy = _noisy(targets, len(wanted), options.noise, SEED + 2)
+    return replace(chosen, validation=rows, validation_targets=noisy)
 
 
 def build(
@@ -142,14 +169,22 @@ def build(
     train: Pixels | Tensor,
     test: Pixels | Tensor,
     *,
+    validation: Pixels | None = None,
     augment: str,
     preprocessing: Preprocessing | None = None,
     facts: dict[str, Any] | None = None,
 ) -> Dataset:
-    """The dataset of the chosen images; ``train`` and ``test`` hold just those, in the order of ``chosen``.
+    """The dataset of the chosen images; the parts hold just those, in the order of ``chosen``.
 
     ``preprocessing`` replaces fitted statistics, unless the images are whitened.
     """
+    if validation is not None and len(validation):
+        images = Pixels.of(train)
+        fixed = None if options.zca else preprocessing
+        step = fixed or Preprocessing.cached(images, zca=options.zca)
+        parts = ((images, chosen.train_targets), (validation, chosen.validation_targets), (test, chosen.test_targets))
+        data = (RealData(Pixels.of(held), targets, step, len(chosen.classes)) for held, targets in parts)
+        return Dataset(name, chosen.classes, *data, augment=augment, facts=facts or {})
     return Dataset.split(
         name,
         chosen.classes,
@@ -171,12 +206,23 @@ def _picked(images: Pixels | Tensor, rows: Tensor) -> Pixels | Tensor:
     return images.subset(rows) if isinstance(images, Pixels) else images[rows]
 
 
-def _numbers(names: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
-    """(k,): the new number of each class, -1 for those left out."""
+def composed(name: str) -> str:
+    """The name as most systems write it; macOS writes an accented letter as two characters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def named(wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """The classes ``wanted`` as they are spelt in ``names``. Raises UsageError for one that is not there."""
+    known = {composed(name): name for name in names} | {name: name for name in names}
     for name in wanted:
-        if name not in names:
+        if name not in known and composed(name) not in known:
             shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
             raise UsageError(f"dataset.classes names {name!r}{did_you_mean(name, names)}; the classes are {shown}")
+    return tuple(known.get(name) or known[composed(name)] for name in wanted)
+
+
+def _numbers(names: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
+    """(k,): the new number of each class, -1 for those left out."""
     if len(set(wanted)) != len(wanted) or len(wanted) < 2:
         raise UsageError(f"dataset.classes must name two or more different classes, got {', '.join(wanted)}")
     numbers = torch.full((len(names),), -1)
@@ -218,9 +264,9 @@ def _limited(targets: Tensor, limit: int, classes: int) -> Tensor:
     return stratified(targets, limit, SEED)
 
 
-def _noisy(targets: Tensor, classes: int, noise: float) -> Tensor:
+def _noisy(targets: Tensor, classes: int, noise: float, seed: int = SEED + 1) -> Tensor:
     """``targets`` with exactly ``round(noise n)`` of them replaced by one of the other classes, uniformly."""
-    generator = torch.Generator().manual_seed(SEED + 1)
+    generator = torch.Generator().manual_seed(seed)
     wrong = torch.randperm(len(targets), generator=generator)[: round(noise * len(targets))]
     shift = torch.randint(1, classes, (len(wrong),), generator=generator)
     noisy = targets.clone()

@@ -47,16 +47,17 @@ def decoded(
     size: int | None,
     mend: str,
     stretch: bool = False,
+    ground: str = "drop",
 ) -> tuple[Store, dict[str, Any]]:
     """The images of ``given()``, decoded once per ``identity`` (JSON), and what it says about them.
 
-    ``mend`` is what to do about images that cannot be decoded.
+    ``mend`` is what to do about images that cannot be decoded; ``ground`` shows through transparent parts.
     """
 
     def plan() -> Plan:
         from ddbench_datasets.building import Plan
 
         images, about = given()
-        return Plan(images, images.names(), channels, size, False, identity, about, mend, stretch)
+        return Plan(images, images.names(), channels, size, False, identity, about, mend, stretch, ground)
 
     return store.decoded(identity, plan)

@@ -24,6 +24,7 @@ from ddbench_datasets.common import (
     Choices,
     Chosen,
     Flip,
+    Ground,
     Size,
     build,
     choose,
@@ -65,6 +66,7 @@ class HF(Choices):
     size: Size = None
     channels: Channels = "auto"
     flip: Flip = True
+    ground: Ground = "white"
 
     def load(self) -> Dataset:
         library = _library()
@@ -79,7 +81,8 @@ class HF(Choices):
             "licence": getattr(parts[0].info, "license", None) or self.about["licence"],
             "test": f"split {names[1]}" + ("" if names[1] == self.test else f", since there is no {self.test}"),
         }
-        train, test = self._pixels(library, parts, names, image, chosen)
+        train, test, through = self._pixels(library, parts, names, image, chosen)
+        facts |= {"transparent": f"{through} images have transparent parts, shown on {self.ground}"} if through else {}
         title = titled(local.stem if (local := Path(self.path).expanduser()).exists() else self.path, "hf")
         return build(self, chosen, title, train, test, augment=FLIP if self.flip else NO_FLIP, facts=facts)
 
@@ -108,14 +111,14 @@ class HF(Choices):
 
     def _pixels(
         self, library: ModuleType, parts: Sequence[Any], names: Sequence[str], column: str, chosen: Chosen
-    ) -> tuple[Pixels, Pixels]:
-        """The chosen images of both parts, decoded once for all runs that choose the same."""
+    ) -> tuple[Pixels, Pixels, int]:
+        """The chosen images of both parts, decoded once for all runs that choose the same; how many are transparent."""
         rows = (chosen.train.tolist(), chosen.test.tolist())
         identity = {
             "format": 1,
             "fingerprints": [import_module("datasets.fingerprint").generate_fingerprint(part) for part in parts],
             "rows": [cache.digest(numbers) for numbers in rows],
-            "options": [column, self.size, self.channels],
+            "options": [column, self.size, self.channels, *([] if self.ground == HF.ground else [self.ground])],
             "pillow": store.pillow(),
         }
 
@@ -130,8 +133,9 @@ class HF(Choices):
             return Given(listed, place, bytes_each=place(listed[0]).size), {}
 
         mend = f"mend or remove it in {self.path}"
-        images, _ = decoded(identity, given, channels=self.channels, size=self.size, mend=mend)
-        return halves(images, torch.arange(len(images.array)), len(rows[0]))
+        looks: dict[str, Any] = {"channels": self.channels, "size": self.size, "ground": self.ground}
+        images, about = decoded(identity, given, mend=mend, **looks)
+        return *halves(images, torch.arange(len(images.array)), len(rows[0])), about["transparent"]
 
 
 def _place(held: dict[str, Any] | None) -> Place:
@@ -155,6 +159,8 @@ def _opened(library: ModuleType, path: str, config: str | None) -> Mapping[str, 
     if not path:
         raise UsageError(WHICH)
     local = Path(path).expanduser()
+    if local.exists() and not local.is_file() and not local.is_dir():
+        raise DataError(f"{local} is a pipe or a device, and neither a folder nor a file; {WHICH.partition('; ')[2]}")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the caller
             if (local / "dataset_dict.json").exists():  # from save_to_disk

@@ -12,7 +12,7 @@ from annotated_types import Ge, Le, MultipleOf
 
 from ddbench import DataError, Dataset
 from ddbench.base import cache
-from ddbench_datasets import truth
+from ddbench_datasets import sources, truth
 from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import Choices, SkipBroken, told
 from ddbench_datasets.layout import Layout, listed
@@ -107,7 +107,7 @@ def _known(root: Path, base: Path, wnids: list[str]) -> dict[str, str]:
     """Names of classes: from a file beside the images, or, of all 1,000 of them, torchvision's."""
     for path in (place / name for place in (root, base) for name in WORDS):
         if path.is_file():
-            return words(path.read_text(errors="replace"))
+            return words(sources.text(path, "mend or remove it", errors="replace"))
     if len(wnids) != COUNT:
         return {wnid: name for subset in SUBSETS.values() for wnid, name in subset.items()}
     from torchvision.models import ResNet18_Weights

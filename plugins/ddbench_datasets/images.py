@@ -12,7 +12,19 @@ from typing import Annotated, ClassVar
 from ddbench import Dataset
 from ddbench_datasets import sources
 from ddbench_datasets.collection import Collection
-from ddbench_datasets.common import FLIP, NO_FLIP, Channels, Choices, Flip, Size, SkipBroken, build, titled, told
+from ddbench_datasets.common import (
+    FLIP,
+    NO_FLIP,
+    Channels,
+    Choices,
+    Flip,
+    Ground,
+    Size,
+    SkipBroken,
+    build,
+    titled,
+    told,
+)
 from ddbench_datasets.layout import arrange
 
 
@@ -20,11 +32,11 @@ from ddbench_datasets.layout import arrange
 class Images(Choices):
     """Images in ``train/<class>/`` and ``test/<class>/`` of a folder, zip or tar; decoded once, then from the cache.
 
-    The classes are in natural order: alphabetical, numbers as numbers. Without ``test``, a folder ``val``, ``valid``
-    or ``validation`` is the test part. Without ``train`` and ``test``, images lie in ``<class>/``, and a fifth of
-    each class, drawn with a fixed seed, is the test part. Archives are not extracted, and links in them not
-    followed; names that point outside are ignored. Photos are turned upright, and the middle square of each is
-    resized.
+    The classes are in natural order: alphabetical, numbers as numbers. A folder ``val``, ``valid`` or ``validation`` is
+    the validation part, or without ``test`` the test part. Without ``train`` and ``test``, images lie in ``<class>/``,
+    and a fifth of each class, drawn with a fixed seed, is the test part. Archives are not extracted, and links in
+    them not followed; files that are no images of a class are left out and counted. Photos are turned upright, the
+    middle square of each is resized, and transparent parts show the ``ground``.
     """
 
     name = "images"
@@ -35,11 +47,16 @@ class Images(Choices):
     channels: Channels = "auto"
     flip: Flip = True
     skip_broken: SkipBroken = False
+    ground: Ground = "white"
+    within: Annotated[
+        str | None,
+        "where classes have folders inside, such as images and masks: the one that counts, or all",
+    ] = None
 
     def load(self) -> Dataset:
         root = sources.find(self.root)
         with self._collection(root) as collection:
-            chosen, train, test, facts = collection.load(self)
+            chosen, (train, test, validation), facts = collection.load(self)
             known = {} if root.is_dir() else collection.content
         return build(
             self,
@@ -47,6 +64,7 @@ class Images(Choices):
             title(root),
             train,
             test,
+            validation=validation,
             augment=FLIP if self.flip else NO_FLIP,
             facts={"source": root.name, **known, **facts},
         )
@@ -58,15 +76,19 @@ class Images(Choices):
 
     @contextmanager
     def _collection(self, root: Path) -> Iterator[Collection]:
+        more = {"ground": self.ground} if self.ground != Images.ground else {}
+        more |= {"within": self.within} if self.within else {}
         with sources.opened(root) as files:
             yield Collection(
                 files,
                 files.identity(),
                 str(root),
-                lambda: arrange(files.names(), str(root), files.ignored),
+                lambda: arrange(files.names(), str(root), files.ignored, self.classes, self.within),
                 self.size,
                 self.channels,
                 self.skip_broken,
+                self.ground,
+                more,
             )
 
 

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 from ddbench import DataError, UsageError
 from ddbench.base import cache
+from ddbench.data.pictures import SUFFIXES, Broken, is_of_tools, read
 from ddbench_datasets.archives import Tar, Zip, explained, is_tar
 from ddbench_datasets.places import Place, shown
 
-TESTS = ("test", "val", "valid", "validation")  # the first that has classes is the test part
-PARTS = ("train", *TESTS)
+VALIDATION = ("val", "valid", "validation")  # to select on; the test part where there is no other
+PARTS: tuple[str, ...] = ("train", "test", *VALIDATION)
 DIVIDED = ("train", "test")  # without either, the folders are classes
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+TEXT = 100_000_000  # bytes of a file of text
 GIVE = "pass -o dataset.root=FOLDER_OR_ARCHIVE"
 
 Enter = Callable[[tuple[str, ...], list[str]], list[str]]  # which of the folders in a folder to search
@@ -47,6 +48,8 @@ def find(root: str) -> Path:
     path = printable(Path(root).expanduser().resolve())
     if not path.exists():
         raise DataError(f"there is no folder, zip or tar {path}; {GIVE} with one that exists")
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{path} is a pipe or a device, and neither a folder nor a file; {GIVE}")
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read; allow it, or {GIVE} with one that may")
     if not path.is_dir() and not is_tar(path) and not zipfile.is_zipfile(path):
@@ -63,6 +66,16 @@ def printable(path: Path) -> Path:
 
 def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
+
+
+def text(path: Path, advice: str, errors: str = "strict") -> str:
+    """The UTF-8 text of a plain file. Raises DataError, which ends with the ``advice``, for anything else."""
+    try:
+        return read(path, TEXT).decode("utf-8-sig", errors)
+    except (Broken, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} {error if isinstance(error, Broken) else 'cannot be read as UTF-8 text'}; {advice}"
+        ) from error
 
 
 def identity(root: Path) -> Any:
@@ -93,7 +106,7 @@ class Folder:
     def __init__(self, root: Path, enter: Enter | None = None, *, times: bool = True) -> None:
         self.ignored: list[str] = []
         self._root = root
-        self._enter = enter or worth_searching
+        self._enter = enter or self._worth_searching
         self._times = times
         self._folders: list[str] = []
         self._stamps: dict[str, tuple[int, ...]] = {}
@@ -142,6 +155,28 @@ class Folder:
             if real not in above:
                 yield (*inner, name), above | {real}
 
+    def _worth_searching(self, inner: tuple[str, ...], folders: list[str]) -> list[str]:
+        """Which ``folders`` of ``inner`` to enter, so that a root given by mistake is not walked whole.
+
+        All of ``train``, ``test`` and the like, here or one level down; without them, two levels. A folder ``train``
+        without folders is a class. Hidden folders are entered where classes may lie.
+        """
+        in_part = any(part in PARTS for part in inner[:2])
+        hidden = not inner or inner[-1] in PARTS or (len(inner) == 1 and not in_part)
+        visible = [name for name in folders if not is_of_tools(name) and (hidden or not name.startswith("."))]
+        if in_part:
+            return visible
+        if any(name in DIVIDED and self._has_folders(*inner, name) for name in visible):
+            return [name for name in visible if name in PARTS]
+        return visible if len(inner) < 2 else []
+
+    def _has_folders(self, *inner: str) -> bool:
+        try:
+            with os.scandir(self._root.joinpath(*inner)) as entries:
+                return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+        except OSError:
+            return True  # listing it will say why
+
     def _stamp(self, entry: os.DirEntry[str]) -> tuple[int, ...]:
         """Nothing for a dangling link, which only matters once it is read."""
         try:
@@ -152,19 +187,6 @@ class Folder:
             return (status.st_size,)
         # ctime too: unpacking an archive restores sizes and mtimes, but cannot restore ctimes
         return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def worth_searching(inner: tuple[str, ...], folders: list[str]) -> list[str]:
-    """Which ``folders`` of ``inner`` to enter, so that a root given by mistake is not walked whole.
-
-    All of ``train``, ``test`` and the like, here or one level down; without them, two levels.
-    """
-    visible = [name for name in folders if not name.startswith(".")]
-    if any(part in PARTS for part in inner[:2]):
-        return visible
-    if any(name in DIVIDED for name in visible):
-        return [name for name in visible if name in PARTS]
-    return visible if len(inner) < 2 else []
 
 
 def checked_name(name: str, root: str) -> str:

@@ -1,11 +1,13 @@
 """Decoded images on disk, by the digest of what decides them, read back without reading them.
 
-A store is a folder with ``pixels.npy`` and ``about.json``; the latter is written last and says that all is there.
+A store is a folder with ``pixels.npy`` and ``about.json``; the latter is written last, says that all is there, and has
+the digests of the pixels and of itself. Pixels that are not as they were written are made again.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddbench import DataError, Store
+from ddbench import DataError, Store, note
 from ddbench.base import cache
+from ddbench.data.pictures import Broken, plain
 from ddbench_datasets.building import Plan, build
 
 Made = tuple[np.ndarray, dict[str, Any]]
 
+CHECKED = 1_000_000_000  # bytes of pixels that are digested whole when a process first maps them, within a second
 # Without it Linux refuses to map a file that is larger than memory copy-on-write, since all of it might be copied.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_trusted: set[tuple[str, ...]] = set()  # what this process has checked: the file as it was, and the digest it had
 
 
 def place(identity: Any) -> Path:
@@ -43,7 +48,7 @@ def cached(identity: Any, make: Callable[[], Made]) -> Made:
             np.save(stream, array)
         _commit(folder, {**about, "identity": identity})
 
-    return _made(folder, write)
+    return _made([folder], write)
 
 
 def decoded(identity: Any, plan: Callable[[], Plan]) -> tuple[Store, dict[str, Any]]:
@@ -52,14 +57,18 @@ def decoded(identity: Any, plan: Callable[[], Plan]) -> tuple[Store, dict[str, A
     A call that was stopped is gone on with by the next one. Rows of images that cannot be decoded are blank and
     listed in ``about["broken"]``, as (row, name, reason).
     """
-    folder = place(identity)
+    folder, other = _places(identity)
 
     def write() -> None:
         about = build(folder, plan())
-        _commit(folder, {**about, "identity": identity})
+        target = other if about["transparent"] or about.get("validation") else folder
+        if target is other:
+            other.mkdir(parents=True, exist_ok=True)
+            (folder / "pixels.npy").replace(other / "pixels.npy")
+        _commit(target, {**about, "identity": identity})
         (folder / "journal").unlink(missing_ok=True)
 
-    array, about = _made(folder, write)
+    array, about = _made([folder, other], write)
     return Store(torch.from_numpy(array), about["content"]), about
 
 
@@ -72,49 +81,93 @@ def pillow() -> str:
 
 def there(identity: Any) -> bool:
     """Whether the store of ``identity`` is complete."""
-    return _read(place(identity)) is not None
+    return any(_read(folder) for folder in _places(identity))
 
 
-def _made(folder: Path, write: Callable[[], None]) -> Made:
-    if made := _read(folder):
+def _places(identity: Any) -> tuple[Path, Path]:
+    """The folder, and the one for images that version 0.1 saw otherwise: without a ground or a validation part.
+
+    Both versions then find their own pixels in one cache.
+    """
+    return place(identity), place([2, identity])
+
+
+def _made(folders: list[Path], write: Callable[[], None]) -> Made:
+    """What is in the first of the folders that has it whole, after ``write()`` if none has."""
+    if made := _first(folders):
         return made
-    with cache.lock(folder / "lock"):
-        if made := _read(folder):  # by another process, while this one waited
+    with cache.lock(folders[0] / "lock"):
+        if made := _first(folders, say=True):  # by another process, while this one waited
             return made
-        (folder / "about.json").unlink(missing_ok=True)
+        for folder in folders:
+            (folder / "about.json").unlink(missing_ok=True)
         write()
-        made = _read(folder)
+        made = _first(folders)
     if made is None:
-        raise DataError(f"{folder} cannot be read back after writing it; check the disk, or delete the folder")
+        raise DataError(f"{folders[0]} cannot be read back after writing it; check the disk, or delete the folder")
     return made
+
+
+def _first(folders: list[Path], *, say: bool = False) -> Made | None:
+    for folder in folders:
+        if made := _read(folder):
+            if _as_written(folder, *made):
+                return made
+            if say:
+                note(f"the decoded images in {folder} are not as they were written (sha256); they are made again")
+    return None
 
 
 def _commit(folder: Path, about: dict[str, Any]) -> None:
     array = _mapped(folder / "pixels.npy")
     content = Store(torch.from_numpy(array)).content
-    cache.write_json(folder / "about.json", {**about, "shape": list(array.shape), "content": content})
+    known = {**about, "shape": list(array.shape), "content": content, "stamp": _stamp(folder)}
+    cache.write_json(folder / "about.json", known, sealed=True)
 
 
 def _read(folder: Path) -> Made | None:
-    """None when there is nothing, or something damaged that is to be made again."""
+    """None when there is nothing, or something damaged or of an earlier version that is to be made again."""
     try:
         about = cache.read_json(folder / "about.json")
         array = _mapped(folder / "pixels.npy")
-        whole = list(array.shape) == about["shape"] and isinstance(about["content"], str)
-    except (DataError, OSError, ValueError, TypeError, KeyError):
+        whole = about["shape"] == list(array.shape) and "stamp" in about
+    except (DataError, Broken, OSError, ValueError, TypeError, KeyError):
         return None
     return (array, about) if whole else None
 
 
+def _as_written(folder: Path, array: np.ndarray, about: dict[str, Any]) -> bool:
+    """Whether the pixels have the digest that they were written with, asked once in a process.
+
+    Of a large file the size and the time of the last change are asked, and the digest if they are others, or if
+    someone wants to be sure.
+    """
+    stamp = _stamp(folder)
+    key = (str(folder), about["content"], *map(str, stamp))
+    if key in _trusted and not cache.thorough():
+        return True
+    if array.nbytes > CHECKED and stamp == about["stamp"] and not cache.thorough():
+        return True
+    if Store(torch.from_numpy(array)).content != about["content"]:
+        return False
+    _trusted.add(key)
+    return True
+
+
+def _stamp(folder: Path) -> list[int]:
+    status = (folder / "pixels.npy").stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 def _mapped(path: Path) -> np.ndarray:
     """A copy-on-write map, whose pages belong to the file as long as nobody writes to them."""
-    with path.open("rb") as stream:
+    with plain(path) as stream:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError(f"{path} is in another version of the format")
         shape, fortran, kind = np.lib.format.read_array_header_1_0(stream)
-        if fortran:
-            raise ValueError(f"{path} is in column-major order")
+        count = int(np.prod(shape, dtype=object))
+        if fortran or kind != np.uint8 or os.fstat(stream.fileno()).st_size != stream.tell() + count:
+            raise ValueError(f"{path} is in column-major order, of another type, or of another length")
         flags = mmap.MAP_PRIVATE | _NO_RESERVE
         pages = mmap.mmap(stream.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        count = int(np.prod(shape))
         return np.frombuffer(pages, kind, count, stream.tell()).reshape(shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Numbered:
 
     def load(self, title: str) -> Dataset:
         """The dataset ``title``, its classes by name."""
-        chosen, train, test, facts = self.collection.load(self.options)
+        chosen, (train, test, _), facts = self.collection.load(self.options)
         return build(
             self.options,
             replace(chosen, classes=tuple(self.names[wnid] for wnid in chosen.classes)),
@@ -55,11 +55,13 @@ def arranged(
     truth: Callable[[], Mapping[str, str]],
     untold: Callable[[str], str],
     top: str = "",
+    wanted: Sequence[str] | None = None,
 ) -> Layout:
     """Train images lie in the folder of their class; those of ``val`` do too, or ``truth()`` has their classes.
 
     It tells them by the image's name without suffix; an image of another class than ``wnids`` is left out, and for
-    one that it does not know ``untold`` says what is wrong. All names may begin with a folder, ``top``.
+    one that it does not know ``untold`` says what is wrong. All names may begin with a folder, ``top``. Only ``wanted``
+    classes have to have images.
     """
     train: Tree = {wnid: [] for wnid in wnids}
     test: Tree = {wnid: [] for wnid in wnids}
@@ -78,4 +80,4 @@ def arranged(
             raise DataError(untold(image))
         if wnid in test:
             test[wnid].append(image)
-    return checked(train, test, root, None, PARTS, wnids)
+    return checked({"train": train, "val": test}, root, order=wnids, wanted=wanted)

@@ -10,11 +10,12 @@ from typing import Annotated, ClassVar
 
 from ddbench import DataError, Dataset
 from ddbench.base import cache
+from ddbench.data.pictures import Broken
 from ddbench_datasets import sources
 from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import Choices, SkipBroken, told
 from ddbench_datasets.layout import Layout
-from ddbench_datasets.places import Broken, fetch
+from ddbench_datasets.places import fetch
 from ddbench_datasets.sources import Files, Folder
 from ddbench_datasets.synsets import Numbered, arranged, parts_among
 from ddbench_datasets.wnids import WNID, labels, numbers, readable, words
@@ -62,6 +63,7 @@ class TinyImageNet(Choices):
             found = {name.removeprefix(top).split("/")[1] for name in files.names() if _is_train(name, top)}
             wnids = sorted(name for name in found if WNID.fullmatch(name))
             names = readable(wnids, words(_text(files, f"{top}words.txt", "")))
+            wanted = numbers(self.classes, names)
             annotations = f"{top}val/val_annotations.txt"
             content = [self.name, files.identity(), files.size(annotations) if annotations in files.names() else 0]
 
@@ -72,10 +74,10 @@ class TinyImageNet(Choices):
                 return f"val_annotations.txt of {root} does not tell the class of {image}; unpack it again"
 
             def arrange() -> Layout:
-                return arranged(files.names(), str(root), wnids, truth, untold, top)
+                return arranged(files.names(), str(root), wnids, truth, untold, top, wanted)
 
             collection = Collection(files, content, str(root), arrange, SIZE, "3", self.skip_broken)
-            yield Numbered(replace(self, classes=numbers(self.classes, names)), collection, names)
+            yield Numbered(replace(self, classes=wanted), collection, names)
 
     def _root(self) -> Path:
         if self.root:
@@ -124,6 +126,6 @@ def _text(files: Files, name: str, default: str | None = None) -> str:
             return default
         raise DataError(f"Tiny-ImageNet has no {name}, which tells the classes of its test images; unpack it again")
     try:
-        return fetch(next(files.places([name]))).decode()
+        return fetch(next(files.places([name]))).decode("utf-8")
     except (Broken, UnicodeDecodeError) as error:
         raise DataError(f"{name} of Tiny-ImageNet {error}; unpack it again") from error

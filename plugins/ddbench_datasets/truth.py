@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddbench import DataError
+from ddbench_datasets.sources import text
 from ddbench_datasets.wnids import WNID, labels
 
 TEXTS = ("LOC_val_solution.csv", "val_annotations.txt")
@@ -31,13 +32,10 @@ def read(root: Path, base: Path) -> dict[str, str]:
         raise DataError(
             f"the images in {base / 'val'} are in no folders of classes, and none of {wanted} is in {root}; {SORT}"
         )
-    try:
-        text = path.read_text()
-        if path.name in TEXTS:
-            return labels(text)
-        return {f"ILSVRC2012_val_{i:08}": wnid for i, wnid in enumerate(_numbered(path, text.split()), 1)}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); get it again, or {SORT}") from error
+    found = text(path, f"get it again, or {SORT}")
+    if path.name in TEXTS:
+        return labels(found)
+    return {f"ILSVRC2012_val_{i:08}": wnid for i, wnid in enumerate(_numbered(path, found.split()), 1)}
 
 
 def _found(root: Path, base: Path) -> Path | None:

@@ -64,6 +64,8 @@ def get(source: Source, read: Callable[[ModuleType, str], T]) -> T:
     """What ``read(torchvision.datasets, folder)`` gives, which may download; a DataError tells what mends a failure."""
     # torchvision's download is not safe against a second process; and stdout belongs to the caller
     with cache.lock(cache.home() / "datasets" / f"{source.name}.lock"), contextlib.redirect_stdout(sys.stderr):
+        if odd := _odd(source.files):
+            raise DataError(f"{odd} is a pipe or a device, and no file of {source.files.title}; remove it")
         try:
             from torchvision import datasets
 
@@ -72,6 +74,13 @@ def get(source: Source, read: Callable[[ModuleType, str], T]) -> T:
             raise
         except Exception as error:  # the network, archives, pickles and images raise a dozen types
             raise _refusal(source.name, source.files, error) from error
+
+
+def _odd(files: Files) -> Path | None:
+    """The first of the files that is there and neither a file nor a folder: opening it might wait for ever."""
+    names = [name for archive, held in files.archives.items() for name in (archive, *held)]
+    there = (files.folder / name for name in names)
+    return next((path for path in there if path.exists() and not path.is_file() and not path.is_dir()), None)
 
 
 def _refusal(name: str, files: Files, error: Exception) -> DataError:

@@ -101,7 +101,7 @@ def gtsrb(datasets: ModuleType, folder: str) -> Listing:
         datasets.GTSRB(folder, split=part, download=True)
     base = Path(folder) / "gtsrb"
     train = [(str(path), int(path.parent.name)) for path in sorted((base / "GTSRB" / "Training").glob("*/*.ppm"))]
-    with (base / "GT-final_test.csv").open(newline="") as stream:
+    with (base / "GT-final_test.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream, delimiter=";", skipinitialspace=True))
     test = [(str(base / "GTSRB" / "Final_Test" / "Images" / row["Filename"]), int(row["ClassId"])) for row in rows]
     return Listing(SIGNS, train, test)

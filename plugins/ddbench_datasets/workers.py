@@ -6,6 +6,7 @@ closes and so does the process.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Generator, Iterator
@@ -15,13 +16,16 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any
 
+import numpy as np
+
 from ddbench import DataError
-from ddbench_datasets.decode import image, strictly
-from ddbench_datasets.places import Broken, OddSize, Place, fetch
+from ddbench.data.pictures import Broken, decode, plain, strictly
+from ddbench_datasets.places import OddSize, Place, fetch
 
 Item = tuple[int, str, Place]  # the row of an image, its name, and where its bytes are
 Chunk = tuple[int, list[Item]]  # its number, and what it holds
 Faults = list[tuple[int, str]]  # the rows that could not be decoded, and why
+Done = tuple[Faults, int, str]  # those of a chunk; how many of its images are transparent; the sha256 of the others
 
 # Importing ddbench_datasets itself would import torch: two seconds and 200 MB for each process.
 _START = """
@@ -39,7 +43,7 @@ class Target:
     """The file to write to: images of ``shape`` (c, h, w) one after another from byte ``offset`` on.
 
     ``size`` is what their middle squares are resized to, or with ``stretch`` all of them, if at all; with ``grey`` a
-    colour image ends the work.
+    colour image ends the work. ``ground`` shows through transparent parts.
     """
 
     path: str
@@ -48,6 +52,7 @@ class Target:
     size: int | None
     grey: bool
     stretch: bool = False
+    ground: str = "drop"
 
 
 def cores() -> int:
@@ -55,8 +60,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fill(target: Target, chunks: Iterator[Chunk], processes: int) -> Generator[tuple[int, Faults]]:
-    """Decode ``chunks`` into ``target``; yields the number and faults of each one that is on the disk.
+def fill(target: Target, chunks: Iterator[Chunk], processes: int) -> Generator[tuple[int, Done]]:
+    """Decode ``chunks`` into ``target``; yields the number of each one that is on the disk, and what became of it.
 
     With one process it happens here. Closing the generator ends the others at once. Raises Coloured, OddSize and
     OSError (of writing), and DataError when a process dies.
@@ -70,7 +75,7 @@ def fill(target: Target, chunks: Iterator[Chunk], processes: int) -> Generator[t
 
 
 def serve(handle: int) -> None:
-    """Answer every list of items that comes in with its faults, or with the exception that it met."""
+    """Answer every list of items that comes in with what became of it, or with the exception that it met."""
     with Connection(handle) as connection:
         try:
             target = connection.recv()
@@ -78,7 +83,7 @@ def serve(handle: int) -> None:
                 while True:
                     items = connection.recv()
                     try:
-                        answer: Faults | Exception = _write(file.fileno(), target, items)
+                        answer: Done | Exception = _write(file.fileno(), target, items)
                     except Exception as error:  # noqa: BLE001 - it is raised again where someone can handle it
                         answer = error
                     connection.send(answer)
@@ -86,22 +91,34 @@ def serve(handle: int) -> None:
             return  # nobody is listening any more
 
 
-def _write(file: int, target: Target, items: list[Item]) -> Faults:
+def _write(file: int, target: Target, items: list[Item]) -> Done:
     """Decode and write some images, row by row, and wait until they are on the disk."""
-    faults = []
+    faults, transparent, content = [], 0, hashlib.sha256()
     channels, height, width = target.shape
+    options: dict[str, Any] = {"grey": target.grey, "stretch": target.stretch, "ground": target.ground}
     with strictly():
         for row, name, place in items:
             try:
-                array = image(fetch(place), channels, target.size, grey=target.grey, stretch=target.stretch)
+                array, through = decode(fetch(place), channels, target.size, **options)
             except Broken as error:
                 faults.append((row, str(error)))
                 continue
             if array.shape[1:] != (height, width):
                 raise OddSize(name, *array.shape)
-            _write_all(file, array.tobytes(), target.offset + row * array.nbytes)
+            transparent += through
+            content.update(data := array.tobytes())
+            _write_all(file, data, target.offset + row * array.nbytes)
     os.fsync(file)
-    return faults
+    return faults, transparent, content.hexdigest()
+
+
+def content(target: Target, rows: list[int]) -> str:
+    """The sha256 of ``rows`` as they are in the file."""
+    found, size = hashlib.sha256(), int(np.prod(target.shape))
+    with plain(target.path) as file:
+        for row in rows:
+            found.update(os.pread(file.fileno(), size, target.offset + row * size))
+    return found.hexdigest()
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:
@@ -132,7 +149,7 @@ class _Worker:
                 raise DataError(f"cannot start a process that decodes images ({error.strerror}); run again") from error
         self.connection.send(target)
 
-    def answer(self) -> Faults:
+    def answer(self) -> Done:
         answer = self.connection.recv()
         if isinstance(answer, Exception):
             raise answer
@@ -144,7 +161,7 @@ class _Worker:
         self.process.wait()
 
 
-def _in_parallel(target: Target, chunks: Iterator[Chunk], processes: int) -> Generator[tuple[int, Faults]]:
+def _in_parallel(target: Target, chunks: Iterator[Chunk], processes: int) -> Generator[tuple[int, Done]]:
     pool: list[_Worker] = []
     busy: dict[Connection, tuple[_Worker, int]] = {}
     try:
@@ -159,9 +176,9 @@ def _in_parallel(target: Target, chunks: Iterator[Chunk], processes: int) -> Gen
                 return
             for ready in wait(list(busy)):
                 worker, number = busy.pop(ready)  # type: ignore[index]
-                faults = worker.answer()
+                done = worker.answer()
                 idle.append(worker)
-                yield number, faults
+                yield number, done
     except (EOFError, ConnectionError) as error:
         raise DataError(
             "a process that decodes images died, perhaps for lack of memory; run again to go on where it stopped"

@@ -17,13 +17,14 @@ import pytest
 import torch
 from ddbench_datasets import Images, archives, building, sources
 from ddbench_datasets.archives import Tar, sha256
-from ddbench_datasets.places import Broken, Place, fetch
+from ddbench_datasets.places import Place, fetch
 from pictures import folder, picture, refusal, saved, tarred, tree, zipped
 from PIL import Image
 
 from ddbench import DataError
 from ddbench.base import cache
 from ddbench.base.progress import listening
+from ddbench.data.pictures import Broken
 
 PACKED = ["set.tar", "set.tar.gz", "set.tgz", "set.tar.bz2", "set.tar.xz"]
 LAID_OUT = {"dir": folder, "zip": zipped, "tar": tarred, "tgz": tarred}
@@ -231,11 +232,6 @@ def test_a_class_may_be_called_valid(root):
     files = tree(("invalid", "valid"), train=5, test=0)
     dataset = Images(root=root({name.removeprefix("train/"): data for name, data in files.items()})).load()
     assert dataset.classes == ("invalid", "valid")
-
-
-def test_a_validation_folder_beside_test_is_not_used(root):
-    files = tree() | {f"val/cat/{i}.png": picture(i) for i in range(3)}
-    assert len(Images(root=root(files)).load().test) == 6
 
 
 def test_every_option_of_datasets_works_on_images_and_only_what_is_used_is_decoded(root):

@@ -14,7 +14,6 @@ import torch
 from ddbench_datasets import GIVEN, TORCHVISION, Digits, Images, Toy, register_datasets, sources
 from ddbench_datasets.images import title
 from ddbench_datasets.layout import natural
-from ddbench_datasets.places import LARGEST
 from ddbench_networks import ConvNet
 from pictures import folder, picture, refusal, tree, zipped
 from PIL import Image
@@ -22,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from ddbench import UsageError
 from ddbench.base.options import make
+from ddbench.data.pictures import LARGEST
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 FLIPS = "color_crop_cutout_flip_scale_rotate"
@@ -270,8 +270,11 @@ def test_transparency_and_palettes_become_plain_colour(tmp_path):
     Image.new("RGBA", (6, 6), (10, 20, 30, 0)).save(stream, "PNG")
     Image.new("P", (6, 6)).save(palette, "PNG", transparency=b"\x00\x80")
     files = tree() | {"test/cat/0.png": stream.getvalue(), "test/cat/1.png": palette.getvalue()}
-    test = Images(root=folder(tmp_path / "set", files)).load().test
+    where = folder(tmp_path / "set", files)
+    test = Images(root=where, ground="drop").load().test
     assert test.pixels[0, :, 0, 0].tolist() == [10, 20, 30]
+    message = refusal(root=where)
+    assert message.startswith("test/cat/0.png is wholly transparent, and 1 more of 18 images are broken; pass another")
 
 
 def test_sixteen_bit_images_are_refused_rather_than_clipped(tmp_path):

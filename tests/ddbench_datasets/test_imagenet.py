@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from ddbench_datasets import ImageNet, Images, TinyImageNet
-from ddbench_datasets.decode import image
 from ddbench_datasets.wnids import SUBSETS, labels, readable, words
 from pictures import NAMES, WNIDS, WORDS, folder, imagenet, photo, saved, tiny_imagenet, zipped
 from PIL import Image
@@ -19,6 +18,7 @@ from refusals import refused
 from ddbench import DataError, UsageError
 from ddbench.base import cache
 from ddbench.base.options import make
+from ddbench.data.pictures import decode
 
 # As in the code of MTT, and ImageNet's own names of these classes, shortened to their first word where it tells.
 INDICES = {
@@ -93,7 +93,7 @@ def test_tiny_imagenet_is_read_as_its_authors_packed_it(data):
     assert torch.allclose(dataset.train.preprocessing.mean, torch.tensor([0.485, 0.456, 0.406]))
     assert dataset.test.preprocessing.std is not None
     assert dataset.facts["licence"].endswith("non-commercial research terms of access")
-    second = image(files["val/images/val_4.JPEG"], 3)  # 0, 4 and 8 are tenches
+    second = decode(files["val/images/val_4.JPEG"], 3).pixels  # 0, 4 and 8 are tenches
     assert np.array_equal(dataset.test.pixels[1].numpy(), second)
     grey = dataset.train.pixels.store.array[2]
     assert torch.equal(grey[0], grey[1])
@@ -206,7 +206,7 @@ def test_a_subset_is_its_ten_classes_in_its_order_and_nothing_else_is_decoded(da
     assert dataset.classes == tuple(SUBSETS[subset].values())
     assert len(dataset.train.pixels.store.array) == 40
     (last,) = (data / "imagenet/val" / numbers[-1]).iterdir()
-    assert np.array_equal(dataset.test.pixels[9].numpy(), image(last.read_bytes(), 3, 64))
+    assert np.array_equal(dataset.test.pixels[9].numpy(), decode(last.read_bytes(), 3, 64).pixels)
     some = ImageNet(subset=subset, classes=(numbers[3], dataset.classes[1])).load()
     assert some.classes == (dataset.classes[3], dataset.classes[1])
 

@@ -32,15 +32,17 @@ _ODD: tuple[Any, ...] = (
 _SOUND: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         (
-            *("format", "sets", "sets/0", "phases", "phases/0", "classes/0", "shape", "shape/0", "network"),
+            *("format", "sets", "sets/0", "phases", "phases/0", "shape", "shape/0", "network"),
             *("network/name", "training", "training/phases", "about", "about/dataset"),
             *("about/selection", "about/spec", "about/spec/dataset", "about/spec/dataset/name", "about/spec/matcher"),
-            *("about/spec/ipc", "about/spec/protocol", "about/spec/threads", "sets/0/label_kind", "preprocessing"),
+            *("about/spec/ipc", "about/spec/threads", "sets/0/label_kind", "preprocessing"),
             *("about/spec/network/name", "about/spec/network", "network/options/norm", "about/spec/dtype"),
         ),
         (),
     ),
     "phases/0/0": (0,),
+    "classes/0": ("0",),
+    "about/spec/protocol": ({},),
     "training/steps": (None,),
     "sets/0/lr": (None, 0.5),
     "sets/0/label_type": ("0",),

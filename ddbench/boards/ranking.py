@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddbench.boards.board import Board, Rule
+from ddbench.boards.board import Board
 from ddbench.boards.entry import Entry, option_text, shown
+from ddbench.boards.rules import Digested
 from ddbench.errors import DataError
 from ddbench.results import published
 from ddbench.results.aggregate import Line, aggregate
@@ -203,10 +204,11 @@ def board_text(found: Standings) -> str:
         parts.append("## Commands")
     for place in found.flat():
         entry = place.entry
-        code = "\n".join(f"    {shown(line, 2000)}" for line in entry.command.splitlines())
+        code = "\n".join(f"    {shown(line, 2000)}" for line in board.command(entry).splitlines())
         told = (shown(entry.author), shown(entry.link), shown(entry.note, 500))
         about = "; ".join(_typeset(part) for part in told if part)
-        parts += [f"{_typeset(entry.name)}{f' ({about})' if about else ''}:", code]
+        made = code or "    its plugins are not here, so no command can be told"
+        parts += [f"{_typeset(entry.name)}{f' ({about})' if about else ''}:", made]
     return "\n\n".join(parts) + "\n"
 
 
@@ -232,7 +234,7 @@ def _listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def _described(rule: Rule) -> str:
+def _described(rule: Digested) -> str:
     options = ", ".join(f"{name}={option_text(value)}" for name, value in rule.options.items())
     return f"{rule.name}{f' ({options})' if options else ''}, digest {rule.digest[:12]}"
 

@@ -27,6 +27,8 @@ from ddbench.results.tables import REPORTED, cell
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from ddbench.boards.board import Board
+
 INDEX = {
     "title": "board",
     "dataset": "dataset",
@@ -153,15 +155,15 @@ def _board(page: Environment, found: Standings) -> str:
         about_pairs=ABOUT_ONE_THING,
         reported=table_view("Published accuracies", REPORTED, found.reported) if found.reported else None,
         caution=CAUTION,
-        entries=[_entry(place) for place in places],
+        entries=[_entry(board, place) for place in places],
     )
 
 
-def _entry(place: Place) -> PageData:
+def _entry(board: Board, place: Place) -> PageData:
     entry, row, cells = place.entry, place.line.row, place.cells
     seen = (opened(entry.picture_file), entry.picture) if entry.picture else None
     accuracy = cell("accuracy_mean", cells)
-    view = parts(f"{place.title}, ipc {row.ipc}", entry.runs, entry.command, seen)
+    view = parts(f"{place.title}, ipc {row.ipc}", entry.runs, board.command(entry), seen)
     facts = {
         "test accuracy": f"{accuracy or 'none'} %",
         "by": shown(entry.author),

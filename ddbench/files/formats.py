@@ -5,32 +5,38 @@ The content decides what a file is. Shapes: n images, c channels, h x w pixels, 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ddbench.base.cache import digest, file_digest
 from ddbench.data.pictures import is_picture
 from ddbench.data.preprocessing import Preprocessing
 from ddbench.errors import DataError, UsageError
-from ddbench.files import safe_load
-from ddbench.files.safe_load import natural, numbered
+from ddbench.files import arrays, beside, safe_load
+from ddbench.files.class_names import by_names, labels_of, numbered
+from ddbench.files.known import Known
+from ddbench.files.safe_load import natural
 from ddbench.grade.distilled import Distilled
-from ddbench.problem.synthetic import OUT_OF_RANGE, SyntheticSet
+from ddbench.problem.synthetic import SyntheticSet
 
 READ = (
     "a folder with images_best.pt and labels_best.pt (MTT, TESLA, FTD, DATM), a folder of such folders (PDD), "
-    "res_*.pt (DC, DSA, DM), an .npz of images and labels (FRePo, KIP, RFAD), or a folder of images per class"
+    "res_*.pt (DC, DSA, DM), data_*.pt (IDC, NCFM), an .npz of images and labels (FRePo, KIP, RFAD), or a folder of "
+    "images per class"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Foreign:
-    """What a foreign file or folder holds. ``classes`` are folder names, ``files`` sha256 by name.
+    """What a foreign file or folder holds. ``classes`` are folder names, where no dataset told their labels.
+
+    ``files`` are sha256 by name.
 
     ``notes`` say what was found and what was assumed. Images are float32, in whatever space they were stored in;
     those of ``unit`` space, [0, 1], are known to be so.
@@ -46,20 +52,36 @@ class Foreign:
     step: Preprocessing | None = None  # the one that the file itself says its pixels passed
 
 
-def read(path: Path, *, experiment: int = 0, classes: int | None = None, labels: str = "auto") -> Foreign:
+def read(
+    path: Path,
+    *,
+    experiment: int = 0,
+    classes: int | None = None,
+    labels: str = "auto",
+    names: tuple[str, ...] = (),
+    wnids: tuple[str, ...] = (),
+) -> Foreign:
     """Read a set in any of the formats of ``READ``. Raises DataError, or UsageError for a choice that is not there.
 
     ``classes`` is k where it is known; otherwise hard labels tell it. ``labels`` states what soft labels mean.
+    ``names`` are the dataset's classes, and ``wnids`` their WordNet ids: labels are then in its order.
     """
-    known = Known(classes, labels)
+    known = Known(len(names) or classes, labels, names, wnids)
     if not path.exists():
         raise DataError(f"{path} does not exist; give {READ}")
     if path.is_dir():
         return _folder(path, known, experiment)
+    return _file(path, known, experiment)
+
+
+def _file(path: Path, known: Known, experiment: int) -> Foreign:
     safe_load.recognise(path)
-    if safe_load.is_npz(path):
-        return _npz(path, known)
-    if safe_load.is_torch(path):
+    if arrays.is_npz(path):
+        found, names = arrays.arrays(path)
+        return _arrays(path, "npz", found, known, names, soft="real")
+    if arrays.is_npy(path) and beside.images_of(path) == path:
+        return _pair(path, known)
+    if safe_load.is_torch(path) or arrays.is_npy(path):
         return _torch(path, known, experiment)
     if path.suffix == ".safetensors":
         Distilled.load(path)
@@ -68,49 +90,47 @@ def read(path: Path, *, experiment: int = 0, classes: int | None = None, labels:
 
 
 def _folder(path: Path, known: Known, experiment: int) -> Foreign:
-    if pair := _chosen(path):
+    if pair := beside.chosen(path):
         return _pair(pair, known)
-    inner = natural(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    stages = [pair for p in inner if (pair := _chosen(p))]
-    if stages and len(stages) < len([p for p in inner if any(p.glob("*.pt"))]):
+    inside = beside.inside(path)
+    inner = natural(p for p in inside if p.is_dir() and not p.name.startswith("."))
+    stages = [pair for p in inner if (pair := beside.chosen(p))]
+    if stages and len(stages) < len([p for p in inner if any(q.suffix == ".pt" for q in beside.inside(p))]):
         raise DataError(f"some of the folders in {path} lack images_best.pt or labels_best.pt; every stage needs both")
     if len(stages) == 1:
         return _pair(stages[0], known)
     if stages:
         return _stages(stages, known)
-    single = [p for pattern in ("res_*.pt", "*.npz") for p in natural(path.glob(pattern))]
+    single = beside.single(path)
     if len(single) == 1:
-        return read(single[0], experiment=experiment, classes=known.classes, labels=known.labels)
+        found = _file(single[0], known, experiment)
+        return replace(found, notes=(*found.notes, *beside.unused(path, {single[0].name})))
     if single:
         raise UsageError(f"{path} holds {len(single)} sets; name one of {', '.join(p.name for p in single[:6])}")
-    if any(is_picture(p.name) for folder in inner for p in folder.iterdir()):
+    if any(is_picture(p.name) for folder in inner for p in beside.inside(folder)):
         return _images(path, inner, known)
-    lone = [p.name for p in natural(path.glob("*.pt")) if p.name.startswith(("images", "labels"))]
+    lone = [one.path.name for kind in ("images", "labels") for one in beside.among(path, kind)]
     found = f"holds {', '.join(lone[:4])} without its partner" if lone else "holds no set that is read here"
     raise DataError(f"{path} {found}; give {READ}")
 
 
-def _chosen(folder: Path) -> Path | None:
-    """The images file of a folder: the best, else the latest, of those that have labels beside them."""
-    if not folder.is_dir():
-        return None
-    found = [p for p in natural(folder.glob("images*.pt")) if _partner(p, "labels").exists()]
-    best = [p for p in found if "best" in p.stem]
-    return best[0] if best else found[-1] if found else None
-
-
-def _partner(images: Path, kind: str) -> Path:
-    return images.with_name(images.name.replace("images", kind, 1))
-
-
 def _torch(path: Path, known: Known, experiment: int) -> Foreign:
-    if path.name.startswith("labels"):
-        return _torch(path.with_name(path.name.replace("labels", "images", 1)), known, experiment)
+    if (images := beside.images_of(path)) != path:
+        return _file(images, known, experiment)
     content = safe_load.load(path)
     if isinstance(content, dict) and "data" in content:
         return _results(path, content, known, experiment)
     if isinstance(content, Tensor) and content.ndim == 4:
         return _pair(path, known, content)
+    if isinstance(content, (list, tuple)) and len(content) == 2 and all(isinstance(part, Tensor) for part in content):
+        made, notes = known.set(path, content[0], content[1], None)
+        said = f"Read images and labels from {path.name}."
+        unit = content[0].dtype == torch.uint8
+        return Foreign("pair", (made,), notes=(said, *notes), files={path.name: file_digest(path)}, unit=unit)
+    if isinstance(content, dict) and content and all(isinstance(name, str) for name in content):
+        tensors = {name: part for name, part in content.items() if isinstance(part, Tensor)}
+        if any(part.ndim == 4 for part in tensors.values()):
+            return _arrays(path, "dict", tensors, known)
     if isinstance(content, list) and content and isinstance(content[0], list):
         raise UsageError(f"{path} holds expert trajectories, not a set; import it with `ddbench import --experts`")
     raise DataError(f"{path} holds a {type(content).__name__}, not images; give {READ}")
@@ -118,32 +138,24 @@ def _torch(path: Path, known: Known, experiment: int) -> Foreign:
 
 def _pair(path: Path, known: Known, images: Any = None) -> Foreign:
     """One set in the layout of MTT: images, labels, and the student lr where it was saved."""
-    made, notes, files = _parts(path, known, images)
-    return Foreign("mtt", (made,), notes=notes, files=files)
+    made, notes, files, unit = _parts(path, known, images)
+    return Foreign("mtt", (made,), notes=(*notes, *beside.unused(path.parent, set(files))), files=files, unit=unit)
 
 
-def _parts(path: Path, known: Known, images: Any = None) -> tuple[SyntheticSet, tuple[str, ...], dict[str, str]]:
-    beside, rate = _partner(path, "labels"), _partner(path, "syn_lr")
-    if beside == path or not beside.exists():
-        raise DataError(f"{path} has no labels beside it ({beside.name} is not there); put both files in one folder")
-    files = {p.name: file_digest(p) for p in (path, beside, rate) if p.exists()}
-    lr = None
-    if rate.exists():
-        lr = _rate(safe_load.load(rate), rate)
-    made, notes = known.set(path, safe_load.load(path) if images is None else images, safe_load.load(beside), lr)
-    said = f"The student lr is {lr:.6g}, from {rate.name}." if lr else f"No {rate.name}: the protocol chooses the lr."
-    return made, (f"Read {path.name} and {beside.name}.", *notes, said), files
-
-
-def _rate(value: Any, path: Path) -> float:
-    number = float(value) if isinstance(value, (int, float)) or getattr(value, "size", 0) == 1 else None
-    if isinstance(value, Tensor):
-        number = float(value) if value.numel() == 1 else None
-    if number is None or not 0 < number < float("inf"):
-        raise DataError(
-            f"{path} should hold one positive student lr, and holds {str(value)[:60]!r}; remove it to go on"
-        )
-    return number
+def _parts(path: Path, known: Known, images: Any = None) -> tuple[SyntheticSet, tuple[str, ...], dict[str, str], bool]:
+    """The set of a file of images, with notes, the sha256 of its files, and whether its pixels are bytes."""
+    labels, rate = beside.partners(path)
+    files = {p.name: file_digest(p) for p in (path, labels, rate) if p is not None}
+    lr = None if rate is None else beside.rate(beside.load(rate), rate)
+    images = beside.load(path) if images is None else images
+    made, notes = known.set(path, images, beside.load(labels), lr)
+    said = (
+        f"The student lr is {lr:.6g}, from {rate.name}."
+        if rate and lr
+        else "No file of a student lr: the protocol chooses it."
+    )
+    unit = images.dtype == torch.uint8
+    return made, (f"Read {path.name} and {labels.name}.", *notes, said), files, unit
 
 
 def _stages(paths: list[Path], known: Known) -> Foreign:
@@ -153,7 +165,7 @@ def _stages(paths: list[Path], known: Known) -> Foreign:
     sets: list[SyntheticSet] = []
     before, files, told = None, {}, ()
     for stage, path in enumerate(paths):
-        union, told, found = _parts(path, known)
+        union, told, found, _ = _parts(path, known)
         files |= {f"{path.parent.name}/{name}": value for name, value in found.items()}
         done = 0 if before is None else len(before)
         _check_growth(union, before, f"stage {stage + 1} ({path.parent.name})")
@@ -205,29 +217,62 @@ def _results(path: Path, content: dict[str, Any], known: Known, experiment: int)
     return Foreign("dc", (made,), notes=(*said, *notes), files={path.name: file_digest(path)})
 
 
-def _npz(path: Path, known: Known) -> Foreign:
-    arrays = safe_load.arrays(path)
-    name = _only(path, arrays, "images", [n for n, a in arrays.items() if a.ndim == 4])
-    rows = len(arrays[name])
-    label = _only(path, arrays, "labels", [n for n, a in arrays.items() if a.ndim in (1, 2) and len(a) == rows])
-    images, notes = arrays[name], [f"Read images from {name!r} and labels from {label!r} of {path.name}."]
+def _arrays(
+    path: Path,
+    form: str,
+    found: Mapping[str, Tensor],
+    known: Known,
+    called: tuple[str, ...] | None = None,
+    soft: str = "logit",
+) -> Foreign:
+    """Named arrays, of which one holds images and one labels; ``called`` are the classes that a file itself names."""
+    name = _only(path, found, "images", [n for n, a in found.items() if a.ndim == 4])
+    rows = len(found[name])
+    label = _only(path, found, "labels", [n for n, a in found.items() if a.ndim in (1, 2) and len(a) == rows])
+    images, notes = found[name], [f"Read images from {name!r} and labels from {label!r} of {path.name}."]
     if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         images = images.permute(0, 3, 1, 2).contiguous()
         notes.append("Its images have channels last and were turned to (n, c, h, w).")
-    rates = [a for n, a in arrays.items() if n in ("lr", "syn_lr") and a.numel() == 1]
-    lr = _rate(rates[0], path) if rates else None
-    made, more = known.set(path, images, arrays[label], lr, soft="real")
-    parts = {n.removeprefix("preprocessing_"): a.float() for n, a in arrays.items() if n.startswith("preprocessing_")}
-    step = Preprocessing(**parts) if set(parts) in ({"mean", "std"}, {"mean", "whiten"}) else None
-    return Foreign("npz", (made,), notes=(*notes, *more), files={path.name: file_digest(path)}, step=step)
+    rates = [a for n, a in found.items() if n in ("lr", "syn_lr") and a.numel() == 1]
+    lr = beside.rate(rates[0], path) if rates else None
+    made, more = known.set(path, images, found[label], lr, soft)
+    if called is not None and known.names and len(called) == made.labels.shape[1]:
+        made, said = _reordered(made, called, known)
+        more.append(said)
+    files = {path.name: file_digest(path)}
+    step, unit = _step(found), images.dtype == torch.uint8
+    return Foreign(form, (made,), notes=(*notes, *more), files=files, step=step, unit=unit and step is None)
 
 
-def _only(path: Path, arrays: dict[str, Any], what: str, fitting: list[str]) -> str:
+def _reordered(made: SyntheticSet, called: tuple[str, ...], known: Known) -> tuple[SyntheticSet, str]:
+    """The set with its labels in the dataset's order, where the classes that its file names are the dataset's."""
+    told = by_names(called, known.names)
+    if told is None:
+        return made, (
+            f"Its classes are called {', '.join(called[:4])}, ..., unlike the dataset's; labels stay in their order."
+        )
+    return replace(made, labels=_columns(made.labels, told[0])), told[1]
+
+
+def _columns(rows: Tensor, places: list[int]) -> Tensor:
+    """Rows of labels (n, k) whose column i belongs to class ``places[i]``, in the order of the classes."""
+    return rows[:, torch.tensor(places).argsort()].contiguous()
+
+
+def _step(found: Mapping[str, Tensor]) -> Preprocessing | None:
+    """The step that arrays ``preprocessing_*`` say the pixels passed, if they are what ``ddbench export`` writes."""
+    parts = {n.removeprefix("preprocessing_"): a.float() for n, a in found.items() if n.startswith("preprocessing_")}
+    if set(parts) not in ({"mean", "std"}, {"mean", "whiten"}):
+        return None
+    return Preprocessing(**parts)
+
+
+def _only(path: Path, arrays: Mapping[str, Tensor], what: str, fitting: list[str]) -> str:
     """The one name that fits; among several, the one called so."""
     called = [n for n in fitting if what[:5] in n.lower()]
     if len(fitting) == 1 or len(called) == 1:
         return (called or fitting)[0]
-    shapes = ", ".join(f"{n} {a.shape}" for n, a in arrays.items()) or "nothing"
+    shapes = ", ".join(f"{n[:40]} {tuple(a.shape)}" for n, a in [*arrays.items()][:8]) or "nothing"
     raise DataError(f"{path} holds {len(fitting)} arrays that may be {what}; it needs one called {what} (has {shapes})")
 
 
@@ -236,114 +281,58 @@ def _images(path: Path, folders: list[Path], known: Known) -> Foreign:
     files, rest = safe_load.listing(folders)
     if empty := [f.name for f, found in zip(folders, files, strict=True) if not found]:
         raise DataError(f"{path} has folders without pictures ({', '.join(empty[:4])}); remove them, or fill them")
-    labels, classes, said = numbered(path, [f.name for f in folders], known.classes)
-    pixels = safe_load.pictures([p for found in files for p in found], rest)
+    names, classes = [f.name for f in folders], None
+    if known.names:
+        labels, said = labels_of(path, names, known.names, known.wnids)
+    else:
+        labels, classes, said = numbered(path, names, known.classes)
+    flat = [p for found in files for p in found]
+    pixels = safe_load.pictures(flat, rest)
     numbers = torch.tensor([label for label, found in zip(labels, files, strict=True) for _ in found])
-    listed = [[str(p.relative_to(path)), file_digest(p)] for found in files for p in found]
-    made, notes = known.set(path, pixels, numbers, None)
+    listed = [[str(p.relative_to(path)), file_digest(p)] for p in flat]
+    soft, used = _soft(path, flat, dict(zip(names, labels, strict=True)), known)
+    made, notes = known.set(path, pixels, numbers if soft is None else soft, None)
     return Foreign(
         "images",
         (made,),
         classes=classes,
-        notes=(f"Read {len(listed)} pictures in {len(folders)} folders.", *rest, said, *notes),
-        files={f"{path.name}/": digest(listed)},
+        notes=(
+            f"Read {len(listed)} pictures in {len(folders)} folders.",
+            *rest,
+            said,
+            *notes,
+            *beside.unused(path, set(used)),
+        ),
+        files={f"{path.name}/": digest(listed)} | used,
         unit=True,
     )
 
 
-@dataclass(frozen=True)
-class Known:
-    """What is known of a set beforehand: k, and what soft labels mean."""
+def _soft(
+    path: Path, pictures: list[Path], labels: dict[str, int], known: Known
+) -> tuple[Tensor | None, dict[str, str]]:
+    """Rows of labels that lie beside folders of pictures, in their order, and the sha256 of their file.
 
-    classes: int | None
-    labels: str
-
-    def set(
-        self, path: Path, images: Any, labels: Any, lr: float | None, soft: str = "logit"
-    ) -> tuple[SyntheticSet, list[str]]:
-        """Images and labels that fit each other, as a set; ``soft`` is what rows are that are no probabilities."""
-        notes: list[str] = []
-        if not isinstance(images, Tensor) or images.ndim != 4 or not images.numel() or images.is_complex():
-            shape = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise DataError(f"{path} should hold images (n, c, h, w), and holds {shape}; give images and their labels")
-        if images.dtype != torch.float32:
-            notes.append(
-                f"Its pixels are {str(images.dtype).removeprefix('torch.')} and were made float32"
-                f"{', divided by 255' if images.dtype == torch.uint8 else ''}."
-            )
-            images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        images = images.contiguous()
-        if not torch.isfinite(images).all():
-            broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
-            raise DataError(
-                f"{path} has pixels that are not finite in {broken} of {len(images)} images; "
-                "get it again, or take an earlier checkpoint"
-            )
-        if (largest := float(images.abs().max())) > OUT_OF_RANGE:
-            raise DataError(
-                f"{path} has pixels of {largest:.3g}, where input of networks is of the order of 1; its "
-                "distillation diverged, or its scale is lost: get another checkpoint"
-            )
-        rows, kind, word = self._rows(path, labels, len(images), soft)
-        notes.append(word)
-        counts = torch.bincount(rows.argmax(1), minlength=rows.shape[1])
-        least, most = int(counts.min()), int(counts.max())
-        said = f"{least} per class" if least == most else f"{least} to {most} per class, which is not balanced"
-        notes.append(f"It holds {len(images)} images of {tuple(images.shape[1:])} in {rows.shape[1]} classes, {said}.")
-        types = {"hard": "hard", "probability": "soft", "logit": "learned", "real": "real"}
-        return SyntheticSet(images, rows, lr, "probability" if kind == "hard" else kind, types[kind]), notes
-
-    def _rows(self, path: Path, labels: Any, images: int, soft: str) -> tuple[Tensor, str, str]:
-        """Labels (n, k), what they are (hard, probability, logit, real), and a sentence."""
-        if not isinstance(labels, Tensor) or labels.ndim not in (1, 2) or labels.is_complex():
-            shape = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-            raise DataError(f"the labels of {path} should be (n,) or (n, k) numbers, and are {shape}")
-        if len(labels) != images:
-            raise DataError(
-                f"{path} has {images} images, but {len(labels)} labels, so they are no pair; get both files of one "
-                "checkpoint"
-            )
-        if not torch.isfinite(labels.double()).all():
-            raise DataError(
-                f"the labels of {path} are not finite (where no teacher was right, some methods leave NaN); take "
-                "another checkpoint, or replace those rows"
-            )
-        if labels.ndim == 1 or labels.shape[1] == 1:
-            return self._hard(path, labels.flatten())
-        if self.classes not in (None, labels.shape[1]):
-            raise DataError(f"{path} has labels over {labels.shape[1]} classes, but the dataset has {self.classes}")
-        rows = labels.float()
-        spread = bool(((rows.sum(1) - 1).abs() < 5e-3).all() and (rows >= 0).all())
-        if self.labels == "probability" and not spread:
-            raise DataError(
-                f"rows of labels of {path} sum to {rows.sum(1).min():.3g}, not 1; use --labels logit or real"
-            )
-        if self.labels == "hard" or (self.labels == "auto" and spread and bool((rows.max(1).values == 1).all())):
-            hard = one_hot(rows.argmax(1), rows.shape[1]).float()
-            said = "one-hot rows" if spread and self.labels == "auto" else "rows of which the largest entry counts"
-            return hard, "hard", f"The labels are {said} (hard labels)."
-        kind = self.labels if self.labels != "auto" else "probability" if spread else soft
-        means = {
-            "probability": "probabilities",
-            "logit": "logits, which pass through a softmax",
-            "real": "real values, which students learn by squared error",
-        }[kind]
-        why = "as stated" if self.labels != "auto" else "by their rows' sums" if spread else "assumed; --labels tells"
-        return rows.contiguous(), kind, f"The labels are {means} ({why})."
-
-    def _hard(self, path: Path, labels: Tensor) -> tuple[Tensor, str, str]:
-        numbers = labels.double().round().long()
-        if not torch.equal(numbers.double(), labels.double()):
-            raise DataError(
-                f"the labels of {path} are one number per image, but no whole numbers ({labels[0]:.4g}, ...); class "
-                "numbers or rows over all classes are needed"
-            )
-        if self.labels in ("logit", "real"):
-            raise UsageError(f"--labels {self.labels} needs rows (n, k), but {path} has one class number per image")
-        k = self.classes or int(numbers.max()) + 1
-        if int(numbers.min()) < 0 or int(numbers.max()) >= k:
-            raise DataError(
-                f"the labels of {path} run from {int(numbers.min())} to {int(numbers.max())}, "
-                f"but there are {k} classes, 0 to {k - 1}"
-            )
-        return one_hot(numbers, k).float(), "hard", "The labels are class numbers (hard labels)."
+    ``ddbench export`` numbers pictures by row, and folders by column. That is compared: the folder of each picture is
+    the largest entry of its row, or the rows belong to something else.
+    """
+    file = path / "labels.npy"
+    if not file.exists() or known.labels == "hard":
+        return None, {}
+    rows = arrays.array(file)
+    columns = {name: int(m[0]) for name in labels if (m := re.match(r"[0-9]{1,9}", name))}
+    index = [int(p.stem) if re.fullmatch(r"[0-9]{1,9}", p.stem) else -1 for p in pictures]
+    k = known.classes or len(labels)
+    fits = tuple(rows.shape) == (len(pictures), k) and sorted(index) == list(range(len(pictures)))
+    if fits and sorted(columns.values()) == list(range(k)):
+        rows = rows[index]
+        if rows.argmax(1).tolist() == [columns[p.parent.name] for p in pictures]:
+            places = [0] * k
+            for name, column in columns.items():
+                places[column] = labels[name]
+            return _columns(rows, places), {file.name: file_digest(file)}
+    raise DataError(
+        f"{file} holds {tuple(rows.shape)} labels, and which row and column belong to which picture and folder is not "
+        "told by their numbers, as `ddbench export` gives them; remove it, or say --labels hard, to learn the folders "
+        "alone"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddbench.base.cache import Cache, atomic_write, canonical, digest, file_digest, home
+from ddbench.base.cache import Cache, digest, file_digest, home, write_json
 from ddbench.base.options import make, options
-from ddbench.base.tensors import save_tensors
+from ddbench.base.tensors import save_rows
 from ddbench.data.dataset import Dataset, RealData
 from ddbench.data.preprocessing import LARGEST_ZCA, Preprocessing
 from ddbench.errors import DataError, UsageError
@@ -24,6 +23,7 @@ from ddbench.files.safe_load import natural
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import Protocol
 from ddbench.hookspecs import DatasetSource, NetworkSource
+from ddbench.plugins import loaded
 from ddbench.problem.experts import layout
 from ddbench.problem.starts import Teaching
 from ddbench.problem.synthetic import Curriculum, SyntheticSet
@@ -31,7 +31,6 @@ from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.spec import Request, resolve
 from ddbench.train.network import Network
 
-_WNID = re.compile(r"n\d{8}")
 LABELS = ("auto", "hard", "probability", "logit", "real")
 
 
@@ -51,7 +50,8 @@ def adopt(
     Images in [0, 1] become input of the dataset's own preprocessing; any other space keeps its pixels to the bit, and
     test data will pass through the same step as they did. ``whitened`` gives the dataset's ZCA where it is needed.
     """
-    found = _ordered(read(path, experiment=experiment, classes=len(dataset.classes), labels=labels), dataset)
+    wnids = tuple(dataset.facts.get("wnids", ()))
+    found = read(path, experiment=experiment, labels=labels, names=dataset.classes, wnids=wnids)
     _check_shape(path, found, dataset)
     _check_classes(path, found, dataset)
     space, step, sets, said = _placed(found, dataset, whitened, pixels)
@@ -92,7 +92,7 @@ def imported(
         raise UsageError(f"--labels {labels!r} is none of {', '.join(LABELS)}")
     spec = resolve(request).spec
     torch.set_num_threads(spec.threads)  # statistics of the data depend on it in their last bits
-    dataset = spec.dataset.load()
+    dataset = loaded(spec.dataset)
     fits = "zca" in options(spec.dataset) and math.prod(dataset.train.shape) <= LARGEST_ZCA
     made, notes = adopt(
         path,
@@ -117,45 +117,15 @@ def imported(
 
 def _whitening(source: DatasetSource) -> Preprocessing:
     whitened = make(type(source), options(source) | {"zca": True}, "dataset")
-    return whitened.load().train.preprocessing
+    return loaded(whitened).train.preprocessing
 
 
 def imported_experts(paths: Sequence[Path], request: Request) -> str:
     """:func:`import_experts` for the dataset's images and the network that ``request`` names."""
     spec = resolve(request).spec
-    dataset = spec.dataset.load()
+    dataset = loaded(spec.dataset)
     network = Network(spec.network, dataset.train.shape, len(dataset.classes), torch.device("cpu"))
     return import_experts(paths, network, Cache(home()))
-
-
-def _ordered(found: Foreign, dataset: Dataset) -> Foreign:
-    """With labels in the dataset's order, where folder names tell another one."""
-    k = found.sets[0].labels.shape[1]
-    if k != len(dataset.classes) or (found.classes is not None and len(found.classes) != k):
-        count = len(found.classes or ()) or k
-        raise DataError(
-            f"the set has {count} classes, but dataset {dataset.name!r} has {len(dataset.classes)}; give the dataset "
-            "that it was distilled from, or the same classes with -o dataset.classes=A,B,..."
-        )
-    if found.classes is None:
-        return found
-    wanted = {_folded(name): i for i, name in enumerate(dataset.classes)}
-    if all(_WNID.fullmatch(name) for name in found.classes) and not any(n in wanted for n in found.classes):
-        if "wnids" not in dataset.facts:
-            said = "Folders are called by wnids, which were taken in their order to be the dataset's classes."
-            return replace(found, notes=(*found.notes, said))
-        wanted = {wnid: i for i, wnid in enumerate(dataset.facts["wnids"])}
-    strange = [name for name in found.classes if _folded(name) not in wanted]
-    if strange:
-        raise DataError(
-            f"folders are called {', '.join(strange[:4])}, but dataset {dataset.name!r} has no such classes (it has "
-            f"{', '.join(dataset.classes[:6])}, ...); rename the folders, or number them 0 to {k - 1}"
-        )
-    order = [found.classes.index(name) for name in sorted(found.classes, key=lambda n: wanted[_folded(n)])]
-    if order == list(range(k)):
-        return found
-    sets = tuple(replace(s, labels=s.labels[:, order]) for s in found.sets)
-    return replace(found, sets=sets, notes=(*found.notes, f"Labels were put into the class order of {dataset.name!r}."))
 
 
 def _check_classes(path: Path, found: Foreign, dataset: Dataset) -> None:
@@ -168,11 +138,6 @@ def _check_classes(path: Path, found: Foreign, dataset: Dataset) -> None:
             f"{path} has no image of {len(lost)} of the {len(counts)} classes of dataset {dataset.name!r} "
             f"({', '.join(lost[:6])}); choose the classes that it has with -o dataset.classes=A,B,..."
         )
-
-
-def _folded(name: str) -> str:
-    """Names as folders may spell them: case and separators do not count."""
-    return "".join(c for c in name.casefold() if c.isalnum())
 
 
 def _check_shape(path: Path, found: Foreign, dataset: Dataset) -> None:
@@ -200,6 +165,12 @@ def _placed(
     if found.step is not None and pixels == "auto":
         chosen, tried = "file", tried | {"file": found.step}
     verdict = pixelspace.detect(images, tried, pixelspace.looked_at(real))
+    if chosen == "auto" and verdict.unlike:
+        raise UsageError(
+            f"the pixels are unlike real images in every space that was tried ({verdict.evidence}); state what they "
+            f"passed: --pixels {'|'.join(pixelspace.SPACES[1:])}, or means and standard deviations; or bring them to "
+            "[0, 1]"
+        )
     settled = chosen == "auto" and not verdict.clear
     if settled:
         chosen = _settled(verdict, real)
@@ -210,7 +181,7 @@ def _placed(
     if doubt := verdict.doubt(space):
         notes.append(doubt + ".")
     step = tried[space]
-    if space not in ("dataset", "unit", "zca") and pixelspace.same(step, tried["dataset"]):
+    if space not in ("dataset", "zca", *pixelspace.BROUGHT) and pixelspace.same(step, tried["dataset"]):
         notes.append(
             f"The dataset's own mean and std are too near those of {space!r} to tell apart, or to matter much."
         )
@@ -221,11 +192,26 @@ def _placed(
             for name in ("cifar10", "mnist")
             if _alike(name, step)
         ]
-    if space != "unit":
+    if space not in pixelspace.BROUGHT:
         return space, step, found.sets, notes
-    own = real.preprocessing
-    notes.append(f"Images in [0, 1] were put through the preprocessing of {dataset.name!r} ({own.kind}).")
-    return space, own, tuple(replace(s, images=pixelspace.applied(s.images, own)) for s in found.sets), notes
+    return space, real.preprocessing, _brought(found, space, step, dataset, notes), notes
+
+
+def _brought(
+    found: Foreign, space: str, step: Preprocessing, dataset: Dataset, notes: list[str]
+) -> tuple[SyntheticSet, ...]:
+    """The sets as input of the dataset's own preprocessing, and a note that says so."""
+    own = dataset.train.preprocessing
+    first = {
+        "unit": "",
+        "caffe": "The order of colours was turned to red, green, blue. ",
+        "standardised": "The level and contrast of each image are lost, and were made those of the dataset. ",
+    }.get(space, "The images were brought to [0, 1]. ")
+    notes.append(f"{first}Images in [0, 1] were put through the preprocessing of {dataset.name!r} ({own.kind}).")
+    images = [pixelspace.brought(s.images, space, step) for s in found.sets]
+    return tuple(
+        replace(s, images=pixelspace.applied(x, own).contiguous()) for s, x in zip(found.sets, images, strict=True)
+    )
 
 
 def _settled(verdict: pixelspace.Finding, real: RealData) -> str:
@@ -270,11 +256,10 @@ def import_experts(paths: Sequence[Path], network: Network, cache: Cache) -> str
         for trajectory in _trajectories(file, safe_load.load(file)):
             where = f"{file} trajectory {len(lengths)}"
             rows = torch.stack([_vector(f"{where}, epoch {e}", p, network) for e, p in enumerate(trajectory)])
-            tensors = {"epochs": torch.arange(len(rows)), "snapshots": rows}
-            save_tensors(folder / f"{len(lengths):06d}.safetensors", tensors)
+            save_rows(folder / f"{len(lengths):06d}.safetensors", list(range(len(rows))), rows)
             lengths.append(len(rows) - 1)
     notes = identity | {"experts": len(lengths), "epochs": min(lengths), "files": [f.name for f in files]}
-    atomic_write(folder / "identity.json", canonical(notes).encode())
+    write_json(folder / "identity.json", notes, sealed=True)
     return folder.name
 
 

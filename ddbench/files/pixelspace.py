@@ -1,8 +1,8 @@
-"""Which space stored pixels are in: [0, 1], after a mean/std step, or whitened; found by what images look like.
+"""Which space stored pixels are in: [0, 1], another scale, after a mean/std step, whitened; told by their looks.
 
 Every candidate is undone, and what comes out is compared with real images: how much of it lies in [0, 1], its
-mean and spread, and how alike neighbouring pixels are, which whitening destroys. Shapes: n images, c channels,
-h x w pixels, d = c*h*w.
+mean and spread, and how alike neighbouring pixels are, which whitening destroys. Where even the best is unlike them,
+the space is none of the candidates. Shapes: n images, c channels, h x w pixels, d = c*h*w.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "mnist": ((0.1307,), (0.3081,)),
     "fashionmnist": ((0.2861,), (0.3530,)),
 }
-SPACES = ("auto", "unit", "dataset", "zca", *CONSTANTS)
+CAFFE = (103.939, 116.779, 123.68)  # what Caffe's networks subtract, in the order blue, green, red
+SCALES = ("bytes", "symmetric", "half", "centred", "caffe", "standardised")
+SPACES = ("auto", "unit", "dataset", "zca", *SCALES, *CONSTANTS)
+# Images of these spaces are brought to [0, 1] and put through the dataset's own step: networks are used to such input.
+BROUGHT = ("unit", "bytes", "centred", "caffe", "standardised")
+EDGES = {"symmetric": 1.0, "half": 0.5}  # spaces whose values lie between -x and x
+LARGE = 20.0  # beyond which no value of an image is after a mean/std step, whatever distillation did to it
+EXACT = 1e-2  # of the mean and the deviation of an image that was standardised by itself
+UNLIKE = (5.0, 2.0, 0.7)  # contrast, shift of the mean in deviations, share outside [0, 1]: more is no image
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,13 @@ class Looks:
         unlike = abs(math.log((1.01 - self.neighbours) / (1.01 - real.neighbours)))
         return contrast + shift + self.outside / 4 + 2.5 * unlike
 
+    def unlike(self, real: Looks) -> bool:
+        """Whether these are no images at all, distilled ones included: far from ``real`` in level or contrast."""
+        contrast, shift, outside = UNLIKE
+        spread = math.log((self.std + 1e-4) / (real.std + 1e-4))
+        far = abs(self.mean - real.mean) / (max(self.std, real.std) + 1e-4)
+        return abs(spread) > math.log(contrast) or far > shift or self.outside > outside
+
     def __str__(self) -> str:
         return (
             f"mean {self.mean:.2f}, std {self.std:.2f}, neighbours correlate {self.neighbours:.2f}, "
@@ -72,11 +87,15 @@ class Looks:
 
 @dataclass(frozen=True)
 class Finding:
-    """The space that fits best, a sentence with the numbers, and the distance of every candidate (0 is best)."""
+    """The space that fits best, a sentence with the numbers, and the distance of every candidate (0 is best).
+
+    ``unlike`` says that even the best is unlike real images.
+    """
 
     space: str
     evidence: str
     scores: dict[str, float]
+    unlike: bool = False
 
     @property
     def clear(self) -> bool:
@@ -106,6 +125,8 @@ def stated(name: str, real: RealData, whitened: Callable[[], Preprocessing] | No
         return unit(channels)
     if name == "dataset":
         return plain(real)
+    if name in SCALES:
+        return _scales(real)[name] if channels == 3 or name != "caffe" else _three_needed(name, channels)
     if name == "zca":
         if real.preprocessing.kind == "zca":
             return real.preprocessing
@@ -122,6 +143,25 @@ def stated(name: str, real: RealData, whitened: Callable[[], Preprocessing] | No
     if len(mean) != channels:
         raise UsageError(f"--pixels {name} has {len(mean)} channels, but images of the dataset have {channels}")
     return Preprocessing(torch.tensor(mean), torch.tensor(std))
+
+
+def _scales(real: RealData) -> dict[str, Preprocessing]:
+    """The steps of ``SCALES``: stored values times ``std`` plus ``mean`` are pixels in [0, 1]."""
+    own, channels = plain(real), real.shape[0]
+    level, spread = float(own.mean.mean()), float((own.std if own.std is not None else own.mean).mean())
+    one, byte = torch.ones(channels), torch.full((channels,), 1 / 255)
+    return {
+        "bytes": Preprocessing(torch.zeros(channels), byte),
+        "symmetric": Preprocessing(one / 2, one / 2),
+        "half": Preprocessing(one / 2, one),
+        "centred": Preprocessing(own.mean, byte),
+        "caffe": Preprocessing(torch.tensor(CAFFE[:channels]) / 255, byte),
+        "standardised": Preprocessing(one * level, one * spread),
+    }
+
+
+def _three_needed(name: str, channels: int) -> Preprocessing:
+    raise UsageError(f"--pixels {name} has 3 channels, but images of the dataset have {channels}")
 
 
 def plain(real: RealData) -> Preprocessing:
@@ -160,11 +200,19 @@ def undone(images: Tensor, step: Preprocessing) -> Tensor:
     return x * step.std.double().view(1, -1, 1, 1) + step.mean.double().view(1, -1, 1, 1)
 
 
+def brought(images: Tensor, name: str, step: Preprocessing) -> Tensor:
+    """Images of a space of ``BROUGHT`` in [0, 1], float32; red, green and blue in this order."""
+    if name == "unit":
+        return images
+    unit = undone(images, step).float()
+    return unit.flip(1) if name == "caffe" else unit
+
+
 def candidates(
     images: Tensor, real: RealData, whitened: Callable[[], Preprocessing] | None
 ) -> dict[str, Preprocessing]:
     """The spaces worth trying. ZCA, which may take minutes to fit, only where neighbours look less alike than real."""
-    found = {"unit": unit(real.shape[0]), "dataset": plain(real)}
+    found = {"unit": unit(real.shape[0]), "dataset": plain(real)} | _likely_scales(images, real)
     if real.preprocessing.kind == "zca":
         return found | {"zca": real.preprocessing}
     stored, natural = _likeness(sample(images).double()), _likeness(looked_at(real).double())
@@ -173,17 +221,47 @@ def candidates(
     return found
 
 
+def _likely_scales(images: Tensor, real: RealData) -> dict[str, Preprocessing]:
+    """Those of ``SCALES`` that the range of the values, or each image by itself, speaks for."""
+    some = sample(images)
+    low, high = float(some.min()), float(some.max())
+    names = []
+    names += [
+        name for name, edge in EDGES.items() if -edge - TOLERANCE <= low < -TOLERANCE and high <= edge + TOLERANCE
+    ]
+    if max(-low, high) > LARGE:
+        names += ["bytes", *(["centred"] if low < -LARGE else []), *(["caffe"] * (low < -LARGE and some.shape[1] == 3))]
+    flat = some.flatten(1).double()
+    if len(flat) > 1 and bool((flat.mean(1).abs() < EXACT).all()) and bool(((flat.std(1) - 1).abs() < EXACT).all()):
+        names.append("standardised")
+    steps = _scales(real) if names else {}
+    return {name: steps[name] for name in names}
+
+
 def detect(images: Tensor, candidates: Mapping[str, Preprocessing], real: Tensor) -> Finding:
     """The candidate whose images are most like ``real`` (n, c, h, w), real images in [0, 1]."""
     natural, some = Looks.of(real), sample(images)
     looks = {name: Looks.of(undone(some, step)) for name, step in candidates.items()}
     scores = {name: look.distance(natural) for name, look in looks.items()}
-    if "unit" in looks and looks["unit"].outside == 0:  # what is centred has values on both sides of 0
-        scores = {name: score if name == "unit" else score + INSIDE for name, score in scores.items()}
+    if sure := _sure(some, looks):
+        scores = {name: score if name == sure else score + INSIDE for name, score in scores.items()}
     order = sorted(scores, key=lambda name: scores[name])
     best = order[0]
     said = "; ".join(f"as {name!r} {looks[name]}" for name in order[:3])
-    return Finding(best, f"{said}; real images have {natural}", scores)
+    return Finding(best, f"{said}; real images have {natural}", scores, looks[best].unlike(natural))
+
+
+def _sure(some: Tensor, looks: Mapping[str, Looks]) -> str | None:
+    """The one space that the range of the values speaks for, if any does."""
+    if "unit" in looks and looks["unit"].outside == 0:  # what is centred has values on both sides of 0
+        return "unit"
+    low, high = float(some.min()), float(some.max())
+    reached = [
+        name for name, edge in EDGES.items() if name in looks and low < TOLERANCE - edge and high > edge - TOLERANCE
+    ]
+    if reached:  # both ends, and nothing beyond
+        return reached[-1]
+    return "standardised" if "standardised" in looks else None
 
 
 def same(a: Preprocessing, b: Preprocessing) -> bool:

@@ -1,26 +1,30 @@
-"""Other people's files of tensors (``torch.save``, npz, pictures), read without running anything that is in them.
+"""Other people's files of ``torch.save``, and pictures, read without running anything that is in them.
 
 What a file's pickle names is listed before any of it is loaded: tensors, containers, and NumPy's numbers are let
-through, anything else is refused by name. ``torch.load(weights_only=True)`` is the second lock. NumPy's own
-unpickling is never reached: the stand-ins below make arrays and numbers of the bytes.
+through, anything else is refused by name, and so is what would grow when it is loaded (``pickles``).
+``torch.load(weights_only=True)`` is the second lock. NumPy's own unpickling is never reached: the stand-ins below make
+arrays and numbers of the bytes.
 """
 
 from __future__ import annotations
 
-import pickletools
+import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddbench.base.opening import reading, require_regular
 from ddbench.data.pictures import Broken, decode, is_picture, read, strictly
 from ddbench.errors import DataError, DDBenchError
+from ddbench.files.arrays import opened
+from ddbench.files.pickles import WAY_OUT, check
 
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _TENSORS = frozenset(
@@ -37,7 +41,6 @@ _TENSORS = frozenset(
     }
 )
 _NUMBERS = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})
-_WAY_OUT = "have it saved again as plain tensors (safetensors or npz) by someone who trusts it"
 
 
 class _DType:
@@ -45,7 +48,7 @@ class _DType:
 
     def __init__(self, code: str, _align: object = False, _copy: object = True) -> None:
         if code not in _NUMBERS:
-            raise DataError(f"holds NumPy data of type {str(code)[:40]!r}, which is no plain number; {_WAY_OUT}")
+            raise DataError(f"holds NumPy data of type {str(code)[:40]!r}, which is no plain number; {WAY_OUT}")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: Any) -> None:
@@ -57,7 +60,7 @@ class _DType:
 
 
 class _Array:
-    """Stands in for ``numpy.ndarray``: shape, type and bytes, checked against each other."""
+    """Stands in for ``numpy.ndarray``: shape, type and bytes, checked against each other, and never copied."""
 
     def __init__(self) -> None:
         self.array: np.ndarray[Any, Any] = np.empty(0)
@@ -65,10 +68,10 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _version, shape, dtype, fortran, raw = state
         read = np.frombuffer(raw, dtype.real)
-        self.array = read.reshape(tuple(int(n) for n in shape), order="F" if fortran else "C").copy()
+        self.array = read.reshape(tuple(int(n) for n in shape), order="F" if fortran else "C")
 
 
-def _reconstruct(*_: object) -> _Array:
+def _reconstruct(_kind: object, _shape: object, _code: object) -> _Array:
     return _Array()
 
 
@@ -96,6 +99,7 @@ def load(path: Path) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_STANDINS):
             warnings.simplefilter("ignore")  # torch warns about storages that older versions of it wrote
             sizes = _survey(path)
+            require_regular(path)
             return _plain(torch.load(path, weights_only=True, map_location="cpu"), {}, sizes)
     except DataError as error:
         about = str(error)
@@ -115,37 +119,13 @@ def load(path: Path) -> Any:
 def is_torch(path: Path) -> bool:
     """Whether the first bytes are those of a file of ``torch.save``, of either format."""
     try:
-        with path.open("rb") as stream:
+        with reading(path) as stream:
             if stream.read(1) == b"\x80":
                 return True
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") or name == "data.pkl" for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+            with opened(stream) as archive:
+                return any(name.endswith("/data.pkl") or name == "data.pkl" for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, DataError):
         return False
-
-
-def is_npz(path: Path) -> bool:
-    """Whether it is an archive of NumPy arrays; one that is damaged counts by its name."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        return bool(names) and all(name.endswith(".npy") for name in names)
-    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
-        return path.suffix == ".npz"
-
-
-def arrays(path: Path) -> dict[str, Tensor]:
-    """The arrays of an ``.npz`` as tensors; objects are refused. Raises DataError."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            held = {name: np.asarray(archive[name]) for name in archive.files}
-            numbers = {n: a.astype(a.dtype.newbyteorder("=")) for n, a in held.items() if a.dtype.kind in "fiub"}
-            return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in numbers.items()}
-    except MemoryError as error:
-        raise DataError(f"{path} asks for more memory than there is; it is damaged or not what it seems") from error
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:160]
-        raise DataError(f"{path} is damaged, or holds objects instead of numbers ({reason}); get it again") from error
 
 
 def listing(folders: list[Path]) -> tuple[list[list[Path]], list[str]]:
@@ -190,29 +170,6 @@ def natural(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda p: [int(t) if i % 2 else t for i, t in enumerate(re.split(r"(\d+)", p.name))])
 
 
-def numbered(path: Path, names: list[str], known: int | None) -> tuple[list[int], tuple[str, ...] | None, str]:
-    """The label of each folder, class names by label where names have any, and what was assumed."""
-    parts = [re.fullmatch(r"(\D*?)(\d+)(?:[_-](.+))?", name) for name in names]
-    wnids = all(re.fullmatch(r"n\d{8}", name) for name in names)
-    if wnids or not all(parts) or len({p[1] for p in parts if p}) != 1:
-        return list(range(len(names))), tuple(names), "The folder names are taken as names of classes."
-    numbers, called = [int(p[2]) for p in parts if p], [p[3] for p in parts if p]
-    k = known or len(names)
-    if len(set(numbers)) < len(names):
-        raise DataError(f"{path} has two folders of one number ({min(names)}, ...); give every class one folder")
-    if all(called):
-        order = sorted(range(len(names)), key=numbers.__getitem__)
-        labels = [order.index(i) for i in range(len(names))]
-        return labels, tuple(called[i] for i in order), "Folders are ordered by the numbers before their class names."
-    if max(numbers) >= k and len(numbers) != k:
-        raise DataError(f"{path} has folders numbered up to {max(numbers)}, but there are {k} classes, 0 to {k - 1}")
-    shift = min(numbers) if max(numbers) >= k else 0
-    if max(numbers) - shift >= k:
-        raise DataError(f"{path} has folders numbered {min(numbers)} to {max(numbers)} with gaps; number them from 0")
-    counted = f" (counted from {shift})" if shift else ""
-    return [n - shift for n in numbers], None, f"The numbers in the folder names are taken as labels{counted}."
-
-
 def recognise(path: Path) -> None:
     """Refuse what is no data at all: a missing or empty file, a web page, a Git LFS pointer."""
     try:
@@ -222,11 +179,8 @@ def recognise(path: Path) -> None:
 
 
 def _recognise(path: Path) -> None:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(512)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}") from error
+    with reading(path) as stream:
+        head = stream.read(512)
     if not head:
         raise DataError("is empty; get it again from its source")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -242,54 +196,31 @@ def _recognise(path: Path) -> None:
 
 
 def _survey(path: Path) -> set[int] | None:
-    """Refuse by name what must not be loaded; the sizes in bytes of all storages, None for the older format.
+    """Refuse what must not be loaded; the sizes in bytes of all storages, None for the older format.
 
     An archive's checksums are verified here, because torch.load does not look at them.
     """
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as stream:
+    with reading(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if not zipfile.is_zipfile(stream):
+            stream.seek(0)
             for _ in range(5):  # magic number, protocol, system, the object, the keys of its storages
-                _refuse_strangers(stream)
-        return None
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-        if any(r.filename.endswith("constants.pkl") for r in records):
-            raise DataError(f"is a TorchScript archive, which is a program; {_WAY_OUT}")
-        if sum(r.file_size for r in records) > path.stat().st_size:
-            raise DataError("claims to hold more bytes than it has; it is damaged or not what it seems")
-        if broken := archive.testzip():
-            raise DataError(f"is damaged: its part {broken[:80]!r} has not the recorded checksum; get it again")
-        pickles = [r for r in records if r.filename.endswith(".pkl")]
-        if len(pickles) != 1:
-            raise DataError("is a zip archive, but not one that torch.save wrote (no data.pkl in it)")
-        with archive.open(pickles[0]) as stream:
-            _refuse_strangers(stream)
-        return {r.file_size for r in records}
-
-
-def _refuse_strangers(stream: IO[bytes]) -> None:
-    for name in _wanted(stream):
-        if name.startswith("torch._utils._rebuild") and name not in _ALLOWED:
-            raise DataError(f"holds a tensor that is sparse, quantised or empty of data ({name}); {_WAY_OUT}")
-        if name not in _ALLOWED:
-            raise DataError(f"was not opened: it wants to run or build {name!r}, which data do not need; {_WAY_OUT}")
-
-
-def _wanted(stream: IO[bytes]) -> Iterator[str]:
-    """The functions and classes that one pickle names, in order; nothing is loaded."""
-    texts, newer = ["", ""], False
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".")
-        elif opcode.name == "STACK_GLOBAL":  # its names are the last two texts, which a hostile file may have hidden
-            yield ".".join(texts)
-            newer = True
-        elif opcode.name.startswith("EXT"):
-            yield f"extension {argument}"
-        elif isinstance(argument, str):
-            texts = [texts[-1], argument[:80]]
-    if newer:
-        raise DataError(f"is pickled by a newer protocol than torch.load reads; {_WAY_OUT}")
+                check(stream, size, _ALLOWED)
+            return None
+        with opened(stream) as archive:
+            records = archive.infolist()
+            if any(r.filename.endswith("constants.pkl") for r in records):
+                raise DataError(f"is a TorchScript archive, which is a program; {WAY_OUT}")
+            if sum(r.file_size for r in records) > size:
+                raise DataError("claims to hold more bytes than it has; it is damaged or not what it seems")
+            if broken := archive.testzip():
+                raise DataError(f"is damaged: its part {broken[:80]!r} has not the recorded checksum; get it again")
+            pickles = [r for r in records if r.filename.endswith(".pkl")]
+            if len(pickles) != 1:
+                raise DataError("is a zip archive, but not one that torch.save wrote (no data.pkl in it)")
+            with archive.open(pickles[0]) as part:
+                check(part, size, _ALLOWED)
+            return {r.file_size for r in records}
 
 
 def _plain(value: Any, known: dict[int, Any], sizes: set[int] | None) -> Any:
@@ -317,7 +248,7 @@ def _plain(value: Any, known: dict[int, Any], sizes: set[int] | None) -> Any:
 
 def _dense(tensor: Tensor, sizes: set[int] | None) -> Tensor:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise DataError(f"holds a tensor that is sparse, quantised or empty of data ({tensor.layout}); {_WAY_OUT}")
+        raise DataError(f"holds a tensor that is sparse, quantised or empty of data ({tensor.layout}); {WAY_OUT}")
     held = tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.element_size() > held or (sizes is not None and held not in {*sizes, 0}):
         raise DataError("holds a tensor that claims more numbers than are stored; it is damaged or not what it seems")

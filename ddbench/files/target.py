@@ -21,7 +21,7 @@ from ddbench.files.class_order import Reordered, misordered
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, default_metrics, evaluate
 from ddbench.grade.protocol import Protocol, altered
-from ddbench.plugins import registry
+from ddbench.plugins import loaded, registry
 from ddbench.run.defaults import BASELINE, NETWORK
 from ddbench.run.folder import find_run, finished
 from ddbench.run.record import EvaluationRecord, RunRecord
@@ -114,7 +114,7 @@ def planned(distilled: Distilled, options: EvalOptions) -> Planned:
         raise UsageError(
             f"eval takes options of dataset, network, protocol and metric, not of {', '.join(sorted(wrong))}"
         )
-    dataset = _plugin("dataset", spec["dataset"], chosen, given).load()
+    dataset = loaded(_plugin("dataset", spec["dataset"], chosen, given))
     network = distilled.network
     if options.network or "network" in given:
         network = _plugin("network", spec["network"], options.network, given)

@@ -1,11 +1,14 @@
-"""Folders of runs: which there are, which one a name means, and whether it is finished."""
+"""Folders of runs: which there are, which one a name means, what they hold, and whether one is finished."""
 
 from __future__ import annotations
 
+import os.path
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ddbench.errors import DataError
-from ddbench.run.record import ResultRecord
+from ddbench.run.record import ResultRecord, RunRecord, plain_name
+from ddbench.run.row import DAMAGED, Row
 
 FINAL = ("ok", "diverged")
 
@@ -17,7 +20,7 @@ def run_folders(out: Path) -> list[Path]:
 
 def find_run(name: str, out: Path) -> Path:
     """A run by its folder, its name in ``out``, or the start or end of that name (its key)."""
-    if (Path(name) / "spec.json").exists():
+    if os.path.exists(os.path.join(name, "spec.json")):  # noqa: PTH110, PTH118 - of no length or letter a traceback
         return Path(name)
     if exact := [f for f in run_folders(out) if f.name == name]:
         return exact[0]
@@ -33,3 +36,34 @@ def finished(folder: Path) -> ResultRecord | None:
     """The committed result of a run folder, or None."""
     path = folder / "result.json"
     return ResultRecord.from_file(path) if path.exists() else None
+
+
+def readable(folders: Iterable[Path]) -> list[RunRecord | Row]:
+    """The runs in folders as records. One that is damaged stands in no other's way: it is a row with the reason."""
+    found: list[RunRecord | Row] = []
+    for folder in folders:
+        try:
+            found.append(RunRecord.read(folder))
+        except DataError as error:
+            name = plain_name(folder)
+            found.append(Row(run=name, status=DAMAGED, error=str(error), setting=name))
+    return found
+
+
+def rows(runs: Sequence[RunRecord | Row]) -> list[Row]:
+    """The rows of runs, in order, so that runs of one setting are recognised whichever version recorded them.
+
+    Options that were removed since are left out where they stand at what was their default. Plugins, which takes a
+    second to load, are asked for them only where runs of one plugin do not all have the same options.
+    """
+    recorded: dict[tuple[str, str], set[frozenset[str]]] = {}
+    for run in runs:
+        if isinstance(run, RunRecord):
+            spec = run.spec
+            for kind, plugin in (("dataset", spec.dataset), ("matcher", spec.matcher), ("scheduler", spec.scheduler)):
+                recorded.setdefault((kind, plugin.name), set()).add(frozenset(plugin.options))
+    if any(len(names) > 1 for names in recorded.values()):
+        from ddbench.run.spec import current
+
+        runs = [current(run) if isinstance(run, RunRecord) else run for run in runs]
+    return [row for run in runs for row in (run.rows() if isinstance(run, RunRecord) else [run])]

@@ -9,57 +9,23 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import Field
 
-from ddbench.base.cache import digest, read_json
-from ddbench.errors import DataError
+from ddbench.base.cache import digest
+from ddbench.base.schema import Count, Digest, Fraction, Held, Name, Number, Seed, Text, Whole
 from ddbench.run.row import Row, deviation
 
 PLACES = ("root", "path")  # options that say where data lie, not what they are
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError("should be a number")
-    return value
-
-
-Number = Annotated[float, PlainValidator(_number)]  # whole numbers stay whole, so that what is read is what was written
-
-
-class Held(BaseModel):
-    """Something read from a file. It does not change, and holds whatever else the file held."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    @classmethod
-    def from_file(cls, path: Path) -> Self:
-        """What a JSON file holds. Raises DataError for one that is missing or damaged."""
-        way = "restore it, or delete its folder" if path.name == "spec.json" else "delete it to have it made again"
-        return cls.checked(read_json(path), f"{path} is damaged ({{}}); {way}")
-
-    @classmethod
-    def checked(cls, value: object, complaint: str) -> Self:
-        """The same of a value; ``complaint`` is the sentence of the DataError, with braces for what is wrong."""
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise DataError(complaint.format(f"{place}: {first['msg']}" if place else first["msg"])) from error
-
-    def json_value(self) -> dict[str, Any]:
-        """What it was read from, to the last digit: defaults are not filled in."""
-        return self.model_dump(exclude_unset=True)
+Device = Annotated[str, Field(pattern=r"^[a-z]+(:[0-9]+)?$")]
 
 
 class Described(Held):
     """A plugin by its name and its options."""
 
-    name: str
-    options: dict[str, Any] = {}
+    name: Name
+    options: dict[Text, Any] = Field(default={})
 
     @property
     def content(self) -> dict[str, Any]:
@@ -70,8 +36,8 @@ class Described(Held):
 class ProtocolRecord(Held):
     """The rules of a run; its options stand beside the name."""
 
-    name: str
-    selects: str = "validation"
+    name: Name
+    selects: Name = "validation"
 
 
 class SpecRecord(Held):
@@ -81,20 +47,26 @@ class SpecRecord(Held):
     matcher: Described
     scheduler: Described
     network: Described
-    ipc: int
-    seed: int
+    ipc: Count
+    seed: Seed
     protocol: ProtocolRecord
-    protocol_digest: str | None = None
-    experts: dict[str, Any] = {}
-    decoder: dict[str, Any] = {}
-    device: str | None = None
-    threads: int | None = None
-    versions: dict[str, str] = {}
+    protocol_digest: Digest | None = None
+    experts: dict[Text, Any] = Field(default={})
+    decoder: dict[Text, Any] = Field(default={})
+    device: Device | None = None
+    threads: Count | None = None
+    versions: dict[Text, Text] = Field(default={})
 
     @property
     def rules(self) -> str:
         """The digest of the protocol; of specs that do not record it, of all its options."""
         return self.protocol_digest or digest(self.protocol.json_value())
+
+    @property
+    def declared_labels(self) -> str | None:
+        """The kind of labels that the matcher was asked for."""
+        labels = self.matcher.options.get("labels")
+        return labels if isinstance(labels, str) else None
 
     @property
     def setting(self) -> str:
@@ -119,45 +91,46 @@ class SpecRecord(Held):
 class DataRecord(Held):
     """``dataset.json``: what a run was started on."""
 
-    name: str
-    digest: str | None = None
+    name: Text
+    digest: Digest | None = None
 
 
 class MachineRecord(Held):
     """Where a run was carried out."""
 
-    device: str | None = None
-    torch: str | None = None
-    ddbench: str | None = None
+    device: Text | None = None
+    torch: Text | None = None
+    ddbench: Text | None = None
 
 
 class CheckRecord(Held):
     """A checkpoint of a stage, as selection saw it: the student lrs that were tried, and the best of them."""
 
-    step: int
+    step: Whole
     lr: Number | None = None
-    accuracy: Number | None = None
-    tried: dict[str, Number] = {}
+    accuracy: Fraction | None = None
+    tried: dict[Text, Fraction] = Field(default={})
 
 
 class StageRecord(Held):
     """How a stage came about."""
 
-    steps: int = 0
-    checks: list[CheckRecord] = []
+    steps: Whole = 0
+    checks: list[CheckRecord] = Field(default=[])
     selected: CheckRecord | None = None
 
 
 class ResultRecord(Held):
     """``result.json``: how a run ended, what it made and what that cost."""
 
-    status: str
-    error: str | None = None
+    status: Name
+    error: Text | None = None
     dataset: DataRecord | None = None
-    network: str | None = None
-    label_type: str | None = None
-    selection: str | None = None
-    steps: int | None = None
+    network: Text | None = None
+    label_type: Text | None = None
+    selection: Name | None = None
+    steps: Whole | None = None
+    images: Whole | None = None
     distil_seconds: Number | None = None
     selection_seconds: Number | None = None
     expert_seconds: Number | None = None
@@ -165,16 +138,17 @@ class ResultRecord(Held):
     image_bytes: Number | None = None
     label_bytes: Number | None = None
     machine: MachineRecord = MachineRecord()
-    finished: str | None = None
-    stages: list[StageRecord] = []
-    sha256: dict[str, str] = {}
+    finished: Text | None = None
+    stages: list[StageRecord] = Field(default=[])
+    sha256: dict[Name, Digest] = Field(default={})  # of the files of its folder
+    sources: dict[Text, Digest] | None = None  # sha256 of the source of each plugin that it used
 
 
 class StudentRecord(Held):
     """The numbers of one student: its accuracy, and every other metric by its name."""
 
     __pydantic_extra__: dict[str, Number] = Field(init=False)  # type: ignore[reportIncompatibleVariableOverride]
-    accuracy: Number
+    accuracy: Fraction
     diverged: Number | None = None
 
     @property
@@ -188,19 +162,19 @@ class EvaluationRecord(Held):
 
     complete: bool
     students: list[StudentRecord]
-    network: str
-    protocol: str
-    dataset: str
-    dataset_digest: str
-    n: int = 0
-    key: str | None = None
-    seed: int | None = None
-    protocol_digest: str | None = None
-    selection: str | None = None
-    steps: int | None = None
+    network: Text
+    protocol: Name
+    dataset: Text
+    dataset_digest: Digest
+    n: Whole = 0
+    key: Name | None = None
+    seed: Seed | None = None
+    protocol_digest: Digest | None = None
+    selection: Name | None = None
+    steps: Whole | None = None
     label_bytes: Number | None = None
     lrs: list[Number] | None = None  # in use, one for each set
-    student_lr: str | None = None  # the one that selection chose; ``own`` for the sets' own
+    student_lr: Text | None = None  # the one that selection chose; ``own`` for the sets' own
     together: bool = False
 
     @property
@@ -212,10 +186,10 @@ class EvaluationRecord(Held):
 class RunRecord(Held):
     """A run: what was asked for, what came out, and how students did on it."""
 
-    run: str  # the name of its folder
+    run: Text  # the name of its folder
     spec: SpecRecord
     result: ResultRecord = ResultRecord(status="incomplete")
-    evaluations: list[EvaluationRecord] = []
+    evaluations: list[EvaluationRecord] = Field(default=[])
     started_on: DataRecord | None = None  # so that a run that diverged stands beside the others
 
     @classmethod
@@ -226,7 +200,8 @@ class RunRecord(Held):
             name: model.from_file(folder / file) for name, (model, file) in optional.items() if (folder / file).exists()
         }
         graded = [EvaluationRecord.from_file(path) for path in sorted((folder / "evaluations").glob("*.json"))]
-        return cls(run=folder.name, spec=SpecRecord.from_file(folder / "spec.json"), evaluations=graded, **there)
+        spec = SpecRecord.from_file(folder / "spec.json")
+        return cls(run=plain_name(folder), spec=spec, evaluations=graded, **there)
 
     def rows(self) -> list[Row]:
         """One row per evaluation; a run without one is a row too, with its status."""
@@ -242,7 +217,7 @@ class RunRecord(Held):
             dataset_digest=known, matcher=spec.matcher.name, scheduler=spec.scheduler.name, network=network,
             ipc=spec.ipc, seed=spec.seed, protocol=spec.protocol.name, protocol_digest=spec.rules,
             steps=result.steps, selection=result.selection, status=result.status, error=result.error,
-            label_type=result.label_type or spec.matcher.options.get("labels"),
+            label_type=result.label_type or spec.declared_labels,
             distil_seconds=result.distil_seconds, selection_seconds=result.selection_seconds,
             expert_seconds=result.expert_seconds, peak_bytes=result.peak_bytes, image_bytes=result.image_bytes,
             label_bytes=result.label_bytes, run=self.run, device=result.machine.device, options=spec.options,
@@ -250,6 +225,11 @@ class RunRecord(Held):
             distil_rules=spec.rules, architecture=digest(spec.network.json_value()),
             versions=", ".join(sorted(set(spec.versions.values()))),
         )  # fmt: skip
+
+
+def plain_name(folder: Path) -> str:
+    """A folder's name as text that can be printed: names of files are bytes."""
+    return folder.name.encode(errors="replace").decode()
 
 
 def _graded(run: Row, evaluation: EvaluationRecord) -> Row:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from statistics import pstdev
 from typing import Any
 
+DAMAGED = "damaged"  # the status of a run whose records cannot be read
 Cells = dict[str, Any]  # a row as people name its columns, in the order of files for programs
 
 

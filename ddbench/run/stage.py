@@ -22,7 +22,7 @@ from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.base.state import has_nan, load_state, save_state
 from ddbench.data.dataset import RealData
-from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from ddbench.errors import DataError, DivergedError, InterruptedRun, PluginError, UsageError
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import Verdict, judge
 from ddbench.hookspecs import Matcher
@@ -31,6 +31,7 @@ from ddbench.problem.experts import Experts
 from ddbench.problem.problem import Needs, Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import OUT_OF_RANGE, Curriculum, SyntheticSet
+from ddbench.run.calls import Asked
 
 EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
 
@@ -92,7 +93,16 @@ class Stage:
         with self.metrics.open("ab") as stream:
             stream.truncate(self.ledger.metrics_end)
             self._loop(state, stream)
+        self._look_at_content()
         return self._finish()
+
+    def _look_at_content(self) -> None:
+        """Nothing of a stage whose matcher changed the data is kept: going on with it would hide that."""
+        try:
+            self._asked.look_at_content()
+        except PluginError:
+            self.checkpoint.unlink(missing_ok=True)
+            raise
 
     def finished(self) -> tuple[SyntheticSet, dict[str, Any]] | None:
         """The result on disk, verified, or None."""
@@ -108,6 +118,7 @@ class Stage:
         """Make what the matcher needs: experts from this problem's starts."""
         wanted = needs_of(self.matcher, self.problem)
         self.problem = prepared(self.problem, wanted)
+        self._asked = Asked(self.matcher, self.problem, self.judged_on)
         if wanted.experts:
             self.expert_seconds += self.problem.experts.seconds(wanted.experts)
         if self.problem.teachers is not None:
@@ -123,7 +134,7 @@ class Stage:
         previous = self.folder.parent / f"stage-{self.index - 1}" / "result.json"
         self.ledger.metrics_end = read_json(previous)["metrics_end"] if previous.exists() else 0
         with (self.seed / "init").scope():
-            return self.matcher.init(self.problem)
+            return self._asked.init()
 
     def _loop(self, state: Any, stream: Any) -> None:
         steps, checks = self.matcher.steps, self.protocol.checks
@@ -157,7 +168,7 @@ class Stage:
     def _step(self, state: Any, k: int, stream: Any) -> tuple[Any, dict[str, Any]]:
         with (self.seed / "step" / k).scope():
             try:
-                return self.matcher.step(self.problem, state, k)
+                return self._asked.step(state, k)
             except DivergedError as error:
                 self._read(stream)  # an earlier step may tell the cause
                 raise DivergedError(f"at iteration {k} of stage {self.index}, {error}") from error
@@ -208,7 +219,7 @@ class Stage:
         """Judge the current set; keep it if it is the best so far."""
         began = time.monotonic()
         with (self.seed / "result" / self.ledger.step).scope():
-            made = self.matcher.result(self.problem, state)
+            made = self._asked.result(state)
         candidate = replace(made, decoder=self.problem.decoder).detached()
         if not candidate.finite():
             raise DivergedError(

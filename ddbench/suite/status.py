@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.errors import DataError, DDBenchError
+from ddbench.plugins import loaded
 from ddbench.run.folder import finished
 from ddbench.run.record import RunRecord
 from ddbench.suite.grid import Cell, Suite
@@ -134,7 +135,7 @@ def plan(
 
 def _loaded(cell: Cell, say: Callable[[str], None]) -> Any:
     try:
-        return cell.spec.dataset.load()
+        return loaded(cell.spec.dataset)
     except DDBenchError as error:
         say(f"warning: what cells on {cell.spec.dataset.name} take is unknown: {error}")
         return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol
 
@@ -12,6 +13,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.autograd import grad
 
+from ddbench.base.guard import guarded
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.augment import DSA, Draw, strategy
@@ -132,6 +134,17 @@ class Watch:
         return Watch(frozenset(s - done for s in self.steps), lambda step, student: self.see(step + done, student))
 
 
+@contextmanager
+def whoever_asks() -> Iterator[None]:
+    """Inside the block networks are trained as anywhere else, where the caller computes without gradients or lower.
+
+    For what a matcher asks for in the middle of a step, and what is made only then.
+    """
+    lowered = [torch.autocast(device, enabled=False) for device in ("cpu", "cuda")]
+    with torch.inference_mode(False), torch.enable_grad(), lowered[0], lowered[1]:
+        yield
+
+
 OnEpoch = Callable[[int, Student], None]
 Labeller = Callable[[Tensor], Tensor]  # images (n, c, h, w) -> logits (n, k)
 
@@ -163,7 +176,7 @@ def fit(
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state, step = student.state or rule.init(parameters), first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
-    with seed.scope():
+    with seed.scope(), guarded(f"training network {network.source.name!r}", sown=True, mixed=True):
         for epoch in range(first_epoch, int(stop)):
             (seed / "epoch" / epoch).sow()
             for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
@@ -249,5 +262,6 @@ def predict(network: Network, vector: Tensor, data: RealData, size: int | None =
     ``size`` at a time: 1000, or fewer when images are large, since activations grow with their pixels.
     """
     size = size or max(1, min(1000, PIXELS_AT_ONCE // math.prod(data.shape)))
-    logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.at_hand.batches(size)]
+    with guarded(f"network {network.source.name!r}", mixed=True):
+        logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.at_hand.batches(size)]
     return torch.cat(logits), data.targets

@@ -187,6 +187,11 @@ def test_json_comes_back_and_refuses_not_a_number(tmp_path):
     assert read_json(path) == {"b": [1, 2.5, None], "a": "é"}
 
 
+def test_json_is_written_for_readers_with_sorted_names(tmp_path):
+    write_json(tmp_path / "file.json", {"b": [1], "a": None})
+    assert (tmp_path / "file.json").read_text() == '{\n  "a": null,\n  "b": [\n    1\n  ]\n}\n'
+
+
 def test_unreadable_json_is_a_data_error_that_names_the_file(tmp_path):
     (tmp_path / "half.json").write_text('{"a": ')
     with pytest.raises(DataError, match=r"half\.json is not readable JSON"):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 from annotated_types import Ge, Gt, Le
 from ddbench_networks import ConvNet
 
 from ddbench import Recipe, UsageError
-from ddbench.base.options import describe, make, options
+from ddbench.base.options import Removed, describe, label, make, options
 
 
 @dataclass(frozen=True)
@@ -157,3 +157,40 @@ def test_every_recipe_comes_back_from_its_options():
 def test_validation_does_not_change_how_the_class_itself_is_used():
     make(Method, {}, "m")
     assert Method(lr=5.0).lr == 5.0  # plain construction stays plain
+
+
+def test_the_label_names_the_options_that_differ_from_their_defaults():
+    assert label(Schedule()) == "steps"
+    assert label(Schedule(gamma=0.5, at=(2, 30))) == "steps(gamma=0.5,at=(2, 30))"
+    equal = Schedule(kind="".join(["ex", "act"]), gamma=float("0.1"), at=tuple(range(2, 4)))  # not the same objects
+    assert label(equal) == "steps"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    name = "steps"
+    kind: str = "exact"
+    gamma: float = 0.1
+    at: tuple[int, ...] = (2, 3)
+
+
+@dataclass(frozen=True)
+class Newer:
+    removed_options: ClassVar[dict[str, Removed]] = {
+        "parts": Removed(4, "more iterations gain as much"),
+        "kind=odd": Removed("exact", "it gained nothing"),
+    }
+    kind: str = "exact"
+
+
+@pytest.mark.parametrize("value", [4, "4"])
+def test_a_removed_option_at_its_default_is_read_as_if_it_were_not_there(value):
+    assert make(Newer, {"parts": value}, "matcher") == Newer()
+
+
+@pytest.mark.parametrize(("name", "value"), [("parts", 3), ("parts", 5), ("parts", "none"), ("kind", "odd")])
+def test_a_removed_option_or_value_is_refused_with_the_last_version_that_had_it(name, value):
+    with pytest.raises(
+        UsageError, match=rf"^matcher.{name}={value} is no longer there \(.*\); ddbench 0.1.0 \(7925e25a9d\)"
+    ):
+        make(Newer, {name: value}, "matcher")

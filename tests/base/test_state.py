@@ -30,6 +30,12 @@ class Inner:
 
 
 @dataclass(frozen=True)
+class Later:
+    count: int
+    note: str = "as it was"
+
+
+@dataclass(frozen=True)
 class Frozen:
     scale: float
 
@@ -132,6 +138,17 @@ def test_any_nesting_of_plain_values_comes_back_as_it_was(tmp_path_factory, valu
     assert same(load_state(path, CPU)[0], value)
 
 
+def test_tensors_go_back_to_the_kind_of_device_they_came_from(tmp_path):
+    path, meta = tmp_path / "c.safetensors", torch.device("meta")
+    save_state(path, {"cpu": torch.ones(2), "other": torch.ones(3)}, {})
+    tensors, metadata = load_tensors(path)
+    shape = metadata["state"].replace('"t1", "cpu": true', '"t1", "cpu": false')
+    assert shape != metadata["state"]
+    save_tensors(path, tensors, metadata | {"state": shape})
+    back, _ = load_state(path, meta)
+    assert {name: tensor.device for name, tensor in back.items()} == {"cpu": CPU, "other": meta}
+
+
 def test_a_set_and_the_state_of_a_trajectory_matcher_come_back(tmp_path):
     made = {"state": PixelState.start(torch.randn(2, 1, 4, 4), torch.eye(2), 0.01), "best": some_set(3, 3, lr=0.02)}
     save_state(tmp_path / "c.safetensors", made, {})
@@ -201,6 +218,11 @@ def test_a_state_that_lacks_a_field_of_the_plugin_of_now_is_refused_with_what_to
     made = hostile(tmp_path / "c.safetensors", Inner.__module__, "Inner", {"names": {"tuple": []}})
     with pytest.raises(DataError, match="delete it to start the stage again"):
         load_state(made, CPU)
+
+
+def test_a_state_that_lacks_a_field_with_a_default_takes_the_default(tmp_path):
+    made = hostile(tmp_path / "c.safetensors", Later.__module__, "Later", {"count": {"value": 3}})
+    assert load_state(made, CPU)[0] == Later(3, "as it was")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', '{"tensor": "t9"}', '{"dict": 3}', '{"record": ["a"]}'])

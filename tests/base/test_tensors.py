@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import resource
+import signal
 
 import numpy as np
 import pytest
 import torch
 
-from ddbench.base.tensors import RowFile, content_digest, load_tensors, read_labelled_row, save_tensors
+from ddbench.base.tensors import (
+    RowFile,
+    content_digest,
+    is_safetensors,
+    load_tensors,
+    read_labelled_row,
+    save_tensors,
+)
 from ddbench.errors import DataError
 
 
@@ -112,6 +123,20 @@ def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
     assert torch.equal(tensors["x"], torch.arange(3.0))
 
 
+@pytest.mark.parametrize("extra", range(8))
+def test_names_in_the_header_are_in_order_however_long_it_is(tmp_path, extra):
+    """The library pads headers to multiples of eight: each remainder, and none."""
+    metadata = {"z": "x" * extra, **{name: name for name in "gfedcba"}}
+    orders = set()
+    for i in range(5):
+        save_tensors(tmp_path / f"{i}", {"x": torch.arange(3.0)}, metadata)
+        raw = (tmp_path / f"{i}").read_bytes()
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        orders.add(tuple(header["__metadata__"]))
+    assert orders == {tuple("abcdefgz")}
+    assert torch.equal(load_tensors(tmp_path / "0")[0]["x"], torch.arange(3.0))
+
+
 def test_the_digest_of_a_file_is_that_of_its_tensors_alone(tmp_path):
     held = {
         "b.images": torch.arange(12.0).view(3, 4).t(),  # not contiguous
@@ -145,7 +170,8 @@ def test_a_trajectory_takes_memory_for_one_row_and_is_whole_or_not_there(tmp_pat
         assert not target.exists()
         file.write(epoch, row)
     assert file.begun
-    assert not RowFile(target, (0, 3, 8), 5).begun  # other snapshots: not to be gone on with
+    for others in ((0, 3, 8), (0, 3, 6)):
+        assert not RowFile(target, others, 5).begun  # other snapshots: not to be gone on with
     file.finish()
     tensors, _ = load_tensors(target)
     assert tensors["epochs"].tolist() == [0, 3, 7]
@@ -163,3 +189,75 @@ def test_rows_keep_their_bits(tmp_path, dtype):
     file.write(1, row)
     file.finish()
     assert torch.equal(load_tensors(file.target)[0]["snapshots"][0], row)
+
+
+@pytest.mark.parametrize("width", [1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000])
+def test_rows_begin_at_a_multiple_of_eight_bytes_and_few_are_lost_to_that(tmp_path, width):
+    """Their header grows with the number of digits in it, and the format wants tensors aligned."""
+    file = RowFile(tmp_path / "a.safetensors", (1, 2), width)
+    file.create()
+    with file.path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        text = stream.read(length)
+    assert length % 8 == 0
+    assert len(text) - len(text.rstrip()) < 8
+    assert json.loads(text)["snapshots"] == {"dtype": "F32", "shape": [2, width], "data_offsets": [16, 16 + 8 * width]}
+    assert file.path.stat().st_size == 8 + length + 16 + 8 * width
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "expected"),
+    [
+        ("a.safetensors", b"", True),
+        ("a.pt", b'\x08\0\0\0\0\0\0\0{"a', True),
+        ("a.pt", b'\x08\0\0\0\0\0\0\0{"', True),
+        ("a.pt", b"\x08\0\0\0\0\0\0\0{", False),
+        ("a.pt", b'\x08\0\0\0\0\0\x01\0{"a', False),
+        ("a.pt", b'\x08\0\0\0\0\0\0\x01{"a', False),
+        ("a.pt", b'\x08\0\0\0\0\xff\0\0{"a', True),
+        ("a.pt", b"\x08\0\0\0\0\0\0\0[1, 2]", False),
+        ("a.pt", b"\x08\0\0\0\0\0\0\0zz", False),
+        ("a.pt", b"PK\x03\x04 and so on", False),
+        ("z.zip", b"PK\x03\x04 and so on", False),
+    ],
+)
+def test_a_safetensors_file_is_known_by_its_name_or_its_first_bytes(tmp_path, name, head, expected):
+    (tmp_path / name).write_bytes(head)
+    assert is_safetensors(tmp_path / name) is expected
+    assert not is_safetensors(tmp_path / "none.safetensors")
+    assert not is_safetensors(tmp_path)
+
+
+def test_rows_that_are_not_there_or_cut_off_are_not_gone_on_with(tmp_path):
+    file = RowFile(tmp_path / "a.safetensors", (1, 2), 3)
+    assert not file.begun
+    file.create()
+    assert file.begun
+    os.truncate(file.path, file.size - 1)
+    assert not file.begun
+
+
+def test_a_tensor_that_can_be_written_as_it_is_is_not_copied(tmp_path, peak_bytes):
+    whole = torch.ones(1 << 20, dtype=torch.float64)
+
+    def saved(tensor: torch.Tensor) -> int:
+        return peak_bytes(lambda: (torch.ones(1), save_tensors(tmp_path / "file", {"x": tensor})))
+
+    assert saved(whole) < 1 << 22
+    assert saved(whole[1:]) > 1 << 22
+
+
+def test_a_disk_that_is_full_is_a_data_error_and_the_old_file_stays(tmp_path):
+    path = tmp_path / "file"
+    save_tensors(path, {"x": torch.arange(3.0)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*file .*; free some space and run again"):
+            save_tensors(path, {"x": torch.arange(100_000.0)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert torch.equal(load_tensors(path)[0]["x"], torch.arange(3.0))
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]

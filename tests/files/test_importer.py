@@ -74,6 +74,33 @@ def test_pixels_between_0_and_1_become_input_of_the_dataset(tmp_path, digits):
     assert "put through the preprocessing of 'digits'" in notes
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.uint8, torch.int64])
+def test_bytes_become_input_of_the_dataset_whatever_type_they_have(tmp_path, digits, kind):
+    index = torch.cat([members[:2] for members in digits.train.members])
+    made, _ = taken(pair(tmp_path, digits.train.pixels[index].to(kind), digits.train.targets[index]), digits)
+    expected = digits.train.preprocessing(digits.train.pixels[index])
+    assert torch.allclose(made.curriculum.sets[0].images, expected, atol=1e-5)
+    assert made.preprocessing.digest == digits.train.preprocessing.digest
+
+
+def test_pixels_between_minus_one_and_one_are_kept_with_their_step(tmp_path, digits):
+    x, y = real(digits, unit(1))
+    made, notes = taken(pair(tmp_path, x * 2 - 1, y), digits)
+    assert torch.equal(made.curriculum.sets[0].images, x * 2 - 1)
+    assert float(made.preprocessing.mean) == 0.5
+    assert float(made.preprocessing.std) == 0.5
+    assert "in 'symmetric' space (found)" in notes
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 4095, lambda x: x * 16 + 3, lambda x: x / 255])
+def test_pixels_that_are_unlike_images_in_every_space_are_refused_until_they_are_stated(tmp_path, digits, change):
+    x, y = real(digits, unit(1))
+    pair(tmp_path, change(x), y)
+    with pytest.raises(UsageError, match=r"unlike real images in every space.*state what they passed: --pixels unit\|"):
+        taken(tmp_path, digits)
+    assert taken(tmp_path, digits, pixels="0/0.1")[0].about["source"]["pixels"] == "0/0.1"
+
+
 def test_a_stated_space_is_obeyed_and_doubted(tmp_path, digits):
     x, y = real(digits, unit(1))
     made, notes = taken(pair(tmp_path, x, y), digits, pixels="dataset")

@@ -13,10 +13,13 @@ from ddbench import Preprocessing
 from ddbench.data.dataset import Dataset, RealData
 from ddbench.errors import UsageError
 from ddbench.files.pixelspace import (
+    BROUGHT,
+    CAFFE,
     CONSTANTS,
     SPACES,
     Finding,
     applied,
+    brought,
     candidates,
     detect,
     looked_at,
@@ -171,3 +174,75 @@ def test_a_sample_is_spread_over_all_images():
 
 def test_blank_images_get_a_verdict_all_the_same():
     assert verdict(torch.zeros(1, 1, 8, 8), "digits").space in ("unit", "dataset", "zca")
+
+
+# ---------------------------------------------------------------------------------- other scales
+
+
+def in_space(space: str, x: Tensor) -> Tensor:
+    """Images in [0, 1] as they are stored in it."""
+    flat = x.flatten(1)
+    return {
+        "bytes": x * 255,
+        "symmetric": x * 2 - 1,
+        "half": x - 0.5,
+        "centred": x * 255 - (x * 255).mean((0, 2, 3), keepdim=True),
+        "standardised": ((flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True)).view_as(x),
+    }[space]
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+@pytest.mark.parametrize("space", ["bytes", "symmetric", "half", "standardised"])
+def test_scales_that_occur_are_told(name, space):
+    found = verdict(in_space(space, some(name)), name)
+    assert found.space == space, found.evidence
+    assert found.clear
+    assert not found.unlike
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_bytes_less_their_mean_are_told_or_left_to_the_user(name):
+    """Of colours, nobody can tell whether blue or red came first."""
+    found = verdict(in_space("centred", some(name)), name)
+    assert found.space == "centred"
+    assert found.clear is (name == "digits")
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+@pytest.mark.parametrize("space", ["bytes", "symmetric", "half", "centred"])
+def test_images_of_other_scales_come_back(name, space):
+    data, images = real(name), some(name)
+    step = stated(space, data, None)
+    back = undone(applied(images, step), step).float()
+    assert torch.allclose(back, images, atol=1e-5)
+    if space in BROUGHT:
+        assert torch.allclose(brought(applied(images, step), space, step), images, atol=1e-5)
+
+
+def test_colours_of_caffe_are_turned_to_red_green_blue():
+    images, data = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)), coloured()
+    stored = images.flip(1) * 255 - torch.tensor(CAFFE).view(1, 3, 1, 1)
+    assert torch.allclose(brought(stored, "caffe", stated("caffe", data, None)), images, atol=1e-5)
+    with pytest.raises(UsageError, match="3 channels, but images of the dataset have 1"):
+        stated("caffe", digits().train, None)
+
+
+def coloured() -> RealData:
+    pixels = torch.randint(256, (30, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return RealData(pixels, torch.arange(30) % 3, Preprocessing.fit(pixels), 3)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+@pytest.mark.parametrize("change", [lambda x: x * 4095, lambda x: x / 255, lambda x: x * 10 + 10, lambda x: x * 16 + 3])
+def test_pixels_on_a_scale_that_is_none_of_them_are_unlike_images(name, change):
+    assert verdict(change(some(name)), name).unlike
+
+
+@pytest.mark.parametrize("space", ["unit", "dataset", "zca"])
+@pytest.mark.parametrize(("noise", "contrast"), [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (0.5, 0.6)])
+def test_distilled_images_are_not_unlike_real_ones(space, noise, contrast):
+    images = applied(some("cifar10"), seen_as(space, "cifar10"))
+    generator = torch.Generator().manual_seed(0)
+    images = images * contrast + noise * images.std() * torch.randn(images.shape, generator=generator)
+    found = verdict(images.clamp(0, 1) if space == "unit" else images, "cifar10")
+    assert not found.unlike, found.evidence

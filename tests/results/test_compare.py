@@ -667,6 +667,14 @@ def test_what_has_no_value_has_not_passed():
     assert compare.tripped([], ["accuracy<0.1"]) == ["accuracy<0.1: there is no row to check"]
 
 
+@pytest.mark.parametrize("column", ["accuracy_mean", "steps", "student_lr", "total_bytes"])
+def test_a_column_without_a_value_trips_whatever_it_is_called_but_a_status_is_only_what_it_is(column):
+    missing = {"dataset": "toy", "ipc": 1, "matcher": "mtt", column: None, "status": None}
+    (said,) = compare.tripped([missing], [f"{column}<0.5"])
+    assert said == f"{column}<0.5: toy ipc 1 mtt has {column} no value"
+    assert compare.tripped([missing], ["status=ok"]) == []
+
+
 def test_the_baseline_is_not_asked_to_differ_from_itself():
     found = compared(runs("random", RANDOM) + runs("tesla", BETTER))
     assert compare.tripped(found, ["difference<0.05", "p_holm>0.01"]) == []

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddbench.base.cache import digest, write_json
+from ddbench.base.schema import LARGEST
 from ddbench.errors import DataError
 from ddbench.run.folder import finished
 from ddbench.run.record import EvaluationRecord, ResultRecord, RunRecord, SpecRecord
@@ -147,15 +148,13 @@ def test_programs_find_every_column_in_every_row():
 
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**60), 2**60)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-LARGEST, LARGEST) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-NUMBERS = st.integers(0, 2**60) | st.floats(allow_nan=False, allow_infinity=False)
+NUMBERS = st.integers(0, 2**60) | st.floats(-LARGEST, LARGEST)
+FRACTIONS = st.integers(0, 1) | st.floats(0, 1)
+SEEDS = st.integers(-(2**63), 2**63 - 1)
 # Fields that this version does not know. Hypothesis also tries words out of the code, which it does know.
 MORE = st.dictionaries(st.text().map("later {}".format), JSON, max_size=3)
 
@@ -165,13 +164,13 @@ def kept(record: Any) -> str:
     return json.dumps(record.json_value(), sort_keys=True)
 
 
-@given(MORE, st.dictionaries(st.text(), JSON, max_size=4), st.integers(), NUMBERS)
-def test_what_is_read_is_what_was_written(more, options, seed, number):
+@given(MORE, st.dictionaries(st.text(), JSON, max_size=4), SEEDS, NUMBERS, FRACTIONS)
+def test_what_is_read_is_what_was_written(more, options, seed, number, accuracy):
     spec = more | SPEC | {"seed": seed, "matcher": {"name": "dm", "options": options}, "experts": options}
     result = more | {"status": "ok", "distil_seconds": number, "machine": {"device": "a CPU"}}
-    stage = {"steps": 3, "checks": [{"step": 1, "lr": number, "accuracy": None, "tried": {"0.1": number}}]}
+    stage = {"steps": 3, "checks": [{"step": 1, "lr": number, "accuracy": None, "tried": {"0.1": accuracy}}]}
     result |= {"stages": [more | stage]}
-    graded = more | GRADED | {"students": [{"accuracy": number, "ece": number}]}
+    graded = more | GRADED | {"students": [{"accuracy": accuracy, "ece": number}]}
     for model, value in ((SpecRecord, spec), (ResultRecord, result), (EvaluationRecord, graded)):
         assert kept(model.model_validate(value)) == json.dumps(value, sort_keys=True)
     whole = {"run": "a", "spec": spec, "result": result, "evaluations": [graded]}

@@ -1,0 +1,117 @@
+"""Processes that carry out a command: their ends, their last words, and what is said of their deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from ddbench.base.process import PARENT, Worker, death
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+
+
+def ended(worker: Worker) -> int:
+    """The exit code of a worker, once it has one."""
+    until = time.monotonic() + 60
+    while worker.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    code = worker.poll()
+    assert code is not None
+    return code
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """A command that ends by itself, soon."""
+    made = Worker(["--version"], 2, tmp_path / "logs" / "worker.log")
+    yield made
+    made.kill()
+
+
+def test_a_worker_ends_with_the_code_of_its_command_and_nothing_to_say(worker):
+    assert ended(worker) == 0
+    assert worker.last_words() == ""
+    assert worker.complaint() == f"it said nothing; see {worker.log}"
+
+
+def test_a_worker_that_fails_says_why_as_the_command_does(tmp_path):
+    failed = Worker(["run", "--dataset", "toys", "--matcher", "random"], 1, tmp_path / "worker.log")
+    said = tiny.ddbench("run", "--dataset", "toys", "--matcher", "random")
+    assert ended(failed) == said.code == 2
+    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert failed.complaint() == line.removeprefix("error: ")
+
+
+def test_a_worker_counts_its_seconds_from_its_start(worker):
+    worker.began = time.time() - 1000.0
+    assert worker.seconds == pytest.approx(1000.0, abs=100.0)
+
+
+@needs_proc
+def test_a_worker_has_our_environment_its_own_number_of_threads_and_a_parent(monkeypatch, tmp_path):
+    monkeypatch.setenv("DDBENCH_THREADS", "7")
+    monkeypatch.setenv("A_NAME_OF_OURS", "kept")
+    made = Worker(["list", "matchers"], 2, tmp_path / "worker.log")
+    until = time.monotonic() + 60
+    try:
+        while PARENT not in (text := Path(f"/proc/{made._process.pid}/environ").read_text()):
+            assert time.monotonic() < until
+    finally:
+        made.kill()
+    own = dict(part.split("=", 1) for part in text.split("\0") if "=" in part)
+    assert own["DDBENCH_THREADS"] == own["OMP_NUM_THREADS"] == "2"
+    assert own["A_NAME_OF_OURS"] == "kept"
+    assert own[PARENT] == str(os.getpid())
+
+
+def test_a_worker_that_is_killed_is_gone_at_once_and_can_be_killed_again(worker):
+    worker.kill()
+    assert worker.poll() in (-signal.SIGKILL, 0)  # it may have ended before
+    worker.kill()
+    worker.stop()
+
+
+def test_the_last_words_are_the_last_line_with_something_on_it(worker):
+    ended(worker)
+    worker.log.write_text("first\nerror: a reason  \n  more of it \n\n  \n")
+    assert worker.last_words() == "more of it"
+    assert worker.complaint() == "a reason"
+
+
+def test_without_an_error_the_last_words_are_the_complaint(worker):
+    ended(worker)
+    worker.log.write_text("first\nsecond\n")
+    assert worker.complaint() == "second"
+
+
+def test_the_last_of_two_errors_is_the_complaint(worker):
+    ended(worker)
+    worker.log.write_text("error: one\nerror: two\nlater\n")
+    assert worker.complaint() == "two"
+
+
+def test_of_a_long_log_the_end_is_read(worker):
+    ended(worker)
+    worker.log.write_text("error: long ago\n" + "x" * 4100 + "\nlast\n")
+    assert worker.last_words() == worker.complaint() == "last"
+    worker.log.write_text("error: not so long ago\n" + "x" * 3900 + "\nlast\n")
+    assert worker.complaint() == "not so long ago"
+
+
+def test_a_log_that_is_gone_is_silence(worker):
+    ended(worker)
+    worker.log.unlink()
+    assert worker.last_words() == ""
+
+
+def test_death_names_the_signal_and_memory_where_that_is_likely():
+    assert "killed by signal 9 (SIGKILL), as the system does when memory runs out" in death(-9)
+    for code, name in ((-15, "15 (SIGTERM)"), (-11, "11 (SIGSEGV)"), (-6, "6 (SIGABRT)"), (-99, "99 (signal 99)")):
+        assert f"killed by signal {name}; a plugin or library crashed it" in death(code)
+        assert "memory" not in death(code)

@@ -44,7 +44,7 @@ PLAIN = {"bool", "string", "large_string", *(f"{sign}int{bits}" for sign in ("",
 class HF(Choices):
     """A dataset of the Hugging Face Hub, or a local folder or parquet file; needs ``pip install 'ddbench[hf]'``.
 
-    A split ``validation`` is validated on, or, where there is no ``test``, tested on. The images that the options choose
+    A split ``validation`` is validated on, or, where there is no ``test``, tested on. The images that options choose
     are decoded once. Without a network, a dataset of the Hub is found in the cache of the package ``datasets``, below
     ``HF_HOME``.
     """

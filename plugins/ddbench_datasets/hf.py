@@ -17,6 +17,7 @@ from torch import Tensor
 from ddbench import DataError, Dataset, Pixels, UsageError, did_you_mean
 from ddbench.base import cache
 from ddbench_datasets import store
+from ddbench_datasets.building import Plan
 from ddbench_datasets.common import (
     FLIP,
     NO_FLIP,
@@ -31,9 +32,9 @@ from ddbench_datasets.common import (
     titled,
     told,
 )
-from ddbench_datasets.given import Given, decoded
 from ddbench_datasets.layout import natural
 from ddbench_datasets.places import Place
+from ddbench_datasets.sources import Given
 
 WHICH = "the dataset 'hf' needs to know which one; pass -o dataset.path=NAME_ON_THE_HUB_OR_FOLDER"
 TEST, INSTEAD = "test", "validation"  # where nothing is called test, validation is tested on
@@ -123,7 +124,7 @@ class HF(Choices):
             "pillow": store.pillow(),
         }
 
-        def given() -> tuple[Given, dict[str, Any]]:
+        def plan() -> Plan:
             raw = {n: p.cast_column(column, library.Image(decode=False)) for n, p in zip(names, parts, strict=True)}
             listed = [f"{name}/{row}" for name, numbers in zip(names, rows, strict=True) for row in numbers]
 
@@ -131,11 +132,10 @@ class HF(Choices):
                 split, _, row = image.rpartition("/")
                 return _place(raw[split][int(row)][column])
 
-            return Given(listed, place, bytes_each=place(listed[0]).size), {}
+            files, mend = Given(listed, place, place(listed[0]).size), f"mend or remove it in {self.path}"
+            return Plan(files, listed, self.channels, self.size, False, identity, mend=mend, ground=self.ground)
 
-        mend = f"mend or remove it in {self.path}"
-        looks: dict[str, Any] = {"channels": self.channels, "size": self.size, "ground": self.ground}
-        images, about = decoded(identity, given, mend=mend, **looks)
+        images, about = store.decoded(identity, plan)
         split = torch.arange(len(images.array)).split([len(numbers) for numbers in rows])
         return [Pixels(images, part) for part in split], about["transparent"]
 

@@ -73,8 +73,8 @@ def root(tmp_path) -> str:
 def order(root: str, pause: float = 0.0) -> str:
     """What SCRIPT needs to build the store that ``Images(root)`` reads."""
     images = Images(root=root)
-    with images._collection(Path(root)) as collection:
-        plan, place = collection._plan(images), store.place(collection.identity(images))
+    collection = images._collection(Path(root))
+    plan, place = collection._plan(images), store.place(collection.identity(images))
     place.mkdir(parents=True, exist_ok=True)
     known = {"names": plan.names, "origin": plan.origin, "about": plan.about}
     package = str(Path(store.__file__).parent)
@@ -458,7 +458,8 @@ def test_a_store_of_which_the_source_is_gone_is_refused_by_naming_it(root, tmp_p
         Images(root=root).load()
 
 
-def test_parts_of_a_half_made_store_that_changed_are_decoded_again(root, small_chunks, notes):
+def test_parts_of_a_half_made_store_that_changed_are_decoded_again(root, small_chunks, notes, monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 1)  # so that the first part is done first
     with listening(stop_at(40)), pytest.raises(InterruptedRun):
         Images(root=root).load()
     (part,) = cache.home().glob("datasets/*/pixels.part")
@@ -524,6 +525,5 @@ def test_images_that_a_ground_changes_lie_apart_from_what_earlier_versions_store
     for where, at in ((opaque, 0), (through, 1)):
         images = Images(root=where)
         images.load()
-        with images._collection(Path(where)) as collection:
-            places = store._places(collection.identity(images))
+        places = store._places(images._collection(Path(where)).identity(images))
         assert [(place / "about.json").exists() for place in places] == [at == 0, at == 1]

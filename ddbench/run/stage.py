@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ddbench.base.cache import file_digest, read_json, write_json
+from ddbench.base.guard import guarded
 from ddbench.base.machine import peak_bytes, reset_peak
 from ddbench.base.progress import report
 from ddbench.base.schema import Digest, Number, Whole
@@ -254,13 +255,16 @@ class Stage:
         self.ledger.metrics_end = stream.sync()
         self.ledger.engine |= notes_of(self.matcher)
         self._tick()
-        if has_nan(state):
+        began, saving = time.monotonic(), guarded(f"saving the state of matcher {self.matcher.name!r}")
+        with saving:  # a state that contains itself, say
+            lost = has_nan(state)
+        if lost:
             raise DivergedError(
                 f"the state holds not-a-number at iteration {self.ledger.step} of stage {self.index}; "
                 "try a smaller outer learning rate, a smaller student lr, or fewer student steps"
             )
-        began = time.monotonic()
-        self.checkpoint.save(state, self.best, self.ledger)
+        with saving:
+            self.checkpoint.save(state, self.best, self.ledger)
         self._saved = time.monotonic()
         if self.checkpoint_seconds:  # a state of gigabytes takes seconds to write: spend a twentieth of the time on it
             self._pause = max(self.checkpoint_seconds, 20 * (self._saved - began))

@@ -34,6 +34,7 @@ from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts, Teaching, teach
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
 from ddbench.results.tables import Table
+from ddbench.run.calls import Asked
 from ddbench.run.defaults import MEMORIES, ONE_STAGE
 from ddbench.run.spec import EXPERTS
 from ddbench.run.stage import prepared
@@ -153,7 +154,8 @@ def real_memory(target: Target, name: str) -> SyntheticSet:
     problem = Problem(work.dataset.train, target.ipc, starts, experts, work.dataset.augment, seed)
     problem = prepared(problem, needs_of(matcher, problem))
     with (seed / "memory" / name).scope():
-        return matcher.result(problem, matcher.init(problem))
+        asked = Asked(matcher, problem, work.dataset.validation)
+        return asked.result(asked.init())
 
 
 def at_best_lr(target: Target, record: Record, name: str, memory: Curriculum, teaching: Teaching) -> Curriculum:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
-from ddbench.base.opening import parse_json, read_text
-from ddbench.errors import DataError
+from ddbench.base.cache import read_json
+from ddbench.errors import DamagedError, DataError
 
 RECORD_BYTES = 8_000_000  # of a JSON file; the largest on file has 0.2 MB
 LARGEST = 1e100  # of a number: its square is still one
@@ -74,11 +74,10 @@ class Held(BaseModel):
     def from_file(cls, path: Path) -> Self:
         """What a JSON file holds. Raises DataError for one that is missing or damaged."""
         way = "restore it, or delete its folder" if path.name == "spec.json" else "delete it to have it made again"
-        text = read_text(path, RECORD_BYTES)
         try:
-            held = parse_json(text)
-        except ValueError as error:
-            raise DataError(f"{path} is not readable JSON ({error}); {way}") from error
+            held = read_json(path, RECORD_BYTES)
+        except DamagedError as error:
+            raise DamagedError(f"{str(error).rpartition(';')[0]}; {way}") from error
         return cls.checked(held, f"{path} is damaged ({{}}); {way}")
 
     @classmethod

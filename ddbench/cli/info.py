@@ -245,7 +245,7 @@ def _prepare(name: str, flags: tuple[tuple[str, str], ...], *, quiet: bool, as_j
 def _described(name: str, flags: tuple[tuple[str, str], ...], *, get: bool) -> dict[str, Any]:
     """All that is known of a dataset: ``about``, and what was measured if the data are here or ``get`` is set."""
     from ddbench.base.options import options
-    from ddbench.plugins import about, missing
+    from ddbench.plugins import about, loaded, missing
 
     plugin = _source(name, flags)
     lacking = None if get else missing(plugin)
@@ -257,7 +257,7 @@ def _described(name: str, flags: tuple[tuple[str, str], ...], *, get: bool) -> d
     }
     if lacking is None:
         try:
-            known["measured"] = _measured(plugin.load())
+            known["measured"] = _measured(loaded(plugin))
         except DDBenchError as error:
             if get:
                 raise

@@ -17,6 +17,7 @@ from pydantic import PlainValidator
 from ddbench.base.opening import in_place, parse_json, read_bytes
 from ddbench.base.schema import Digest, Held, Name, Text, number
 from ddbench.errors import DataError, DDBenchError
+from ddbench.plugins import loaded
 from ddbench.run.folder import finished
 from ddbench.run.record import RunRecord
 from ddbench.suite.grid import Cell, Suite
@@ -150,7 +151,7 @@ def plan(
 
 def _loaded(cell: Cell, say: Callable[[str], None]) -> Any:
     try:
-        return cell.spec.dataset.load()
+        return loaded(cell.spec.dataset)
     except DDBenchError as error:
         say(f"warning: what cells on {cell.spec.dataset.name} take is unknown: {error}")
         return None

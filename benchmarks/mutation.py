@@ -3,6 +3,7 @@
 python -m benchmarks.mutation --measure                  # once: which test runs which line, and how long it takes
 python -m benchmarks.mutation --measure tests/base       # tests that are new
 python -m benchmarks.mutation --room base --count 300 --seed 0 --out FILE
+python -m benchmarks.mutation --table
 python -m benchmarks.mutation --room base --out FILE --again  # only what survived, with the tests as they are now
 
 Needs the extra ``mutation``: cosmic-ray makes the mutants, this draws and runs them. A process that has imported torch
@@ -474,6 +475,37 @@ def again(out: Path) -> None:
     _write(out, rows)
 
 
+def figures(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """The counts of a record, by the columns of the table in docs/reliability.md."""
+    first = [row.get("first", row["outcome"]) for row in rows[1:]]
+    unnoticed = [row for row, was in zip(rows[1:], first, strict=True) if was in ("survived", "uncovered")]
+    left = [row for row in unnoticed if row["outcome"] in ("survived", "uncovered")]
+    equivalent = [row for row in left if row.get("why", "").startswith("equivalent")]
+    return {
+        "mutants": rows[0]["mutants"],
+        "drawn": len(first),
+        "killed": first.count("killed"),
+        "timeout": first.count("timeout"),
+        "not noticed": len(unnoticed),
+        "by other tests": sum(not row.get("new") for row in unnoticed) - len(left),
+        "by new tests": sum(bool(row.get("new")) for row in unnoticed),
+        "left": len(left),
+        "equivalent": len(equivalent),
+    }
+
+
+def table(folder: Path = ROOT / "docs" / "results") -> str:
+    """The table of all records in Markdown."""
+    found = {room: figures(_lines(path)) for room in ROOMS if (path := folder / f"mutation-{room}.jsonl").exists()}
+    names = ["room", *next(iter(found.values()))]
+    lines = [
+        names,
+        ["---", *["---:"] * (len(names) - 1)],
+        *([f"`{r}`", *map(str, f.values())] for r, f in found.items()),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def _import() -> None:
     for name in IMPORTED:
         with suppress(ImportError):
@@ -491,8 +523,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--measure", nargs="*", metavar="TESTS", help="only these, added to what was measured")
+    parser.add_argument("--table", action="store_true", help="the counts of all records")
     parser.add_argument("--workers", type=int, default=2, help="processes of --measure")
     given = parser.parse_args()
+    if given.table:
+        print(table(), end="")
+        return
     if given.measure is not None:
         measure(given.measure, given.workers)
         return

@@ -327,6 +327,11 @@ def main_option(plugin: Plugin) -> str | None:
     return getattr(plugin.cls, "argument", None)
 
 
+def remote(plugin: Plugin) -> bool:
+    """Whether the options of a dataset may name any place on the network: then nobody but the user says which."""
+    return bool(getattr(plugin.cls, "remote", False))
+
+
 def costly(plugin: Plugin) -> bool:
     """Whether a metric is computed only when asked for."""
     return bool(getattr(plugin.cls, "costly", False))

@@ -103,14 +103,10 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _require_shallow(held: Any) -> None:
-    level = [held]
+    level = [held] if isinstance(held, (dict, list)) else []
     for _ in range(DEEPEST):
-        level = [
-            part
-            for whole in level
-            if isinstance(whole, (dict, list))
-            for part in (whole.values() if isinstance(whole, dict) else whole)
-        ]
+        parts = (part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole))
+        level = [part for part in parts if isinstance(part, (dict, list))]
         if not level:
             return
     raise ValueError(f"nested more than {DEEPEST} levels deep")
@@ -141,7 +137,7 @@ def in_place(path: Path, mode: str, within: Path | None = None) -> Iterator[IO[A
 def refuse_links(path: Path, within: Path | None = None) -> None:
     """Refuse a path that is a link, or leads through one below ``within`` (its own folder if None)."""
     root = path.parent if within is None else within
-    if ".." in path.parts or not path.is_relative_to(root):
+    if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
         raise DataError(f"{path} is not inside {root}, and is not written to")
     for part in (path, *path.parents):
         if part == root:

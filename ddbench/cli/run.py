@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,4 +191,6 @@ def _build(request: Request, quiet: bool) -> None:
         (wanted.teachers, "teachers", ready.teachers),
     ):
         if count and made is not None:
-            console.data(f"{count} {what}, {made.seconds(count):.1f} s of training, in {made.folder}")
+            seconds = made.seconds(count)
+            cost = "an unknown time" if isnan(seconds) else f"{seconds:.1f} s"
+            console.data(f"{count} {what}, {cost} of training, in {made.folder}")

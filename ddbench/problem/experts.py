@@ -190,7 +190,10 @@ class Experts:
     def _taken(self, index: int, epoch: int) -> Tensor:
         if self._shelf is not None:
             return self._shelf[index, epoch]
-        return snapshot_in(self._path(index), (index, epoch)).to(self.starts.network.device)
+        return self._read((index, epoch)).to(self.starts.network.device)
+
+    def _read(self, key: tuple[int, int]) -> Tensor:
+        return snapshot_in(self._path(key[0]), key)
 
     def _heal(self, index: int, wanted: set[int]) -> None:
         """Make an expert again that does not even tell its epochs."""
@@ -223,7 +226,7 @@ class Experts:
     def _whole(self, index: int, epochs: set[int]) -> bool:
         """Whether an expert has these snapshots, as they were written."""
         try:
-            return all(len(snapshot_in(self._path(index), (index, epoch))) > 0 for epoch in sorted(epochs))
+            return all(len(self._read((index, epoch))) > 0 for epoch in sorted(epochs))
         except (DamagedError, Absent):
             return False
 

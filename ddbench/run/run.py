@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ddbench.base.cache import Cache, atomic_write, file_digest, home, lock, read_json, write_json
+from ddbench.base.cache import Cache, atomic_write, file_digest, home, lock, read_json, sweep, write_json
 from ddbench.base.machine import machine
 from ddbench.base.options import label
-from ddbench.base.progress import report
+from ddbench.base.progress import note, report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Dataset, RealData
 from ddbench.errors import DataError, DivergedError, InterruptedRun, PluginError, UsageError
@@ -35,6 +35,8 @@ from ddbench.run.record import ResultRecord, SpecRecord
 from ddbench.run.spec import RunSpec, differences, known_options
 from ddbench.run.stage import Stage
 from ddbench.train.network import Network
+
+SET = "distilled.safetensors"
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,13 @@ class Run:
         self._check_task()
         with lock(self.folder / ".lock", wait=False):
             self._check_spec()
+            for folder in (self.folder, *self.folder.glob("stage-*"), self.folder / "evaluations"):
+                sweep(folder)
             torch.set_num_threads(self.spec.threads)
             result = finished(self.folder)
+            if result is not None and result.status == "ok" and not (self.folder / SET).exists():
+                note(f"{self.folder / SET} is gone; it is made again")
+                result = None
             if result is None or result.status not in FINAL:
                 result = ResultRecord.model_validate(self._work())
             if result.status == "ok":
@@ -122,26 +129,26 @@ class Run:
             )
 
     def _work(self) -> dict[str, Any]:
-        began = time.time()
+        began = time.monotonic()
         try:
             curriculum, notes, task = self.distil()
         except DivergedError as error:
             result = self._result("diverged", began, [], {}) | {"error": str(error)}
-            write_json(self.folder / "result.json", result)
+            write_json(self.folder / "result.json", result, sealed=True)
             return result
         except (InterruptedRun, DataError, UsageError):
             raise
         except Exception as error:
             said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             failed = {"error": said, "traceback": "".join(format_exception(error)).splitlines()}
-            write_json(self.folder / "result.json", self._result("failed", began, [], {}) | failed)
+            write_json(self.folder / "result.json", self._result("failed", began, [], {}) | failed, sealed=True)
             raise
         distilled = self._describe(curriculum, task)
         distilled.save(self.folder / "distilled.safetensors")
         picture = preview(curriculum, task.real.preprocessing, task.classes)
         atomic_write(self.folder / "preview.png", picture)
         result = self._result("ok", began, notes, self._contents(curriculum, task))
-        write_json(self.folder / "result.json", result)
+        write_json(self.folder / "result.json", result, sealed=True)
         return result
 
     def distil(self) -> tuple[Curriculum, list[dict[str, Any]], Problem]:
@@ -237,17 +244,18 @@ class Run:
             "stages": stages,
             "machine": machine(self.spec.device),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "process_seconds": time.time() - began,
+            "process_seconds": time.monotonic() - began,
             "sha256": {path.name: file_digest(path) for path in present},
         }
 
     def _evaluate(self) -> None:
         """Train the evaluated students and touch the test set, once."""
-        path = self.folder / "distilled.safetensors"
+        path = self.folder / SET
         result = finished(self.folder)
         if result is None or file_digest(path) != result.sha256.get("distilled.safetensors"):
             raise DataError(
-                f"{path} is damaged: it no longer has the sha256 in result.json; delete {self.folder} and run again"
+                f"{path} is damaged: it no longer has the sha256 in result.json; delete it and run again: it is put "
+                "together anew from the sets of its stages"
             )
         distilled = Distilled.load(path)
         plan = Evaluation(distilled, self.dataset, self.spec.protocol, self.settings.students, self.spec.device)

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ddbench import Examples, Experts, Network, Recipe, Seed, Starts, Teaching, UsageError
-from ddbench.base.cache import Cache
+from ddbench.base.cache import Cache, read_json
 from ddbench.base.progress import Event, listening
 from ddbench.base.tensors import load_tensors
 from ddbench.errors import DataError, DDBenchError, InterruptedRun
+from ddbench.problem.experts import Trajectory
+from ddbench.train.fit import Student
 
 
 def trained_alone(made: Experts, index: int, epochs: int, start: Tensor | None = None) -> list[Tensor]:
@@ -179,6 +181,32 @@ def test_interrupted_build_goes_on_and_ends_with_identical_files(tmp_path, epoch
     assert files(stopped, ".partial") == set()
     for name in files(whole):
         assert (stopped.root / name).read_bytes() == (whole.root / name).read_bytes()
+
+
+def test_the_seconds_of_an_interrupted_trajectory_add_up(tmp_path):
+    """What one process noted, what the next did after it, and what the last had to do."""
+    path = tmp_path / "000000.safetensors"
+    student = Student(NETWORK.init(Seed(0)))
+
+    def book() -> Trajectory:
+        return Trajectory(path, (0, 2), NETWORK.length, NETWORK.dtype)
+
+    first = book()
+    assert first.resume(torch.device("cpu")) == 0
+    first.note(0, student)
+    first.save(2.0)
+    second = book()
+    assert second.resume(torch.device("cpu")) == 0
+    assert second.seconds == 2.0
+    second.note(1, student)
+    second.save(1.5)
+    second.save(3.0)  # of this process so far, and not since the last time
+    third = book()
+    assert third.resume(torch.device("cpu")) == 1
+    assert third.seconds == 5.0
+    third.note(2, student)
+    third.finish(0.25)
+    assert read_json(path.with_suffix(".json")) == {"seconds": 5.25}
 
 
 def test_interrupted_build_that_then_wants_other_snapshots_gives_the_same_numbers(tmp_path):

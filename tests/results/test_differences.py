@@ -124,6 +124,22 @@ def test_pairs_that_differ_in_two_things_or_in_their_method_or_ipc_are_not_told(
     for more in ({"scheduler": "pdd", "label_type": "soft"}, {"ipc": 2, "scheduler": "pdd"}):
         assert one_thing_apart(named(*aggregate(base + rows("tesla", SOME[:2], **more)))) == []
     assert one_thing_apart(named(*aggregate(base + rows("mtt", SOME[:2], scheduler="pdd")))) == []
+    assert one_thing_apart(named(*aggregate(base + rows("tesla", SOME[:2], network="convnet(width=9)")))) == []
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_random_images_in_one_set_are_the_baseline_where_there_are_some_in_stages_too(turned):
+    """Those in stages are in this case better, and would change the sign."""
+    one, staged = rows("random", SOME[:2]), rows("random", [0.8, 0.81], scheduler="pdd")
+    found = (staged + one if turned else one + staged) + rows("mtt", [s + 0.1 for s in SOME[:2]])
+    by_name = {(row["matcher"], row["scheduler"]): row for row in compared(found, Ask())[0].rows}
+    assert by_name["mtt", "single"]["difference"] == pytest.approx(0.1)
+    assert by_name["random", "single"]["baseline"] == "(itself)"
+    assert by_name["random", "pdd"]["difference"] == pytest.approx(0.3)
+
+
+def test_a_line_alone_is_not_called_the_best():
+    assert best(rows("mtt", SOME)) == []
 
 
 @pytest.mark.parametrize("costs", [(1000, 500), (500, 1000), (700, 700)])

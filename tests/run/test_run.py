@@ -121,7 +121,7 @@ def test_every_matcher_runs_under_every_scheduler(bench, matcher, scheduler):
 @pytest.mark.parametrize(("matcher", "scheduler"), BOTH)
 def test_a_run_folder_holds_what_the_architecture_says(bench, matcher, scheduler):
     folder = bench.folders[matcher, scheduler]
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
     stages = range(1 if scheduler == "single" else 2)
     evaluation = {p for p in found if p.startswith("evaluations/")}
     assert len(evaluation) == 1

@@ -91,7 +91,7 @@ class Hostile:
             return []
         made = self.folder / "foreign"
         made.mkdir(parents=True)
-        return sorted(hostile_files(self.seed, made))
+        return [path for _, path in hostile_files(self.seed, made)]
 
     def trial(self, number: int) -> Trial:
         """Spoil one file, and give it to one command; every fourth is a set of another tool instead."""

@@ -45,6 +45,8 @@ def run(ctx: click.Context, **given: Any) -> int:
     names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
     request = Request(**{name: given[name] for name in names}, flags=given["options"])
     out, form = given["out"], "json" if given["as_json"] else given["form"]
+    if given["fresh"] and given["resume"]:
+        raise UsageError("--fresh makes a run anew and --resume goes on with it; leave one of them out")
     console.warn_broken()
     if given["dry_run"]:
         plan = _dry_run(request)
@@ -57,8 +59,6 @@ def run(ctx: click.Context, **given: Any) -> int:
     else:
         seeds = range(request.seed, request.seed + given["repeats"])
         specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
-    if given["fresh"] and given["resume"]:
-        raise UsageError("--fresh makes a run anew and --resume goes on with it; leave one of them out")
     renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
     settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
     rows = carry_out(

@@ -40,7 +40,7 @@ class Untouched:
             (record, f.name, getattr(record, f.name)) for record in held if is_dataclass(record) for f in fields(record)
         ]
         self._content = self._digests() if content else {}
-        self._stores = {real.pixels.store: name for name, real in reversed(data.items()) if content}
+        self._stores = {real.pixels.store: name for name, real in reversed(list(data.items())) if content}
         for store in self._stores:
             _ = store.content  # now, if nobody asked for it before
 

@@ -35,7 +35,8 @@ def _is_that_of(spec: RunSpec, folder: Path) -> bool:
         made = from_record(known_options(held))
     except (DDBenchError, KeyError):  # damaged, or of plugins that are not here
         return False
-    return made.key == spec.key and called(made, held, folder.name)
+    undeclared = {*made.declared.values()} == {"1"}  # as all were, then
+    return undeclared and made.key == spec.key and called(made, held, folder.name)
 
 
 def comparable(record: dict[str, Any]) -> dict[str, Any]:

@@ -77,8 +77,7 @@ def test_a_call_leaves_the_process_as_it_was(what):
 def test_a_call_that_fails_leaves_the_process_as_it_was(what):
     before = process()
     with pytest.raises(PluginError), guarded("a plugin"):
-        CHANGES[what]()
-        raise ValueError
+        fails(ValueError(), CHANGES[what])
     assert process() == before
 
 
@@ -118,7 +117,8 @@ def test_whatever_a_plugin_raises_is_its_failure_in_one_sentence_that_says_where
     assert caught.value.__cause__ is error
 
 
-def fails(error: BaseException) -> None:
+def fails(error: BaseException, first: Callable[[], object] = list) -> None:
+    first()
     raise error
 
 
@@ -140,24 +140,29 @@ def test_what_is_not_the_plugins_failure_passes(error):
 
 
 def test_the_interruption_of_a_signal_is_not_the_plugins():
-    with pytest.raises(KeyboardInterrupt), guarded("a plugin"):
+    def waits() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         sum(range(10_000_000))
+
+    with pytest.raises(KeyboardInterrupt), guarded("a plugin"):
+        waits()
 
 
 def test_where_code_of_ddbench_is_in_the_block_only_exits_are_the_plugins():
     with pytest.raises(ZeroDivisionError), guarded("a network", mixed=True):
-        1 / 0  # noqa: B018
+        1 / 0
     with pytest.raises(PluginError, match="a network raised SystemExit"), guarded("a network", mixed=True):
         sys.exit(0)
 
 
 def test_guards_nest():
-    with pytest.raises(PluginError, match="inner raised ValueError"), guarded("outer"):
+    def inner() -> None:
         torch.set_default_dtype(torch.float64)
         with guarded("inner"):
-            torch.set_default_dtype(torch.float32)
-            raise ValueError
+            fails(ValueError(), lambda: torch.set_default_dtype(torch.float32))
+
+    with pytest.raises(PluginError, match="inner raised ValueError"), guarded("outer"):
+        inner()
     assert torch.get_default_dtype() == torch.float32
 
 

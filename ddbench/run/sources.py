@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import Field
 
-import ddbench
 from ddbench.base.cache import file_digest
 from ddbench.base.schema import Digest, Held, Text
 from ddbench.plugins import registry
@@ -38,7 +37,7 @@ class SourcesRecord(Held):
 def sources(spec: RunSpec) -> dict[str, str]:
     """sha256 (hex) of the Python files of each plugin's package or module, by its name, and of ddbench's own."""
     roots = dict(filter(None, (_root(type(getattr(spec, kind))) for kind in PLUGGED)))
-    home = Path(ddbench.__file__).parent
+    home = Path(__file__).parents[1]
     own = [file for part in _DECIDING for file in _files(home / part)]
     return {"ddbench": _digest(home, own)} | {name: _digest(root, _files(root)) for name, root in roots.items()}
 

@@ -148,11 +148,7 @@ def test_programs_find_every_column_in_every_row():
 
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**60), 2**60)
-    | st.floats(-LARGEST, LARGEST)
-    | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-LARGEST, LARGEST) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )

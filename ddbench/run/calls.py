@@ -39,7 +39,9 @@ class Asked:
         self._step = f"step() {self._who}"
         self._images = (problem.ipc * problem.classes, *problem.real.shape)
         self._lent = Untouched(
-            {"training": problem.real, "held-out": judged_on}, _of_sets(problem.frozen), (problem, *problem.frozen.sets)
+            {"training": problem.real, "held-out": judged_on},
+            _of_sets(problem.frozen),
+            (problem, problem.starts, problem.network, *problem.frozen.sets),
         )
 
     def init(self) -> Any:
@@ -182,7 +184,8 @@ def _within(part: RealData, whole: RealData) -> bool:
 
 def stages_of(scheduler: Scheduler) -> int:
     """The number of its stages."""
-    stages = scheduler.stages
+    with guarded(f"stages {_named(scheduler)}"):
+        stages = scheduler.stages
     if type(stages) is not int or stages < 1:
         raise PluginError(f"stages {_named(scheduler)} must be a whole number of at least 1, got {stages!r:.80}")
     return stages

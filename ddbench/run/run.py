@@ -40,6 +40,7 @@ from ddbench.run.stage import Stage
 from ddbench.train.network import Network
 
 SET = "distilled.safetensors"
+_SAID: set[tuple[Path | str, ...]] = set()  # where, and which sources have changed
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,16 @@ class Run:
         """Set a run aside that other code made, if that is asked for or the code is being worked on; else say so."""
         if not (self.folder / "spec.json").exists():
             return
-        other, worked_on = changed(self.spec, self.folder), outdated(self.spec, self.folder)
-        if self.settings.renew == "always" or (worked_on and self.settings.renew == "changed"):
+        fresh = self.settings.renew == "always"
+        other = [] if fresh else changed(self.spec, self.folder)  # of a damaged folder nobody can tell
+        worked_on = outdated(self.spec, self.folder) if self.settings.renew == "changed" else []
+        if fresh or worked_on:
             kept = set_aside(self.folder)
             self.folder = self.settings.out / self.spec.folder
             why = f"the source of {', '.join(worked_on)} has changed: " if worked_on else ""
             note(f"{why}{self.folder.name} is made anew, and what was there is kept as {kept.name}")
-        elif other:
+        elif other and (self.settings.out, *other) not in _SAID:  # once, not for random images beside a run as well
+            _SAID.add((self.settings.out, *other))
             names = ", ".join(other)
             note(f"{self.folder.name} was made by other code of {names}; `ddbench run --fresh` makes it anew")
 

@@ -194,6 +194,17 @@ def test_fresh_makes_a_run_anew_and_loses_nothing(tmp_path):
     assert find_run(kept.name, tmp_path / "runs") == kept
 
 
+def test_fresh_makes_a_damaged_run_anew_too(tmp_path):
+    made, notes = spec("random"), []
+    folder = executed(tmp_path, made, notes)
+    before = distilled(folder)
+    (folder / "result.json").write_text("{")
+    (folder / "spec.json").write_text("[]")
+    assert executed(tmp_path, made, notes, renew="always") == folder
+    assert distilled(folder) == before
+    assert len(run_folders(tmp_path, set_aside=True)) == 2
+
+
 def test_fresh_and_resume_exclude_each_other(tmp_path):
     answer = ddbench("run", "--fresh", "--resume", "x", "--out", tmp_path)
     assert answer.code == 2

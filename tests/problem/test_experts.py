@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -181,6 +182,31 @@ def test_interrupted_build_goes_on_and_ends_with_identical_files(tmp_path, epoch
     assert files(stopped, ".partial") == set()
     for name in files(whole):
         assert (stopped.root / name).read_bytes() == (whole.root / name).read_bytes()
+
+
+def test_a_build_that_is_killed_goes_on_where_it_was_stored_last_every_five_seconds(tmp_path, monkeypatch):
+    """An hour passes between two looks at the clock; what ends the build leaves it no time to store anything."""
+
+    class Killed(BaseException):
+        pass
+
+    left, clock = count(3, -1), count(0, 3600)
+
+    def killed(event: Event) -> None:
+        if event.what == "expert 0" and next(left) == 1:
+            raise Killed
+
+    whole, stopped = Cache(tmp_path / "whole"), Cache(tmp_path / "stopped")
+    experts(whole).build(1, (0, 4))
+    with monkeypatch.context() as patched:
+        patched.setattr("ddbench.problem.experts.time.monotonic", lambda: next(clock))
+        with pytest.raises(Killed), listening(killed):
+            experts(stopped).build(1, (0, 4))
+    with listening(counting := Counting()):
+        experts(stopped).build(1, (0, 4))
+    assert counting.counts["expert 0"] < 4
+    (name,) = files(whole)
+    assert (stopped.root / name).read_bytes() == (whole.root / name).read_bytes()
 
 
 def test_the_seconds_of_an_interrupted_trajectory_add_up(tmp_path):

@@ -110,7 +110,8 @@ def imported(
         "matcher": {"name": "imported", "options": {}},
         "scheduler": {"name": "imported" if len(made.curriculum.phases) > 1 else ONE_STAGE, "options": {}},
     }
-    record["versions"] = {n: v for n, v in record["versions"].items() if n.split()[0] in ("dataset", "network")}
+    for name in ("versions", "declared"):
+        record[name] = {n: v for n, v in record[name].items() if n.split()[0] in ("dataset", "network")}
     teaching = _teaching(made.curriculum, dataset, spec.protocol)
     return replace(made, network=spec.network, teaching=teaching, about=made.about | {"spec": record}), notes
 

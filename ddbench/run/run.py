@@ -87,7 +87,7 @@ class Run:
     def execute(self) -> ResultRecord:
         """Distil, evaluate, and return the result; whatever is finished already is not done again."""
         self._check_task()
-        with lock(self.folder / ".lock", wait=False):
+        with lock(self.folder / ".lock", wait=False, within=self.settings.out):
             self._check_spec()
             torch.set_num_threads(self.spec.threads)
             result = finished(self.folder)

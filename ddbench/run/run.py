@@ -96,7 +96,7 @@ class Run:
         """Distil, evaluate, and return the result; whatever is finished already is not done again."""
         self._check_task()
         self._renew()
-        with lock(self.folder / ".lock", wait=False):
+        with lock(self.folder / ".lock", wait=False, within=self.settings.out):
             self._check_spec()
             for folder in (self.folder, *self.folder.glob("stage-*"), self.folder / "evaluations"):
                 sweep(folder)

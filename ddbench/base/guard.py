@@ -144,8 +144,14 @@ def _set_inference(before: bool) -> None:
     _ENTERED.append(mode)  # it ends when it is collected
 
 
-_PRECISIONS = (("generic", "all"), ("cuda", "conv"), ("cuda", "rnn"), ("cuda", "matmul"), ("mkldnn", "conv"),
-               ("mkldnn", "matmul"))  # fmt: skip
+_PRECISIONS = (
+    ("generic", "all"),
+    ("cuda", "conv"),
+    ("cuda", "rnn"),
+    ("cuda", "matmul"),
+    ("mkldnn", "conv"),
+    ("mkldnn", "matmul"),
+)
 _READ_PRECISION = torch._C._get_fp32_precision_getter
 
 

@@ -1,7 +1,8 @@
 """Whether a set is that of its budget: how many images, of which shape, how many of each class, what labels cost.
 
 A run is asked for this before anything is stored; files may come from anywhere, so it is asked again of the file that
-is submitted, and of the numbers of an entry whenever tables are made.
+is submitted (reading it checks types, shapes, the order of classes, and that hard labels are), and of the numbers of an
+entry whenever tables are made.
 """
 
 from __future__ import annotations
@@ -11,18 +12,15 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-import torch
-
 from ddbench.errors import UsageError
 from ddbench.grade.distilled import Distilled
-from ddbench.problem.synthetic import SyntheticSet
 from ddbench.run.record import RunRecord
 
 FLOAT = 4  # bytes
 
 
 def check_stored(run: RunRecord, folder: Path) -> None:
-    """Refuse a run whose set, as it is stored, is not that of its budget, or not what its result says of it."""
+    """Refuse a run whose set, as it is stored, is damaged, not that of its budget, or not what its result says."""
     distilled = Distilled.load(folder / "distilled.safetensors")
     sets, classes = distilled.curriculum.sets, len(distilled.classes)
     check_recorded(run, classes, distilled.shape)
@@ -35,30 +33,6 @@ def check_stored(run: RunRecord, folder: Path) -> None:
         if (said := getattr(run.result, name)) != value:
             what = name.replace("_", " ")
             raise UsageError(f"the set of {run.run} has {value:,} {what}, but its result says {said}; run it again")
-    for made in sets:
-        if wrong := _wrong(made, classes, distilled.shape):
-            raise UsageError(f"the set of {run.run} {wrong}; run it again")
-
-
-def _wrong(made: SyntheticSet, classes: int, shape: tuple[int, ...]) -> str:
-    """What is wrong with a set by itself; rows are in the order of classes, equally many of each."""
-    each, left = divmod(len(made), classes)
-    if left or not each:
-        return f"has {len(made):,} images, which are not equally many for each of {classes} classes"
-    if made.images.shape[1:] != shape or made.labels.shape[1] != classes:
-        has = f"images {tuple(made.images.shape[1:])} with {made.labels.shape[1]} labels each"
-        return f"has {has}, where {tuple(shape)} and {classes} are due"
-    if {made.images.dtype, made.labels.dtype} != {torch.float32}:
-        return f"has images of {made.images.dtype} and labels of {made.labels.dtype}, where torch.float32 is due"
-    if made.label_type == "hard":
-        due = torch.eye(classes).repeat_interleave(each, 0)
-        said = made.labels if made.label_kind == "probability" else torch.eye(classes)[made.labels.argmax(1)]
-        if rows := int((said != due).any(1).sum()):
-            return (
-                f"declares hard labels, but {rows:,} of {len(made):,} are not the one class that is due in the order "
-                "of classes, and so cost more than a class number"
-            )
-    return ""
 
 
 def check_recorded(run: RunRecord, classes: int, shape: Sequence[int] | None) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ddbench.base.opening import read_bytes, read_text
 from ddbench.boards.board import Board
 from ddbench.boards.entry import Entry, option_text, shown
 from ddbench.boards.rules import Digested
@@ -92,7 +93,7 @@ def build(boards: Sequence[Board], root: Path, every: Sequence[Board]) -> dict[P
     made = {board.name: standings(board) for board in every}
     wanted = {made[b.name].board.folder / "README.md": board_text(made[b.name]) for b in boards}
     path = root / "README.md"
-    text = path.read_text() if path.exists() else f"# Leaderboards\n\n{BEGIN}\n{END}\n"
+    text = read_text(path) if path.exists() else f"# Leaderboards\n\n{BEGIN}\n{END}\n"
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise DataError(f"{path} needs the lines {BEGIN} and {END} once each; the overview is generated between them")
     head, tail = text[: text.index(BEGIN)], text[text.index(END) :]
@@ -264,7 +265,7 @@ def first_place(found: Standings, ipc: int) -> Cells:
 
 def stale(wanted: dict[Path, str]) -> list[Path]:
     """The files that do not hold what they should."""
-    return [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    return [path for path, text in wanted.items() if not path.exists() or read_bytes(path) != text.encode()]
 
 
 def _typeset(text: str) -> str:

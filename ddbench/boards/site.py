@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddbench.base.cache import atomic_write, read_json
+from ddbench.base.cache import atomic_write
 from ddbench.boards.entry import EntryRun, command_of, pack, shown
 from ddbench.boards.figures import figures, ranked_view, transfers
 from ddbench.boards.picture import opened, picture_of
@@ -23,6 +23,7 @@ from ddbench.errors import UsageError
 from ddbench.results.aggregate import per_run
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING
 from ddbench.results.tables import REPORTED, cell
+from ddbench.run.record import ControlsRecord
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -119,14 +120,16 @@ def _facts_of_run(run: EntryRun) -> list[tuple[str, str, None]]:
 
 def _controls(folder: Path) -> list[PageData]:
     """The control matrix and its scores, where they were made."""
-    if not (folder / "controls.json").exists():
+    path = folder / "controls.json"
+    if not path.exists():
         return []
-    held = read_json(folder / "controls.json")
-    formulas = held.get("formulas", {})
-    scores = [{"score": n, "value": v, "formula": formulas.get(n)} for n, v in held["scores"].items()]
-    source = f"Scores, after {shown(held.get('source'), 200)}"
+    held = ControlsRecord.from_file(path)
+    scores = [{"score": n, "value": v, "formula": held.formulas.get(n)} for n, v in held.scores.items()]
+    source = f"Scores, after {shown(held.source, 200)}"
     return [
-        table_view("Images, labels and augmentation apart", CONTROLS, held["matrix"]),
+        table_view(
+            "Images, labels and augmentation apart", CONTROLS, [control.json_value() for control in held.matrix]
+        ),
         table_view(source, {"score": "score", "value": "value", "formula": "formula"}, scores),
     ]
 

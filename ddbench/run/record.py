@@ -183,6 +183,27 @@ class EvaluationRecord(Held):
         return [student.accuracy for student in self.students]
 
 
+class ControlRecord(Held):
+    """One cell of the matrix of ``controls.json``."""
+
+    images: Text
+    labels: Text
+    augmentation: Text
+    accuracy_mean: Fraction
+    accuracy_std: Number | None = None
+    n: Whole = 0
+    student_lr: Text | None = None
+
+
+class ControlsRecord(Held):
+    """``controls.json``: what images, labels and augmentation contribute, and the scores that follow."""
+
+    matrix: list[ControlRecord]
+    scores: dict[Text, Number]
+    formulas: dict[Text, Text] = Field(default={})
+    source: Text = ""
+
+
 class RunRecord(Held):
     """A run: what was asked for, what came out, and how students did on it."""
 

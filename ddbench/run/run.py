@@ -36,7 +36,6 @@ from ddbench.run.spec import RunSpec, differences, known_options
 from ddbench.run.stage import Stage
 from ddbench.train.network import Network
 
-
 SET = "distilled.safetensors"
 
 

@@ -508,6 +508,19 @@ def test_any_damage_to_the_description_makes_the_store_again(root):
         assert Images(root=root).load().digest == digest
 
 
+def test_a_store_that_is_cut_or_of_an_earlier_version_is_made_again_with_one_line(root, notes):
+    digest = Images(root=root).load().digest
+    (stored,) = cache.home().glob("datasets/*/pixels.npy")
+    about = stored.with_name("about.json")
+    earlier = {name: value for name, value in json.loads(about.read_text()).items() if name not in ("seal", "stamp")}
+    stored.write_bytes(stored.read_bytes()[:-5])
+    assert Images(root=root).load().digest == digest
+    about.write_text(json.dumps(earlier))
+    assert Images(root=root).load().digest == digest
+    wanted = f"the decoded images in {stored.parent} are damaged, or of an earlier version; they are made again"
+    assert notes == [wanted] * 2
+
+
 @pytest.mark.parametrize("name", ["about.json", "pixels.npy"])
 def test_a_pipe_in_the_place_of_a_file_of_the_store_is_not_waited_for(root, name):
     digest = Images(root=root).load().digest

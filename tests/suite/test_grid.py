@@ -56,7 +56,7 @@ def test_a_plan_needs_no_variable_and_shows_what_none_holds(tmp_path, monkeypatc
         ),
         (
             "[[matrix]]\ndataset = {name = 'images', options = {root = '~nobody-here/x'}}\nmatcher = 'dm'\nipc = 1",
-            "user",
+            "home directory",
         ),
         ("[[matrix]]\ndataset = 'images:" + "x" * 5000 + "'\nmatcher = 'dm'\nipc = 1\nprotocol = 'x'", "protocol"),
     ],

@@ -183,7 +183,8 @@ class DatasetSource(Protocol):
     Two optional things serve ``ddbench info`` and ``ddbench prepare``. ``about`` is a class attribute, a
     dictionary of short texts that hold without the data: ``licence``, ``licence_url``, ``homepage``, ``citation``,
     ``images`` (published sizes). The other is :class:`Telling`. A third, the class attribute ``argument``, names the
-    option that ``--dataset NAME:VALUE`` sets.
+    option that ``--dataset NAME:VALUE`` sets; with ``remote = True`` a file that names this dataset is not taken at its
+    word, since that option may name any place on the network.
     """
 
     @property

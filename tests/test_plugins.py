@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -373,6 +375,15 @@ class Stepless:
     def result(self, problem: Any, state: Any) -> None: ...
 
 
+class Skipped(BaseException):
+    """As pytest.importorskip raises one."""
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -392,6 +403,12 @@ class Stepless:
         (SystemExit(0), "SystemExit"),
         (SyntaxError("bad"), "SyntaxError"),
         (RecursionError("deep"), "RecursionError"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (GeneratorExit(), "GeneratorExit"),
+        (Skipped("not here"), "Skipped: not here"),
+        (Mute(), "Mute: (it cannot say what)"),
+        (RuntimeError("\x1b[2J\u202e red"), "RuntimeError: ?[2J? red"),
+        (RuntimeError("x" * 10_000), "xxx..."),
     ],
 )
 def test_a_broken_plugin_is_skipped_with_the_reason_and_the_rest_works(given, reason):
@@ -401,6 +418,28 @@ def test_a_broken_plugin_is_skipped_with_the_reason_and_the_rest_works(given, re
     assert "package-0" in str(broken)
     assert "\n" not in str(broken)
     assert found.names("matcher") == ["good"]
+
+
+def test_what_a_broken_plugin_may_have_brought_is_said_when_a_name_is_not_found():
+    """Its entry point need not be called like its matcher."""
+    found = loaded(ImportError("cannot import that"), module(register_matchers=lambda register: register(Good)))
+    with pytest.raises(
+        UsageError, match=r"no matcher called 'better'.*'plugin-0' of package-0 is skipped: ImportError"
+    ):
+        found.get("matcher", "better")
+
+
+def test_the_version_of_what_a_plugin_computes_is_what_its_class_declares():
+    def declaring(**more: Any) -> Any:
+        return dataclass(frozen=True)(type("Changed", (Good,), more))
+
+    found = loaded(module(register_matchers=lambda register: register(declaring(version="2"))))
+    assert found.get("matcher", "good").declared == "2"
+    assert loaded(module(register_matchers=lambda register: register(Good))).get("matcher", "good").declared == "1"
+    option = declaring(version="x", __annotations__={"version": str})
+    assert loaded(module(register_matchers=lambda register: register(option))).get("matcher", "good").declared == "1"
+    (broken,) = loaded(module(register_matchers=lambda register: register(declaring(version=("a", 1))))).broken
+    assert "version must be a short text or a whole number" in str(broken)
 
 
 def test_a_plugin_that_fails_half_way_registers_nothing():
@@ -414,8 +453,14 @@ def test_a_plugin_that_fails_half_way_registers_nothing():
 
 
 def test_an_interruption_while_plugins_load_is_not_taken_for_a_broken_plugin():
+    """The signal arrives between two instructions of the plugin; one that raises the exception itself is broken."""
+
+    def waits(register: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
     with pytest.raises(KeyboardInterrupt):
-        loaded(KeyboardInterrupt())
+        loaded(module(register_matchers=waits))
 
 
 def test_two_plugins_with_one_name_name_both_packages():

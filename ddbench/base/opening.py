@@ -137,7 +137,7 @@ def in_place(path: Path, mode: str, within: Path | None = None) -> Iterator[IO[A
 def refuse_links(path: Path, within: Path | None = None) -> None:
     """Refuse a path that is a link, or leads through one below ``within`` (its own folder if None)."""
     root = path.parent if within is None else within
-    if ".." in path.parts or not path.is_relative_to(root):
+    if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
         raise DataError(f"{path} is not inside {root}, and is not written to")
     for part in (path, *path.parents):
         if part == root:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ddbench.base.opening import in_place
+
 PARENT = "DDBENCH_PARENT"  # the process that a worker works for
 _TAIL = 4000
 _WATCH_SECONDS = 0.5
@@ -20,7 +22,7 @@ _WATCH_SECONDS = 0.5
 
 def launch(words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Start ``ddbench WORDS`` with its messages in ``log``, in a session of its own: Ctrl-C reaches only us."""
-    with log.open("wb") as messages:
+    with in_place(log, "wb") as messages:
         return subprocess.Popen(  # noqa: S603 - our own command
             [sys.executable, "-P", "-m", "ddbench", *words],
             stdin=subprocess.DEVNULL,

@@ -84,8 +84,8 @@ class Held(BaseModel):
     def checked(cls, value: object, complaint: str) -> Self:
         """The same of a value; ``complaint`` is the sentence of the DataError, with braces for what is wrong."""
         try:
+            made = cls.model_validate(value)
             require_bounded(value)
-            return cls.model_validate(value)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(str(part) for part in first["loc"])[:200]
@@ -93,6 +93,7 @@ class Held(BaseModel):
             raise DataError(_filled(complaint, f"{place}: {said}" if place else said)) from error
         except ValueError as error:
             raise DataError(_filled(complaint, str(error))) from error
+        return made
 
     def json_value(self) -> dict[str, Any]:
         """What it was read from, to the last digit: defaults are not filled in."""

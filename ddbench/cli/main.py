@@ -15,7 +15,7 @@ from ddbench.cli.info import check_grad, info, list_, plugins, prepare
 from ddbench.cli.results import compare
 from ddbench.cli.run import experts, run
 from ddbench.cli.suite import suite
-from ddbench.errors import DDBenchError, require_posix
+from ddbench.errors import DDBenchError, out_of_memory, require_posix
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,12 +32,6 @@ for command in (
     leaderboard, report,
 ):  # fmt: skip
     cli.add_command(command)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch has a class for CUDA and only words for the CPU."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def main() -> None:
@@ -63,7 +57,7 @@ def main() -> None:
         console.fail(f"{error.strerror or error}{where}; mend that and run the same command again")
         code = 3
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         what = str(error).strip().partition("\n")[0] or "no more memory"
         console.fail(

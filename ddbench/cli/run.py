@@ -92,6 +92,7 @@ def carry_out(
     """Carry out runs on one dataset, with random images beside each and the whole training set above."""
     import torch
 
+    from ddbench.plugins import loaded
     from ddbench.run import trackers as tracking
     from ddbench.run.record import RunRecord
     from ddbench.run.references import references
@@ -101,7 +102,7 @@ def carry_out(
     rows: list[Row] = []
     with console.working(quiet):
         torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
-        dataset = specs[0].dataset.load()
+        dataset = loaded(specs[0].dataset)
         if skipped := dataset.facts.get("skipped"):
             console.say(f"warning: left out {skipped}")
         _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
@@ -121,11 +122,12 @@ def carry_out(
 
 def _dry_run(request: Request) -> dict[str, Any]:
     """Every resolved value with its origin, and what the run will take."""
+    from ddbench.plugins import loaded
     from ddbench.run.forecast import forecast
     from ddbench.run.spec import resolve
 
     resolved = resolve(request)
-    dataset = resolved.spec.dataset.load()
+    dataset = loaded(resolved.spec.dataset)
     values = {name: {"value": value, "from": origin} for name, (value, origin) in resolved.origins.items()}
     return {
         "key": resolved.spec.key,
@@ -170,14 +172,14 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
 
 def _build(request: Request, quiet: bool) -> None:
     """Train what the first stage of a run needs, and say where it is."""
-    from ddbench.plugins import needs_of
+    from ddbench.plugins import loaded, needs_of
     from ddbench.run.run import first_problem
     from ddbench.run.spec import resolve
     from ddbench.run.stage import prepared
 
     spec = resolve(request).spec
     with console.working(quiet):
-        dataset = spec.dataset.load()
+        dataset = loaded(spec.dataset)
         problem = first_problem(spec, dataset)
         wanted = needs_of(spec.matcher, problem)
         if not wanted.experts and not wanted.teachers:

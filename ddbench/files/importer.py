@@ -23,6 +23,7 @@ from ddbench.files.safe_load import natural
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import Protocol
 from ddbench.hookspecs import DatasetSource, NetworkSource
+from ddbench.plugins import loaded
 from ddbench.problem.experts import layout
 from ddbench.problem.starts import Teaching
 from ddbench.problem.synthetic import Curriculum, SyntheticSet
@@ -91,7 +92,7 @@ def imported(
         raise UsageError(f"--labels {labels!r} is none of {', '.join(LABELS)}")
     spec = resolve(request).spec
     torch.set_num_threads(spec.threads)  # statistics of the data depend on it in their last bits
-    dataset = spec.dataset.load()
+    dataset = loaded(spec.dataset)
     fits = "zca" in options(spec.dataset) and math.prod(dataset.train.shape) <= LARGEST_ZCA
     made, notes = adopt(
         path,
@@ -116,13 +117,13 @@ def imported(
 
 def _whitening(source: DatasetSource) -> Preprocessing:
     whitened = make(type(source), options(source) | {"zca": True}, "dataset")
-    return whitened.load().train.preprocessing
+    return loaded(whitened).train.preprocessing
 
 
 def imported_experts(paths: Sequence[Path], request: Request) -> str:
     """:func:`import_experts` for the dataset's images and the network that ``request`` names."""
     spec = resolve(request).spec
-    dataset = spec.dataset.load()
+    dataset = loaded(spec.dataset)
     network = Network(spec.network, dataset.train.shape, len(dataset.classes), torch.device("cpu"))
     return import_experts(paths, network, Cache(home()))
 

@@ -6,7 +6,6 @@ j + 1 starts from. :func:`teach` is that one function; the evaluator and :class:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -53,7 +52,7 @@ class Teaching:
         """The optimiser steps of a phase."""
         recipe = self.lesson(phase)
         shown = sum(len(curriculum.sets[i]) * curriculum.sets[i].decoder.copies for i in curriculum.phases[phase])
-        return recipe.steps or (recipe.epochs or 1) * math.ceil(shown / recipe.batch)
+        return recipe.steps or (recipe.epochs or 1) * recipe.per_epoch(shown)
 
     def total(self, curriculum: Curriculum) -> int:
         """The optimiser steps of all phases."""

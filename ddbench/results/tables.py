@@ -53,6 +53,7 @@ PER_RUN = (
         "selection": "selected on",
     }
     | _COSTS
+    | {"note": "note"}
 )
 LINES = _COMMON | {
     "accuracy_mean": "accuracy %",

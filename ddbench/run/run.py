@@ -10,6 +10,7 @@ import datetime
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ddbench.base.options import label
 from ddbench.base.progress import note, report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Dataset, RealData
-from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from ddbench.errors import DataError, DivergedError, InterruptedRun, PluginError, UsageError
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, evaluate
 from ddbench.grade.preview import preview
@@ -28,12 +29,12 @@ from ddbench.hookspecs import Scheduler
 from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
+from ddbench.run.calls import next_problem, phases_of, stages_of
 from ddbench.run.folder import FINAL, finished
 from ddbench.run.record import ResultRecord, SpecRecord
 from ddbench.run.spec import RunSpec, differences, known_options
 from ddbench.run.stage import Stage
 from ddbench.train.network import Network
-
 
 SET = "distilled.safetensors"
 
@@ -65,14 +66,14 @@ def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
 
 def first_problem(spec: RunSpec, dataset: Dataset) -> Problem:
     """What the first stage of a run is asked. Raises UsageError where the budget cannot be divided."""
-    problem = spec.scheduler.next(build_task(spec, dataset), Curriculum())
+    problem = next_problem(spec.scheduler, build_task(spec, dataset), Curriculum())
     assert problem is not None, f"scheduler {spec.scheduler.name!r} has no stage"
     return problem
 
 
 def phases(scheduler: Scheduler) -> int:
     """Into how many phases a student's N steps are divided: one where it learns the union of all stages at once."""
-    return len(scheduler.phases(scheduler.stages))
+    return len(phases_of(scheduler, stages_of(scheduler)))
 
 
 @dataclass(eq=False)
@@ -138,8 +139,9 @@ class Run:
         except (InterruptedRun, DataError, UsageError):
             raise
         except Exception as error:
-            failed = self._result("failed", began, [], {}) | {"error": f"{type(error).__name__}: {error}"}
-            write_json(self.folder / "result.json", failed, sealed=True)
+            said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            failed = {"error": said, "traceback": "".join(format_exception(error)).splitlines()}
+            write_json(self.folder / "result.json", self._result("failed", began, [], {}) | failed, sealed=True)
             raise
         distilled = self._describe(curriculum, task)
         distilled.save(self.folder / "distilled.safetensors")
@@ -153,7 +155,7 @@ class Run:
         """The loop over stages: the curriculum, notes on each stage, and the task. Sees no test data."""
         spec, task = self.spec, build_task(self.spec, self.dataset)
         done, notes = Curriculum(), []
-        while (problem := spec.scheduler.next(task, done)) is not None:
+        while (problem := next_problem(spec.scheduler, task, done)) is not None:
             stage = self._stage(len(done), problem, done)
             try:
                 made, note = stage.solve()
@@ -162,7 +164,7 @@ class Run:
                 raise
             notes.append(note)
             sets = (*done.sets, made)
-            done = Curriculum(sets, tuple(spec.scheduler.phases(len(sets))))
+            done = Curriculum(sets, phases_of(spec.scheduler, len(sets)))
             report("stages", len(done), spec.scheduler.stages)
         return done, notes, task
 
@@ -170,7 +172,7 @@ class Run:
         """What was selected before the divergence, as a file that ``ddbench eval`` reads."""
         sets = done.sets if stage.best is None else (*done.sets, stage.best)
         if sets:
-            good = Curriculum(sets, tuple(self.spec.scheduler.phases(len(sets))))
+            good = Curriculum(sets, phases_of(self.spec.scheduler, len(sets)))
             self._describe(good, task).save(self.folder / "last_good.safetensors")
 
     def _stage(self, index: int, problem: Problem, done: Curriculum) -> Stage:
@@ -179,7 +181,7 @@ class Run:
         teaching = spec.protocol.evaluation(images, phases(spec.scheduler)).on(problem.augment)
         seed = problem.seed / "selection"
         # What students know before the phase that this set adds; nothing where that phase is their first.
-        known = tuple(spec.scheduler.phases(index + 1))[:-1]
+        known = phases_of(spec.scheduler, index + 1)[:-1]
         taught = Curriculum(done.sets, known) if known else Curriculum()
         judges = replace(problem.starts, seed=seed, teaching=teaching, taught=taught, count=spec.protocol.judges)
         return Stage(
@@ -187,7 +189,7 @@ class Run:
             problem=problem,
             matcher=spec.matcher,
             protocol=spec.protocol,
-            phases=tuple(spec.scheduler.phases(index + 1)),
+            phases=phases_of(spec.scheduler, index + 1),
             judges=judges,
             judged_on=self._judged_on().to(spec.device),
             folder=self.folder / f"stage-{index}",

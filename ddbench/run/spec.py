@@ -9,18 +9,20 @@ import json
 import os
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from ddbench.base.cache import digest
 from ddbench.base.options import changed, describe, make, options, without_removed
-from ddbench.errors import UsageError, did_you_mean
+from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.hookspecs import DatasetSource, Matcher, NetworkSource, Scheduler
 from ddbench.plugins import Plugin, RecipeEntry, decodes, main_option, registry
 from ddbench.problem.decode import IDENTITY, Decoder
 from ddbench.run.defaults import BASELINE, DATASET, MATCHER, NETWORK, ONE_STAGE, SCHEDULER
+from ddbench.run.record import RunRecord, SpecRecord
 from ddbench.train.fit import TRAINER_VERSION, Recipe
 
+_R = TypeVar("_R", bound=RunRecord)
 SCHEMA = 1
 PLUGGED = ("dataset", "matcher", "scheduler", "network")
 GROUPS = (*PLUGGED, "experts", "protocol", "decoder")
@@ -136,8 +138,17 @@ def resolve(request: Request) -> Resolved:
 def known_options(record: dict[str, Any]) -> dict[str, Any]:
     """The record without options that plugins no longer have, where these stand at what was their default."""
     classes = {kind: registry().get(kind, record[kind]["name"]).cls for kind in PLUGGED}
-    kept = {kind: without_removed(cls, record[kind]["options"], kind) for kind, cls in classes.items()}
+    kept = {kind: without_removed(cls, record[kind].get("options", {}), kind) for kind, cls in classes.items()}
     return record | {kind: record[kind] | {"options": options} for kind, options in kept.items()}
+
+
+def current(run: _R) -> _R:
+    """The same of a run; as it is where a plugin is not here, or an option that is gone stands at another value."""
+    try:
+        held = known_options(run.spec.json_value())
+    except (UsageError, DataError):
+        return run
+    return run.model_copy(update={"spec": SpecRecord.model_validate(held)})
 
 
 def from_record(record: dict[str, Any]) -> RunSpec:

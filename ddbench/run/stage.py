@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from ddbench.base.cache import file_digest, read_json, write_json
+from ddbench.base.guard import guarded
 from ddbench.base.machine import peak_bytes, reset_peak
 from ddbench.base.progress import report
 from ddbench.base.schema import Digest, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.base.state import has_nan, load_state, save_state
 from ddbench.data.dataset import RealData
-from ddbench.errors import DamagedError, DataError, DivergedError, InterruptedRun, UsageError
+from ddbench.errors import DamagedError, DataError, DivergedError, InterruptedRun, PluginError, UsageError
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import Verdict, judge
 from ddbench.hookspecs import Matcher
@@ -30,6 +31,7 @@ from ddbench.problem.experts import Experts
 from ddbench.problem.problem import Needs, Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import OUT_OF_RANGE, Curriculum, SyntheticSet
+from ddbench.run.calls import Asked
 from ddbench.run.checkpoint import Checkpoint, Ledger, Log
 from ddbench.run.record import StageRecord
 
@@ -87,7 +89,16 @@ class Stage:
         reset_peak(self.device.type)
         with Log(self.metrics, self.ledger.metrics_end) as stream:
             self._loop(state, stream)
+        self._look_at_content()
         return self._finish()
+
+    def _look_at_content(self) -> None:
+        """Nothing of a stage whose matcher changed the data is kept: going on with it would hide that."""
+        try:
+            self._asked.look_at_content()
+        except PluginError:
+            self.checkpoint.path.unlink(missing_ok=True)
+            raise
 
     def finished(self) -> tuple[SyntheticSet, dict[str, Any]] | None:
         """The result on disk, verified, or None."""
@@ -111,6 +122,7 @@ class Stage:
         """Make what the matcher needs: experts from this problem's starts."""
         wanted = needs_of(self.matcher, self.problem)
         self.problem = prepared(self.problem, wanted)
+        self._asked = Asked(self.matcher, self.problem, self.judged_on)
         if wanted.experts:
             self.expert_seconds += self.problem.experts.seconds(wanted.experts)
         if self.problem.teachers is not None:
@@ -125,7 +137,7 @@ class Stage:
         previous = self.folder.parent / f"stage-{self.index - 1}" / "result.json"
         self.ledger.metrics_end = read_json(previous)["metrics_end"] if previous.exists() else 0
         with (self.seed / "init").scope():
-            return self.matcher.init(self.problem)
+            return self._asked.init()
 
     def _loop(self, state: Any, stream: Log) -> None:
         steps, checks = self.matcher.steps, self.protocol.checks
@@ -159,7 +171,7 @@ class Stage:
     def _step(self, state: Any, k: int, stream: Log) -> tuple[Any, dict[str, Any]]:
         with (self.seed / "step" / k).scope():
             try:
-                return self.matcher.step(self.problem, state, k)
+                return self._asked.step(state, k)
             except DivergedError as error:
                 self._read(stream)  # an earlier step may tell the cause
                 raise DivergedError(f"at iteration {k} of stage {self.index}, {error}") from error
@@ -209,7 +221,7 @@ class Stage:
         """Judge the current set; keep it if it is the best so far."""
         began = time.monotonic()
         with (self.seed / "result" / self.ledger.step).scope():
-            made = self.matcher.result(self.problem, state)
+            made = self._asked.result(state)
         candidate = replace(made, decoder=self.problem.decoder).detached()
         if not candidate.finite():
             raise DivergedError(
@@ -243,13 +255,16 @@ class Stage:
         self.ledger.metrics_end = stream.sync()
         self.ledger.engine |= notes_of(self.matcher)
         self._tick()
-        if has_nan(state):
+        began, saving = time.monotonic(), guarded(f"saving the state of matcher {self.matcher.name!r}")
+        with saving:  # a state that contains itself, say
+            lost = has_nan(state)
+        if lost:
             raise DivergedError(
                 f"the state holds not-a-number at iteration {self.ledger.step} of stage {self.index}; "
                 "try a smaller outer learning rate, a smaller student lr, or fewer student steps"
             )
-        began = time.monotonic()
-        self.checkpoint.save(state, self.best, self.ledger)
+        with saving:
+            self.checkpoint.save(state, self.best, self.ledger)
         self._saved = time.monotonic()
         if self.checkpoint_seconds:  # a state of gigabytes takes seconds to write: spend a twentieth of the time on it
             self._pause = max(self.checkpoint_seconds, 20 * (self._saved - began))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import lock
+from ddbench.base.opening import refuse_links
 from ddbench.base.process import Worker, death
 from ddbench.base.progress import Interrupts, Say
 from ddbench.errors import BusyError, InterruptedRun, UsageError
@@ -87,6 +88,7 @@ def _line(cell: Cell, suite: Suite) -> dict[str, Any]:
 
 
 def _remove(folder: Path) -> None:
+    refuse_links(folder)
     with lock(folder / ".lock", wait=False):
         shutil.rmtree(folder)
 
@@ -138,6 +140,7 @@ class Work:
 
     def carry_out(self) -> None:
         """Run what is to do, and record every cell as it ends. Raises InterruptedRun on the first signal."""
+        refuse_links(self._base.with_suffix(".lock"), self.orders.out)
         with _held(self._base.with_suffix(".lock")), Interrupts() as interrupts:
             self.status = cell_standings(self.suite, self.orders.out)
             for cell in self.suite.cells:
@@ -172,6 +175,7 @@ class Work:
             queue.remove(cell)
             name = cell.spec.folder
             log = self._base / f"{name}.log"
+            refuse_links(log, self.orders.out)
             worker = Worker(words(cell, self.suite, self.orders.out), cell.spec.threads, log)
             self._working[cell.key] = (cell, worker)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boardkit import HOSTILE, board, hostile_command, made, packed, pictured, posted
+from boardkit import HOSTILE, board, made, packed, pictured, posted
 from browser import Visit, chromium
 
 pytest.importorskip("jinja2", reason="the extra html is not installed")
@@ -414,12 +414,12 @@ def test_hostile_entries_stay_text(run, tmp_path, browser, kind):
         link=text,
         note=text,
         date=text,
-        command=hostile_command(text),
+        command=text,
         picture=pictured(toys, run) | {"classes": [text] * 3},
     )
     for part in entry["runs"]:
         part["result"]["machine"] = {"device": text, "torch": text, "ddbench": text}
-        part["spec"]["matcher"]["name"] = text
+        part["spec"]["versions"] = {text: text}
         part["evaluations"].append(part["evaluations"][0] | {"network": text})
         part["evaluations"][0]["students"][0][text] = 0.5
         part["evaluations"][0]["students"][1][text] = 0.5

@@ -1,170 +1,190 @@
-"""Evaluations as files: believed only as they were written, and written by one process at a time."""
+"""Evaluations as files: what they hold, what they depend on, and the ceiling beside them."""
 
 from __future__ import annotations
 
 import json
-import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
-from tiny import ddbench, run, spec
+from tiny import run, spec
 
-from ddbench.base.cache import Cache, home, read_json
-from ddbench.base.progress import noting
-from ddbench.errors import DamagedError, DataError
-from ddbench.grade import evaluation
+from ddbench import Curriculum, Network, Seed, Starts, Student, teach
+from ddbench.data.dataset import Dataset
+from ddbench.errors import DataError
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, ceiling, default_metrics, evaluate
+from ddbench.grade.protocol import Protocol
+from ddbench.grade.selection import tuned
+from ddbench.grade.student import accuracy
+from ddbench.train.fit import fit
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def folder(module_home, tmp_path_factory) -> Path:
-    """A finished run."""
-    return run(tmp_path_factory.mktemp("runs"), spec("random", "single", 1), students=2)
+def made(module_home, tmp_path_factory) -> Iterator[tuple[Distilled, Dataset, Protocol]]:
+    """A set of random images, the data, and the rules."""
+    base = spec("random", "single", 2)
+    folder = run(tmp_path_factory.mktemp("runs"), base, students=1)
+    return Distilled.load(folder / "distilled.safetensors"), base.dataset.load(), base.protocol
 
 
 @pytest.fixture
-def plan(folder) -> Evaluation:
-    made = spec("random", "single", 1)
-    distilled = Distilled.load(folder / "distilled.safetensors")
-    return Evaluation(distilled, made.dataset.load(), made.protocol, 2, "cpu")
+def plan(made) -> Evaluation:
+    distilled, dataset, protocol = made
+    return Evaluation(distilled, dataset, protocol, 2, "cpu", metrics={})
 
 
-def graded(plan: Evaluation, folder: Path) -> dict[str, Any]:
-    return evaluate(plan, folder, threads=1, seed=0)
+def graded(plan: Evaluation, folder: Path, seed: int = 5) -> dict[str, Any]:
+    return evaluate(plan, folder, threads=1, seed=seed)
 
 
-def test_an_evaluation_is_read_and_not_done_again_also_where_nothing_may_be_written(plan, tmp_path, monkeypatch):
+def test_the_students_of_an_evaluation_are_those_of_a_loop_over_their_seeds(plan, tmp_path):
+    record = graded(plan, tmp_path)
+    distilled = plan.distilled
+    network = distilled.build_network("cpu")
+    test = replace(plan.dataset.test, preprocessing=distilled.preprocessing)
+    for i, student in enumerate(record["students"]):
+        seed = Seed(5) / "evaluation" / i
+        begin = Student(network.init(seed / "init"))
+        taught = teach(network, begin, distilled.curriculum, distilled.teaching, seed)
+        assert student["accuracy"] == accuracy(network, taught.vector, test)
+    assert len(record["students"]) == record["n"] == 2
+    assert record["complete"]
+
+
+def test_a_metric_is_added_to_what_is_there_and_counts_its_students(plan, tmp_path):
     first = graded(plan, tmp_path)
-    (tmp_path / f".{first['key']}.lock").unlink()
-
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("again")
-
-    monkeypatch.setattr(evaluation, "measured_students", never)
-    monkeypatch.setattr(evaluation, "lock", never)
-    assert graded(plan, tmp_path) == first
-
-
-def test_an_accuracy_that_was_edited_is_refused_with_what_to_do_and_doing_it_helps(plan, tmp_path):
-    first = graded(plan, tmp_path)
+    assert first["metrics"] == {}
+    wanted = {"ece": default_metrics()["ece"]}
+    second = graded(replace(plan, metrics=wanted), tmp_path)
+    assert second["metrics"] == {"ece": 2}
+    assert [set(s) - {"accuracy"} for s in second["students"]] == [{"ece"}] * 2
+    assert [s["accuracy"] for s in second["students"]] == [s["accuracy"] for s in first["students"]]
     (path,) = tmp_path.glob("*.json")
-    text = path.read_text()
-    accuracy = json.dumps(first["students"][0]["accuracy"])
-    path.write_text(text.replace(f'"accuracy": {accuracy}', '"accuracy": 0.999', 1))
-    said = (
-        rf"{path} is damaged: it was edited.*; delete it and run the same command again: its students are trained anew"
-    )
-    with pytest.raises(DamagedError, match=said):
-        graded(plan, tmp_path)
-    path.unlink()
-    assert graded(plan, tmp_path) == first
-    assert path.read_text() == text
+    before = path.stat().st_mtime_ns
+    assert graded(replace(plan, metrics=wanted), tmp_path) == second
+    assert path.stat().st_mtime_ns == before  # nobody was trained again
+
+
+def test_a_metric_with_other_options_takes_the_place_of_its_old_numbers(plan, tmp_path):
+    metric = default_metrics()["ece"]
+    graded(replace(plan, metrics={"ece": metric}), tmp_path)
+    other = graded(replace(plan, metrics={"ece": replace(metric, bins=3)}), tmp_path)
+    assert other["metrics"] == {"ece(bins=3)": 2}
+
+
+@pytest.mark.parametrize("change", [--0.25, 0.25])
+def test_students_that_come_out_otherwise_are_refused_with_both_numbers(plan, tmp_path, change):
+    record = graded(plan, tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    now = record["students"][1]["accuracy"]
+    record["students"][1]["accuracy"] = now + change
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=rf"student 1 now has accuracy {now}, but .* records {now + change}"):
+        graded(replace(plan, metrics={"ece": default_metrics()["ece"]}), tmp_path)
+
+
+def test_what_decides_the_students_decides_the_file(plan, tmp_path):
+    distilled = plan.distilled
+    other = [s.detached("cpu") for s in distilled.curriculum.sets]
+    other[0].images[0, 0, 0, 0] += 1
+    changed = replace(distilled, curriculum=Curriculum(tuple(other), distilled.curriculum.phases))
+    plans = {
+        "as it is": plan,
+        "by its own lr": replace(plan, together=False),
+        "together": replace(plan, together=True),
+        "tuned": replace(plan, tune=True),
+        "one student": replace(plan, students=1),
+        "another set": replace(plan, distilled=changed),
+    }
+    keys = {name: graded(one, tmp_path)["key"] for name, one in plans.items()}
+    assert keys.pop("by its own lr") == keys["as it is"]
+    keys["another seed"] = graded(plan, tmp_path, seed=6)["key"]
+    assert len(set(keys.values())) == len(keys) == 6
+    assert {path.stem for path in tmp_path.glob("*.json")} == set(keys.values())
+
+
+def test_only_students_that_train_together_say_so(plan, tmp_path):
+    assert graded(replace(plan, together=True), tmp_path)["together"] is True
+    assert graded(replace(plan, together=False), tmp_path)["together"] is False
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("own", "selects", "tune", "looks", "expected"),
     [
-        "[]",
-        "{}",
-        "",
-        "null",
-        "3",
-        '{"complete": true, "metrics": {}}',
-        '{"complete": true, "students": [{"accuracy": NaN}], "metrics": {}}',
-        '{"complete": true, "students": [{"accuracy": 1e999}], "metrics": {}}',
-        '{"complete": true, "students": [{"accuracy": 1.5}], "metrics": {}}',
-        '{"complete": true, "students": [{"accuracy": "0.5"}], "metrics": {}}',
-        '{"complete": true, "students": [{"ece": 0.5}], "metrics": {}}',
-        '{"complete": true, "students": [0.5], "metrics": {}}',
-        '{"complete": true, "students": {}, "metrics": {}}',
-        '{"complete": 1, "students": [], "metrics": {}}',
-        '{"complete": true, "students": [], "metrics": {"ece(bins=15)": -1}}',
-        '{"complete": true, "students": [], "metrics": {"ece(bins=15)": "2"}}',
-        '{"complete": true, "students": [], "metrics": []}',
-        '{"complete": false, "students": [], "metrics": {}, "student_lr": 3}',
-        "[" * 100_000,
+        ("validation", "validation", False, None, "validation"),
+        ("validation", "validation", True, None, "validation"),
+        ("validation", "test", False, None, "validation"),
+        ("validation", "test", True, None, "test"),
+        ("validation", "test", False, 1, "test"),
+        ("test", "validation", True, None, "test"),
+        ("test", "last", False, None, "test"),
+        ("last", "test", False, None, "last"),
+        ("last", "validation", True, None, "last"),
     ],
 )
-def test_a_damaged_evaluation_is_one_sentence(plan, tmp_path, words):
-    graded(plan, tmp_path)
-    (path,) = tmp_path.glob("*.json")
-    path.write_text(words)
-    with pytest.raises(DataError, match=r"^[^\n]*\.json is [^\n]*; delete it and run the same command again: [^\n]*$"):
-        graded(plan, tmp_path)
-
-
-def test_an_evaluation_of_an_earlier_version_without_a_seal_is_read_and_added_to(plan, tmp_path):
-    first = graded(replace(plan, metrics={}), tmp_path)
-    (path,) = tmp_path.glob("*.json")
-    path.write_text(json.dumps(read_json(path)))
-    later = graded(plan, tmp_path)
-    assert [s["accuracy"] for s in later["students"]] == [s["accuracy"] for s in first["students"]]
-    assert len(later["metrics"]) == len(default_metrics())
-
-
-def test_an_edited_accuracy_does_not_reach_a_table(folder, tmp_path):
-    import shutil
-
-    copy = tmp_path / "runs" / folder.name
-    shutil.copytree(folder, copy)
-    (path,) = (copy / "evaluations").glob("*.json")
-    path.write_text(path.read_text().replace('"accuracy": 0.', '"accuracy": 0.9'))
-    seen = ddbench("compare", copy, "--format", "json")
-    assert "is damaged" in seen.err + seen.out
-    assert "0.9" not in seen.out
-
-
-@pytest.mark.parametrize("round_", range(3))
-def test_two_evaluations_at_once_lose_no_metric(plan, tmp_path, monkeypatch, round_):
-    metrics = default_metrics()
-    assert len(metrics) > 1
-    names = list(metrics)[:2]
-    ready = threading.Barrier(2)
-    genuine = evaluation.lock
-
-    def together(path: Path) -> Any:
-        ready.wait(30)  # both have looked, and neither has written
-        return genuine(path)
-
-    monkeypatch.setattr(evaluation, "lock", together)
-    work = [
-        threading.Thread(target=graded, args=(replace(plan, metrics={name: metrics[name]}), tmp_path)) for name in names
-    ]
-    for one in work:
-        one.start()
-    for one in work:
-        one.join()
-    (path,) = tmp_path.glob("*.json")
-    record = read_json(path)
-    assert {words.partition("(")[0] for words in record["metrics"]} == set(names)
-    assert set(record["metrics"].values()) == {2}
-    assert len(record["students"]) == 2
-
-
-@pytest.mark.parametrize(
-    "words", ["[]", "", "{}", "edited", '{"accuracies": [NaN], "lr": 1, "images": 1, "epochs": 1}']
-)
-def test_a_damaged_ceiling_is_trained_again_to_the_same_numbers_with_one_line_that_says_so(
-    module_home, monkeypatch, words
+def test_an_evaluation_was_selected_on_test_data_if_its_set_or_its_students_were(
+    plan, tmp_path, own, selects, tune, looks, expected
 ):
-    monkeypatch.setenv("DDBENCH_HOME", module_home)
-    made = spec("random", "single", 1)
-    dataset, said = made.dataset.load(), []
+    distilled = replace(plan.distilled, about=plan.distilled.about | {"selection": own})
+    rules = replace(plan.protocol, selects=selects, looks=looks, epochs=1 if looks else None)
+    one = replace(plan, distilled=distilled, protocol=rules, tune=tune, students=1)
+    assert graded(one, tmp_path)["selection"] == expected
 
-    def top() -> dict[str, Any]:
-        return ceiling(dataset, made.network, made.protocol, 1, "cpu", 1)
 
-    first = top()
-    (path,) = Cache(home()).root.glob("ceilings/*/ceiling.json")
-    text = path.read_text()
-    path.write_text(text.replace('"images": ', '"images": 1') if words == "edited" else words)
-    with noting(said.append):
-        assert top() == first
-        assert top() == first
-    assert said == [f"{path} is damaged; it is made again"]
-    assert path.read_text() == text
-    assert torch.get_num_threads() == 1
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_the_student_lr_is_the_best_of_the_grid_by_the_mean_of_its_judges(plan, cache, part):
+    rules = replace(plan.protocol, lrs=(0.001, 0.02, 0.3), judges=2)
+    distilled, network = plan.distilled, plan.distilled.build_network("cpu")
+    data = replace(getattr(plan.dataset, part), preprocessing=distilled.preprocessing)
+    students = Starts(network, Seed(3), distilled.teaching, cache)
+    chosen, tried = tuned(distilled.curriculum, students, data, rules)
+    by_hand = {}
+    for lr in rules.lrs:
+        plan_at = distilled.curriculum.at(lr)
+        by_hand[repr(lr)] = mean(
+            accuracy(
+                network,
+                teach(network, students.student(i), plan_at, distilled.teaching, students.seed / i).vector,
+                data,
+            )
+            for i in range(2)
+        )
+    assert {name: value for name, value in tried.items() if name != "own"} == by_hand
+    assert tried[chosen] == max(tried.values())
+    assert len(set(tried.values())) > 1
+
+
+def test_the_ceiling_is_the_accuracy_of_students_of_all_real_images(made, cache):
+    _, dataset, protocol = made
+    source = spec("random").network
+    rules = replace(protocol, steps=13, batch=16, ceiling_epochs=2, lrs=(0.002, 0.05))
+    found = ceiling(dataset, source, rules, 2, "cpu", 1)
+    steps = -(-len(dataset.train) // 16)
+    epochs = max(2, -(-13 // steps))
+    assert found["epochs"] == epochs
+    assert found["images"] == len(dataset.train)
+    network = Network(source, dataset.train.shape, dataset.train.classes, CPU)
+    recipe = rules.recipe(epochs).on(dataset.augment)
+
+    def share(part: str, lr: float, data) -> float:
+        seed = Seed(0) / "ceiling" / part
+        student = fit(network, Student(network.init(seed / "init")), dataset.train, recipe, seed, lr=lr)
+        return accuracy(network, student.vector, data)
+
+    judged = {lr: share("judge", lr, dataset.validation) for lr in rules.lrs}
+    assert found["lr"] == min(lr for lr in rules.lrs if judged[lr] == max(judged.values()))
+    assert found["accuracies"] == [share(i, found["lr"], dataset.test) for i in (0, 1)]
+
+
+def test_a_set_for_other_classes_is_refused_with_six_names_at_most(made):
+    distilled, dataset, _ = made
+    for count, shown in ((3, "a, b, c"), (6, "a, b, c, d, e, f"), (7, r"a, b, c, d, e, f, \.\.\. \(7 in all\)")):
+        with pytest.raises(DataError, match=f"distilled for the classes {shown}, but dataset"):
+            replace(distilled, classes=tuple("abcdefg"[:count])).check_dataset(dataset)

@@ -8,6 +8,7 @@ import math
 import random
 import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,13 @@ from torch.nn.functional import cross_entropy
 
 from ddbench import Examples, Experts, Network, Recipe, Seed, Starts, Teaching, UsageError
 from ddbench.base import tensors
-from ddbench.base.cache import Cache, write_json
+from ddbench.base.cache import Cache, read_json, write_json
 from ddbench.base.progress import Event, listening, noting
 from ddbench.base.tensors import load_tensors, save_rows, save_tensors
 from ddbench.errors import DamagedError, DDBenchError, InterruptedRun
+from ddbench.problem.expert_files import Trajectory
 from ddbench.problem.experts import layout
+from ddbench.train.fit import Student
 
 
 def trained_alone(made: Experts, index: int, epochs: int, start: Tensor | None = None) -> list[Tensor]:
@@ -188,6 +191,57 @@ def test_interrupted_build_goes_on_and_ends_with_identical_files(tmp_path, epoch
     assert files(stopped, ".partial") == set()
     for name in files(whole):
         assert (stopped.root / name).read_bytes() == (whole.root / name).read_bytes()
+
+
+def test_a_build_that_is_killed_goes_on_where_it_was_stored_last_every_five_seconds(tmp_path, monkeypatch):
+    """An hour passes between two looks at the clock; what ends the build leaves it no time to store anything."""
+
+    class Killed(BaseException):
+        pass
+
+    left, clock = count(3, -1), count(0, 3600)
+
+    def killed(event: Event) -> None:
+        if event.what == "expert 0" and next(left) == 1:
+            raise Killed
+
+    whole, stopped = Cache(tmp_path / "whole"), Cache(tmp_path / "stopped")
+    experts(whole).build(1, (0, 4))
+    with monkeypatch.context() as patched:
+        patched.setattr("ddbench.problem.experts.time.monotonic", lambda: next(clock))
+        with pytest.raises(Killed), listening(killed):
+            experts(stopped).build(1, (0, 4))
+    with listening(counting := Counting()):
+        experts(stopped).build(1, (0, 4))
+    assert counting.counts["expert 0"] < 4
+    (name,) = files(whole)
+    assert (stopped.root / name).read_bytes() == (whole.root / name).read_bytes()
+
+
+def test_the_seconds_of_an_interrupted_trajectory_add_up(tmp_path):
+    """What one process noted, what the next did after it, and what the last had to do."""
+    path = tmp_path / "000000.safetensors"
+    student = Student(NETWORK.init(Seed(0)))
+
+    def book() -> Trajectory:
+        return Trajectory(path, (0, 2), NETWORK.length, NETWORK.dtype)
+
+    first = book()
+    assert first.resume(NETWORK) == 0
+    first.note(0, student)
+    first.save(2.0)
+    second = book()
+    assert second.resume(NETWORK) == 0
+    assert second.seconds == 2.0
+    second.note(1, student)
+    second.save(1.5)
+    second.save(3.0)  # of this process so far, and not since the last time
+    third = book()
+    assert third.resume(NETWORK) == 1
+    assert third.seconds == 5.0
+    third.note(2, student)
+    third.finish(0.25)
+    assert read_json(path.with_suffix(".json")) == {"seconds": 5.25}
 
 
 def test_interrupted_build_that_then_wants_other_snapshots_gives_the_same_numbers(tmp_path):

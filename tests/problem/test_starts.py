@@ -185,6 +185,14 @@ def test_teaching_without_a_budget_gives_every_phase_the_recipes_own_epochs():
     assert [Teaching(recipe).lesson(j) for j in range(3)] == [recipe] * 3
 
 
+@pytest.mark.parametrize(("epochs", "passes"), [(None, 1), (1, 1), (4, 4)])
+def test_the_steps_of_a_phase_are_batches_of_all_it_shows_in_every_pass(epochs, passes):
+    """Sets of 5, 6 and 3 images, in batches of 4: 2, 3 and 4 steps for a pass."""
+    teaching, plan = Teaching(Recipe(batch=4, epochs=epochs)), curriculum(3)
+    assert [teaching.steps_of(j, plan) for j in range(3)] == [2 * passes, 3 * passes, 4 * passes]
+    assert teaching.total(plan) == 9 * passes
+
+
 def test_interrupted_lesson_leaves_no_file_and_is_taught_again(cache, tmp_path):
     expected = starts(Cache(tmp_path / "other"), 2)[0]
     with pytest.raises(InterruptedRun), listening(Counting(("teaching a student", 1))):

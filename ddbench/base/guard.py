@@ -281,7 +281,7 @@ class _Stderr(TextIOBase):
 
     def write(self, text: str) -> int:  # type: ignore[override]
         errors = sys.stderr
-        return errors.write(text)
+        return len(text) if errors is None else errors.write(text)
 
     def flush(self) -> None:
         _flush(sys.stderr)

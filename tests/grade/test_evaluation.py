@@ -17,7 +17,7 @@ from ddbench import Curriculum, Network, Seed, Starts, Student, teach
 from ddbench.data.dataset import Dataset
 from ddbench.errors import DataError
 from ddbench.grade.distilled import Distilled
-from ddbench.grade.evaluation import Evaluation, ceiling, default_metrics, evaluate
+from ddbench.grade.evaluation import Evaluation, _identity, ceiling, default_metrics, evaluate
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import tuned
 from ddbench.grade.student import accuracy
@@ -108,6 +108,13 @@ def test_what_decides_the_students_decides_the_file(plan, tmp_path):
     keys["another seed"] = graded(plan, tmp_path, seed=6)["key"]
     assert len(set(keys.values())) == len(keys) == 6
     assert {path.stem for path in tmp_path.glob("*.json")} == set(keys.values())
+
+
+def test_what_names_a_file_holds_one_entry_more_for_students_that_train_together(plan):
+    """So that the files of students one at a time keep the names that earlier versions gave them."""
+    alone, together = (_identity(plan, plan.distilled.build_network("cpu"), 5, 1, at_once) for at_once in (False, True))
+    assert "together" not in alone
+    assert together == alone | {"together": True}
 
 
 def test_only_students_that_train_together_say_so(plan, tmp_path):

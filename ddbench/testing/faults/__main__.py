@@ -21,11 +21,12 @@ from ddbench.testing.faults.cells import Cell, References
 from ddbench.testing.faults.commands import Command, preload
 from ddbench.testing.faults.flips import PHOTOS, Flips, photos
 from ddbench.testing.faults.full import Full
-from ddbench.testing.faults.hostile import CELL, Hostile
+from ddbench.testing.faults.hostile import CELL, Hostile, foreign
 from ddbench.testing.faults.kills import Kills
 from ddbench.testing.faults.record import PARTS, Record, Trial
 
 GOALS = {"kills": 1000, "flips": 1000, "full": 100, "hostile": 500}  # parts take turns in these proportions
+Sets = list[tuple[str, Path]]  # by name
 _SAY_SECONDS = 30.0
 _log = logging.getLogger("ddbench.faults")
 
@@ -38,8 +39,8 @@ class Part(Protocol):
         ...
 
 
-def parts(folder: Path, seed: int) -> dict[str, Part]:
-    """All parts, at work in ``folder``."""
+def parts(folder: Path, seed: int, hostile: Sets) -> dict[str, Part]:
+    """All parts, at work in ``folder``; ``hostile`` are sets of others, which they share."""
     for name in ("kills", "flips", "full", "hostile"):
         (folder / name).mkdir(parents=True)
     references = References(folder)
@@ -47,7 +48,7 @@ def parts(folder: Path, seed: int) -> dict[str, Part]:
         "kills": Kills(folder / "kills", seed, references),
         "flips": Flips(folder / "flips", seed),
         "full": Full(folder / "full", seed, references),
-        "hostile": Hostile(folder / "hostile", seed),
+        "hostile": Hostile(folder / "hostile", seed, hostile),
     }
 
 
@@ -62,9 +63,10 @@ def tried(part: Part, name: str, number: int, folder: Path) -> Trial:
     return trial
 
 
-def work(only: list[str], seed: int, folder: Path, share: tuple[int, int], until: float, line: int) -> None:
+def work(every: dict[str, Part], folder: Path, share: tuple[int, int], until: float, line: int) -> None:
     """Carry out every ``share[1]``-th trial of each part until the time is up, and write each as a line."""
-    every, done = parts(folder, seed), dict.fromkeys(only, 0)
+    only = list(every)
+    done = dict.fromkeys(only, 0)
     turn = dict.fromkeys(only, 0)
     while time.monotonic() < until:
         name = min(only, key=lambda part: done[part] / GOALS[part])
@@ -79,6 +81,7 @@ def work(only: list[str], seed: int, folder: Path, share: tuple[int, int], until
 def campaign(only: list[str], seed: int, minutes: float, jobs: int, folder: Path) -> Record:
     """Share the trials between ``jobs`` processes, and count what they find."""
     record, began = Record(), time.monotonic()
+    hostile = foreign(seed, folder / "foreign") if "hostile" in only else []
     read, write = os.pipe()
     workers = []
     for place in range(jobs):
@@ -87,7 +90,9 @@ def campaign(only: list[str], seed: int, minutes: float, jobs: int, folder: Path
             os.close(read)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             try:
-                work(only, seed, folder / f"worker-{place}", (place, jobs), began + 60 * minutes, write)
+                own = folder / f"worker-{place}"
+                every = {name: part for name, part in parts(own, seed, hostile).items() if name in only}
+                work(every, own, (place, jobs), began + 60 * minutes, write)
             finally:
                 os._exit(0)
         workers.append(pid)
@@ -155,7 +160,8 @@ def main() -> int:
     only = given.only or list(PARTS)
     if given.trial is not None:
         record = Record(about(seed, 0, 1))
-        record.add(given.trial, tried(parts(folder, seed)[only[0]], only[0], given.trial, folder))
+        hostile = foreign(seed, folder / "foreign") if "hostile" in only else []
+        record.add(given.trial, tried(parts(folder, seed, hostile)[only[0]], only[0], given.trial, folder))
     else:
         record = campaign(only, seed, given.minutes, given.jobs, folder)
     if given.out:

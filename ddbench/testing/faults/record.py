@@ -44,7 +44,7 @@ class Record:
         """Count a trial; ``number`` repeats it (``--only PART --trial NUMBER``)."""
         held = self.counts.setdefault((trial.part, trial.what), Counter())
         held["trials"] += 1
-        held[trial.verdict] += trial.faults
+        held[trial.verdict] += max(trial.faults, int(trial.verdict == "wrong"))
         if trial.verdict == "wrong":
             self.wrong.append({"part": trial.part, "trial": number, "what": trial.what, "note": trial.note[:300]})
 

@@ -26,8 +26,12 @@ from ddbench.base.cache import Cache, read_json, write_json
 from ddbench.base.progress import Event, listening, noting
 from ddbench.base.tensors import load_tensors, save_rows, save_tensors
 from ddbench.errors import DamagedError, DDBenchError, InterruptedRun
+<<<<<<< HEAD
 from ddbench.problem.expert_files import Trajectory
 from ddbench.problem.experts import layout
+=======
+from ddbench.problem.experts import Trajectory, layout
+>>>>>>> main
 from ddbench.train.fit import Student
 
 
@@ -196,20 +200,18 @@ def test_interrupted_build_goes_on_and_ends_with_identical_files(tmp_path, epoch
 def test_a_build_that_is_killed_goes_on_where_it_was_stored_last_every_five_seconds(tmp_path, monkeypatch):
     """An hour passes between two looks at the clock; what ends the build leaves it no time to store anything."""
 
-    class Killed(BaseException):
-        pass
-
     left, clock = count(3, -1), count(0, 3600)
 
     def killed(event: Event) -> None:
         if event.what == "expert 0" and next(left) == 1:
-            raise Killed
+            patched.setattr(Trajectory, "save", lambda *_: None)
+            raise InterruptedRun("killed")
 
     whole, stopped = Cache(tmp_path / "whole"), Cache(tmp_path / "stopped")
     experts(whole).build(1, (0, 4))
     with monkeypatch.context() as patched:
         patched.setattr("ddbench.problem.experts.time.monotonic", lambda: next(clock))
-        with pytest.raises(Killed), listening(killed):
+        with pytest.raises(InterruptedRun), listening(killed):
             experts(stopped).build(1, (0, 4))
     with listening(counting := Counting()):
         experts(stopped).build(1, (0, 4))
@@ -240,7 +242,7 @@ def test_the_seconds_of_an_interrupted_trajectory_add_up(tmp_path):
     assert third.resume(NETWORK) == 1
     assert third.seconds == 5.0
     third.note(2, student)
-    third.finish(0.25)
+    third.finish(0.25, [0])
     assert read_json(path.with_suffix(".json")) == {"seconds": 5.25}
 
 

@@ -72,8 +72,7 @@ class Plugin:
     @property
     def declared(self) -> str:
         """The version that the class declares of what it computes; keys hold this one, not the distribution's."""
-        options = {f.name for f in dataclasses.fields(self.cls)} if dataclasses.is_dataclass(self.cls) else set()
-        return "1" if "version" in options else str(getattr(self.cls, "version", "1"))
+        return declared_version(self.cls)
 
     def recipe(self, situation: dict[str, Any]) -> RecipeEntry | None:
         """The most specific recipe that fits; of equally specific ones the first."""
@@ -161,6 +160,12 @@ def _register(kind: str, package: str, version: str, found: list[Plugin]) -> Cal
         found.append(Plugin(kind, cls.name, cls, package, version, entries))  # type: ignore[attr-defined]
 
     return register
+
+
+def declared_version(cls: Any) -> str:
+    """What a class declares as its ``version``; an option of that name is none."""
+    options = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    return "1" if "version" in options else str(getattr(cls, "version", "1"))
 
 
 def check_class(kind: str, cls: Any) -> None:

@@ -27,6 +27,7 @@ from ddbench.plugins import main_option, registry
 from ddbench.results.tables import clean
 from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.folder import FINAL, finished
+from ddbench.run.place import called
 from ddbench.run.record import PLACES, Described, ResultRecord, RunRecord, SpecRecord, StageRecord
 from ddbench.run.spec import EXPERTS, GROUPS, PLUGGED, Request, RunSpec, current, from_record, known_options, resolve
 
@@ -223,7 +224,7 @@ def _current(spec: SpecRecord, folder: Path) -> SpecRecord:
         made = from_record(held)
     except (UsageError, DataError, KeyError):  # of a plugin that is not here, or of a set from elsewhere
         return spec
-    same = folder.resolve().name.endswith(made.key)
+    same = called(made, held, folder.resolve().name)
     return SpecRecord.model_validate(held | made.record() | {"versions": spec.versions}) if same else spec
 
 

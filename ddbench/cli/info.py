@@ -80,10 +80,11 @@ def check_grad(as_json: bool, **given: Any) -> int:
 def _show_list(what: str, out: Path, as_json: bool) -> None:
     """Plugins of a kind with their first line, or runs with their status."""
     from ddbench.plugins import paper, registry
-    from ddbench.run.folder import readable, rows, run_folders
+    from ddbench.run.folder import SET_ASIDE, readable, rows, run_folders
 
     if what == "runs":
-        found = rows(readable(run_folders(out)))
+        found = rows(readable(run_folders(out, set_aside=True)))
+        found = [dataclasses.replace(row, status="replaced") if SET_ASIDE in (row.run or "") else row for row in found]
         columns = ("run", "status", "dataset", "matcher", "scheduler", "ipc", "seed", "n")
         columns += ("error",) if as_json or any(row.error for row in found) else ()
         body = [[getattr(row, c) for c in columns] for row in found]

@@ -7,7 +7,8 @@ import sys
 
 import click
 
-from ddbench.cli import console
+from ddbench.base import interrupts
+from ddbench.cli import console, streams
 from ddbench.cli.apply import apply
 from ddbench.cli.boards import leaderboard, report, submit
 from ddbench.cli.files import evaluate, export, import_
@@ -39,20 +40,21 @@ def main() -> None:
     # By default OpenMP threads spin for long while they wait, which makes small networks several times slower on
     # a busy machine; spinning briefly costs nothing on an idle one.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    streams.make_reliable()
     try:
         require_posix()
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except click.exceptions.Abort:
-        code = 130
-    except (KeyboardInterrupt, BrokenPipeError):
-        code = 130
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
+        console.fail(interrupts.sentence())
+        code = interrupts.EXIT_CODE
     except DDBenchError as error:
         console.fail(str(error))
         code = error.exit_code
     except OSError as error:  # a full disk, a folder that may not be written: nothing finished is lost
+        streams.give_up_stdout()
         where = f" ({error.filename})" if error.filename else ""
         console.fail(f"{error.strerror or error}{where}; mend that and run the same command again")
         code = 3

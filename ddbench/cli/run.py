@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--random/--no-random", "with_random", default=True, help="Random images at the same ipc beside the run.")
 @click.option("--ceiling/--no-ceiling", "with_ceiling", default=True, help="The whole training set above it (cached).")
 @click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run takes; do nothing.")
+@click.option("--fresh", is_flag=True, help="Make a run anew that is there; what was there is kept beside it.")
 @click.option("--resume", metavar="RUN", help="Go on with an existing run, by its folder or name.")
 @click.option("--tracker", "trackers", multiple=True, metavar="NAME[=PLACE]", help="tensorboard, wandb or mlflow.")
 @click.option("--checkpoint-seconds", default=20.0, type=click.FloatRange(0), help="Seconds between checkpoints.")
@@ -43,6 +45,8 @@ def run(ctx: click.Context, **given: Any) -> int:
     names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
     request = Request(**{name: given[name] for name in names}, flags=given["options"])
     out, form = given["out"], "json" if given["as_json"] else given["form"]
+    if given["fresh"] and given["resume"]:
+        raise UsageError("--fresh makes a run anew and --resume goes on with it; leave one of them out")
     console.warn_broken()
     if given["dry_run"]:
         plan = _dry_run(request)
@@ -55,7 +59,8 @@ def run(ctx: click.Context, **given: Any) -> int:
     else:
         seeds = range(request.seed, request.seed + given["repeats"])
         specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
-    settings = Settings(out, given["students"], given["checkpoint_seconds"])
+    renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
+    settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
     rows = carry_out(
         specs,
         settings,
@@ -115,7 +120,8 @@ def carry_out(
             if result.status == "diverged":
                 console.fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
                 continue
-            beside = references(spec, dataset, settings, with_random=with_random, with_ceiling=with_ceiling)
+            others = replace(settings, renew="changed")
+            beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
             rows += [row for row in beside if row not in rows]
     return rows
 
@@ -151,15 +157,16 @@ def _show_dry_run(plan: dict[str, Any]) -> None:
 def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> tuple[RunSpec, Path]:
     """The spec of an existing run and the folder it is in; flags that would change it are refused."""
     from ddbench.run.folder import find_run
+    from ddbench.run.place import called, comparable
     from ddbench.run.record import SpecRecord
     from ddbench.run.spec import differences, from_record, known_options, with_flags
 
     folder = find_run(name, out).resolve()
-    written = known_options(SpecRecord.from_file(folder / "spec.json").json_value())
-    spec = from_record(written)  # with the plugins installed now
-    if edited := differences(written, spec.record()):
+    held = SpecRecord.from_file(folder / "spec.json").json_value()
+    spec = from_record(known_options(held))  # with the plugins installed now
+    if edited := differences(comparable(held), comparable(spec.record())):
         raise UsageError(f"{folder} cannot be resumed: its spec.json and this ddbench differ ({'; '.join(edited)})")
-    if spec.folder != folder.name:
+    if not called(spec, held, folder.name):
         raise UsageError(f"{folder} cannot be resumed: its spec.json was changed, it is now that of {spec.folder}")
     changed = differences(spec.record(), with_flags(spec.record(), changes, flags))
     if changed:

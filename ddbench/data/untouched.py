@@ -40,6 +40,9 @@ class Untouched:
             (record, f.name, getattr(record, f.name)) for record in held if is_dataclass(record) for f in fields(record)
         ]
         self._content = self._digests() if content else {}
+        self._stores = {real.pixels.store: name for name, real in reversed(list(data.items())) if content}
+        for store in self._stores:
+            _ = store.content  # now, if nobody asked for it before
 
     def changed(self) -> str | None:
         """The name of something that is not as it was, as far as counters tell; None for nothing."""
@@ -60,13 +63,10 @@ class Untouched:
         now = self.changed() or self._digests()
         if isinstance(now, str):
             return now
-        stores = {name: real.pixels.store for name, real in self._data.items()}
-        measured = {id(store): store.measured() for store in stores.values()}
-        changed = [
-            f"pixels of the {name} data" for name, store in stores.items() if measured[id(store)] != store.content
-        ]
-        changed += [name for name, value in self._content.items() if now[name] != value]
-        return next(iter(changed), None)
+        for store, name in self._stores.items():
+            if store.measured() != store.content:
+                return f"pixels of the {name} data"
+        return next((name for name, value in self._content.items() if now[name] != value), None)
 
     def _digests(self) -> dict[str, str]:
         return {name: tensor_digest(t) for name, t in self._tensors.items() if not name.startswith("pixels of")}

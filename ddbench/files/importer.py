@@ -104,13 +104,16 @@ def imported(
         labels=labels,
         experiment=experiment,
     )
-    ipc = max(1, sum(len(s) for s in made.curriculum.sets) // len(dataset.classes))
+    sets = tuple(replace(s, decoder=spec.decoder) for s in made.curriculum.sets)  # files never say how they are packed
+    made = replace(made, curriculum=replace(made.curriculum, sets=sets))
+    ipc = max(1, sum(map(len, sets)) // len(dataset.classes))
     spec = resolve(replace(request, ipc=ipc)).spec  # recipes may depend on how many images there are
     record = spec.record() | {
         "matcher": {"name": "imported", "options": {}},
         "scheduler": {"name": "imported" if len(made.curriculum.phases) > 1 else ONE_STAGE, "options": {}},
     }
-    record["versions"] = {n: v for n, v in record["versions"].items() if n.split()[0] in ("dataset", "network")}
+    for name in ("versions", "declared"):
+        record[name] = {n: v for n, v in record[name].items() if n.split()[0] in ("dataset", "network")}
     teaching = _teaching(made.curriculum, dataset, spec.protocol)
     return replace(made, network=spec.network, teaching=teaching, about=made.about | {"spec": record}), notes
 

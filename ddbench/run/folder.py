@@ -11,18 +11,20 @@ from ddbench.run.record import ResultRecord, RunRecord, plain_name
 from ddbench.run.row import DAMAGED, Row
 
 FINAL = ("ok", "diverged")
+SET_ASIDE = ".before-"  # and when, in the name of a run that another was made in place of
 
 
-def run_folders(out: Path) -> list[Path]:
-    """The run folders in ``out``, oldest name first."""
-    return sorted(path.parent for path in out.glob("*/spec.json")) if out.is_dir() else []
+def run_folders(out: Path, *, set_aside: bool = False) -> list[Path]:
+    """The run folders in ``out``, oldest name first; not those that were set aside, unless they are asked for."""
+    found = sorted(path.parent for path in out.glob("*/spec.json")) if out.is_dir() else []
+    return [folder for folder in found if set_aside or SET_ASIDE not in folder.name]
 
 
 def find_run(name: str, out: Path) -> Path:
     """A run by its folder, its name in ``out``, or the start or end of that name (its key)."""
     if os.path.exists(os.path.join(name, "spec.json")):  # noqa: PTH110, PTH118 - of no length or letter a traceback
         return Path(name)
-    if exact := [f for f in run_folders(out) if f.name == name]:
+    if exact := [f for f in run_folders(out, set_aside=True) if f.name == name]:
         return exact[0]
     matches = [f for f in run_folders(out) if f.name == name or f.name.startswith(name) or f.name.endswith(name)]
     if len(matches) == 1:

@@ -56,6 +56,7 @@ class SpecRecord(Held):
     device: Device | None = None
     threads: Count | None = None
     versions: dict[Text, Text] = Field(default={})
+    declared: dict[Text, Text] = Field(default={})  # the versions that the plugins declare of what they compute
 
     @property
     def rules(self) -> str:
@@ -71,9 +72,11 @@ class SpecRecord(Held):
     @property
     def setting(self) -> str:
         """The digest of everything that decides a set but its seed and the machine."""
-        here = {"seed": None, "device": None, "threads": None}
+        here = {"seed": None, "device": None, "threads": None, "declared": None}
         data = {"name": self.dataset.name, "options": self.dataset.content}
-        return digest(self.json_value() | here | {"dataset": data})[:12]
+        packages = {name: text.rpartition(" ")[0] or text for name, text in self.versions.items()}
+        versions = {name: [package, self.declared.get(name, "1")] for name, package in packages.items()}
+        return digest(self.json_value() | here | {"dataset": data, "versions": versions})[:12]
 
     @property
     def options(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import datetime
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from traceback import format_exception
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -31,8 +32,10 @@ from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
 from ddbench.run.calls import next_problem, phases_of, stages_of
 from ddbench.run.folder import FINAL, finished
+from ddbench.run.place import comparable, folder_of, set_aside
 from ddbench.run.record import ResultRecord, SpecRecord
-from ddbench.run.spec import RunSpec, differences, known_options
+from ddbench.run.sources import FILE, changed, outdated, recorded, sources
+from ddbench.run.spec import RunSpec, differences
 from ddbench.run.stage import Stage
 from ddbench.train.network import Network
 
@@ -46,6 +49,7 @@ class Settings:
     out: Path = Path("runs")
     students: int = 5
     checkpoint_seconds: float = 20.0
+    renew: Literal["always", "changed", "never"] = "changed"  # whether a run that is there is set aside
 
 
 def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
@@ -84,14 +88,15 @@ class Run:
     dataset: Dataset
     settings: Settings
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        return self.settings.out / self.spec.folder
+        return folder_of(self.spec, self.settings.out)
 
     def execute(self) -> ResultRecord:
         """Distil, evaluate, and return the result; whatever is finished already is not done again."""
         self._check_task()
-        with lock(self.folder / ".lock", wait=False):
+        self._renew()
+        with lock(self.folder / ".lock", wait=False, within=self.settings.out):
             self._check_spec()
             for folder in (self.folder, *self.folder.glob("stage-*"), self.folder / "evaluations"):
                 sweep(folder)
@@ -106,6 +111,20 @@ class Run:
                 self._evaluate()
             return result
 
+    def _renew(self) -> None:
+        """Set a run aside that other code made, if that is asked for or the code is being worked on; else say so."""
+        if not (self.folder / "spec.json").exists():
+            return
+        other, worked_on = changed(self.spec, self.folder), outdated(self.spec, self.folder)
+        if self.settings.renew == "always" or (worked_on and self.settings.renew == "changed"):
+            kept = set_aside(self.folder)
+            self.folder = self.settings.out / self.spec.folder
+            why = f"the source of {', '.join(worked_on)} has changed: " if worked_on else ""
+            note(f"{why}{self.folder.name} is made anew, and what was there is kept as {kept.name}")
+        elif other:
+            names = ", ".join(other)
+            note(f"{self.folder.name} was made by other code of {names}; `ddbench run --fresh` makes it anew")
+
     def _check_task(self) -> None:
         """Refuse what cannot be done before anything is written: a budget, stages, or a network that do not fit."""
         assert first_problem(self.spec, self.dataset).network.parameters
@@ -113,18 +132,20 @@ class Run:
     def _check_spec(self) -> None:
         """A folder belongs to one spec and one dataset; going on under another is refused with the difference."""
         data = {"name": self.dataset.name, "digest": self.dataset.digest}
-        changed = []
+        if not (self.folder / "spec.json").exists():
+            write_json(self.folder / FILE, {"sources": sources(self.spec)})
+        other = []
         for name, record in (("spec.json", self.spec.record()), ("dataset.json", data)):
             path = self.folder / name
             if not path.exists():
                 write_json(path, record)
             held = read_json(path)
             if name == "spec.json":
-                held = known_options(SpecRecord.from_file(path).json_value())
-            changed += differences(held, record, added=False)  # the key holds what matters
-        if changed:
+                held, record = comparable(SpecRecord.from_file(path).json_value()), comparable(record)
+            other += differences(held, record, added=False)  # the key holds what matters
+        if other:
             raise UsageError(
-                f"{self.folder} was started with another spec or other data ({'; '.join(changed)}); "
+                f"{self.folder} was started with another spec or other data ({'; '.join(other)}); "
                 "undo the change to go on with it, or give another --out to start afresh"
             )
 
@@ -232,6 +253,7 @@ class Run:
         sets = ("distilled.safetensors", "last_good.safetensors")
         present = [self.folder / name for name in (*names, *sets) if (self.folder / name).exists()]
         peaks = [note["peak_bytes"] for note in stages]
+        code, begun = sources(self.spec), recorded(self.folder)
         return {
             "status": status,
             "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
@@ -243,6 +265,8 @@ class Run:
             "peak_bytes": max(peaks, default=0),
             "stages": stages,
             "machine": machine(self.spec.device),
+            "sources": code,
+            **({"begun_by": begun} if begun not in ({}, code) else {}),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "process_seconds": time.monotonic() - began,
             "sha256": {path.name: file_digest(path) for path in present},

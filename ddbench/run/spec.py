@@ -16,7 +16,7 @@ from ddbench.base.options import changed, describe, make, options, without_remov
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.hookspecs import DatasetSource, Matcher, NetworkSource, Scheduler
-from ddbench.plugins import Plugin, RecipeEntry, decodes, main_option, registry
+from ddbench.plugins import Plugin, RecipeEntry, declared_version, decodes, main_option, registry
 from ddbench.problem.decode import IDENTITY, Decoder
 from ddbench.run.defaults import BASELINE, DATASET, MATCHER, NETWORK, ONE_STAGE, SCHEDULER
 from ddbench.run.record import RunRecord, SpecRecord
@@ -82,14 +82,31 @@ class RunSpec:
             "dtype": "float32",
             "threads": self.threads,
             "versions": dict(self.versions),
+            "declared": self.declared,
         }
+
+    @property
+    def declared(self) -> dict[str, str]:
+        """The version of what it computes that each plugin declares, by its kind and name."""
+        plugins = {kind: getattr(self, kind) for kind in PLUGGED}
+        return {f"{kind} {plugin.name}": declared_version(type(plugin)) for kind, plugin in plugins.items()}
 
     @cached_property
     def key(self) -> str:
-        """The digest of what differs from defaults, so that options added later rename no run."""
-        identity = self.record() | {
+        """The digest of what differs from defaults, so that options added later rename no run.
+
+        Of a plugin it holds the package and the version that the class declares, not the package's: that changes with
+        every commit where it comes from a tag.
+        """
+        packages = {name: text.rpartition(" ")[0] for name, text in self.versions}
+        return self.old_key({name: f"{package} {self.declared.get(name, 1)}" for name, package in packages.items()})
+
+    def old_key(self, versions: dict[str, str]) -> str:
+        """The key that ddbench 0.1 gave, from the packages and their ``versions``."""
+        identity = {name: value for name, value in self.record().items() if name != "declared"} | {
             **{group: describe(getattr(self, group), changed) for group in PLUGGED},
             **{group: changed(getattr(self, group)) for group in ("experts", "protocol", "decoder")},
+            "versions": versions,
         }
         return digest(identity)[:12]
 

@@ -22,6 +22,7 @@ from ddbench.base.process import Worker, death
 from ddbench.base.progress import Interrupts, Say
 from ddbench.errors import BusyError, InterruptedRun, UsageError
 from ddbench.run.folder import finished
+from ddbench.run.place import folder_of
 from ddbench.suite.grid import Cell, Suite
 from ddbench.suite.status import BAD, append, cell_standings, due, standing
 
@@ -51,7 +52,7 @@ class Scene:
 
 def existing(suite: Suite, out: Path, on_existing: str) -> list[Cell]:
     """The cells whose runs are finished, however they ended. Raises UsageError where there may be none."""
-    done = [cell for cell in suite.cells if finished(out / cell.spec.folder)]
+    done = [cell for cell in suite.cells if finished(folder_of(cell.spec, out))]
     if done and on_existing == "fail":
         raise UsageError(
             f"{len(done)} of {len(suite.cells)} cells exist in {out} (the first is {done[0].spec.folder}); "
@@ -65,7 +66,7 @@ def prepare(suite: Suite, out: Path, on_existing: str) -> None:
     done = existing(suite, out, on_existing)
     if on_existing == "rerun":
         for cell in done:
-            _remove(out / cell.spec.folder)
+            _remove(folder_of(cell.spec, out))
             # else the record of how it ended last would stand for it
             append(_base(suite, out).with_suffix(".jsonl"), _line(cell, suite) | {"status": "removed"})
 
@@ -88,8 +89,7 @@ def _line(cell: Cell, suite: Suite) -> dict[str, Any]:
 
 
 def _remove(folder: Path) -> None:
-    refuse_links(folder)
-    with lock(folder / ".lock", wait=False):
+    with lock(folder / ".lock", wait=False, within=folder.parent):
         shutil.rmtree(folder)
 
 
@@ -100,7 +100,7 @@ def _held(path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(lock(path, wait=False))
+                stack.enter_context(lock(path, wait=False, within=path.parent.parent))
                 break
             except BusyError:
                 if time.monotonic() > end:
@@ -165,7 +165,7 @@ class Work:
         queue = due(self.suite.cells, self.status, retry=self.orders.retry_failed, limit=self.orders.limit)
         for cell in queue:
             if self.status[cell.key][0] == "diverged":  # its result is final, and its checkpoint leads there again
-                _remove(self.orders.out / cell.spec.folder)
+                _remove(folder_of(cell.spec, self.orders.out))
             self.status[cell.key] = ("", "")
         return queue
 
@@ -175,8 +175,7 @@ class Work:
             queue.remove(cell)
             name = cell.spec.folder
             log = self._base / f"{name}.log"
-            refuse_links(log, self.orders.out)
-            worker = Worker(words(cell, self.suite, self.orders.out), cell.spec.threads, log)
+            worker = Worker(words(cell, self.suite, self.orders.out), cell.spec.threads, log, self.orders.out)
             self._working[cell.key] = (cell, worker)
 
     def _next(self, queue: list[Cell]) -> Cell | None:
@@ -192,11 +191,11 @@ class Work:
         """Whether another process is at this run: a worker of another suite, or one whose suite was just killed."""
         if time.monotonic() - self._asked.get(cell.key, -_PATIENCE) < _PATIENCE:
             return True
-        path = self.orders.out / cell.spec.folder / ".lock"
+        path = folder_of(cell.spec, self.orders.out) / ".lock"
         if not path.exists():
             return False
         try:
-            with lock(path, wait=False):
+            with lock(path, wait=False, within=self.orders.out):
                 return False
         except BusyError as error:
             if cell.key not in self._asked:
@@ -230,7 +229,7 @@ class Work:
             return "interrupted", ""
         if code < 0:
             return "killed", death(code)
-        path = self.orders.out / cell.spec.folder / "result.json"
+        path = folder_of(cell.spec, self.orders.out) / "result.json"
         fresh = path.exists() and path.stat().st_mtime >= worker.began  # not the failure of an earlier attempt
         return "failed", reason if fresh and reason else worker.complaint()
 
@@ -252,7 +251,7 @@ class Work:
     def _note_experts(self, cell: Cell) -> None:
         """Remember that the experts of a cell are there, if it is done and used any."""
         if self.status[cell.key][0] == "ok":
-            result = finished(self.orders.out / cell.spec.folder)
+            result = finished(folder_of(cell.spec, self.orders.out))
             self._trained |= {cell.experts} if result and result.expert_seconds else set()
 
     def _stop(self, queue: list[Cell]) -> None:

@@ -19,7 +19,9 @@ from ddbench.base.schema import Digest, Held, Name, Text, number
 from ddbench.errors import DataError, DDBenchError
 from ddbench.plugins import loaded
 from ddbench.run.folder import finished
+from ddbench.run.place import folder_of
 from ddbench.run.record import RunRecord
+from ddbench.run.sources import outdated
 from ddbench.suite.grid import Cell, Suite
 
 BAD = ("diverged", "failed", "killed")  # how a cell ends that is not run again unless asked for
@@ -63,8 +65,10 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 def standing(cell: Cell, out: Path, students: int, known: dict[str, dict[str, Any]]) -> tuple[str, str]:
     """(status, reason) of a cell by its run folder, and where that says nothing by its last record; '' is to do."""
-    folder = out / cell.spec.folder
+    folder = folder_of(cell.spec, out)
     try:
+        if outdated(cell.spec, folder):  # it is made anew when it is run
+            return "", ""
         result = finished(folder)
         if result and result.status == "diverged":
             return "diverged", result.error or ""
@@ -119,7 +123,7 @@ def plan(
 
     stands, times = cell_standings(suite, out), expected(suite.cells, out)
     if on_existing == "rerun":
-        again = {cell.key: ("", "") for cell in suite.cells if finished(out / cell.spec.folder)}
+        again = {cell.key: ("", "") for cell in suite.cells if finished(folder_of(cell.spec, out))}
         now = due(suite.cells, stands | again, retry=retry, limit=limit)
     else:
         now = due(suite.cells, stands, retry=retry, limit=limit)

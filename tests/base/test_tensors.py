@@ -308,12 +308,13 @@ def sealed_file(request, tmp_path) -> Path:
 def flipped(path: Path) -> Iterator[int]:
     """The file with each of its bits flipped in turn."""
     raw = path.read_bytes()
-    for bit in range(8 * len(raw)):
-        damaged = bytearray(raw)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
-        yield bit
-    path.write_bytes(raw)
+    with path.open("r+b", buffering=0) as stream:
+        for bit in range(8 * len(raw)):
+            for byte in (raw[bit // 8] ^ 1 << bit % 8, raw[bit // 8]):
+                stream.seek(bit // 8)
+                stream.write(bytes([byte]))
+                if byte != raw[bit // 8]:
+                    yield bit
 
 
 def test_every_flipped_bit_of_a_sealed_file_is_damage_or_changes_nothing(sealed_file):

@@ -52,12 +52,25 @@ def test_what_a_newer_version_adds_is_left_alone(sound):
         *(("sets/0/label_kind", v) for v in ("odd", ["probability"], None)),
         *(("sets/0/label_type", v) for v in ({}, "", "a/b", "x" * 100)),
         *(("training/steps", v) for v in (0, -5, "20", MOST_STEPS + 1, 2.5)),
-        ("training/phases", 0), ("about", None), ("about", []), ("about/spec", "x"), ("about/selection", "<b>"),
-        ("about/dataset", "x"), ("about/spec/protocol", None), ("about/spec/protocol/judges", 10**9),
-        ("about/spec/protocol/lrs", [0.1] * 1000), ("network/name", ["x"]), ("format", 0), ("format", "2"),
-        ("preprocessing", "other"), ("sha256", 3), ("sha256", None), ("sets", []), ("network/options", [1]),
+        ("training/phases", 0),
+        ("about", None),
+        ("about", []),
+        ("about/spec", "x"),
+        ("about/selection", "<b>"),
+        ("about/dataset", "x"),
+        ("about/spec/protocol", None),
+        ("about/spec/protocol/judges", 10**9),
+        ("about/spec/protocol/lrs", [0.1] * 1000),
+        ("network/name", ["x"]),
+        ("format", 0),
+        ("format", "2"),
+        ("preprocessing", "other"),
+        ("sha256", 3),
+        ("sha256", None),
+        ("sets", []),
+        ("network/options", [1]),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_cannot_be_is_refused_by_its_place(sound, place, value):
     text = refused(lambda: Document.checked(changed(sound, place, value), "the file is wrong: {}"))
     assert place.split("/")[0] in text

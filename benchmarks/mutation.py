@@ -1,8 +1,10 @@
 """Mutation testing: how many small faults in the sources of a room its tests notice.
 
-python -m benchmarks.mutation --measure                     # once: which test runs which line, and how long it takes
+python -m benchmarks.mutation --measure                  # once: which test runs which line, and how long it takes
+python -m benchmarks.mutation --measure tests/base       # tests that are new
 python -m benchmarks.mutation --room base --count 300 --seed 0 --out FILE
-python -m benchmarks.mutation --room base --out FILE --again     # only what survived, with the tests as they are now
+python -m benchmarks.mutation --table
+python -m benchmarks.mutation --room base --out FILE --again  # only what survived, with the tests as they are now
 
 Needs the extra ``mutation``: cosmic-ray makes the mutants, this draws and runs them. A process that has imported torch
 and pytest, and nothing of ddbench, forks for each mutant; the child finds the mutated source of one module
@@ -45,8 +47,11 @@ HOOK = Path(__file__).parent / "mutant"
 SUITE = ROOT / "build" / "mutation"
 ROOMS = ("base", "trajectory", "problem", "grade", "results")
 TESTS, SECONDS = 16, 4.0  # a mutant's tests: at most so many, and so long without the mutation
-AGAIN_TESTS, AGAIN_SECONDS = 200, 20.0  # the same for what survived
-ELSEWHERE = {"ddbench/base/process.py": "tests/suite/test_runner.py"}  # what runs in processes that tests start
+AGAIN_TESTS, AGAIN_SECONDS = 60, 6.0  # the same for what survived
+ELSEWHERE = {  # tests that start processes which run these sources, which coverage does not see
+    "process.py": "tests/suite/test_runner.py::test_an_orphan_of_a_killed_suite_writes_its_checkpoint_and_ends",
+    "machine.py": "tests/base/test_machine.py::test_freed_memory_is_kept_until_the_next_measurement",
+}
 MEMORY = 8 << 30  # of data, since a mutated size may be anything
 IMPORTED = (  # what tests import, so that no child has to
     *("torch", "torchvision", "torchvision.transforms.v2", "numpy", "pandas", "pydantic", "pytest", "hypothesis"),
@@ -151,23 +156,28 @@ def drawn(room: str, count: int, seed: int) -> tuple[list[Mutant], int]:
 # ------------------------------------------------------------------------------------------------ tests of a line
 
 
-def measure(workers: int) -> None:
-    """Run the suite once: which test runs which line, and the time of each test."""
-    shutil.rmtree(SUITE, ignore_errors=True)
-    SUITE.mkdir(parents=True)
+def measure(paths: list[str], workers: int) -> None:
+    """Run tests once, by default all: which runs which line, and the time of each. Some are added to what is there."""
+    if not paths:
+        shutil.rmtree(SUITE, ignore_errors=True)
+    SUITE.mkdir(parents=True, exist_ok=True)
     words = ["--cov", "--cov-context=test", "--cov-report=", "--cov-fail-under=0", "-q", "-vv", "--durations=0"]
-    command = [sys.executable, "-m", "pytest", "-n", str(workers), *words, "-p", "no:cacheprovider"]
-    with (SUITE / "durations.txt").open("w") as told:
-        subprocess.run(command, cwd=ROOT, env=os.environ | {"COVERAGE_FILE": str(SUITE / "coverage")}, stdout=told)
+    words += ["--cov-append", "-n", str(workers), "-p", "no:cacheprovider", *paths]
+    with (SUITE / f"durations-{len(list(SUITE.iterdir())):03d}.txt").open("w") as told:
+        where = os.environ | {"COVERAGE_FILE": str(SUITE / "coverage")}
+        subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, env=where, stdout=told, check=False)
 
 
 def _durations() -> dict[str, float]:
     """Seconds of each test, with its set-up."""
-    seconds: dict[str, float] = defaultdict(float)
-    for line in (SUITE / "durations.txt").read_text().splitlines():
-        if found := re.match(r"\s*([\d.]+)s (?:call|setup|teardown) +(tests/.*\S)", line):
-            seconds[found[2]] += float(found[1])
-    return seconds
+    all_seconds: dict[str, float] = {}
+    for path in sorted(SUITE.glob("durations*.txt")):
+        seconds: dict[str, float] = defaultdict(float)
+        for line in path.read_text().splitlines():
+            if found := re.match(r"\s*([\d.]+)s (?:call|setup|teardown) +(tests/.*\S)", line):
+                seconds[found[2]] += float(found[1])
+        all_seconds |= seconds
+    return all_seconds
 
 
 class Suite:
@@ -177,13 +187,16 @@ class Suite:
         from coverage import CoverageData
 
         self.room, self.seconds, self.failing = room, _durations(), set[str]()
+        for test, seconds in list(self.seconds.items()):
+            file = test.split("::")[0]
+            self.seconds[file] = self.seconds.get(file, 0.0) + seconds
         self._data = CoverageData(str(SUITE / "coverage"))
         self._data.read()
         measured = [Path(path) for path in self._data.measured_files()]
         self._files = {path.relative_to(ROOT).as_posix(): str(path) for path in measured if ROOT in path.parents}
         self._lines: dict[str, dict[int, dict[str, int]]] = {}
         self._of_file: dict[str, set[str]] = defaultdict(set)
-        for context in self._data.measured_contexts():
+        for context in filter(None, self._data.measured_contexts()):
             test = context.rpartition("|")[0]
             self._of_file[test.split("::")[0]].add(test)
 
@@ -223,26 +236,31 @@ class Suite:
 
     def covering(self, mutant: Mutant) -> dict[str, int]:
         """The tests that run a mutant's line. A line that runs at import: those that run what it defines."""
+        name = Path(mutant.file).name
+        elsewhere = {ELSEWHERE[name]: -1} if name in ELSEWHERE else {}
+        return _nearest([self._covering(mutant), elsewhere])
+
+    def _covering(self, mutant: Mutant) -> dict[str, int]:
         lines = self.lines(mutant.file)
-        if lines.get(mutant.line):
-            return lines[mutant.line]
         tree = ast.parse((ROOT / mutant.file).read_text())
         around = [n for n in ast.walk(tree) if isinstance(n, ast.stmt) and _reaches(n, mutant.line)]
         inner = max(around, key=lambda n: (n.lineno, -(n.end_lineno or 0)))
-        defines = isinstance(inner, ast.FunctionDef | ast.ClassDef)
         within = any(isinstance(n, ast.FunctionDef) and n.body[0].lineno <= mutant.line for n in around)
+        if within and lines.get(mutant.line):
+            return lines[mutant.line]
         if within and mutant.line not in self._imported(mutant.file):
             # a line of a function: its statement, if a part of it is on a line that is counted
             last = inner.body[0].lineno - 1 if hasattr(inner, "body") else inner.end_lineno
-            parts = _nearest(lines.get(n, {}) for n in range(inner.lineno, (last or 0) + 1))
-            return parts or dict.fromkeys(self._of_file.get(ELSEWHERE.get(mutant.file, ""), ()), 0)
-        if defines:
+            return _nearest(lines.get(n, {}) for n in range(inner.lineno, (last or 0) + 1))
+        if isinstance(inner, ast.FunctionDef | ast.ClassDef):
             found = _nearest(lines.get(n, {}) for n in range(inner.lineno, (inner.end_lineno or 0) + 1))
         else:
             stored = {n.id for n in ast.walk(inner) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
             places = {place for name in stored for place in self._mentions[name]}
             found = _nearest(self.lines(file).get(line, {}) for file, line in places)
-        return found or _nearest(lines.values())
+        found = found or _nearest(lines.values())
+        own = f"tests/{self.room}/test_{Path(mutant.file).name}"  # which may read what stands there, and run no line
+        return found | ({own: -1} if (ROOT / own).exists() else {})
 
     def chosen(self, mutant: Mutant, most: int, seconds: float) -> list[str]:
         """The tests to run, those of one file together: the nearest, those of the room, the fastest of each file."""
@@ -260,7 +278,7 @@ class Suite:
             if count < most and (cost <= seconds or not count):
                 taken[test.split("::")[0]].append(test)
                 seconds, count = seconds - cost, count + 1
-        return [test for tests in taken.values() for test in tests]
+        return [test for file, tests in taken.items() for test in ([file] if file in tests else tests)]
 
 
 def _nearest(found: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -357,7 +375,8 @@ def run(module: str, text: str | None, tests: list[str], timeout: float, stop: b
     said = folder / "said.json"
     code, failed = json.loads(said.read_text()) if ended and said.exists() else (-1 if ended else None, [])
     log = (folder / "log").read_text(errors="replace")[-3000:]
-    if (code in (4, 5) and "ImportError while loading conftest" not in log) or (text is None and code not in (0, 1)):
+    nothing = code in (4, 5) and not failed and "ImportError while loading conftest" not in log
+    if nothing or (text is None and code not in (0, 1)):
         raise SystemExit(f"pytest did not run the tests (exit code {code}):\n{log}")
     shutil.rmtree(folder, ignore_errors=True)
     return Outcome(code, failed, time.monotonic() - began)
@@ -463,6 +482,37 @@ def again(out: Path) -> None:
     _write(out, rows)
 
 
+def figures(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """The counts of a record, by the columns of the table in docs/reliability.md."""
+    first = [row.get("first", row["outcome"]) for row in rows[1:]]
+    unnoticed = [row for row, was in zip(rows[1:], first, strict=True) if was in ("survived", "uncovered")]
+    left = [row for row in unnoticed if row["outcome"] in ("survived", "uncovered")]
+    equivalent = [row for row in left if row.get("why", "").startswith("equivalent")]
+    return {
+        "mutants": rows[0]["mutants"],
+        "drawn": len(first),
+        "killed": first.count("killed"),
+        "timeout": first.count("timeout"),
+        "not noticed": len(unnoticed),
+        "by other tests": sum(not row.get("new") for row in unnoticed) - len(left),
+        "by new tests": sum(bool(row.get("new")) for row in unnoticed),
+        "left": len(left),
+        "equivalent": len(equivalent),
+    }
+
+
+def table(folder: Path = ROOT / "docs" / "results") -> str:
+    """The table of all records in Markdown."""
+    found = {room: figures(_lines(path)) for room in ROOMS if (path := folder / f"mutation-{room}.jsonl").exists()}
+    names = ["room", *next(iter(found.values()))]
+    lines = [
+        names,
+        ["---", *["---:"] * (len(names) - 1)],
+        *([f"`{r}`", *map(str, f.values())] for r, f in found.items()),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def _import() -> None:
     for name in IMPORTED:
         with suppress(ImportError):
@@ -479,11 +529,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--measure", nargs="*", metavar="TESTS", help="only these, added to what was measured")
+    parser.add_argument("--table", action="store_true", help="the counts of all records")
     parser.add_argument("--workers", type=int, default=2, help="processes of --measure")
     given = parser.parse_args()
-    if given.measure:
-        measure(given.workers)
+    if given.table:
+        print(table(), end="")
+        return
+    if given.measure is not None:
+        measure(given.measure, given.workers)
         return
     _import()
     if given.again:

@@ -32,6 +32,17 @@ class DamagedError(DataError):
     """
 
 
+class PluginError(DDBenchError):
+    """A plugin failed, or did what no plugin may; ``reason`` is what it raised, as one line.
+
+    The exception that it raised is its ``__cause__``.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
 class DivergedError(DDBenchError):
     """The optimisation left the numbers: not-a-number, an exploding loss, a dead learning rate.
 
@@ -47,6 +58,14 @@ class InterruptedRun(DDBenchError):
     """SIGINT or SIGTERM arrived and the work stopped at a safe point."""
 
     exit_code = 130
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has a class for CUDA and only words for the CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
 
 
 def require_posix() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import pluggy
 
 from ddbench import hookspecs
-from ddbench.errors import DataError, DDBenchError, UsageError, did_you_mean
+from ddbench.base.guard import guarded, told
+from ddbench.errors import DataError, DDBenchError, PluginError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from ddbench.data.dataset import Dataset
     from ddbench.hookspecs import DatasetSource, Matcher, Metric, Published, Scheduler
     from ddbench.problem.problem import Memory, Needs, Problem
 
 KINDS = ("dataset", "matcher", "scheduler", "network", "metric")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
+_TAKEN = {"metric": ("diverged",)}  # what records say of a student
 _METHODS = {
     "dataset": ("load",),
     "matcher": ("init", "step", "result"),
@@ -65,6 +69,11 @@ class Plugin:
     version: str
     recipes: tuple[RecipeEntry, ...] = ()
 
+    @property
+    def declared(self) -> str:
+        """The version that the class declares of what it computes; keys hold this one, not the distribution's."""
+        return declared_version(self.cls)
+
     def recipe(self, situation: dict[str, Any]) -> RecipeEntry | None:
         """The most specific recipe that fits; of equally specific ones the first."""
         fitting = [r for r in self.recipes if r.fits(situation)]
@@ -103,7 +112,8 @@ class Registry:
                 raise DataError(f"{kind} {name!r} is not available: {broken}")
         names = self.names(kind)
         hint = did_you_mean(name, names)
-        raise UsageError(f"no {kind} called {name!r}{hint} (valid ones: {', '.join(names)})")
+        lost = f"; {'; '.join(map(str, self.broken))}" if self.broken else ""  # it may be what one of them brings
+        raise UsageError(f"no {kind} called {name!r}{hint} (valid ones: {', '.join(names)}){lost}")
 
     def add(self, plugin: Plugin) -> None:
         other = self.plugins.get((plugin.kind, plugin.name))
@@ -119,10 +129,10 @@ class Registry:
         package = entry.dist.name if entry.dist else entry.value
         version = entry.dist.version if entry.dist else "0"
         try:
-            found = _collect(entry.load(), entry.name, package, version)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - any failure of a plugin is its own
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.broken.append(Broken(entry.name, package, reason))
+            with guarded(f"loading plugin {entry.name!r}"):
+                found = _collect(entry.load(), entry.name, package, version)
+        except Exception as error:  # noqa: BLE001 - any failure of a plugin is its own
+            self.broken.append(Broken(entry.name, package, getattr(error, "reason", "") or told(error)))
             return
         for plugin in found:
             self.add(plugin)
@@ -152,6 +162,12 @@ def _register(kind: str, package: str, version: str, found: list[Plugin]) -> Cal
     return register
 
 
+def declared_version(cls: Any) -> str:
+    """What a class declares as its ``version``; an option of that name is none."""
+    options = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    return "1" if "version" in options else str(getattr(cls, "version", "1"))
+
+
 def check_class(kind: str, cls: Any) -> None:
     """Raise ValueError when a class cannot be registered as a plugin of this kind."""
     if not inspect.isclass(cls) or not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
@@ -159,10 +175,15 @@ def check_class(kind: str, cls: Any) -> None:
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{cls.__name__}.name must match {_NAME.pattern}, got {name!r}")
+    if name in _TAKEN.get(kind, ()):
+        raise ValueError(f"a {kind} cannot be called {name!r}, which records use for something else")
     for method in _METHODS[kind]:
         if not callable(getattr(cls, method, None)):
             raise ValueError(f"{kind} {name!r} has no method {method}()")
     options = {f.name for f in dataclasses.fields(cls)}
+    version = getattr(cls, "version", "1")
+    if "version" not in options and not (isinstance(version, (str, int)) and _VERSION.fullmatch(str(version))):
+        raise ValueError(f"{kind} {name!r}.version must be a short text or a whole number, got {version!r}")
     if kind == "matcher" and "published" not in options and not _are_published(getattr(cls, "published", ())):
         raise ValueError(
             f"matcher {name!r}.published must be a tuple of ddbench.Published, got {getattr(cls, 'published', None)!r}"
@@ -199,11 +220,28 @@ def registry() -> Registry:
 # What a plugin may leave out, and what then stands for it: nobody else asks a plugin what it has.
 
 
+def _called(plugin: Any, kind: str, method: str, wanted: type | None, *given: Any) -> Any:
+    """What a method returns, which must be of the type ``wanted``; None for any."""
+    what = f"{method}() of {kind} {plugin.name!r}"
+    with guarded(what):
+        made = getattr(plugin, method)(*given)
+    if wanted is not None and not isinstance(made, wanted):
+        raise PluginError(f"{what} must return a {wanted.__name__}, not {type(made).__name__}")
+    return made
+
+
+def loaded(source: DatasetSource) -> Dataset:
+    """The data of a source, checked. Raises DataError for data that are not as they say."""
+    from ddbench.data.dataset import Dataset
+
+    return _called(source, "dataset", "load", Dataset).checked()
+
+
 def needs_of(matcher: Matcher[object], problem: Problem) -> Needs:
     """The experts and teachers that a matcher wants made; nothing for one that does not say."""
     from ddbench.problem.problem import Needs
 
-    return matcher.needs(problem) if isinstance(matcher, hookspecs.Needing) else Needs()
+    return _called(matcher, "matcher", "needs", Needs, problem) if isinstance(matcher, hookspecs.Needing) else Needs()
 
 
 def memory_of(matcher: Matcher[object], problem: Problem) -> Memory:
@@ -211,19 +249,19 @@ def memory_of(matcher: Matcher[object], problem: Problem) -> Memory:
     from ddbench.problem.problem import Memory
 
     if isinstance(matcher, hookspecs.Forecasting) and callable(matcher.memory):  # and not an option of that name
-        return matcher.memory(problem)
+        return _called(matcher, "matcher", "memory", Memory, problem)
     return Memory(problem.state_bytes())
 
 
 def notes_of(matcher: Matcher[object]) -> dict[str, dict[str, object]]:
     """How a matcher works in this stage, for its record."""
-    return matcher.notes() if _noting(matcher) else {}
+    return _called(matcher, "matcher", "notes", dict) if _noting(matcher) else {}
 
 
 def resume_with(matcher: Matcher[object], noted: dict[str, dict[str, object]]) -> None:
     """Begin a stage, or go on with one in which ``noted`` was noted."""
     if _noting(matcher):
-        matcher.resume(noted)
+        _called(matcher, "matcher", "resume", None, noted)
 
 
 def _noting(matcher: Matcher[object]) -> TypeGuard[hookspecs.Noting]:
@@ -278,7 +316,8 @@ def missing(source: DatasetSource) -> str | None:
     if not isinstance(source, hookspecs.Telling):
         return f"dataset {source.name!r} does not tell whether its data are here; `ddbench prepare` loads them"
     try:
-        return source.missing()
+        said = _called(source, "dataset", "missing", None)
+        return None if said is None else str(said)
     except DDBenchError as error:
         return str(error)
 
@@ -293,6 +332,11 @@ def main_option(plugin: Plugin) -> str | None:
     return getattr(plugin.cls, "argument", None)
 
 
+def remote(plugin: Plugin) -> bool:
+    """Whether the options of a dataset may name any place on the network: then nobody but the user says which."""
+    return bool(getattr(plugin.cls, "remote", False))
+
+
 def costly(plugin: Plugin) -> bool:
     """Whether a metric is computed only when asked for."""
     return bool(getattr(plugin.cls, "costly", False))
@@ -300,5 +344,7 @@ def costly(plugin: Plugin) -> bool:
 
 def marks(metric: Metric, steps: int) -> set[int]:
     """The optimiser steps, of ``steps``, after which a metric wants a student's vector."""
-    wanted = metric.marks(steps) if isinstance(metric, hookspecs.Marking) else ()
-    return {step for step in wanted if 0 < step <= steps}
+    if not isinstance(metric, hookspecs.Marking):
+        return set()
+    wanted = _called(metric, "metric", "marks", Iterable, steps)
+    return {int(step) for step in wanted if 0 < step <= steps}

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 import pytest
+import torch
 from annotated_types import Ge
 from tiny import THREAD, Answer, ddbench, words
 
-from ddbench import Memory, SyntheticSet, hookimpl, plugins
-from ddbench.errors import DataError, UsageError
+from ddbench import Dataset, Memory, Pixels, Store, SyntheticSet, hookimpl, plugins
+from ddbench.errors import DataError, PluginError, UsageError
 from ddbench.hookspecs import HOOKS
 from ddbench.plugins import KINDS, Registry, registry
 from ddbench.testing import toy_task
@@ -373,6 +376,15 @@ class Stepless:
     def result(self, problem: Any, state: Any) -> None: ...
 
 
+class Skipped(BaseException):
+    """As pytest.importorskip raises one."""
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -392,6 +404,12 @@ class Stepless:
         (SystemExit(0), "SystemExit"),
         (SyntaxError("bad"), "SyntaxError"),
         (RecursionError("deep"), "RecursionError"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (GeneratorExit(), "GeneratorExit"),
+        (Skipped("not here"), "Skipped: not here"),
+        (Mute(), "Mute: (it cannot say what)"),
+        (RuntimeError("\x1b[2J\u202e red"), "RuntimeError: ?[2J? red"),
+        (RuntimeError("x" * 10_000), "xxx..."),
     ],
 )
 def test_a_broken_plugin_is_skipped_with_the_reason_and_the_rest_works(given, reason):
@@ -401,6 +419,28 @@ def test_a_broken_plugin_is_skipped_with_the_reason_and_the_rest_works(given, re
     assert "package-0" in str(broken)
     assert "\n" not in str(broken)
     assert found.names("matcher") == ["good"]
+
+
+def test_what_a_broken_plugin_may_have_brought_is_said_when_a_name_is_not_found():
+    """Its entry point need not be called like its matcher."""
+    found = loaded(ImportError("cannot import that"), module(register_matchers=lambda register: register(Good)))
+    with pytest.raises(
+        UsageError, match=r"no matcher called 'better'.*'plugin-0' of package-0 is skipped: ImportError"
+    ):
+        found.get("matcher", "better")
+
+
+def test_the_version_of_what_a_plugin_computes_is_what_its_class_declares():
+    def declaring(**more: Any) -> Any:
+        return dataclass(frozen=True)(type("Changed", (Good,), more))
+
+    found = loaded(module(register_matchers=lambda register: register(declaring(version="2"))))
+    assert found.get("matcher", "good").declared == "2"
+    assert loaded(module(register_matchers=lambda register: register(Good))).get("matcher", "good").declared == "1"
+    option = declaring(version="x", __annotations__={"version": str})
+    assert loaded(module(register_matchers=lambda register: register(option))).get("matcher", "good").declared == "1"
+    (broken,) = loaded(module(register_matchers=lambda register: register(declaring(version=("a", 1))))).broken
+    assert "version must be a short text or a whole number" in str(broken)
 
 
 def test_a_plugin_that_fails_half_way_registers_nothing():
@@ -414,8 +454,14 @@ def test_a_plugin_that_fails_half_way_registers_nothing():
 
 
 def test_an_interruption_while_plugins_load_is_not_taken_for_a_broken_plugin():
+    """The signal arrives between two instructions of the plugin; one that raises the exception itself is broken."""
+
+    def waits(register: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
     with pytest.raises(KeyboardInterrupt):
-        loaded(KeyboardInterrupt())
+        loaded(module(register_matchers=waits))
 
 
 def test_two_plugins_with_one_name_name_both_packages():
@@ -538,3 +584,116 @@ def test_published_names_that_are_none_are_refused():
     )
     with pytest.raises(ValueError, match=r"'w'\.published must be a tuple of ddbench\.Published, got 'MTT'"):
         plugins.check_class("matcher", wrong)
+
+
+# --------------------------------------------------------------------------------- datasets
+
+
+def dataset_of(load: Any) -> Any:
+    return dataclass(frozen=True)(type("Mine", (), {"name": "mine", "load": lambda self: load()}))()
+
+
+def sound() -> Dataset:
+    pixels = torch.arange(40 * 3 * 4 * 4).remainder(251).view(40, 3, 4, 4).to(torch.uint8)
+    return Dataset.split("mine", ("a", "b"), (pixels, torch.arange(40) % 2), (pixels[:6], torch.arange(6) % 2))
+
+
+def part(name: str, **changes: Any) -> Any:
+    def load() -> Dataset:
+        held = sound()
+        return replace(held, **{name: replace(getattr(held, name), **changes)})
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("load", "error", "said"),
+    [
+        (lambda: None, PluginError, r"load\(\) of dataset 'mine' must return a Dataset, not NoneType"),
+        (lambda: sys.exit(0), PluginError, r"load\(\) of dataset 'mine' raised SystemExit"),
+        (lambda: 1 / 0, PluginError, r"load\(\) of dataset 'mine' raised ZeroDivisionError"),
+        (lambda: replace(sound(), classes=("a", "a")), DataError, "a tuple of names that differ"),
+        (lambda: replace(sound(), classes=["a", "b"]), DataError, "a tuple of names that differ"),
+        (lambda: replace(sound(), classes=("a", "b", "c")), DataError, "class 2 has no train images"),
+        (part("test", targets=torch.tensor([0, 1, 0, 1, 0, 7])), DataError, r"test targets must lie in 0\.\.1"),
+        (part("validation", targets=torch.full((4,), -1)), DataError, r"validation targets must lie in 0\.\.1"),
+        (part("test", targets=torch.zeros(6)), DataError, "test targets must be int64"),
+        (part("test", targets=torch.zeros(6, 1, dtype=torch.int64)), DataError, "test targets must be int64"),
+        (part("test", targets=torch.zeros(5, dtype=torch.int64)), DataError, "6 test images but 5 targets"),
+        (part("test", pixels=torch.zeros(6, 3, 4, 4)), DataError, "test pixels must be uint8"),
+        (part("test", pixels=torch.zeros(6, 3, 4, dtype=torch.uint8)), DataError, "test pixels must be uint8"),
+        (part("test", pixels=torch.zeros(6, 3, 5, 5, dtype=torch.uint8)), DataError, r"test has images \(3, 5, 5\)"),
+        (part("test", classes=9), DataError, "in 9 classes"),
+    ],
+)
+def test_a_dataset_that_is_not_what_it_says_is_refused_before_it_is_used(load, error, said):
+    with pytest.raises(error, match=said):
+        plugins.loaded(dataset_of(load))
+
+
+def test_pixels_that_are_not_contiguous_give_the_same_batches_and_the_same_digest():
+    """Batches would take over their strides, and convolutions give other bits."""
+    held = sound()
+    turned = held.train.pixels.store.array.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    other = plugins.loaded(dataset_of(part("train", pixels=Pixels(Store(turned), held.train.pixels.rows))))
+    rows = torch.arange(5)
+    assert other.digest == held.digest
+    assert other.train[rows].images.stride() == held.train[rows].images.stride()
+    assert torch.equal(other.train[rows].images, held.train[rows].images)
+
+
+def test_a_dataset_that_changes_the_process_while_it_is_loaded_changes_nobody_else(capsys):
+    def load() -> Dataset:
+        torch.set_default_dtype(torch.float64)
+        torch.manual_seed(3)
+        print("loading")
+        return sound()
+
+    before = torch.get_rng_state()
+    assert plugins.loaded(dataset_of(load)).digest == sound().digest
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.equal(before, torch.get_rng_state())
+    assert capsys.readouterr().out == ""
+
+
+def test_a_metric_cannot_be_called_what_records_say_of_a_student():
+    @dataclass(frozen=True)
+    class Diverged:
+        name = "diverged"
+
+        def __call__(self, logits: Any, targets: Any) -> float:
+            return 0.0
+
+    (broken,) = loaded(module(register_metrics=lambda register: register(Diverged))).broken
+    assert "a metric cannot be called 'diverged'" in str(broken)
+
+
+def test_what_a_plugin_changes_while_it_is_imported_is_set_back(forks, tmp_path):
+    source = """
+import atexit, random, sys, warnings
+import numpy as np
+import torch
+from ddbench import hookimpl
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(2)
+torch.use_deterministic_algorithms(True)
+torch.manual_seed(1), random.seed(1), np.random.seed(1)
+warnings.simplefilter("ignore")
+print("hello from a plugin")
+@hookimpl
+def register_matchers(register): pass
+"""
+    folder = tmp_path / "site"
+    (folder / "changes-1.dist-info").mkdir(parents=True)
+    (folder / "changes-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: changes\nVersion: 1\n")
+    (folder / "changes-1.dist-info" / "entry_points.txt").write_text("[ddbench]\nchanges = changes_all\n")
+    (folder / "changes_all.py").write_text(source)
+    arguments = ["run", *words("random"), *ALONE, "--json"]
+    alone = forks.run([*arguments, "--out", tmp_path / "alone"], tmp_path / "home")
+    beside = forks.run([*arguments, "--out", tmp_path / "beside"], tmp_path / "home", (str(folder),))
+    assert beside.code == 0, beside.err
+    assert [row["accuracy_mean"] for row in beside.json] == [row["accuracy_mean"] for row in alone.json]
+    assert "hello from a plugin" in beside.err
+    (one,), (other,) = (list((tmp_path / name).glob("*/distilled.safetensors")) for name in ("alone", "beside"))
+    assert one.parent.name == other.parent.name
+    assert one.read_bytes() == other.read_bytes()

@@ -2,13 +2,13 @@
 
 The setting of DM (Zhao & Bilen, WACV 2023) and GDumb (Prabhu et al., ECCV 2020): after every step a network is trained
 from scratch on the memory of the classes seen so far, and tested on the test images of those classes. Also what both
-applications share: a set with its task, records that outlive an interruption, memories of real images.
+applications share: a set with its task, and memories of real images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from statistics import mean, pstdev
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddbench.base.cache import Cache, digest, home, lock, read_json, write_json
+from ddbench.apply.record import Record
+from ddbench.base.cache import Cache, home, lock
 from ddbench.base.machine import machine
 from ddbench.base.options import changed, label, make, options
 from ddbench.base.progress import report
@@ -33,6 +34,7 @@ from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts, Teaching, teach
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
 from ddbench.results.tables import Table
+from ddbench.run.calls import Asked
 from ddbench.run.defaults import MEMORIES, ONE_STAGE
 from ddbench.run.spec import EXPERTS
 from ddbench.run.stage import prepared
@@ -121,35 +123,6 @@ class Target:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
-    """Results by name in one JSON file, each stored as soon as it is there."""
-
-    path: Path
-    identity: dict[str, Any]
-    about: dict[str, Any]
-    results: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, folder: Path, name: str, identity: dict[str, Any], about: dict[str, Any]) -> Record:
-        """The record of what ``identity`` decides, with the results that are there already."""
-        path = folder / f"{name}-{digest([name, identity])[:12]}.json"
-        return cls(path, identity, about, read_json(path)["results"] if path.exists() else {})
-
-    def get(self, name: str, work: Callable[[], Any]) -> Any:
-        """The result ``name``, made by ``work`` and stored if it is not there yet."""
-        if name not in self.results:
-            self.results[name] = work()
-            self.save(complete=False)
-        return self.results[name]
-
-    def save(self, *, complete: bool, **more: Any) -> dict[str, Any]:
-        """Write the file, and return what it holds."""
-        held = {"complete": complete, "about": self.about, "identity": self.identity, "results": self.results} | more
-        write_json(self.path, held)
-        return held
-
-
 @dataclass(frozen=True)
 class Report:
     """What an application found: tables as people read them, the first as numbers, and all of it as JSON."""
@@ -181,7 +154,8 @@ def real_memory(target: Target, name: str) -> SyntheticSet:
     problem = Problem(work.dataset.train, target.ipc, starts, experts, work.dataset.augment, seed)
     problem = prepared(problem, needs_of(matcher, problem))
     with (seed / "memory" / name).scope():
-        return matcher.result(problem, matcher.init(problem))
+        asked = Asked(matcher, problem, work.dataset.validation)
+        return asked.result(asked.init())
 
 
 def at_best_lr(target: Target, record: Record, name: str, memory: Curriculum, teaching: Teaching) -> Curriculum:

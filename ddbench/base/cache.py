@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.locks import lock as lock  # plugins import it from here
-from ddbench.base.opening import may_store, parse_json, read_text, reading
+from ddbench.base.opening import TEXT_BYTES, may_store, parse_json, read_text, reading
 from ddbench.base.progress import note
 from ddbench.errors import DamagedError, DataError, UsageError
 
@@ -158,10 +158,10 @@ def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
     atomic_write(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON, or raise a DataError that names the file: DamagedError where it is not JSON, or not what was sealed."""
+def read_json(path: Path, limit: int = TEXT_BYTES) -> Any:
+    """Read JSON, or raise a DataError that names the file: a DamagedError for what is not what was sealed."""
     try:
-        held = parse_json(read_text(path))
+        held = parse_json(read_text(path, limit))
     except ValueError as error:
         raise DamagedError(f"{path} is not readable JSON ({error}); delete it to have it made again") from error
     if isinstance(held, dict) and SEAL in held and held.pop(SEAL) != _seal(held):

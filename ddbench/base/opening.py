@@ -104,14 +104,10 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _require_shallow(held: Any) -> None:
-    level = [held]
+    level = [held] if isinstance(held, (dict, list)) else []
     for _ in range(DEEPEST):
-        level = [
-            part
-            for whole in level
-            if isinstance(whole, (dict, list))
-            for part in (whole.values() if isinstance(whole, dict) else whole)
-        ]
+        parts = (part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole))
+        level = [part for part in parts if isinstance(part, (dict, list))]
         if not level:
             return
     raise ValueError(f"nested more than {DEEPEST} levels deep")

@@ -105,9 +105,10 @@ def make(cls: type[_T], values: dict[str, Any], where: str) -> _T:
     try:
         return TypeAdapter(cls).validate_python({k: _read(v, hints[k]) for k, v in values.items()})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        first, *others = error.errors()
+        among = [e for e in others if e["loc"][:1] == first["loc"][:1]]  # what each member of a union says
+        name = ".".join(str(part) for part in (first["loc"][:1] if among else first["loc"]))
+        message = ", or ".join(dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in (first, *among)))
         shown = f", got {first['input']!r}" if name else ""
         raise UsageError(f"{where}.{name}: {message}{shown}".replace(".:", ":")) from error
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
-from ddbench.base.opening import parse_json, read_text
-from ddbench.errors import DataError
+from ddbench.base.cache import read_json
+from ddbench.errors import DamagedError, DataError
 
 RECORD_BYTES = 8_000_000  # of a JSON file; the largest on file has 0.2 MB
 LARGEST = 1e100  # of a number: its square is still one
@@ -74,19 +74,18 @@ class Held(BaseModel):
     def from_file(cls, path: Path) -> Self:
         """What a JSON file holds. Raises DataError for one that is missing or damaged."""
         way = "restore it, or delete its folder" if path.name == "spec.json" else "delete it to have it made again"
-        text = read_text(path, RECORD_BYTES)
         try:
-            held = parse_json(text)
-        except ValueError as error:
-            raise DataError(f"{path} is not readable JSON ({error}); {way}") from error
+            held = read_json(path, RECORD_BYTES)
+        except DamagedError as error:
+            raise DamagedError(f"{str(error).rpartition(';')[0]}; {way}") from error
         return cls.checked(held, f"{path} is damaged ({{}}); {way}")
 
     @classmethod
     def checked(cls, value: object, complaint: str) -> Self:
         """The same of a value; ``complaint`` is the sentence of the DataError, with braces for what is wrong."""
         try:
+            made = cls.model_validate(value)
             require_bounded(value)
-            return cls.model_validate(value)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(str(part) for part in first["loc"])[:200]
@@ -94,6 +93,7 @@ class Held(BaseModel):
             raise DataError(_filled(complaint, f"{place}: {said}" if place else said)) from error
         except ValueError as error:
             raise DataError(_filled(complaint, str(error))) from error
+        return made
 
     def json_value(self) -> dict[str, Any]:
         """What it was read from, to the last digit: defaults are not filled in."""

@@ -20,7 +20,8 @@ def save_state(path: Path, state: Any, notes: dict[str, Any]) -> None:
     """Write ``state`` (dataclasses, dicts, lists, tuples, tensors, numbers, text, None) with JSON notes."""
     tensors: dict[str, Tensor] = {}
     shape = _freeze(state, tensors)
-    save_tensors(path, tensors, {"state": json.dumps(shape), "notes": json.dumps(notes, allow_nan=False)})
+    metadata = {"state": json.dumps(shape), "notes": json.dumps(notes, allow_nan=False)}
+    save_tensors(path, tensors, metadata, sealed=True)
 
 
 def load_state(path: Path, device: torch.device) -> tuple[Any, dict[str, Any]]:
@@ -28,9 +29,9 @@ def load_state(path: Path, device: torch.device) -> tuple[Any, dict[str, Any]]:
     tensors, metadata = load_tensors(path)
     try:
         return _thaw(json.loads(metadata["state"]), tensors, device), json.loads(metadata["notes"])
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # a dataclass may refuse its fields as it likes
         raise DataError(
-            f"{path} is not a checkpoint of this version ({error}); delete it to start the stage again"
+            f"{path} is not a checkpoint of this version ({error!r}); delete it to start the stage again"
         ) from error
 
 

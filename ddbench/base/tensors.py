@@ -84,7 +84,7 @@ def _in_order(path: Path) -> None:
 def load_tensors(
     path: Path, *, only: Iterable[str] | None = None, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and metadata; ``only`` names those wanted. Raises DataError for a damaged file."""
+    """Read tensors and metadata (without the seal); ``only`` names those wanted. Raises DamagedError."""
     status = require_regular(path)
     try:
         with safe_open(path, framework="pt") as stream:
@@ -97,6 +97,7 @@ def load_tensors(
             f"{path} is damaged or not a safetensors file ({error}); delete it to have it made again"
         ) from error
     _verify(_Compared.of(path, status), tensors, metadata, every)
+    metadata = {name: text for name, text in metadata.items() if name != SEAL}
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 
 

@@ -6,7 +6,6 @@ The same rules are checked when runs are submitted and whenever tables are built
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -15,25 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import canonical
+from ddbench.base.opening import parse_toml, read_text
 from ddbench.base.options import changed, label, make, options
-from ddbench.boards.entry import NAME, Entry, EntryRun, option_text
+from ddbench.base.schema import RECORD_BYTES
+from ddbench.boards.budget import check_recorded, classes_of, usual
+from ddbench.boards.entry import NAME, Entry, EntryRun, command_of, option_text, shown
+from ddbench.boards.rules import Digested, Rule, Rules
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.plugins import registry
 from ddbench.results.differences import SEEDS_FOR_BEST
-from ddbench.run.record import Described, EvaluationRecord
-from ddbench.run.row import Row
+from ddbench.run.record import PLACES, Described, EvaluationRecord
+from ddbench.run.spec import current
 
-_FIELDS = {
-    "title": str,
-    "dataset": dict,
-    "network": dict,
-    "protocol": dict,
-    "ipc": list,
-    "students": int,
-    "seeds": list,
-}
-_NAMED = {"dataset": ("name", "digest"), "network": ("name",), "protocol": ("name", "digest")}
 _COSTS = ("distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes", "image_bytes", "label_bytes", "steps")
 
 
@@ -43,12 +36,6 @@ def found(names: Sequence[str], root: Path) -> list[Board]:
     if not there:
         raise UsageError(f"there are no boards in {root}; --boards names the folder that holds their folders")
     return [Board.load(root / name) for name in (names or there)]
-
-
-class Rule(Described):
-    """A plugin or a protocol that a board prescribes, with the digest of its data or its options."""
-
-    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,9 +48,9 @@ class Board:
 
     folder: Path
     title: str
-    dataset: Rule
+    dataset: Digested
     network: Rule
-    protocol: Rule
+    protocol: Digested
     ipc: tuple[int, ...]
     students: int
     seeds: tuple[int, ...]
@@ -75,62 +62,37 @@ class Board:
     def load(cls, folder: Path) -> Board:
         """The board in a folder. Raises UsageError where there is none, DataError for rules that are no rules."""
         path = folder / "board.toml"
-        try:
-            return cls.parse(path.read_text(), folder)
-        except FileNotFoundError:
-            raise UsageError(f"there is no board in {folder}: it has no board.toml{_boards(folder)}") from None
+        if not path.exists():
+            raise UsageError(f"there is no board in {folder}: it has no board.toml{_boards(folder)}")
+        return cls.parse(read_text(path, RECORD_BYTES), folder)
 
     @classmethod
     def parse(cls, text: str, folder: Path) -> Board:
         """The board that a ``board.toml`` with this text founds in a folder."""
         path = folder / "board.toml"
         try:
-            held = tomllib.loads(text)
+            held = parse_toml(text)
         except ValueError as error:
             raise DataError(f"{path} is not readable TOML: {error}") from error
         if not NAME.fullmatch(folder.name) or folder.name == "index":
             raise DataError(
-                f"a board's folder is named with a-z, 0-9 and ._- (at most 64), and not index: {folder.name!r}"
+                f"a board's folder is named with a-z, 0-9 and ._- (at most 64), and not index: {shown(folder.name)!r}"
             )
-        for name, kind in _FIELDS.items():
-            if not isinstance(held.get(name), kind):
-                raise DataError(f"{path} needs {name!r} as a TOML {kind.__name__}; the boards beside it are examples")
-        if unknown := sorted(set(held) - set(_FIELDS) - {"mark_seeds", "about", "fewer_seeds"}):
-            raise DataError(f"{path} has a rule {unknown[0]!r} that is unknown{did_you_mean(unknown[0], _FIELDS)}")
-        for group, names in _NAMED.items():
-            options = held[group].get("options", {})
-            if lacking := [name for name in names if not isinstance(held[group].get(name), str)]:
-                raise DataError(f"{path} needs a {lacking[0]!r} in [{group}]; see the boards beside it")
-            if not isinstance(options, dict) or set(held[group]) - {*names, "options"}:
-                raise DataError(f"{path} has more in [{group}] than {', '.join(names)} and a table of options")
-        complaint = f"{path} has rules that are none ({{}}); see the boards beside it"
-        groups = {group: Rule.checked(held[group], complaint) for group in _NAMED}
-        rules: dict[str, Any] = held | groups | {"ipc": tuple(held["ipc"]), "seeds": tuple(held["seeds"])}
-        board = cls(folder, **rules)
-        board._check_counts(path)
-        _ = board.rules
+        if unknown := sorted(set(held) - set(Rules.model_fields)):
+            hint = did_you_mean(unknown[0], Rules.model_fields)
+            raise DataError(f"{path} has a rule {shown(unknown[0])!r} that is unknown{hint}")
+        rules = Rules.checked(held, f"{path} has rules that are none ({{}}); the boards beside it are examples")
+        numbers: dict[str, Any] = {"ipc": tuple(rules.ipc), "seeds": tuple(rules.seeds)}
+        board = cls(folder, **{name: getattr(rules, name) for name in Rules.model_fields} | numbers)
+        try:
+            _ = board.rules, board.network_label
+        except UsageError as error:
+            raise DataError(f"{path} has a [network] that is none: {error}") from error
         return board
 
-    def _check_counts(self, path: Path) -> None:
-        """Refuse what is no list of numbers; TOML has types, and no bounds."""
-        fewer = self.fewer_seeds
-        if not isinstance(fewer, dict) or not {*fewer} <= {*map(str, self.ipc)}:
-            raise DataError(f"{path} needs fewer_seeds as a table from an ipc of the board to its seeds")
-        counts = {
-            **{f"fewer_seeds of ipc {ipc}": tuple(seeds) for ipc, seeds in fewer.items()},
-            "ipc": self.ipc,
-            "seeds": self.seeds,
-            "students": (self.students,),
-            "mark_seeds": (self.mark_seeds,),
-        }
-        for name, values in counts.items():
-            least = {"mark_seeds": SEEDS_FOR_BEST}.get(name, 0 if "seeds" in name else 1)
-            if not values or any(type(v) is not int or v < least for v in values) or len(set(values)) < len(values):
-                raise DataError(f"{path} needs {name} as numbers from {least}, none of them twice, not {values}")
-
-    def rows(self) -> list[Row]:
+    def runs(self) -> list[EntryRun]:
         """What ``ddbench compare`` reads of the entries, as if their runs lay here."""
-        return [row for entry in self.entries() for run in entry.runs for row in self.counted(entry, run).rows()]
+        return [self.counted(entry, run) for entry in self.entries() for run in entry.runs]
 
     def entries(self) -> list[Entry]:
         """All entries by name, each checked against the rules again: a file may have been edited since."""
@@ -139,14 +101,47 @@ class Board:
             entry = Entry.read(path)
             try:
                 self.check(entry.runs)
+                self._check_classes(entry)
             except UsageError as error:
                 raise DataError(f"{path} breaks the rules of the board: {error}") from error
             found.append(entry)
+        self._check_alike(found)
         return found
+
+    def _check_classes(self, entry: Entry) -> None:
+        """Refuse an entry whose picture is of another number of classes than its images are."""
+        for run in entry.runs if entry.picture else ():
+            due = run.spec.ipc * (entry.picture.of if entry.picture else 0)
+            if run.result.status == "ok" and run.result.images != due:
+                told = f"{due:,} images, which is {run.spec.ipc} for each of its classes"
+                raise UsageError(f"{run.run} should have {told}, and has {run.result.images}; run it again")
+
+    def _check_alike(self, found: Sequence[Entry]) -> None:
+        """Refuse the entry that is of more or fewer classes than the others; a board may not say how many it has."""
+        done = [(entry, run) for entry in found for run in entry.runs if run.result.status == "ok"]
+        most = usual([classes_of(run) for _, run in done]) if done else 0
+        for entry, run in done:
+            try:
+                check_recorded(run, most, None)
+            except UsageError as error:
+                raise DataError(f"{entry.file} breaks the rules of the board: {error}") from error
+
+    def command(self, entry: Entry) -> str:
+        """The commands that make an entry again; of places of data those that the board itself names."""
+        graded = {e.network for run in entry.runs for e in self.graded(run)} - {self.network_label}
+        places = {name: value for name, value in self.dataset.options.items() if name in PLACES}
+        specs = [
+            run.spec.model_copy(
+                update={"dataset": Described(name=self.dataset.name, options=run.spec.dataset.content | places)}
+            )
+            for run in entry.runs
+        ]
+        return command_of(specs, self.students, sorted(graded))
 
     def counted(self, entry: Entry, run: EntryRun) -> EntryRun:
         """A run of an entry by a name that is its own on the board, with the evaluations that count."""
-        return run.model_copy(update={"run": f"{entry.name}.seed{run.seed}", "evaluations": self.graded(run)})
+        own = {"run": f"{entry.name}.seed{run.seed}", "evaluations": self.graded(run)}
+        return current(run).model_copy(update=own)
 
     def check(self, runs: Sequence[EntryRun]) -> None:
         """Refuse packed runs that do not keep to the rules, with the reason and the way out."""
@@ -154,7 +149,9 @@ class Board:
             self._check_data(run)
             self._check_rules(run)
             _check_numbers(run, self.graded(run))
-        if len({run.spec.setting for run in runs}) != 1:
+            if run.result.status == "ok":
+                check_recorded(run, self.dataset.classes or classes_of(run), self.dataset.shape)
+        if len({current(run).spec.setting for run in runs}) != 1:
             raise UsageError("the runs of an entry may differ in nothing but their seed; submit them again")
         self._check_seeds(runs)
 

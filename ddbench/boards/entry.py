@@ -11,20 +11,25 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ddbench.base.cache import atomic_write, canonical, file_digest, read_json
+from ddbench.base.cache import atomic_write, canonical, file_digest
+from ddbench.base.opening import parse_json, read_text
+from ddbench.base.options import changed, make, options
+from ddbench.base.schema import RECORD_BYTES, Digest, Held, Number, Seed, Text, Whole
 from ddbench.base.tensors import content_digest
 from ddbench.boards.picture import Picture, file_name, opened
 from ddbench.errors import DataError, UsageError
+from ddbench.grade.protocol import Protocol, named
 from ddbench.plugins import main_option, registry
 from ddbench.results.tables import clean
 from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.folder import FINAL, finished
-from ddbench.run.record import PLACES, Described, Held, Number, ResultRecord, RunRecord, SpecRecord, StageRecord
-from ddbench.run.spec import GROUPS, PLUGGED, Request, from_record, resolve
+from ddbench.run.place import called
+from ddbench.run.record import PLACES, Described, ResultRecord, RunRecord, SpecRecord, StageRecord
+from ddbench.run.spec import EXPERTS, GROUPS, PLUGGED, Request, RunSpec, current, from_record, known_options, resolve
 
 FORMAT = 2  # 1 had pictures of another kind, with the names of entries
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of boards and entries: they become file names and addresses
@@ -32,25 +37,37 @@ POINTS = 40  # of a curve, per stage: enough to see its shape
 _BROKEN = re.compile(r"[\ud800-\udfff\ufffe\uffff]")  # what is in no XML and in no UTF-8
 _RESULT = ("status", "error", "dataset", "selection", "label_type", "network", "parameters", "steps", "images",
            "image_bytes", "label_bytes", "distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes",
-           "machine", "finished", "train_images")  # fmt: skip
+           "machine", "finished", "train_images", "sources")  # fmt: skip
 _STAGE = ("checks", "selected", "steps", "seconds", "selection_seconds", "expert_seconds", "peak_bytes", "engine")
 
 
 class Curve(Held):
     """The losses of a stage, thinned."""
 
-    stage: int
-    step: list[int]
+    stage: Annotated[int, Field(ge=0, lt=1000)]
+    step: list[Whole]
     loss: list[Number]
+
+    @model_validator(mode="after")
+    def _has_a_loss_for_each_step(self) -> Self:
+        if len(self.step) != len(self.loss):
+            raise ValueError(f"has {len(self.step)} steps and {len(self.loss)} losses")
+        return self
 
 
 class EntryRun(RunRecord):
     """A run as an entry keeps it: without what fills a disk, with its stages and curves, and where no data lie."""
 
-    seed: int
+    seed: Seed
     stages: list[StageRecord]
-    tensors: str | None = None  # sha256 of their content
+    tensors: Digest | None = None  # sha256 of their content
     curves: list[Curve]
+
+    @model_validator(mode="after")
+    def _has_one_seed(self) -> Self:
+        if self.seed != self.spec.seed:
+            raise ValueError(f"is of seed {self.seed}, and its spec of {self.spec.seed}")
+        return self
 
     @property
     def method(self) -> str:
@@ -71,13 +88,12 @@ class Entry(Held):
     """Runs of one setting, and what their author says of them."""
 
     format: int
-    method: str
-    command: str
+    method: Text
     runs: list[EntryRun]
-    author: str = ""
-    link: str = ""
-    note: str = ""
-    date: str = ""
+    author: Text = ""
+    link: Text = ""
+    note: Text = ""
+    date: Text = ""
     picture: Picture | None = None
     file: Path = Field(default=Path(), exclude=True)
 
@@ -95,26 +111,28 @@ class Entry(Held):
     @classmethod
     def read(cls, path: Path) -> Entry:
         """An entry from its file, or a DataError that names it."""
-        # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark
-        held = json.loads(json.dumps(read_json(path), ensure_ascii=False).encode(errors="replace"))
-        lacking = [n for n in ("format", "method", "runs", "command") if not isinstance(held, dict) or n not in held]
-        if lacking:
+        try:
+            # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark
+            text = json.dumps(parse_json(read_text(path, RECORD_BYTES)), ensure_ascii=False)
+        except ValueError as error:
+            raise DataError(f"{path} is not readable JSON ({error}); submit the runs again") from error
+        held = json.loads(text.encode(errors="replace"))
+        if lacking := [
+            n for n in ("format", "method", "runs") if not isinstance(held, dict) or held.get(n) in (None, [])
+        ]:
             raise DataError(
                 f"{path} is no entry of a leaderboard: it lacks {', '.join(lacking)}; submit the runs again"
             )
         if held["format"] not in (1, FORMAT):
             raise DataError(
-                f"{path} has format {held['format']!r}; this ddbench reads 1 and {FORMAT}: update it, or submit again"
+                f"{path} has format {shown(repr(held['format']))}; this ddbench reads 1 and {FORMAT}: update it, "
+                "or submit again"
             )
         told = {name: value for name, value in held.items() if value is not None} | {"file": path}
         entry = cls.checked(told, f"{path} is damaged ({{}}); submit the runs again")
-        if odd := [line for line in entry.command.splitlines() if not is_command(line)]:
-            raise DataError(
-                f"{path} has a command that is not a call of ddbench ({shown(odd[0])}), which nobody should be given "
-                "to run; submit the runs again"
-            )
         if not NAME.fullmatch(path.stem):
-            raise DataError(f"an entry is named with a-z, 0-9 and ._- (at most 64), not {path.name!r}; rename it")
+            name = shown(path.name)
+            raise DataError(f"an entry is named with a-z, 0-9 and ._- (at most 64), not {name!r}; rename it")
         entry._check_picture()
         return entry
 
@@ -159,12 +177,12 @@ def shown(value: Any, most: int = 120) -> str:
 def pack(folder: Path) -> EntryRun:
     """What an entry keeps of a run. Raises UsageError for one that is not finished, DataError for a damaged one."""
     result = verified(folder)
-    run = RunRecord.read(folder)
+    run = current(RunRecord.read(folder))
     spec = _current(run.spec, folder)
     told = {name: value for name, value in spec.dataset.options.items() if not _private(name, value)}
     distilled = folder / "distilled.safetensors"
     return EntryRun(
-        run=folder.name,
+        run=run.run,
         seed=spec.seed,
         spec=spec.model_copy(update={"dataset": Described(name=spec.dataset.name, options=told)}),
         result=ResultRecord.model_validate({n: v for n, v in result.json_value().items() if n in _RESULT}),
@@ -206,7 +224,7 @@ def _current(spec: SpecRecord, folder: Path) -> SpecRecord:
         made = from_record(held)
     except (UsageError, DataError, KeyError):  # of a plugin that is not here, or of a set from elsewhere
         return spec
-    same = folder.resolve().name.endswith(made.key)
+    same = called(made, held, folder.resolve().name)
     return SpecRecord.model_validate(held | made.record() | {"versions": spec.versions}) if same else spec
 
 
@@ -217,15 +235,27 @@ def _private(name: str, value: Any) -> bool:
     return name != "path" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(value)) or Path(value).exists()
 
 
+class _Logged(Held):
+    """A line of ``metrics.jsonl``."""
+
+    stage: Annotated[int, Field(ge=0, lt=1000)] = 0
+    step: Whole = 0
+    loss: Number | None = None
+
+
 def curves(path: Path) -> list[Curve]:
     """The losses of each stage, thinned to ``POINTS`` evenly spaced steps with the first and the last among them."""
     if not path.exists():
         return []
     stages: dict[int, list[tuple[int, float]]] = {}
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
-        if "loss" in values:
-            stages.setdefault(values["stage"], []).append((values["step"], values["loss"]))
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        complaint = f"line {number} of {path} is damaged ({{}}); delete {path.parent} and run again"
+        try:
+            logged = _Logged.checked(parse_json(line), complaint)
+        except ValueError as error:
+            raise DataError(complaint.replace("{}", str(error))) from error
+        if logged.loss is not None:
+            stages.setdefault(logged.stage, []).append((logged.step, logged.loss))
     return [
         Curve(stage=stage, step=[s for s, _ in kept], loss=[float(f"{loss:.6g}") for _, loss in kept])
         for stage, points in sorted(stages.items())
@@ -241,45 +271,59 @@ def _thinned(points: list[Any]) -> list[Any]:
 
 
 def command_of(specs: Sequence[SpecRecord], students: int, networks: Sequence[str] = ()) -> str:
-    """The commands that make these specs: every option that differs from what recipes and protocols give.
+    """The commands that make these specs: every option that is not a field's default, whatever recipes give today.
 
     ``DATA`` is where the reader has the data, ``RUN`` each of the runs: they were evaluated on ``networks`` as well.
-    Seeds that are not consecutive get a line each. Threads and device are part of a run's key and of its bits.
+    Seeds that are not consecutive get a line each. Threads and device are part of a run's key and of its bits. Nothing
+    where a plugin is not here, since only it knows its options: people paste these lines into a shell.
     """
     spec, seeds = specs[0], sorted(s.seed for s in specs)
-    protocol = spec.protocol.name.partition("-custom-")[0]
-    names = {kind: getattr(spec, kind).name for kind in PLUGGED}
-    usual = resolve(Request(**names, ipc=spec.ipc, protocol=protocol, device="cpu")).spec.record()
+    try:
+        made = from_record(known_options(spec.json_value()))
+        protocol = named(made.protocol.name.partition("-custom-")[0])
+        names = {kind: getattr(made, kind).name for kind in PLUGGED}
+        usual = resolve(Request(**names, ipc=made.ipc, protocol=protocol.name, device="cpu")).spec.record()
+    except (UsageError, DataError):
+        return ""
     place = main_option(registry().get("dataset", names["dataset"]))
     if place in PLACES and (where := spec.dataset.options.get(place, "DATA")):
         names["dataset"] += f":{where}"
-    words = [f"DDBENCH_THREADS={spec.threads}", "ddbench", "run"]
-    for name, value in (names | {"ipc": spec.ipc, "protocol": protocol, "device": spec.device}).items():
+    words = [*([f"DDBENCH_THREADS={spec.threads}"] if spec.threads else []), "ddbench", "run"]
+    for name, value in (names | {"ipc": spec.ipc, "protocol": protocol.name, "device": spec.device}).items():
         default = getattr(Request, name)
         words += [f"--{name}", str(value)] if value != default or name in ("dataset", "matcher", "ipc") else []
-    own = spec.json_value()
     lines = [seeds] if seeds == list(range(seeds[0], seeds[0] + len(seeds))) else [[seed] for seed in seeds]
-    flags = [word for group in GROUPS for word in _differing(group, own[group], usual[group])]
-    made = [
+    flags = [word for group in GROUPS for word in _differing(group, made, usual[group], protocol)]
+    runs = [
         [*words, "--seed", str(part[0]), "--repeats", str(len(part)), "--students", str(students), *flags]
         for part in lines
     ]
-    return "\n".join(map(shlex.join, [*made, *(_again(network, students) for network in networks)]))
+    told = [shlex.join(line) for line in (*runs, *(_again(network, students) for network in networks)) if line]
+    return "\n".join(told) if all(is_command(line) for line in told) else ""
 
 
 def _again(network: str, students: int) -> list[str]:
-    """The command that evaluates a run on another network, by its label: ``convnet(width=64)``."""
+    """The command that evaluates a run on another network, by its label, ``convnet(width=64)``; else nothing."""
     name, _, options = network.partition("(")
-    flags = [word for option in options.rstrip(")").split(",") if option for word in ("-o", f"network.{option}")]
+    given = [option for option in options.rstrip(")").split(",") if option]
+    try:
+        make(registry().get("network", name).cls, dict(option.split("=", 1) for option in given), "network")
+    except (UsageError, DataError, ValueError):
+        return []
+    flags = [word for option in given for word in ("-o", f"network.{option}")]
     return ["ddbench", "eval", "RUN", "--network", name, "--students", str(students), *flags]
 
 
-def _differing(group: str, own: dict[str, Any], usual: dict[str, Any]) -> list[str]:
-    if group in PLUGGED:
-        own, usual = own["options"], usual["options"]
+def _differing(group: str, spec: RunSpec, usual: dict[str, Any], protocol: Protocol) -> list[str]:
+    """The options of a group that are not fields' defaults, or that a recipe would make others today."""
+    made: Any = getattr(spec, group)
+    usual = usual["options"] if group in PLUGGED else usual
+    base = {"experts": EXPERTS, "protocol": protocol}.get(group)
+    told = changed(made) if base is None else {n: v for n, v in options(made).items() if v != options(base)[n]}
+    told |= {name: value for name, value in options(made).items() if usual.get(name) != value}
     left = ("name", "version") if group == "protocol" else PLACES if group == "dataset" else ()
-    told = {name: value for name, value in own.items() if name not in left and usual.get(name) != value}
-    return [word for name, value in told.items() for word in ("-o", f"{group}.{name}={option_text(value)}")]
+    shown = [(name, value) for name, value in options(made).items() if name in told and name not in left]
+    return [word for name, value in shown for word in ("-o", f"{group}.{name}={option_text(value)}")]
 
 
 def option_text(value: Any) -> str:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from ddbench.base.opening import read_bytes, require_regular
+from ddbench.base.schema import Count, Held, Number, Text
 from ddbench.errors import DataError
-from ddbench.run.record import Held, Number
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,16 +35,16 @@ class Part(Held):
 
     top: Number
     bottom: Number
-    shown: int
-    of: int
+    shown: Count
+    of: Count
 
 
 class Picture(Held):
     """A picture of a set: the classes of its columns, of how many there are, and its stages."""
 
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    classes: list[str]
-    of: int
+    classes: list[Text]
+    of: Count
     stages: list[Part]
 
     def crops(self, image: Image) -> list[Image]:
@@ -140,7 +141,7 @@ def opened(path: Path) -> Image:
     """A picture of an entry in RGB. Raises DataError for a file that is too large, or no still WebP (or old PNG)."""
     kind = "PNG" if path.suffix == ".png" else "WEBP"
     try:
-        size = path.stat().st_size
+        size = require_regular(path).st_size
         if size > LARGEST[kind]:
             raise ValueError(f"it has {size} bytes, and {LARGEST[kind]} are the most")
         return _decoded(path, kind)
@@ -168,7 +169,10 @@ def _decoded(path: Path, kind: str) -> Image:
 
 def remove_unused(folder: Path, before: str) -> None:
     """Remove the pictures that a text of entries named, if no entry of the folder names them any longer."""
-    after = "".join(path.read_text(errors="replace") for path in folder.glob("*.json"))
+    try:
+        after = b"".join(map(read_bytes, folder.glob("*.json"))).decode(errors="replace")
+    except DataError:
+        return  # an entry that cannot be read may need any of them
     for path in folder.glob("*.webp"):
         if _NAME.fullmatch(path.name) and path.stem in before and path.stem not in after:
             path.unlink(missing_ok=True)

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddbench.boards.board import Board, Rule
+from ddbench.base.opening import read_bytes, read_text
+from ddbench.boards.board import Board
 from ddbench.boards.entry import Entry, option_text, shown
+from ddbench.boards.rules import Digested
 from ddbench.errors import DataError
 from ddbench.results import published
 from ddbench.results.aggregate import Line, aggregate
@@ -91,7 +93,7 @@ def build(boards: Sequence[Board], root: Path, every: Sequence[Board]) -> dict[P
     made = {board.name: standings(board) for board in every}
     wanted = {made[b.name].board.folder / "README.md": board_text(made[b.name]) for b in boards}
     path = root / "README.md"
-    text = path.read_text() if path.exists() else f"# Leaderboards\n\n{BEGIN}\n{END}\n"
+    text = read_text(path) if path.exists() else f"# Leaderboards\n\n{BEGIN}\n{END}\n"
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise DataError(f"{path} needs the lines {BEGIN} and {END} once each; the overview is generated between them")
     head, tail = text[: text.index(BEGIN)], text[text.index(END) :]
@@ -203,10 +205,11 @@ def board_text(found: Standings) -> str:
         parts.append("## Commands")
     for place in found.flat():
         entry = place.entry
-        code = "\n".join(f"    {shown(line, 2000)}" for line in entry.command.splitlines())
+        code = "\n".join(f"    {shown(line, 2000)}" for line in board.command(entry).splitlines())
         told = (shown(entry.author), shown(entry.link), shown(entry.note, 500))
         about = "; ".join(_typeset(part) for part in told if part)
-        parts += [f"{_typeset(entry.name)}{f' ({about})' if about else ''}:", code]
+        made = code or "    its plugins are not here, so no command can be told"
+        parts += [f"{_typeset(entry.name)}{f' ({about})' if about else ''}:", made]
     return "\n\n".join(parts) + "\n"
 
 
@@ -232,7 +235,7 @@ def _listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def _described(rule: Rule) -> str:
+def _described(rule: Digested) -> str:
     options = ", ".join(f"{name}={option_text(value)}" for name, value in rule.options.items())
     return f"{rule.name}{f' ({options})' if options else ''}, digest {rule.digest[:12]}"
 
@@ -262,7 +265,7 @@ def first_place(found: Standings, ipc: int) -> Cells:
 
 def stale(wanted: dict[Path, str]) -> list[Path]:
     """The files that do not hold what they should."""
-    return [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    return [path for path, text in wanted.items() if not path.exists() or read_bytes(path) != text.encode()]
 
 
 def _typeset(text: str) -> str:

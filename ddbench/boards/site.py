@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddbench.base.cache import atomic_write, read_json
+from ddbench.base.cache import atomic_write
 from ddbench.boards.entry import EntryRun, command_of, pack, shown
 from ddbench.boards.figures import figures, ranked_view, transfers
 from ddbench.boards.picture import opened, picture_of
@@ -23,9 +23,12 @@ from ddbench.errors import UsageError
 from ddbench.results.aggregate import per_run
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING
 from ddbench.results.tables import REPORTED, cell
+from ddbench.run.record import ControlsRecord
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from ddbench.boards.board import Board
 
 INDEX = {
     "title": "board",
@@ -117,14 +120,16 @@ def _facts_of_run(run: EntryRun) -> list[tuple[str, str, None]]:
 
 def _controls(folder: Path) -> list[PageData]:
     """The control matrix and its scores, where they were made."""
-    if not (folder / "controls.json").exists():
+    path = folder / "controls.json"
+    if not path.exists():
         return []
-    held = read_json(folder / "controls.json")
-    formulas = held.get("formulas", {})
-    scores = [{"score": n, "value": v, "formula": formulas.get(n)} for n, v in held["scores"].items()]
-    source = f"Scores, after {shown(held.get('source'), 200)}"
+    held = ControlsRecord.from_file(path)
+    scores = [{"score": n, "value": v, "formula": held.formulas.get(n)} for n, v in held.scores.items()]
+    source = f"Scores, after {shown(held.source, 200)}"
     return [
-        table_view("Images, labels and augmentation apart", CONTROLS, held["matrix"]),
+        table_view(
+            "Images, labels and augmentation apart", CONTROLS, [control.json_value() for control in held.matrix]
+        ),
         table_view(source, {"score": "score", "value": "value", "formula": "formula"}, scores),
     ]
 
@@ -153,15 +158,15 @@ def _board(page: Environment, found: Standings) -> str:
         about_pairs=ABOUT_ONE_THING,
         reported=table_view("Published accuracies", REPORTED, found.reported) if found.reported else None,
         caution=CAUTION,
-        entries=[_entry(place) for place in places],
+        entries=[_entry(board, place) for place in places],
     )
 
 
-def _entry(place: Place) -> PageData:
+def _entry(board: Board, place: Place) -> PageData:
     entry, row, cells = place.entry, place.line.row, place.cells
     seen = (opened(entry.picture_file), entry.picture) if entry.picture else None
     accuracy = cell("accuracy_mean", cells)
-    view = parts(f"{place.title}, ipc {row.ipc}", entry.runs, entry.command, seen)
+    view = parts(f"{place.title}, ipc {row.ipc}", entry.runs, board.command(entry), seen)
     facts = {
         "test accuracy": f"{accuracy or 'none'} %",
         "by": shown(entry.author),

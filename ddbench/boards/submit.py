@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import atomic_write, digest, read_json
+from ddbench.base.opening import read_bytes
 from ddbench.base.options import changed, options
 from ddbench.boards.board import Board, plugin
-from ddbench.boards.entry import FORMAT, Entry, EntryRun, command_of, pack, write
+from ddbench.boards.budget import check_stored
+from ddbench.boards.entry import FORMAT, Entry, EntryRun, pack, write
 from ddbench.boards.picture import Picture, file_name, opened, picture_of, remove_unused, small
-from ddbench.errors import UsageError
+from ddbench.errors import DataError, UsageError
+from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import named
 from ddbench.results.differences import SEEDS_FOR_BEST
+from ddbench.run.spec import current
 
 
 def drafted(folder: Path, title: str, ipc: Sequence[int], students: int, seeds: int) -> str:
@@ -38,13 +43,25 @@ def drafted(folder: Path, title: str, ipc: Sequence[int], students: int, seeds: 
     ]
     digest = run.result.dataset.digest if run.result.dataset else None
     for kind, about, given in (
-        ("dataset", {"name": spec.dataset.name, "digest": digest}, changed(plugin("dataset", spec.dataset))),
+        (
+            "dataset",
+            {"name": spec.dataset.name, "digest": digest} | _measured(run, folder),
+            changed(plugin("dataset", spec.dataset)),
+        ),
         ("network", {"name": spec.network.name}, changed(plugin("network", spec.network))),
         ("protocol", {"name": base.name, "digest": spec.rules}, told),
     ):
         lines += ["", f"[{kind}]", *(f"{name} = {_toml(value)}" for name, value in about.items())]
         lines.append(f"options = {{ {', '.join(f'{n} = {_toml(v)}' for n, v in given.items())} }}")
     return "\n".join(lines) + "\n"
+
+
+def _measured(run: EntryRun, folder: Path) -> dict[str, Any]:
+    """Classes and shape of the images of a finished run, which say what a budget is."""
+    if run.result.status != "ok":
+        return {}
+    distilled = Distilled.load(folder / "distilled.safetensors")
+    return {"classes": len(distilled.classes), "shape": list(distilled.shape)}
 
 
 def _toml(value: Any) -> str:
@@ -63,15 +80,28 @@ def submit(folders: Sequence[Path], board: Board, *, replace: bool, **about: str
         found.sort(key=lambda pair: pair[1].seed)
         runs = [run for _, run in found]
         board.check(runs)
-        path = board.folder / "entries" / f"{runs[0].entry_name}.json"
+        for folder, run in found:
+            if run.result.status == "ok":
+                check_stored(run, folder)
+        path = _held(board, runs[0])
         if path.exists() and not replace:
             raise UsageError(f"{path} holds an entry of these settings already; replace it with --replace")
         ready.append((path, _entry(runs, board, about), _picture(found)))
-    before = "".join(path.read_text(errors="replace") for path, _, _ in ready if path.exists())
+    before = "".join(read_bytes(path).decode(errors="replace") for path, _, _ in ready if path.exists())
     for path, entry, drawn in ready:
         _write(path, entry.json_value(), drawn)
     remove_unused(board.folder / "entries", before)
     return [path for path, _, _ in ready]
+
+
+def _held(board: Board, run: EntryRun) -> Path:
+    """The file of the entry of a run's setting: the one that is there, whatever version named it, or a new one."""
+    usual = board.folder / "entries" / f"{run.entry_name}.json"
+    for path in () if usual.exists() else sorted(usual.parent.glob("*.json")):
+        with suppress(DataError):  # a damaged one is named whenever tables are made
+            if current(Entry.read(path).runs[0]).spec.setting == run.spec.setting:
+                return path
+    return usual
 
 
 def _write(path: Path, held: dict[str, Any], drawn: tuple[bytes, Picture] | None) -> None:
@@ -104,7 +134,6 @@ def convert(board: Path) -> list[Path]:
 def _entry(runs: Sequence[EntryRun], board: Board, about: dict[str, str | None]) -> Entry:
     kept = [run.model_copy(update={"evaluations": board.graded(run)}) for run in runs]
     done = [run for run in kept if run.result.status == "ok"]
-    networks = sorted({e.network for run in done for e in run.evaluations} - {board.network_label})
     return Entry(
         format=FORMAT,
         method=about.get("method") or (done or kept)[0].method,
@@ -112,7 +141,6 @@ def _entry(runs: Sequence[EntryRun], board: Board, about: dict[str, str | None])
         link=about.get("link") or "",
         note=about.get("note") or "",
         date=max(run.result.finished or "" for run in kept),
-        command=command_of([run.spec for run in runs], board.students, networks),
         picture=None,
         runs=kept,
     )

@@ -55,9 +55,10 @@ def _of_suite(name: str, out: Path) -> list[Path]:
     if not name.endswith(".toml"):
         return []
     from ddbench.run.folder import finished
+    from ddbench.run.place import folder_of
     from ddbench.suite.grid import read
 
-    folders = [out / cell.spec.folder for cell in read(Path(name)).cells]
+    folders = [folder_of(cell.spec, out) for cell in read(Path(name)).cells]
     if missing := [folder for folder in folders if finished(folder) is None]:
         raise UsageError(
             f"{len(missing)} of {len(folders)} cells of {name} have no finished run in {out} (the first is "

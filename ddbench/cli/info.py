@@ -80,12 +80,13 @@ def check_grad(as_json: bool, **given: Any) -> int:
 def _show_list(what: str, out: Path, as_json: bool) -> None:
     """Plugins of a kind with their first line, or runs with their status."""
     from ddbench.plugins import paper, registry
-    from ddbench.run.folder import run_folders
-    from ddbench.run.record import RunRecord
+    from ddbench.run.folder import SET_ASIDE, readable, rows, run_folders
 
     if what == "runs":
-        found = [row for folder in run_folders(out) for row in RunRecord.read(folder).rows()]
+        found = rows(readable(run_folders(out, set_aside=True)))
+        found = [dataclasses.replace(row, status="replaced") if SET_ASIDE in (row.run or "") else row for row in found]
         columns = ("run", "status", "dataset", "matcher", "scheduler", "ipc", "seed", "n")
+        columns += ("error",) if as_json or any(row.error for row in found) else ()
         body = [[getattr(row, c) for c in columns] for row in found]
     else:
         kind = what.removesuffix("s")
@@ -245,7 +246,7 @@ def _prepare(name: str, flags: tuple[tuple[str, str], ...], *, quiet: bool, as_j
 def _described(name: str, flags: tuple[tuple[str, str], ...], *, get: bool) -> dict[str, Any]:
     """All that is known of a dataset: ``about``, and what was measured if the data are here or ``get`` is set."""
     from ddbench.base.options import options
-    from ddbench.plugins import about, missing
+    from ddbench.plugins import about, loaded, missing
 
     plugin = _source(name, flags)
     lacking = None if get else missing(plugin)
@@ -257,7 +258,7 @@ def _described(name: str, flags: tuple[tuple[str, str], ...], *, get: bool) -> d
     }
     if lacking is None:
         try:
-            known["measured"] = _measured(plugin.load())
+            known["measured"] = _measured(loaded(plugin))
         except DDBenchError as error:
             if get:
                 raise

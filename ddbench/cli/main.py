@@ -17,7 +17,6 @@ from ddbench.cli.info import check_grad, info, list_, plugins, prepare
 from ddbench.cli.results import compare
 from ddbench.cli.run import experts, run
 from ddbench.cli.suite import suite
-from ddbench.errors import DataError, DDBenchError, require_posix
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,6 +35,7 @@ for command in (
     cli.add_command(command)
 
 
+<<<<<<< HEAD
 def _out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch has a class for CUDA and only words for the CPU."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
@@ -50,6 +50,8 @@ def _require_folder() -> None:
         raise DataError("the current folder was deleted; change to one that is there and run again") from error
 
 
+=======
+>>>>>>> main
 def main() -> None:
     """Run the command line: one sentence for every expected error, and the documented exit codes."""
     # By default OpenMP threads spin for long while they wait, which makes small networks several times slower on
@@ -80,7 +82,7 @@ def main() -> None:
         )
         code = 3
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         what = str(error).strip().partition("\n")[0] or "no more memory"
         console.fail(

@@ -49,17 +49,15 @@ if TYPE_CHECKING:
 @JSON
 def compare(runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: str, as_json: bool, **given: Any) -> int:
     """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
-    from ddbench.run.folder import find_run, run_folders
-    from ddbench.run.record import RunRecord
+    from ddbench.run.folder import find_run, readable, rows, run_folders
 
     folders = [find_run(name, out) for name in runs] if runs or boards else run_folders(out)
-    read = [] if given["reported_only"] else folders
-    rows = [row for folder in read for row in RunRecord.read(folder).rows()]
+    found = readable([] if given["reported_only"] else folders)
     if boards:
         from ddbench.boards.board import Board
 
-        rows += [row for folder in boards for row in Board.load(folder.absolute()).rows()]
-    return _show_comparison(rows, "json" if as_json else form, **given)
+        found += [run for folder in boards for run in Board.load(folder.absolute()).runs()]
+    return _show_comparison(rows(found), "json" if as_json else form, **given)
 
 
 def _show_comparison(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--random/--no-random", "with_random", default=True, help="Random images at the same ipc beside the run.")
 @click.option("--ceiling/--no-ceiling", "with_ceiling", default=True, help="The whole training set above it (cached).")
 @click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run takes; do nothing.")
+@click.option("--fresh", is_flag=True, help="Make a run anew that is there; what was there is kept beside it.")
 @click.option("--resume", metavar="RUN", help="Go on with an existing run, by its folder or name.")
 @click.option("--tracker", "trackers", multiple=True, metavar="NAME[=PLACE]", help="tensorboard, wandb or mlflow.")
 @click.option("--checkpoint-seconds", default=20.0, type=click.FloatRange(0), help="Seconds between checkpoints.")
@@ -42,6 +45,8 @@ def run(ctx: click.Context, **given: Any) -> int:
     names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
     request = Request(**{name: given[name] for name in names}, flags=given["options"])
     out, form = given["out"], "json" if given["as_json"] else given["form"]
+    if given["fresh"] and given["resume"]:
+        raise UsageError("--fresh makes a run anew and --resume goes on with it; leave one of them out")
     console.warn_broken()
     if given["dry_run"]:
         plan = _dry_run(request)
@@ -54,7 +59,8 @@ def run(ctx: click.Context, **given: Any) -> int:
     else:
         seeds = range(request.seed, request.seed + given["repeats"])
         specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
-    settings = Settings(out, given["students"], given["checkpoint_seconds"])
+    renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
+    settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
     rows = carry_out(
         specs,
         settings,
@@ -91,6 +97,7 @@ def carry_out(
     """Carry out runs on one dataset, with random images beside each and the whole training set above."""
     import torch
 
+    from ddbench.plugins import loaded
     from ddbench.run import trackers as tracking
     from ddbench.run.record import RunRecord
     from ddbench.run.references import references
@@ -100,7 +107,7 @@ def carry_out(
     rows: list[Row] = []
     with console.working(quiet):
         torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
-        dataset = specs[0].dataset.load()
+        dataset = loaded(specs[0].dataset)
         if skipped := dataset.facts.get("skipped"):
             console.say(f"warning: left out {skipped}")
         _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
@@ -113,18 +120,20 @@ def carry_out(
             if result.status == "diverged":
                 console.fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
                 continue
-            beside = references(spec, dataset, settings, with_random=with_random, with_ceiling=with_ceiling)
+            others = replace(settings, renew="changed")
+            beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
             rows += [row for row in beside if row not in rows]
     return rows
 
 
 def _dry_run(request: Request) -> dict[str, Any]:
     """Every resolved value with its origin, and what the run will take."""
+    from ddbench.plugins import loaded
     from ddbench.run.forecast import forecast
     from ddbench.run.spec import resolve
 
     resolved = resolve(request)
-    dataset = resolved.spec.dataset.load()
+    dataset = loaded(resolved.spec.dataset)
     values = {name: {"value": value, "from": origin} for name, (value, origin) in resolved.origins.items()}
     return {
         "key": resolved.spec.key,
@@ -148,15 +157,16 @@ def _show_dry_run(plan: dict[str, Any]) -> None:
 def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> tuple[RunSpec, Path]:
     """The spec of an existing run and the folder it is in; flags that would change it are refused."""
     from ddbench.run.folder import find_run
+    from ddbench.run.place import called, comparable
     from ddbench.run.record import SpecRecord
     from ddbench.run.spec import differences, from_record, known_options, with_flags
 
     folder = find_run(name, out).resolve()
-    written = known_options(SpecRecord.from_file(folder / "spec.json").json_value())
-    spec = from_record(written)  # with the plugins installed now
-    if edited := differences(written, spec.record()):
+    held = SpecRecord.from_file(folder / "spec.json").json_value()
+    spec = from_record(known_options(held))  # with the plugins installed now
+    if edited := differences(comparable(held), comparable(spec.record())):
         raise UsageError(f"{folder} cannot be resumed: its spec.json and this ddbench differ ({'; '.join(edited)})")
-    if spec.folder != folder.name:
+    if not called(spec, held, folder.name):
         raise UsageError(f"{folder} cannot be resumed: its spec.json was changed, it is now that of {spec.folder}")
     changed = differences(spec.record(), with_flags(spec.record(), changes, flags))
     if changed:
@@ -169,14 +179,14 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
 
 def _build(request: Request, quiet: bool) -> None:
     """Train what the first stage of a run needs, and say where it is."""
-    from ddbench.plugins import needs_of
+    from ddbench.plugins import loaded, needs_of
     from ddbench.run.run import first_problem
     from ddbench.run.spec import resolve
     from ddbench.run.stage import prepared
 
     spec = resolve(request).spec
     with console.working(quiet):
-        dataset = spec.dataset.load()
+        dataset = loaded(spec.dataset)
         problem = first_problem(spec, dataset)
         wanted = needs_of(spec.matcher, problem)
         if not wanted.experts and not wanted.teachers:
@@ -188,4 +198,6 @@ def _build(request: Request, quiet: bool) -> None:
         (wanted.teachers, "teachers", ready.teachers),
     ):
         if count and made is not None:
-            console.data(f"{count} {what}, {made.seconds(count):.1f} s of training, in {made.folder}")
+            seconds = made.seconds(count)
+            cost = "an unknown time" if isnan(seconds) else f"{seconds:.1f} s"
+            console.data(f"{count} {what}, {cost} of training, in {made.folder}")

@@ -47,7 +47,7 @@ def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, devic
     from ddbench.suite.runner import Orders, Work, existing, prepare
 
     console.warn_broken()
-    asked, as_json, quiet = read(file, jobs=jobs, device=device), given.pop("as_json"), given.pop("quiet")
+    asked, as_json, quiet = read(file, jobs=jobs, device=device, dry=dry_run), given.pop("as_json"), given.pop("quiet")
     trackers.checked(asked.trackers)
     if dry_run:
         existing(asked, out, on_existing)

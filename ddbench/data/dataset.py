@@ -265,6 +265,25 @@ class Dataset:
         """sha256 over the three parts and the class names."""
         return digest([self.train.digest, self.validation.digest, self.test.digest, list(self.classes)])
 
+    def checked(self) -> Dataset:
+        """Itself, if it holds what it says. Raises DataError that names what does not fit.
+
+        For sources that build one by themselves: :meth:`split` checks before it divides.
+        """
+        names = self.classes
+        if not (isinstance(names, tuple) and all(isinstance(n, str) for n in names) and len({*names}) == len(names)):
+            raise DataError(f"dataset {self.name!r}: classes must be a tuple of names that differ, got {names!r:.200}")
+        shape = tuple(self.train.pixels.shape[1:])
+        for part in ("train", "validation", "test"):
+            real: RealData = getattr(self, part)
+            _check_part(self.name, part, real.pixels, real.targets, len(names))
+            if tuple(real.pixels.shape[1:]) != shape or real.classes != len(names):
+                raise DataError(
+                    f"dataset {self.name!r}: {part} has images {tuple(real.pixels.shape[1:])} in {real.classes} "
+                    f"classes, but train has {shape}, and there are {len(names)} names"
+                )
+        return self
+
     def to(self, device: torch.device | str) -> Dataset:
         parts = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}
         return replace(self, **parts)
@@ -274,6 +293,10 @@ def _check_part(name: str, part: str, pixels: Tensor | Pixels, targets: Tensor, 
     if pixels.dtype != torch.uint8 or len(pixels.shape) != 4:
         raise DataError(
             f"dataset {name!r}: {part} pixels must be uint8 (n, c, h, w), got {pixels.dtype} {tuple(pixels.shape)}"
+        )
+    if targets.dtype != torch.int64 or targets.ndim != 1:
+        raise DataError(
+            f"dataset {name!r}: {part} targets must be int64 (n,), got {targets.dtype} {tuple(targets.shape)}"
         )
     if len(pixels) != len(targets):
         raise DataError(f"dataset {name!r}: {len(pixels)} {part} images but {len(targets)} targets")

@@ -136,7 +136,7 @@ def decode(
             one = channels == 1 or (channels is None and plain)
             upright = _upright(opened)
             if bits > 8 or upright.mode[0] in "IF":
-                values = _sixteen(upright, bits)
+                values = _sixteen(upright, bits, opened.format)
                 if deep:
                     return Picture(values[None], transparent=False)
                 upright = Image.fromarray(_eight(values, bits))
@@ -180,8 +180,8 @@ def _depth(image: Image.Image, data: bytes) -> int:
         return max(np.atleast_1d(tags.get(BITS_PER_SAMPLE, 1)).tolist())
     if image.format == "PPM":
         arguments: Any = image.tile[0][3]  # type: ignore[index]
-        most = arguments[-1] if isinstance(arguments, tuple) else 65_535 if "16" in arguments else 255
-        return int(most).bit_length()
+        most = arguments[-1] if isinstance(arguments, tuple) else 255
+        return 16 if image.mode == "I" else int(most).bit_length()  # to which Pillow scales grey of more than 8
     if image.format == "AVIF":
         flags = data.find(b"av1C") + 6  # after its name, the version, and the profile
         return 10 if flags > 6 and data[flags] & 0x40 else 8
@@ -192,12 +192,12 @@ def _too_deep(bits: int) -> str:
     return f"has more than 8 bits per channel ({bits}), which would be cut; convert it to 8, scaled as you mean it"
 
 
-def _sixteen(image: Image.Image, bits: int) -> np.ndarray:
+def _sixteen(image: Image.Image, bits: int, kind: str | None) -> np.ndarray:
     """The values (h, w) uint16 of a grey image of 16 bits, the only deep ones that Pillow reads whole."""
-    values = np.asarray(image)
-    if image.mode[0] != "I" or bits > 16 or values.min() < 0 or values.max() > 65_535:
+    signed = kind == "TIFF" and not image.mode.startswith("I;16")
+    if image.mode[0] != "I" or bits != 16 or signed:
         raise Broken(_too_deep(bits if bits > 8 else 32))
-    return values.astype(np.uint16)
+    return np.asarray(image).astype(np.uint16)
 
 
 def _eight(values: np.ndarray, bits: int) -> np.ndarray:

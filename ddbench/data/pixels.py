@@ -30,11 +30,17 @@ class Store:
     array: Tensor
     known: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.array.is_contiguous():  # batches would take over its strides, and convolutions give other bits
+            object.__setattr__(self, "array", self.array.contiguous())
+
     @cached_property
     def content(self) -> str:
         """sha256 over the shape and all bytes in order."""
-        if self.known:
-            return self.known
+        return self.known or self.measured()
+
+    def measured(self) -> str:
+        """The same of what it holds now."""
         blocks = (np.ascontiguousarray(block.numpy()).data for block in self.array.split(10_000))
         return digest([list(self.array.shape[1:]), *(digest(block) for block in blocks)])
 

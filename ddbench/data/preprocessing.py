@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddbench.base.cache import digest, home, lock
+from ddbench.base.progress import note
 from ddbench.base.tensors import load_tensors, save_tensors
 from ddbench.data.pixels import Pixels
 from ddbench.errors import DataError, UsageError
@@ -107,9 +108,9 @@ class Preprocessing:
                 try:
                     return cls(**load_tensors(path)[0])
                 except (DataError, TypeError):
-                    path.unlink()  # damaged: derived data are made again
+                    note(f"{path} is damaged; it is made again")
             made = cls.fit(pixels, zca=zca)
-            save_tensors(path, made.tensors())
+            save_tensors(path, made.tensors(), sealed=True)
             return made
 
 

@@ -22,7 +22,7 @@ from ddbench.files import arrays, beside, safe_load
 from ddbench.files.class_names import by_names, labels_of, numbered
 from ddbench.files.known import Known
 from ddbench.files.safe_load import natural
-from ddbench.grade.distilled import Distilled
+from ddbench.grade.distilled import Distilled, step_of
 from ddbench.problem.synthetic import SyntheticSet
 
 READ = (
@@ -240,7 +240,7 @@ def _arrays(
         made, said = _reordered(made, called, known)
         more.append(said)
     files = {path.name: file_digest(path)}
-    step, unit = _step(found), images.dtype == torch.uint8
+    step, unit = _step(path, found, made), images.dtype == torch.uint8
     return Foreign(form, (made,), notes=(*notes, *more), files=files, step=step, unit=unit and step is None)
 
 
@@ -259,12 +259,15 @@ def _columns(rows: Tensor, places: list[int]) -> Tensor:
     return rows[:, torch.tensor(places).argsort()].contiguous()
 
 
-def _step(found: Mapping[str, Tensor]) -> Preprocessing | None:
+def _step(path: Path, found: Mapping[str, Tensor], made: SyntheticSet) -> Preprocessing | None:
     """The step that arrays ``preprocessing_*`` say the pixels passed, if they are what ``ddbench export`` writes."""
     parts = {n.removeprefix("preprocessing_"): a.float() for n, a in found.items() if n.startswith("preprocessing_")}
-    if set(parts) not in ({"mean", "std"}, {"mean", "whiten"}):
-        return None
-    return Preprocessing(**parts)
+    kinds = [kind for kind, names in (("meanstd", {"mean", "std"}), ("zca", {"mean", "whiten"})) if set(parts) == names]
+    c, h, w = made.images.shape[1:]
+    try:
+        return step_of(kinds[0], parts, (c, h, w)) if kinds else None
+    except DataError as error:
+        raise DataError(f"{path} is damaged: {error}; leave its arrays preprocessing_* out") from error
 
 
 def _only(path: Path, arrays: Mapping[str, Tensor], what: str, fitting: list[str]) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddbench.base.cache import Cache, atomic_write, canonical, digest, file_digest, home
+from ddbench.base.cache import Cache, digest, file_digest, home, write_json
 from ddbench.base.options import make, options
-from ddbench.base.tensors import save_tensors
+from ddbench.base.tensors import save_rows
 from ddbench.data.dataset import Dataset, RealData
 from ddbench.data.preprocessing import LARGEST_ZCA, Preprocessing
 from ddbench.errors import DataError, UsageError
@@ -23,6 +23,7 @@ from ddbench.files.safe_load import natural
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import Protocol
 from ddbench.hookspecs import DatasetSource, NetworkSource
+from ddbench.plugins import loaded
 from ddbench.problem.experts import layout
 from ddbench.problem.starts import Teaching
 from ddbench.problem.synthetic import Curriculum, SyntheticSet
@@ -91,7 +92,7 @@ def imported(
         raise UsageError(f"--labels {labels!r} is none of {', '.join(LABELS)}")
     spec = resolve(request).spec
     torch.set_num_threads(spec.threads)  # statistics of the data depend on it in their last bits
-    dataset = spec.dataset.load()
+    dataset = loaded(spec.dataset)
     fits = "zca" in options(spec.dataset) and math.prod(dataset.train.shape) <= LARGEST_ZCA
     made, notes = adopt(
         path,
@@ -103,26 +104,29 @@ def imported(
         labels=labels,
         experiment=experiment,
     )
-    ipc = max(1, sum(len(s) for s in made.curriculum.sets) // len(dataset.classes))
+    sets = tuple(replace(s, decoder=spec.decoder) for s in made.curriculum.sets)  # files never say how they are packed
+    made = replace(made, curriculum=replace(made.curriculum, sets=sets))
+    ipc = max(1, sum(map(len, sets)) // len(dataset.classes))
     spec = resolve(replace(request, ipc=ipc)).spec  # recipes may depend on how many images there are
     record = spec.record() | {
         "matcher": {"name": "imported", "options": {}},
         "scheduler": {"name": "imported" if len(made.curriculum.phases) > 1 else ONE_STAGE, "options": {}},
     }
-    record["versions"] = {n: v for n, v in record["versions"].items() if n.split()[0] in ("dataset", "network")}
+    for name in ("versions", "declared"):
+        record[name] = {n: v for n, v in record[name].items() if n.split()[0] in ("dataset", "network")}
     teaching = _teaching(made.curriculum, dataset, spec.protocol)
     return replace(made, network=spec.network, teaching=teaching, about=made.about | {"spec": record}), notes
 
 
 def _whitening(source: DatasetSource) -> Preprocessing:
     whitened = make(type(source), options(source) | {"zca": True}, "dataset")
-    return whitened.load().train.preprocessing
+    return loaded(whitened).train.preprocessing
 
 
 def imported_experts(paths: Sequence[Path], request: Request) -> str:
     """:func:`import_experts` for the dataset's images and the network that ``request`` names."""
     spec = resolve(request).spec
-    dataset = spec.dataset.load()
+    dataset = loaded(spec.dataset)
     network = Network(spec.network, dataset.train.shape, len(dataset.classes), torch.device("cpu"))
     return import_experts(paths, network, Cache(home()))
 
@@ -255,11 +259,10 @@ def import_experts(paths: Sequence[Path], network: Network, cache: Cache) -> str
         for trajectory in _trajectories(file, safe_load.load(file)):
             where = f"{file} trajectory {len(lengths)}"
             rows = torch.stack([_vector(f"{where}, epoch {e}", p, network) for e, p in enumerate(trajectory)])
-            tensors = {"epochs": torch.arange(len(rows)), "snapshots": rows}
-            save_tensors(folder / f"{len(lengths):06d}.safetensors", tensors)
+            save_rows(folder / f"{len(lengths):06d}.safetensors", list(range(len(rows))), rows)
             lengths.append(len(rows) - 1)
     notes = identity | {"experts": len(lengths), "epochs": min(lengths), "files": [f.name for f in files]}
-    atomic_write(folder / "identity.json", canonical(notes).encode())
+    write_json(folder / "identity.json", notes, sealed=True)
     return folder.name
 
 

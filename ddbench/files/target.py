@@ -15,13 +15,15 @@ from ddbench.base.cache import digest, file_digest, home, write_json
 from ddbench.base.options import label, make
 from ddbench.base.progress import Say
 from ddbench.base.tensors import is_safetensors
-from ddbench.errors import UsageError
+from ddbench.errors import DataError, UsageError
 from ddbench.files.class_order import NAME as ORDER
 from ddbench.files.class_order import Reordered, misordered
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, default_metrics, evaluate
+from ddbench.grade.modest import require_modest
 from ddbench.grade.protocol import Protocol, altered
-from ddbench.plugins import registry
+from ddbench.hookspecs import DatasetSource
+from ddbench.plugins import loaded, main_option, registry, remote
 from ddbench.run.defaults import BASELINE, NETWORK
 from ddbench.run.folder import find_run, finished
 from ddbench.run.record import EvaluationRecord, RunRecord
@@ -54,6 +56,10 @@ def evaluated(target: str, out: Path, options: EvalOptions, say: Say = lambda _:
 def opened(target: str, out: Path, options: EvalOptions) -> Opened:
     """The set of a run (by folder or name in ``out``), of a file that describes itself, or of a foreign one."""
     path = Path(target)
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or that no file can have
+        raise UsageError(f"{target[:60]!r}... is no name of a file or a run ({error})") from error
     foreign = path.exists() and not (path / "spec.json").exists() and not is_safetensors(path)
     usual = {"pixels": "auto", "labels": "auto", "experiment": 0}
     told = [name for name, value in usual.items() if getattr(options, name) != value]
@@ -108,16 +114,20 @@ def planned(distilled: Distilled, options: EvalOptions) -> Planned:
     other rules. A set that ddbench selected under these rules brings its own.
     """
     spec = distilled.about["spec"]
+    if spec is None:
+        raise DataError("the file does not say what it was distilled under; import it again with `ddbench import`")
     chosen, main = split_dataset(options.dataset) if options.dataset else (None, ())
     given = split_flags((*main, *options.plain_flags()))
     if wrong := set(given) - {"dataset", "network", "protocol"}:
         raise UsageError(
             f"eval takes options of dataset, network, protocol and metric, not of {', '.join(sorted(wrong))}"
         )
-    dataset = _plugin("dataset", spec["dataset"], chosen, given).load()
+    dataset = loaded(_dataset(spec["dataset"], chosen, given, options))
     network = distilled.network
     if options.network or "network" in given:
         network = _plugin("network", spec["network"], options.network, given)
+    elif options.network is None:
+        require_modest(distilled.build_network("cpu"), "the network of the file")
     recorded = make(Protocol, spec["protocol"], "protocol")
     protocol = recorded
     if options.protocol or "protocol" in given:
@@ -156,6 +166,22 @@ def _rules(spec: dict[str, Any], name: str | None, recorded: Protocol, flags: di
     )
     found = resolve(request).spec.protocol
     return recorded if replace(found, name=recorded.name) == recorded else found
+
+
+def _dataset(
+    recorded: dict[str, Any], name: str | None, given: dict[str, dict[str, str]], options: EvalOptions
+) -> DatasetSource:
+    """The dataset to test on. One that may be anywhere on the network is the user's to name, not the file's."""
+    source = _plugin("dataset", recorded, name, given)
+    plugin = registry().get("dataset", source.name)
+    where = main_option(plugin)
+    if remote(plugin) and where not in given.get("dataset", {}) and not options.fetch:
+        place = str(getattr(source, where or "", ""))
+        raise UsageError(
+            f"the file names data that may be asked for on the network: {source.name}:{place[:200]}; say yourself "
+            f"where they are, with --dataset {source.name}:NAME_OR_FOLDER, or --fetch, to ask for what the file names"
+        )
+    return source
 
 
 def _plugin(kind: str, recorded: dict[str, Any], name: str | None, given: dict[str, dict[str, str]]) -> Any:
@@ -197,9 +223,11 @@ def adopted(source: Opened, out: Path) -> Path:
         distilled.curriculum.phases,
         distilled.preprocessing.digest,
     ]
-    name = "-".join((spec["dataset"]["name"], spec["matcher"]["name"], re.sub(r"[^\w.]+", "_", source.path.stem)[:40]))
+    # what a file says, and what it is called, never leads elsewhere, and is no longer than names may be
+    words = (spec["dataset"]["name"], spec["matcher"]["name"], re.sub(r"[^\w.]+", "_", source.path.stem)[:40])
+    name = re.sub(r"[^\w.-]+", "_", "-".join(words)).encode()[:180].decode(errors="ignore")
     base = out if distilled.about["selection"] == "unknown" else home() / "files"
-    folder = base / f"{name}-ipc{spec['ipc']}-seed{spec['seed']}-{digest(identity)[:12]}"
+    folder = base / f"{name}-ipc{spec['ipc']:d}-seed{spec['seed']:d}-{digest(identity)[:12]}"
     if not (folder / "result.json").exists():
         distilled.save(folder / "distilled.safetensors")
         write_json(folder / "spec.json", spec)
@@ -243,6 +271,7 @@ class EvalOptions:
     experiment: int = 0
     together: bool | None = None
     transfer: bool = False
+    fetch: bool = False
     flags: tuple[tuple[str, str], ...] = ()
     quiet: bool = False
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
-from ddbench.base.cache import Cache, digest, home, read_json, write_json
+from ddbench.base.cache import Cache, digest, home, lock, read_json, write_json
 from ddbench.base.options import changed, label
+from ddbench.base.progress import note
+from ddbench.base.schema import Fraction, Held, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Dataset
-from ddbench.errors import DataError
+from ddbench.errors import DamagedError, DataError
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import at_chosen, best_lr, tuned
@@ -60,7 +63,8 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
 
     The real test data pass through the set's own preprocessing. Students are trained as the file says,
     by the protocol that the set was selected under. A metric that the record lacks is added to it: its students are
-    trained again, to the same bits.
+    trained again, to the same bits. Of two processes that evaluate the same, one waits for the other and takes what
+    is there. Raises DataError for a record that is damaged.
     """
     plan.distilled.check_dataset(plan.dataset, transfer=plan.transfer)
     torch.set_num_threads(threads)
@@ -68,37 +72,76 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
     network = distilled.build_network(plan.device)
     together = trains_together(network, distilled.teaching.recipe, plan.together)
     path = folder / f"{digest(_identity(plan, network, seed, threads, together))[:12]}.json"
-    record = read_json(path) if path.exists() else _fresh(plan, distilled, network, seed, path.stem)
     metrics = default_metrics() if plan.metrics is None else plan.metrics
     due = {label(m): name for name, m in metrics.items()}
-    lacking = [
-        i
-        for i in range(plan.students)
-        if i >= len(record["students"]) or any(record["metrics"].get(words, 0) <= i for words in due)
-    ]
-    if record["complete"] and not lacking:
-        return record
-    lessons = _tuned(plan, distilled, network, record, Seed(seed) / "evaluation")
-    record["lrs"] = [s.lr or distilled.teaching.recipe.lr for s in lessons.sets]
-    record["together"] = together
-    test = replace(plan.dataset.test, preprocessing=distilled.preprocessing)
-    graded = measured_students(
-        lessons,
-        network,
-        distilled.teaching,
-        test,
-        metrics,
-        Seed(seed) / "evaluation",
-        lacking,
-        protocol=plan.protocol,
-        together=together,
-    )
-    for i, numbers in zip(lacking, graded, strict=True):
-        _note(record, i, numbers, due, path)
-        write_json(path, record)
-    record["complete"] = True
-    write_json(path, record)
+    if path.exists():
+        record = read_record(path)
+        if record["complete"] and not _lacking(record, plan.students, due):
+            return record  # also from a folder that may not be written to
+    with lock(folder / f".{path.stem}.lock"):
+        record = read_record(path) if path.exists() else _fresh(plan, distilled, network, seed, path.stem)
+        lacking = _lacking(record, plan.students, due)
+        if record["complete"] and not lacking:
+            return record
+        lessons = _tuned(plan, distilled, network, record, Seed(seed) / "evaluation")
+        record["lrs"] = [s.lr or distilled.teaching.recipe.lr for s in lessons.sets]
+        record["together"] = together
+        graded = measured_students(
+            lessons,
+            network,
+            distilled.teaching,
+            replace(plan.dataset.test, preprocessing=distilled.preprocessing),
+            metrics,
+            Seed(seed) / "evaluation",
+            lacking,
+            protocol=plan.protocol,
+            together=together,
+        )
+        for i, numbers in zip(lacking, graded, strict=True):
+            _note(record, i, numbers, due, path)
+            write_json(path, record, sealed=True)
+        record["complete"] = True
+        write_json(path, record, sealed=True)
     return record
+
+
+def _lacking(record: dict[str, Any], students: int, due: Mapping[str, str]) -> list[int]:
+    """The students that a record has not, or not with every metric that is due."""
+    there, measured = len(record["students"]), record["metrics"]
+    return [i for i in range(students) if i >= there or any(measured.get(words, 0) <= i for words in due)]
+
+
+class _Student(Held):
+    __pydantic_extra__: dict[str, Number] = Field(init=False)  # type: ignore[reportIncompatibleVariableOverride]
+    accuracy: Fraction
+
+
+class _Record(Held):
+    """What is read of a record before anything is added to it; the rest is kept as it is."""
+
+    complete: bool
+    students: list[_Student]
+    metrics: dict[str, Whole]
+    student_lr: str | None = None
+    tried: dict[str, Number] = Field(default={})
+
+
+class _Ceiling(Held):
+    accuracies: list[Fraction]
+    lr: Number
+    images: Whole
+    epochs: Whole
+
+
+def read_record(path: Path, model: type[Held] = _Record) -> dict[str, Any]:
+    """The record of an evaluation, as it was written. Raises DataError, with what to do."""
+    way = "delete it and run the same command again: its students are trained anew"
+    try:
+        held = read_json(path)
+    except DamagedError as error:
+        raise DamagedError(f"{str(error).rpartition(';')[0]}; {way}") from error
+    model.checked(held, f"{path} is damaged ({{}}); {way}")
+    return held
 
 
 def _identity(plan: Evaluation, network: Network, seed: int, threads: int, together: bool) -> dict[str, Any]:
@@ -208,7 +251,10 @@ def ceiling(
     }
     path = Cache(home()).folder("ceilings", identity) / "ceiling.json"
     if path.exists():
-        return read_json(path)
+        try:
+            return read_record(path, _Ceiling)
+        except DataError:
+            note(f"{path} is damaged; it is made again")
     torch.set_num_threads(threads)
 
     def train_one(seed: Seed, lr: float) -> torch.Tensor:
@@ -220,5 +266,5 @@ def ceiling(
     lr = best_lr(scores)
     graded = [accuracy(network, train_one(Seed(0) / "ceiling" / i, lr), test) for i in range(students)]
     record = {"accuracies": graded, "lr": lr, "images": len(train), "epochs": epochs}
-    write_json(path, record)
+    write_json(path, record, sealed=True)
     return record

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from ddbench.base.guard import guarded
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import RealData
+from ddbench.data.untouched import Untouched
+from ddbench.errors import PluginError
 from ddbench.grade.protocol import Protocol
 from ddbench.hookspecs import Examinee, Examining, Metric, Scoring
 from ddbench.plugins import marks
@@ -19,6 +23,8 @@ from ddbench.problem.synthetic import Curriculum
 from ddbench.train.fit import Student, Watch, predict
 from ddbench.train.fit_together import TOGETHER
 from ddbench.train.network import Network
+
+_KEY = re.compile(r"[A-Za-z0-9_][\w .:/()%@+-]{0,63}")  # of a number that a metric names
 
 
 def accuracy(network: Network, vector: Tensor, data: RealData) -> float:
@@ -106,7 +112,7 @@ def measured_students(
         seen = [vector for step, vector in pupil.trail if step in looks] or [after.vector]
         found = max(((*predict(network, v, test), v) for v in seen), key=lambda one: share_right(one[0], one[1]))
         trail = tuple((step, vector) for step, vector in pupil.trail if step in asked)
-        yield measured(Examinee(network, found[2], test, found[0], found[1], trail, total), metrics)
+        yield measured(Examinee(network, found[2], test, *found[:2], trail, total), metrics)
         pupil.trail.clear()
         report("evaluation", pupils.index(pupil) + 1, len(pupils))
 
@@ -118,9 +124,24 @@ def measured(student: Examinee, metrics: Mapping[str, Metric]) -> dict[str, floa
         return numbers | {"diverged": 1.0}  # what it answers is chance, and no other metric has a value
     for name, metric in metrics.items():
         if isinstance(metric, Examining):
-            asked = marks(metric, student.steps)
-            own = replace(student, trail=tuple(mark for mark in student.trail if mark[0] in asked))
-            numbers |= {f"{name}.{key}": float(value) for key, value in metric.examine(own).items()}
+            numbers |= {f"{name}.{key}": value for key, value in _examined(student, metric).items()}
         elif isinstance(metric, Scoring):
-            numbers[name] = float(metric(student.logits, student.targets))
+            with guarded(f"metric {metric.name!r}"):
+                numbers[name] = float(metric(student.logits.clone(), student.targets.clone()))
     return {name: number for name, number in numbers.items() if math.isfinite(number)}
+
+
+def _examined(student: Examinee, metric: Examining) -> dict[str, float]:
+    """What a metric says of copies of a student, and of test data that it leaves as they are."""
+    asked, name = marks(metric, student.steps), metric.name  # type: ignore[attr-defined]
+    copies = {part: getattr(student, part).clone() for part in ("vector", "logits", "targets")}
+    trail = tuple((step, vector.clone()) for step, vector in student.trail if step in asked)
+    lent = Untouched({"test": student.test})
+    with guarded(f"examine() of metric {name!r}"):
+        numbers = metric.examine(replace(student, trail=trail, **copies))
+        found = {key: float(value) for key, value in numbers.items()}
+    if changed := lent.changed_content():
+        raise PluginError(f"examine() of metric {name!r} changed {changed}, which other students are tested on")
+    if odd := next((key for key in found if not (isinstance(key, str) and _KEY.fullmatch(key))), None):
+        raise PluginError(f"examine() of metric {name!r} names a number {odd!r:.80}; a name is a word")
+    return found

@@ -14,15 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddbench.base.cache import lock, read_json, write_json
+from ddbench.base.cache import lock, read_json
 from ddbench.base.options import changed
-from ddbench.base.progress import report
-from ddbench.base.tensors import RowFile, load_tensors, read_labelled_row, save_tensors
+from ddbench.base.progress import note, report
 from ddbench.data.dataset import RealData
-from ddbench.errors import DataError, DDBenchError, UsageError
+from ddbench.errors import DamagedError, DataError, DDBenchError, UsageError
+from ddbench.problem.expert_files import (
+    Absent,
+    Trajectory,
+    cost_of,
+    epochs_in,
+    path_of,
+    reason,
+    snapshot_in,
+    trained_with,
+)
 from ddbench.problem.gpu_cache import Shelf, a_tenth_of_what_is_free
 from ddbench.problem.starts import Starts
-from ddbench.train.fit import TRAINER_VERSION, Recipe, Student, fit
+from ddbench.train.fit import TRAINER_VERSION, Recipe, Student, fit, whoever_asks
 from ddbench.train.fit_together import TOGETHER, fit_together, trains_together
 from ddbench.train.network import Network
 
@@ -32,7 +41,8 @@ class Experts:
     """Training trajectories on real data, one from each start network, as files of snapshots.
 
     Snapshot e is the network after e epochs; snapshot 0 is its start. Only the snapshots asked for are
-    kept, as rows of one tensor in a safetensors file, so reading two of them reads just their bytes.
+    kept, as rows of one tensor in a safetensors file, so reading two of them reads just their bytes. A file that is
+    damaged or gone is made again where that is noticed, to the same bits.
 
     ``recipe.imported`` names trajectories brought in from elsewhere. They began at fresh initialisations, so they
     stand in for experts of untaught starts alone: later stages of a scheduler train their own.
@@ -65,11 +75,17 @@ class Experts:
         return trains_together(self.starts.network, self.recipe, self.together)
 
     def _path(self, index: int) -> Path:
-        return _path(self.folder, index)
+        return path_of(self.folder, index)
 
     @cached_property
-    def _rows(self) -> dict[int, dict[int, int]]:
+    def _rows(self) -> dict[int, set[int]]:
+        """The epochs of each expert whose snapshots are in its file."""
         return {}
+
+    @cached_property
+    def _built(self) -> set[tuple[int, int]]:
+        """The snapshots, (expert, epoch), that were there once."""
+        return set()
 
     @cached_property
     def _shelf(self) -> Shelf | None:
@@ -78,11 +94,11 @@ class Experts:
         if device.type != "cuda":
             return None
         folder = self.folder  # and not self: with a circle, only the collector would free the GPU's memory
-        return Shelf(lambda key: _snapshot(_path(folder, key[0]), key), device, a_tenth_of_what_is_free(device))
+        return Shelf(lambda key: snapshot_in(path_of(folder, key[0]), key), device, a_tenth_of_what_is_free(device))
 
     def missing(self, count: int, snapshots: Iterable[int]) -> list[int]:
         """Which of the first ``count`` experts lack one of the snapshots."""
-        return [i for i in range(count) if not set(snapshots) <= self._kept(i).keys()]
+        return [i for i in range(count) if not set(snapshots) <= self._kept(i)]
 
     def build(self, count: int, snapshots: Iterable[int]) -> None:
         """Train what is missing; an interrupted build goes on at the last epoch that was stored."""
@@ -91,6 +107,7 @@ class Experts:
             self._check_imported(count, max(wanted, default=0))
         else:
             self._train_missing(count, wanted)
+        self._built.update((index, epoch) for index in range(count) for epoch in wanted)
         if self._shelf is not None:
             network = self.starts.network
             keys = ((index, epoch) for index in range(count) for epoch in sorted(wanted))
@@ -108,6 +125,8 @@ class Experts:
                 f"snapshot {max(wanted)} asked for, but experts train for {self.recipe.epochs} epochs; set "
                 f"-o experts.epochs={max(wanted)} or more"
             )
+        for index in range(count):
+            self._heal(index, wanted)
         missing = self.missing(count, wanted)
         at_once = TOGETHER if self._together else 1
         for position in range(0, len(missing), at_once):
@@ -116,48 +135,100 @@ class Experts:
         if missing:
             report("experts", len(missing), len(missing))
 
-    def _build_group(self, indices: list[int], wanted: set[int]) -> None:
+    def _build_group(self, indices: list[int], wanted: set[int], damaged: int | None = None) -> None:
+        """Train those that lack a snapshot; all of them if ``damaged``, one of them, is not what was written."""
         with ExitStack() as locks:
             for index in indices:  # ascending in every process, so that two of them cannot block each other
                 locks.enter_context(lock(self._path(index).with_suffix(".lock")))
                 self._rows.pop(index, None)
-            todo = [index for index in indices if not wanted <= self._kept(index).keys()]
+            todo = [index for index in indices if not wanted <= self._kept(index)]
+            if damaged is not None:
+                todo = [] if self._whole(damaged, wanted) else indices  # another process may have made it again
             books: dict[int, dict[int, Trajectory]] = {}  # by the epoch at which they stand
             for index in todo:
-                kept = tuple(sorted(wanted | self._kept(index).keys()))
+                kept = tuple(sorted(wanted | self._kept(index)))
                 book = Trajectory(self._path(index), kept, self.starts.network.length, self.starts.network.dtype)
-                books.setdefault(book.resume(self.starts.network.device), {})[index] = book
+                books.setdefault(book.resume(self.starts.network), {})[index] = book
             for epoch, group in sorted(books.items()):
                 self._train(group, epoch)
 
     def _check_imported(self, count: int, epochs: int) -> None:
         """Refuse what is not there, or was trained on another network: nothing can be added to it."""
-        name, note = self.recipe.imported, self.folder / "identity.json"
-        if not name.isalnum() or not note.exists():
+        name, about = self.recipe.imported, self.folder / "identity.json"
+        if not name.isalnum() or not about.exists():
             raise DataError(
                 f"there are no imported experts {name!r} in {self.folder.parent}; `ddbench import --experts FILES` "
                 "stores them and prints their id"
             )
-        held = read_json(note)
+        try:
+            held = read_json(about)
+            known = {what: int(held[what]) for what in ("experts", "epochs")}
+        except (DamagedError, KeyError, TypeError, ValueError) as error:
+            raise self._lost(f"{about} is damaged") from error
         if held.get("layout") != layout(self.starts.network):
             raise DataError(
                 f"the experts {name} are not of this run's network (they have {len(held.get('layout', []))} parameter "
                 "tensors of other shapes); give the network options that they were imported with"
             )
-        if count > held["experts"] or epochs > held["epochs"]:
+        if count > known["experts"] or epochs > known["epochs"]:
             raise DataError(
-                f"{count} experts of {epochs} epochs are needed, but {name} holds {held['experts']} of "
-                f"{held['epochs']} epochs; lower matcher.experts, matcher.max_start or matcher.span, or import more"
+                f"{count} experts of {epochs} epochs are needed, but {name} holds {known['experts']} of "
+                f"{known['epochs']} epochs; lower matcher.experts, matcher.max_start or matcher.span, or import more"
             )
 
     def snapshot(self, index: int, epoch: int) -> Tensor:
         """The vector of expert ``index`` after ``epoch`` epochs, on the network's device."""
+        try:
+            return self._taken(index, epoch)
+        except (DamagedError, Absent) as error:
+            if isinstance(error, Absent) and (index, epoch) not in self._built:
+                raise
+            wanted = {epoch, *(e for i, e in self._built if i == index)}
+            self._make_again(index, wanted, error if isinstance(error, DamagedError) else None)
+        return self._taken(index, epoch)
+
+    def _taken(self, index: int, epoch: int) -> Tensor:
         if self._shelf is not None:
             return self._shelf[index, epoch]
         return self._read((index, epoch)).to(self.starts.network.device)
 
     def _read(self, key: tuple[int, int]) -> Tensor:
-        return _snapshot(self._path(key[0]), key)
+        return snapshot_in(self._path(key[0]), key)
+
+    def _heal(self, index: int, wanted: set[int]) -> None:
+        """Make an expert again that does not even tell its epochs."""
+        try:
+            epochs_in(self._path(index))
+        except DamagedError as error:
+            self._make_again(index, wanted, error)
+
+    def _make_again(self, index: int, wanted: set[int], error: DamagedError | None) -> None:
+        """Train an expert anew whose file is damaged, or gone, in the middle of whatever the caller is at.
+
+        Its bits are what they were: they depend on addresses and on those that it trained with, not on who asks.
+        """
+        path = self._path(index)
+        found = f"{path} is gone" if error is None else reason(error)
+        if self.imported:
+            raise self._lost(found) from error
+        note(f"{found}; it is made again")
+        for held in ("folder", "_shelf"):  # with the folder its identity.json may be gone, too
+            self.__dict__.pop(held, None)
+        with whoever_asks():
+            self._build_group(trained_with(path, index) if self._together else [index], wanted, damaged=index)
+
+    def _lost(self, found: str) -> DamagedError:
+        return DamagedError(
+            f"{found}, and experts that were imported cannot be made again; delete {self.folder} and import them anew "
+            "(`ddbench import --experts FILES`)"
+        )
+
+    def _whole(self, index: int, epochs: set[int]) -> bool:
+        """Whether an expert has these snapshots, as they were written."""
+        try:
+            return all(len(self._read((index, epoch))) > 0 for epoch in sorted(epochs))
+        except (DamagedError, Absent):
+            return False
 
     def segment(self, index: int, epoch: int, span: int) -> tuple[Tensor, Tensor]:
         """The parameters of expert ``index`` after ``epoch`` and after ``epoch + span`` epochs."""
@@ -168,17 +239,15 @@ class Experts:
         """What training the first ``count`` experts cost when they were made, teaching included; NaN if not known."""
         if self.imported:
             return math.nan
-        notes = [self._path(i).with_suffix(".json") for i in range(count)]
-        return sum(read_json(note)["seconds"] for note in notes if note.exists())
+        return sum(cost_of(self._path(i)) for i in range(count))
 
-    def _kept(self, index: int) -> dict[int, int]:
-        """Epoch -> row of the file, empty when there is none."""
+    def _kept(self, index: int) -> set[int]:
+        """The epochs in the file: none where there is no file, or only a damaged one."""
         if index not in self._rows:
-            path = self._path(index)
-            epochs = load_tensors(path, only=("epochs",))[0]["epochs"].tolist() if path.exists() else []
-            if not epochs:
-                return {}
-            self._rows[index] = {epoch: row for row, epoch in enumerate(epochs)}
+            try:
+                self._rows[index] = epochs_in(self._path(index))
+            except DamagedError:
+                return set()
         return self._rows[index]
 
     def _train(self, books: dict[int, Trajectory], epoch: int) -> None:
@@ -210,7 +279,7 @@ class Experts:
                 book.save(spent())
             raise
         for index, book in books.items():
-            book.finish(spent())
+            book.finish(spent(), list(books))
             self._rows.pop(index, None)
         self.__dict__.pop("_shelf", None)  # trained again for more snapshots, they may differ in their last bits
 
@@ -259,65 +328,3 @@ def layout(network: Network) -> list[list[Any]]:
         if part.storage_offset() < network.parameters:  # buffers come last
             named.append([name, list(part.shape)])
     return named
-
-
-class Trajectory:
-    """One expert while it trains: snapshots go to the disk as they come, and it knows where to go on."""
-
-    def __init__(self, path: Path, epochs: tuple[int, ...], width: int, dtype: torch.dtype) -> None:
-        self.file = RowFile(path, epochs, width, dtype)
-        self.partial = path.with_suffix(".partial")
-        self.epochs = epochs
-        self.seconds = 0.0
-        self.epoch = 0
-        self.student: Student | None = None
-
-    def note(self, epoch: int, student: Student) -> None:
-        """The student after an epoch; a snapshot that is wanted is written."""
-        if self.student is None:
-            self.file.create()
-        self.epoch, self.student = epoch, student
-        if epoch in self.epochs:
-            self.file.write(epoch, student.vector)
-
-    def save(self, seconds: float) -> None:
-        """Store where training stands; ``seconds`` is what this process has spent on it so far."""
-        if self.student is None:
-            return
-        spent = torch.tensor(self.seconds + seconds, dtype=torch.float64)
-        state = {f"state{i}": s for i, s in enumerate(self.student.state)}
-        at = {"epoch": torch.tensor(self.epoch), "wanted": torch.tensor(self.epochs), "vector": self.student.vector}
-        save_tensors(self.partial, {**at, **state, "seconds": spent})
-
-    def resume(self, device: torch.device) -> int:
-        """The epoch at which training stands: 0 for one that has not begun, or kept other snapshots."""
-        if not self.partial.exists() or not self.file.begun:
-            return 0
-        tensors, _ = load_tensors(self.partial, device=device)
-        if tuple(tensors["wanted"].tolist()) != self.epochs:
-            return 0
-        state = tuple(tensors[name] for name in sorted(tensors) if name.startswith("state"))
-        self.student, self.epoch = Student(tensors["vector"], state), int(tensors["epoch"])
-        self.seconds = float(tensors["seconds"])
-        return self.epoch
-
-    def finish(self, seconds: float) -> None:
-        """The trajectory under its own name, and what it cost."""
-        self.file.finish()
-        write_json(self.file.target.with_suffix(".json"), {"seconds": self.seconds + seconds})
-        self.partial.unlink(missing_ok=True)
-
-
-def _path(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.safetensors"
-
-
-def _snapshot(path: Path, key: tuple[int, int]) -> Tensor:
-    """Expert ``key[0]`` after ``key[1]`` epochs. Its row is read with it: others may add snapshots meanwhile."""
-    index, epoch = key
-    found, kept = read_labelled_row(path, "epochs", epoch, "snapshots")
-    if found is None:
-        raise DDBenchError(
-            f"expert {index} has no snapshot {epoch}; a matcher must name it in needs(), which named {kept}"
-        )
-    return found

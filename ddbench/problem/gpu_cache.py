@@ -86,7 +86,7 @@ class Shelf:
         """Move what the thread has read meanwhile to the device."""
         while self._waiting and self._waiting[0][1].done():
             key, future = self._waiting.popleft()
-            if key not in self._held:
+            if key not in self._held and future.exception() is None:  # whoever asks for it reads it anew, and sees why
                 self._put(key, future.result())
         self._go_on()
 

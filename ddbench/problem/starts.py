@@ -6,7 +6,6 @@ j + 1 starts from. :func:`teach` is that one function; the evaluator and :class:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,11 +17,12 @@ from torch import Tensor
 
 from ddbench.base.cache import Cache, lock
 from ddbench.base.options import changed
+from ddbench.base.progress import note
 from ddbench.base.seeds import Seed
 from ddbench.base.tensors import load_tensors, save_tensors
-from ddbench.errors import DataError, UsageError
+from ddbench.errors import DamagedError, UsageError
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
-from ddbench.train.fit import TRAINER_VERSION, Labeller, Recipe, Student, Watch, fit
+from ddbench.train.fit import TRAINER_VERSION, Labeller, Recipe, Student, Watch, fit, whoever_asks
 from ddbench.train.fit_together import fit_together
 from ddbench.train.network import Network
 
@@ -52,7 +52,7 @@ class Teaching:
         """The optimiser steps of a phase."""
         recipe = self.lesson(phase)
         shown = sum(len(curriculum.sets[i]) * curriculum.sets[i].decoder.copies for i in curriculum.phases[phase])
-        return recipe.steps or (recipe.epochs or 1) * math.ceil(shown / recipe.batch)
+        return recipe.steps or (recipe.epochs or 1) * recipe.per_epoch(shown)
 
     def total(self, curriculum: Curriculum) -> int:
         """The optimiser steps of all phases."""
@@ -148,6 +148,19 @@ def teach_together(
     return students
 
 
+def student_tensors(student: Student) -> dict[str, Tensor]:
+    """A student as it stands in files."""
+    return {"vector": student.vector, **{f"state{i}": s for i, s in enumerate(student.state)}}
+
+
+def student_in(path: Path, network: Network) -> Student:
+    """The student that a file holds, on the network's device. Raises DamagedError."""
+    tensors, _ = load_tensors(path, device=network.device)
+    if tensors.get("vector", torch.empty(0)).shape != (network.length,):
+        raise DamagedError(f"{path} is damaged: it holds no vector of this network; delete it to have it made again")
+    return Student(tensors["vector"], tuple(tensors[n] for n in sorted(tensors) if n.startswith("state")))
+
+
 @dataclass(frozen=True, eq=False)
 class Starts:
     """The distribution of start networks: initialisation i, taught the earlier sets.
@@ -183,14 +196,14 @@ class Starts:
         path = self._folder(phase) / f"{index:06d}.safetensors"
         with lock(path.with_suffix(".lock")):
             if path.exists():
-                tensors, _ = load_tensors(path, device=self.network.device)
-                if "vector" not in tensors:
-                    raise DataError(f"{path} is damaged: it holds no vector; delete it to have it made again")
-                state = tuple(tensors[name] for name in sorted(tensors) if name.startswith("state"))
-                return Student(tensors["vector"], state)
-            after = learn_phase(self.network, student, self.taught, phase, self.teaching, seed)
-            state = {f"state{i}": s for i, s in enumerate(after.state)} if self.teaching.recipe.carry else {}
-            save_tensors(path, {"vector": after.vector, **state})
+                try:
+                    return student_in(path, self.network)
+                except DamagedError:
+                    note(f"{path} is damaged; it is made again")
+            with whoever_asks():
+                after = learn_phase(self.network, student, self.taught, phase, self.teaching, seed)
+            state = after.state if self.teaching.recipe.carry else ()
+            save_tensors(path, student_tensors(Student(after.vector, state)), sealed=True)
             return after
 
     def _folder(self, phase: int) -> Path:

@@ -16,7 +16,7 @@ from ddbench.base.cache import canonical
 from ddbench.results.statistics import interval
 from ddbench.results.where import known, rank, value
 from ddbench.run.defaults import ONE_STAGE
-from ddbench.run.row import Cells, Row
+from ddbench.run.row import DAMAGED, Cells, Row
 
 # What a line says of its rows where they agree.
 _SHARED = ("dataset", "dataset_digest", "ipc", "network", "protocol", "protocol_digest", "matcher", "scheduler",
@@ -97,7 +97,13 @@ class Line:
 
 def per_run(rows: Sequence[Row]) -> list[Cells]:
     """Every evaluation as a row of its own, sorted so that what is comparable stands together."""
-    return [row.cells | {"total_bytes": row.total_bytes, "variant": words} for row, words in arranged(rows)]
+    return [
+        row.cells | {"total_bytes": row.total_bytes, "variant": words} | _damage(row) for row, words in arranged(rows)
+    ]
+
+
+def _damage(row: Row) -> Cells:
+    return {"note": row.error} if row.status == DAMAGED else {}
 
 
 def arranged(rows: Sequence[Row]) -> list[tuple[Row, str]]:
@@ -160,7 +166,7 @@ def _line(rows: list[Row]) -> Line:
         for seed, scores in seeds.items():
             per_seed.setdefault(seed, []).append(fmean(scores))
     scores = {seed: fmean(per_seed[seed]) for seed in sorted(per_seed, key=rank)}
-    flaw = ""
+    flaw = next((f"{row.run}: {row.error}" for row in rows if row.status == DAMAGED), "")
     if any(len(found) < len(settings) for found in per_seed.values()):
         flaw = f"no interval and no test: its {len(settings)} settings do not all have the same seeds"
     elif len({row.protocol_digest for row in done}) > 1:

@@ -12,8 +12,8 @@ from ddbench.results import published, tables
 from ddbench.results.aggregate import aggregate, arranged, per_run
 from ddbench.results.differences import ITSELF, SEEDS_FOR_BEST, legend, test
 from ddbench.results.where import Condition, order, parse, select, value
-from ddbench.run.folder import run_folders
-from ddbench.run.record import RunRecord
+from ddbench.run.folder import readable, run_folders
+from ddbench.run.folder import rows as rows_of
 from ddbench.run.row import Cells, Row
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def frame(out: Path) -> pd.DataFrame:
     """
     import pandas as pd  # half a second, which tables do without
 
-    found = pd.DataFrame([row.cells for folder in run_folders(out) for row in RunRecord.read(folder).rows()])
+    found = pd.DataFrame([row.cells for row in rows_of(readable(run_folders(out)))])
     whole = [name for name in WHOLE if name in found]
     return found.astype(dict.fromkeys(whole, "Int64"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ddbench.errors import DataError
@@ -11,18 +11,20 @@ from ddbench.run.record import ResultRecord, RunRecord, plain_name
 from ddbench.run.row import DAMAGED, Row
 
 FINAL = ("ok", "diverged")
+SET_ASIDE = ".before-"  # and when, in the name of a run that another was made in place of
 
 
-def run_folders(out: Path) -> list[Path]:
-    """The run folders in ``out``, oldest name first."""
-    return sorted(path.parent for path in out.glob("*/spec.json")) if out.is_dir() else []
+def run_folders(out: Path, *, set_aside: bool = False) -> list[Path]:
+    """The run folders in ``out``, oldest name first; not those that were set aside, unless they are asked for."""
+    found = sorted(path.parent for path in out.glob("*/spec.json")) if out.is_dir() else []
+    return [folder for folder in found if set_aside or SET_ASIDE not in folder.name]
 
 
 def find_run(name: str, out: Path) -> Path:
     """A run by its folder, its name in ``out``, or the start or end of that name (its key)."""
     if os.path.exists(os.path.join(name, "spec.json")):  # noqa: PTH110, PTH118 - of no length or letter a traceback
         return Path(name)
-    if exact := [f for f in run_folders(out) if f.name == name]:
+    if exact := [f for f in run_folders(out, set_aside=True) if f.name == name]:
         return exact[0]
     matches = [f for f in run_folders(out) if f.name == name or f.name.startswith(name) or f.name.endswith(name)]
     if len(matches) == 1:
@@ -38,13 +40,8 @@ def finished(folder: Path) -> ResultRecord | None:
     return ResultRecord.from_file(path) if path.exists() else None
 
 
-def rows(folders: Iterable[Path]) -> list[Row]:
-    """The rows of all runs in order. One that cannot be read stands in no other's way: it is a row with the reason."""
-    return [row for run in readable(folders) for row in (run.rows() if isinstance(run, RunRecord) else [run])]
-
-
 def readable(folders: Iterable[Path]) -> list[RunRecord | Row]:
-    """The runs in folders, each as a record, or as the row of one that is damaged."""
+    """The runs in folders as records. One that is damaged stands in no other's way: it is a row with the reason."""
     found: list[RunRecord | Row] = []
     for folder in folders:
         try:
@@ -53,3 +50,22 @@ def readable(folders: Iterable[Path]) -> list[RunRecord | Row]:
             name = plain_name(folder)
             found.append(Row(run=name, status=DAMAGED, error=str(error), setting=name))
     return found
+
+
+def rows(runs: Sequence[RunRecord | Row]) -> list[Row]:
+    """The rows of runs, in order, so that runs of one setting are recognised whichever version recorded them.
+
+    Options that were removed since are left out where they stand at what was their default. Plugins, which takes a
+    second to load, are asked for them only where runs of one plugin do not all have the same options.
+    """
+    recorded: dict[tuple[str, str], set[frozenset[str]]] = {}
+    for run in runs:
+        if isinstance(run, RunRecord):
+            spec = run.spec
+            for kind, plugin in (("dataset", spec.dataset), ("matcher", spec.matcher), ("scheduler", spec.scheduler)):
+                recorded.setdefault((kind, plugin.name), set()).add(frozenset(plugin.options))
+    if any(len(names) > 1 for names in recorded.values()):
+        from ddbench.run.spec import current
+
+        runs = [current(run) if isinstance(run, RunRecord) else run for run in runs]
+    return [row for run in runs for row in (run.rows() if isinstance(run, RunRecord) else [run])]

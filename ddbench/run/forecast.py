@@ -8,6 +8,7 @@ from typing import Any
 from ddbench.data.dataset import Dataset
 from ddbench.plugins import memory_of, needs_of
 from ddbench.problem.synthetic import Curriculum
+from ddbench.run.calls import next_problem, stages_of
 from ddbench.run.run import build_task
 from ddbench.run.spec import RunSpec
 
@@ -19,8 +20,8 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     iteration. Real pixels stay on the host, mapped from a file when there are many.
     """
     task = build_task(spec, dataset)
-    stages = spec.scheduler.stages
-    spec.scheduler.next(task, Curriculum())  # raises when the budget cannot be divided
+    stages = stages_of(spec.scheduler)
+    next_problem(spec.scheduler, task, Curriculum())  # raises when the budget cannot be divided
     wanted, held = needs_of(spec.matcher, task), memory_of(spec.matcher, task)
     vector = task.network.length * 4
     count, image = spec.ipc * task.classes, prod(task.real.shape)

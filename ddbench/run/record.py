@@ -25,7 +25,7 @@ class Described(Held):
     """A plugin by its name and its options."""
 
     name: Name
-    options: dict[Text, Any] = {}
+    options: dict[Text, Any] = Field(default={})
 
     @property
     def content(self) -> dict[str, Any]:
@@ -51,11 +51,12 @@ class SpecRecord(Held):
     seed: Seed
     protocol: ProtocolRecord
     protocol_digest: Digest | None = None
-    experts: dict[Text, Any] = {}
-    decoder: dict[Text, Any] = {}
+    experts: dict[Text, Any] = Field(default={})
+    decoder: dict[Text, Any] = Field(default={})
     device: Device | None = None
     threads: Count | None = None
-    versions: dict[Text, Text] = {}
+    versions: dict[Text, Text] = Field(default={})
+    declared: dict[Text, Text] = Field(default={})  # the versions that the plugins declare of what they compute
 
     @property
     def rules(self) -> str:
@@ -71,9 +72,11 @@ class SpecRecord(Held):
     @property
     def setting(self) -> str:
         """The digest of everything that decides a set but its seed and the machine."""
-        here = {"seed": None, "device": None, "threads": None}
+        here = {"seed": None, "device": None, "threads": None, "declared": None}
         data = {"name": self.dataset.name, "options": self.dataset.content}
-        return digest(self.json_value() | here | {"dataset": data})[:12]
+        packages = {name: text.rpartition(" ")[0] or text for name, text in self.versions.items()}
+        versions = {name: [package, self.declared.get(name, "1")] for name, package in packages.items()}
+        return digest(self.json_value() | here | {"dataset": data, "versions": versions})[:12]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -109,14 +112,14 @@ class CheckRecord(Held):
     step: Whole
     lr: Number | None = None
     accuracy: Fraction | None = None
-    tried: dict[Text, Fraction] = {}
+    tried: dict[Text, Fraction] = Field(default={})
 
 
 class StageRecord(Held):
     """How a stage came about."""
 
     steps: Whole = 0
-    checks: list[CheckRecord] = []
+    checks: list[CheckRecord] = Field(default=[])
     selected: CheckRecord | None = None
 
 
@@ -139,8 +142,8 @@ class ResultRecord(Held):
     label_bytes: Number | None = None
     machine: MachineRecord = MachineRecord()
     finished: Text | None = None
-    stages: list[StageRecord] = []
-    sha256: dict[Name, Digest] = {}  # of the files of its folder
+    stages: list[StageRecord] = Field(default=[])
+    sha256: dict[Name, Digest] = Field(default={})  # of the files of its folder
     sources: dict[Text, Digest] | None = None  # sha256 of the source of each plugin that it used
 
 
@@ -183,13 +186,34 @@ class EvaluationRecord(Held):
         return [student.accuracy for student in self.students]
 
 
+class ControlRecord(Held):
+    """One cell of the matrix of ``controls.json``."""
+
+    images: Text
+    labels: Text
+    augmentation: Text
+    accuracy_mean: Fraction
+    accuracy_std: Number | None = None
+    n: Whole = 0
+    student_lr: Text | None = None
+
+
+class ControlsRecord(Held):
+    """``controls.json``: what images, labels and augmentation contribute, and the scores that follow."""
+
+    matrix: list[ControlRecord]
+    scores: dict[Text, Number]
+    formulas: dict[Text, Text] = Field(default={})
+    source: Text = ""
+
+
 class RunRecord(Held):
     """A run: what was asked for, what came out, and how students did on it."""
 
     run: Text  # the name of its folder
     spec: SpecRecord
     result: ResultRecord = ResultRecord(status="incomplete")
-    evaluations: list[EvaluationRecord] = []
+    evaluations: list[EvaluationRecord] = Field(default=[])
     started_on: DataRecord | None = None  # so that a run that diverged stands beside the others
 
     @classmethod

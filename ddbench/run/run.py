@@ -9,18 +9,20 @@ from __future__ import annotations
 import datetime
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from traceback import format_exception
+from typing import Any, Literal
 
 import torch
 
-from ddbench.base.cache import Cache, atomic_write, file_digest, home, lock, read_json, write_json
+from ddbench.base.cache import Cache, atomic_write, file_digest, home, lock, read_json, sweep, write_json
 from ddbench.base.machine import machine
 from ddbench.base.options import label
-from ddbench.base.progress import report
+from ddbench.base.progress import note, report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Dataset, RealData
-from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from ddbench.errors import DataError, DivergedError, InterruptedRun, PluginError, UsageError
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, evaluate
 from ddbench.grade.preview import preview
@@ -28,11 +30,16 @@ from ddbench.hookspecs import Scheduler
 from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
+from ddbench.run.calls import next_problem, phases_of, stages_of
 from ddbench.run.folder import FINAL, finished
+from ddbench.run.place import comparable, folder_of, set_aside
 from ddbench.run.record import ResultRecord, SpecRecord
-from ddbench.run.spec import RunSpec, differences, known_options
+from ddbench.run.sources import FILE, changed, outdated, recorded, sources
+from ddbench.run.spec import RunSpec, differences
 from ddbench.run.stage import Stage
 from ddbench.train.network import Network
+
+SET = "distilled.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Settings:
     out: Path = Path("runs")
     students: int = 5
     checkpoint_seconds: float = 20.0
+    renew: Literal["always", "changed", "never"] = "changed"  # whether a run that is there is set aside
 
 
 def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
@@ -62,14 +70,14 @@ def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
 
 def first_problem(spec: RunSpec, dataset: Dataset) -> Problem:
     """What the first stage of a run is asked. Raises UsageError where the budget cannot be divided."""
-    problem = spec.scheduler.next(build_task(spec, dataset), Curriculum())
+    problem = next_problem(spec.scheduler, build_task(spec, dataset), Curriculum())
     assert problem is not None, f"scheduler {spec.scheduler.name!r} has no stage"
     return problem
 
 
 def phases(scheduler: Scheduler) -> int:
     """Into how many phases a student's N steps are divided: one where it learns the union of all stages at once."""
-    return len(scheduler.phases(scheduler.stages))
+    return len(phases_of(scheduler, stages_of(scheduler)))
 
 
 @dataclass(eq=False)
@@ -80,22 +88,42 @@ class Run:
     dataset: Dataset
     settings: Settings
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        return self.settings.out / self.spec.folder
+        return folder_of(self.spec, self.settings.out)
 
     def execute(self) -> ResultRecord:
         """Distil, evaluate, and return the result; whatever is finished already is not done again."""
         self._check_task()
+        self._renew()
         with lock(self.folder / ".lock", wait=False, within=self.settings.out):
             self._check_spec()
+            for folder in (self.folder, *self.folder.glob("stage-*"), self.folder / "evaluations"):
+                sweep(folder)
             torch.set_num_threads(self.spec.threads)
             result = finished(self.folder)
+            if result is not None and result.status == "ok" and not (self.folder / SET).exists():
+                note(f"{self.folder / SET} is gone; it is made again")
+                result = None
             if result is None or result.status not in FINAL:
                 result = ResultRecord.model_validate(self._work())
             if result.status == "ok":
                 self._evaluate()
             return result
+
+    def _renew(self) -> None:
+        """Set a run aside that other code made, if that is asked for or the code is being worked on; else say so."""
+        if not (self.folder / "spec.json").exists():
+            return
+        other, worked_on = changed(self.spec, self.folder), outdated(self.spec, self.folder)
+        if self.settings.renew == "always" or (worked_on and self.settings.renew == "changed"):
+            kept = set_aside(self.folder)
+            self.folder = self.settings.out / self.spec.folder
+            why = f"the source of {', '.join(worked_on)} has changed: " if worked_on else ""
+            note(f"{why}{self.folder.name} is made anew, and what was there is kept as {kept.name}")
+        elif other:
+            names = ", ".join(other)
+            note(f"{self.folder.name} was made by other code of {names}; `ddbench run --fresh` makes it anew")
 
     def _check_task(self) -> None:
         """Refuse what cannot be done before anything is written: a budget, stages, or a network that do not fit."""
@@ -104,48 +132,51 @@ class Run:
     def _check_spec(self) -> None:
         """A folder belongs to one spec and one dataset; going on under another is refused with the difference."""
         data = {"name": self.dataset.name, "digest": self.dataset.digest}
-        changed = []
+        if not (self.folder / "spec.json").exists():
+            write_json(self.folder / FILE, {"sources": sources(self.spec)})
+        other = []
         for name, record in (("spec.json", self.spec.record()), ("dataset.json", data)):
             path = self.folder / name
             if not path.exists():
                 write_json(path, record)
             held = read_json(path)
             if name == "spec.json":
-                held = known_options(SpecRecord.from_file(path).json_value())
-            changed += differences(held, record, added=False)  # the key holds what matters
-        if changed:
+                held, record = comparable(SpecRecord.from_file(path).json_value()), comparable(record)
+            other += differences(held, record, added=False)  # the key holds what matters
+        if other:
             raise UsageError(
-                f"{self.folder} was started with another spec or other data ({'; '.join(changed)}); "
+                f"{self.folder} was started with another spec or other data ({'; '.join(other)}); "
                 "undo the change to go on with it, or give another --out to start afresh"
             )
 
     def _work(self) -> dict[str, Any]:
-        began = time.time()
+        began = time.monotonic()
         try:
             curriculum, notes, task = self.distil()
         except DivergedError as error:
             result = self._result("diverged", began, [], {}) | {"error": str(error)}
-            write_json(self.folder / "result.json", result)
+            write_json(self.folder / "result.json", result, sealed=True)
             return result
         except (InterruptedRun, DataError, UsageError):
             raise
         except Exception as error:
-            failed = self._result("failed", began, [], {}) | {"error": f"{type(error).__name__}: {error}"}
-            write_json(self.folder / "result.json", failed)
+            said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            failed = {"error": said, "traceback": "".join(format_exception(error)).splitlines()}
+            write_json(self.folder / "result.json", self._result("failed", began, [], {}) | failed, sealed=True)
             raise
         distilled = self._describe(curriculum, task)
         distilled.save(self.folder / "distilled.safetensors")
         picture = preview(curriculum, task.real.preprocessing, task.classes)
         atomic_write(self.folder / "preview.png", picture)
         result = self._result("ok", began, notes, self._contents(curriculum, task))
-        write_json(self.folder / "result.json", result)
+        write_json(self.folder / "result.json", result, sealed=True)
         return result
 
     def distil(self) -> tuple[Curriculum, list[dict[str, Any]], Problem]:
         """The loop over stages: the curriculum, notes on each stage, and the task. Sees no test data."""
         spec, task = self.spec, build_task(self.spec, self.dataset)
         done, notes = Curriculum(), []
-        while (problem := spec.scheduler.next(task, done)) is not None:
+        while (problem := next_problem(spec.scheduler, task, done)) is not None:
             stage = self._stage(len(done), problem, done)
             try:
                 made, note = stage.solve()
@@ -154,7 +185,7 @@ class Run:
                 raise
             notes.append(note)
             sets = (*done.sets, made)
-            done = Curriculum(sets, tuple(spec.scheduler.phases(len(sets))))
+            done = Curriculum(sets, phases_of(spec.scheduler, len(sets)))
             report("stages", len(done), spec.scheduler.stages)
         return done, notes, task
 
@@ -162,7 +193,7 @@ class Run:
         """What was selected before the divergence, as a file that ``ddbench eval`` reads."""
         sets = done.sets if stage.best is None else (*done.sets, stage.best)
         if sets:
-            good = Curriculum(sets, tuple(self.spec.scheduler.phases(len(sets))))
+            good = Curriculum(sets, phases_of(self.spec.scheduler, len(sets)))
             self._describe(good, task).save(self.folder / "last_good.safetensors")
 
     def _stage(self, index: int, problem: Problem, done: Curriculum) -> Stage:
@@ -171,7 +202,7 @@ class Run:
         teaching = spec.protocol.evaluation(images, phases(spec.scheduler)).on(problem.augment)
         seed = problem.seed / "selection"
         # What students know before the phase that this set adds; nothing where that phase is their first.
-        known = tuple(spec.scheduler.phases(index + 1))[:-1]
+        known = phases_of(spec.scheduler, index + 1)[:-1]
         taught = Curriculum(done.sets, known) if known else Curriculum()
         judges = replace(problem.starts, seed=seed, teaching=teaching, taught=taught, count=spec.protocol.judges)
         return Stage(
@@ -179,7 +210,7 @@ class Run:
             problem=problem,
             matcher=spec.matcher,
             protocol=spec.protocol,
-            phases=tuple(spec.scheduler.phases(index + 1)),
+            phases=phases_of(spec.scheduler, index + 1),
             judges=judges,
             judged_on=self._judged_on().to(spec.device),
             folder=self.folder / f"stage-{index}",
@@ -222,6 +253,7 @@ class Run:
         sets = ("distilled.safetensors", "last_good.safetensors")
         present = [self.folder / name for name in (*names, *sets) if (self.folder / name).exists()]
         peaks = [note["peak_bytes"] for note in stages]
+        code, begun = sources(self.spec), recorded(self.folder)
         return {
             "status": status,
             "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
@@ -233,18 +265,21 @@ class Run:
             "peak_bytes": max(peaks, default=0),
             "stages": stages,
             "machine": machine(self.spec.device),
+            "sources": code,
+            **({"begun_by": begun} if begun not in ({}, code) else {}),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "process_seconds": time.time() - began,
+            "process_seconds": time.monotonic() - began,
             "sha256": {path.name: file_digest(path) for path in present},
         }
 
     def _evaluate(self) -> None:
         """Train the evaluated students and touch the test set, once."""
-        path = self.folder / "distilled.safetensors"
+        path = self.folder / SET
         result = finished(self.folder)
         if result is None or file_digest(path) != result.sha256.get("distilled.safetensors"):
             raise DataError(
-                f"{path} is damaged: it no longer has the sha256 in result.json; delete {self.folder} and run again"
+                f"{path} is damaged: it no longer has the sha256 in result.json; delete it and run again: it is put "
+                "together anew from the sets of its stages"
             )
         distilled = Distilled.load(path)
         plan = Evaluation(distilled, self.dataset, self.spec.protocol, self.settings.students, self.spec.device)

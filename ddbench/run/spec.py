@@ -9,18 +9,20 @@ import json
 import os
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from ddbench.base.cache import digest
 from ddbench.base.options import changed, describe, make, options, without_removed
-from ddbench.errors import UsageError, did_you_mean
+from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.hookspecs import DatasetSource, Matcher, NetworkSource, Scheduler
-from ddbench.plugins import Plugin, RecipeEntry, decodes, main_option, registry
+from ddbench.plugins import Plugin, RecipeEntry, declared_version, decodes, main_option, registry
 from ddbench.problem.decode import IDENTITY, Decoder
 from ddbench.run.defaults import BASELINE, DATASET, MATCHER, NETWORK, ONE_STAGE, SCHEDULER
+from ddbench.run.record import RunRecord, SpecRecord
 from ddbench.train.fit import TRAINER_VERSION, Recipe
 
+_R = TypeVar("_R", bound=RunRecord)
 SCHEMA = 1
 MOST_THREADS = 1024  # with millions OpenMP ends the process
 PLUGGED = ("dataset", "matcher", "scheduler", "network")
@@ -81,14 +83,31 @@ class RunSpec:
             "dtype": "float32",
             "threads": self.threads,
             "versions": dict(self.versions),
+            "declared": self.declared,
         }
+
+    @property
+    def declared(self) -> dict[str, str]:
+        """The version of what it computes that each plugin declares, by its kind and name."""
+        plugins = {kind: getattr(self, kind) for kind in PLUGGED}
+        return {f"{kind} {plugin.name}": declared_version(type(plugin)) for kind, plugin in plugins.items()}
 
     @cached_property
     def key(self) -> str:
-        """The digest of what differs from defaults, so that options added later rename no run."""
-        identity = self.record() | {
+        """The digest of what differs from defaults, so that options added later rename no run.
+
+        Of a plugin it holds the package and the version that the class declares, not the package's: that changes with
+        every commit where it comes from a tag.
+        """
+        packages = {name: text.rpartition(" ")[0] for name, text in self.versions}
+        return self.old_key({name: f"{package} {self.declared.get(name, 1)}" for name, package in packages.items()})
+
+    def old_key(self, versions: dict[str, str]) -> str:
+        """The key that ddbench 0.1 gave, from the packages and their ``versions``."""
+        identity = {name: value for name, value in self.record().items() if name != "declared"} | {
             **{group: describe(getattr(self, group), changed) for group in PLUGGED},
             **{group: changed(getattr(self, group)) for group in ("experts", "protocol", "decoder")},
+            "versions": versions,
         }
         return digest(identity)[:12]
 
@@ -137,8 +156,17 @@ def resolve(request: Request) -> Resolved:
 def known_options(record: dict[str, Any]) -> dict[str, Any]:
     """The record without options that plugins no longer have, where these stand at what was their default."""
     classes = {kind: registry().get(kind, record[kind]["name"]).cls for kind in PLUGGED}
-    kept = {kind: without_removed(cls, record[kind]["options"], kind) for kind, cls in classes.items()}
+    kept = {kind: without_removed(cls, record[kind].get("options", {}), kind) for kind, cls in classes.items()}
     return record | {kind: record[kind] | {"options": options} for kind, options in kept.items()}
+
+
+def current(run: _R) -> _R:
+    """The same of a run; as it is where a plugin is not here, or an option that is gone stands at another value."""
+    try:
+        held = known_options(run.spec.json_value())
+    except (UsageError, DataError):
+        return run
+    return run.model_copy(update={"spec": SpecRecord.model_validate(held)})
 
 
 def from_record(record: dict[str, Any]) -> RunSpec:

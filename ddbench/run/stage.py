@@ -6,23 +6,23 @@ matcher's state, the best candidate so far and the step; everything else is a fu
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddbench.base.cache import file_digest, read_json, write_json
+from ddbench.base.guard import guarded
 from ddbench.base.machine import peak_bytes, reset_peak
 from ddbench.base.progress import report
+from ddbench.base.schema import Digest, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.base.state import has_nan, load_state, save_state
 from ddbench.data.dataset import RealData
-from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from ddbench.errors import DamagedError, DataError, DivergedError, InterruptedRun, PluginError, UsageError
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import Verdict, judge
 from ddbench.hookspecs import Matcher
@@ -31,24 +31,22 @@ from ddbench.problem.experts import Experts
 from ddbench.problem.problem import Needs, Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import OUT_OF_RANGE, Curriculum, SyntheticSet
+from ddbench.run.calls import Asked
+from ddbench.run.checkpoint import Checkpoint, Ledger, Log
+from ddbench.run.record import StageRecord
 
 EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
 
 
-@dataclass
-class Ledger:
-    """What the harness knows about a stage in progress; saved with every checkpoint."""
+class _Finished(StageRecord):
+    """``result.json`` of a stage."""
 
-    step: int = 0
-    metrics_end: int = 0
-    seconds: float = 0.0
-    selection_seconds: float = 0.0
-    peak: int = 0
-    first_loss: float | None = None
-    best: dict[str, Any] | None = None
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    check_seconds: list[float] = field(default_factory=list)  # of distilling until each check
-    engine: dict[str, dict[str, object]] = field(default_factory=dict)  # what was compiled or lowered, and what was not
+    sha256: Digest
+    metrics_end: Whole
+    seconds: Number
+    selection_seconds: Number
+    expert_seconds: Number | None
+    peak_bytes: Whole
 
 
 @dataclass(eq=False)
@@ -78,8 +76,8 @@ class Stage:
         self._pause = self.checkpoint_seconds
 
     @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.folder / "checkpoint.safetensors", self.metrics, self.index, self.matcher.steps)
 
     def solve(self) -> tuple[SyntheticSet, dict[str, Any]]:
         """The selected set and notes on how it came about; at once when the stage is finished."""
@@ -89,49 +87,65 @@ class Stage:
         self._prepare()
         state = self._restore()
         reset_peak(self.device.type)
-        with self.metrics.open("ab") as stream:
-            stream.truncate(self.ledger.metrics_end)
+        with Log(self.metrics, self.ledger.metrics_end) as stream:
             self._loop(state, stream)
+        self._look_at_content()
         return self._finish()
+
+    def _look_at_content(self) -> None:
+        """Nothing of a stage whose matcher changed the data is kept: going on with it would hide that."""
+        try:
+            self._asked.look_at_content()
+        except PluginError:
+            self.checkpoint.path.unlink(missing_ok=True)
+            raise
 
     def finished(self) -> tuple[SyntheticSet, dict[str, Any]] | None:
         """The result on disk, verified, or None."""
-        notes_path, result = self.folder / "result.json", self.folder / "result.safetensors"
-        if not notes_path.exists():
+        notes, result = self.folder / "result.json", self.folder / "result.safetensors"
+        if not notes.exists():
             return None
-        record = read_json(notes_path)
-        if not result.exists() or file_digest(result) != record["sha256"]:
-            raise DataError(f"{result} is damaged; delete {self.folder} and run again to distil this stage anew")
-        return load_state(result, self.device)[0], record
+        way = f"delete {self.folder} and run again to distil this stage anew"
+        try:
+            record = read_json(notes)
+            _Finished.checked(record, f"{notes} is damaged ({{}}); delete it")
+            if not result.exists() or file_digest(result) != record["sha256"]:
+                raise DamagedError(f"{result} is damaged: it is not what was written; delete it")
+            made = load_state(result, self.device)[0]
+        except DataError as error:
+            raise DamagedError(f"{str(error).rpartition(';')[0]}; {way}") from error
+        if not isinstance(made, SyntheticSet):
+            raise DamagedError(f"{result} holds no set; {way}")
+        return made, record
 
     def _prepare(self) -> None:
         """Make what the matcher needs: experts from this problem's starts."""
         wanted = needs_of(self.matcher, self.problem)
         self.problem = prepared(self.problem, wanted)
+        self._asked = Asked(self.matcher, self.problem, self.judged_on)
         if wanted.experts:
             self.expert_seconds += self.problem.experts.seconds(wanted.experts)
         if self.problem.teachers is not None:
             self.expert_seconds += self.problem.teachers.seconds(wanted.teachers)
 
     def _restore(self) -> object:
-        if self.checkpoint.exists():
-            saved, ledger = load_state(self.checkpoint, self.device)
-            self.ledger, self.best = Ledger(**ledger), saved["best"]
+        if self.checkpoint.path.exists():
+            state, self.best, self.ledger = self.checkpoint.load(self.device)
             resume_with(self.matcher, self.ledger.engine)
-            return saved["state"]
+            return state
         resume_with(self.matcher, {})
         previous = self.folder.parent / f"stage-{self.index - 1}" / "result.json"
         self.ledger.metrics_end = read_json(previous)["metrics_end"] if previous.exists() else 0
         with (self.seed / "init").scope():
-            return self.matcher.init(self.problem)
+            return self._asked.init()
 
-    def _loop(self, state: Any, stream: Any) -> None:
+    def _loop(self, state: Any, stream: Log) -> None:
         steps, checks = self.matcher.steps, self.protocol.checks
         due = {round(steps * (i + 1) / checks) for i in range(checks)}  # {0} for a coreset
         self._began = time.monotonic()
         whole = True  # whether ``state`` is between two steps, and may be saved
         try:
-            if not self.checkpoint.exists():
+            if not self.checkpoint.path.exists():
                 self._save(state, stream)
             while True:
                 k = self.ledger.step
@@ -154,10 +168,10 @@ class Stage:
                 self._save(state, stream)
             raise
 
-    def _step(self, state: Any, k: int, stream: Any) -> tuple[Any, dict[str, Any]]:
+    def _step(self, state: Any, k: int, stream: Log) -> tuple[Any, dict[str, Any]]:
         with (self.seed / "step" / k).scope():
             try:
-                return self.matcher.step(self.problem, state, k)
+                return self._asked.step(state, k)
             except DivergedError as error:
                 self._read(stream)  # an earlier step may tell the cause
                 raise DivergedError(f"at iteration {k} of stage {self.index}, {error}") from error
@@ -169,20 +183,20 @@ class Stage:
         self.ledger.peak = max(self.ledger.peak, peak_bytes(self.device.type))
         self._began = now
 
-    def _note(self, numbers: dict[str, Any], k: int, stream: Any) -> dict[str, float]:
+    def _note(self, numbers: dict[str, Any], k: int, stream: Log) -> dict[str, float]:
         """Keep a step's metrics, and what was last read of them; those on a GPU are read several steps at a time."""
         self._unread.append((k, numbers))
         if len(self._unread) >= steps_unread(self.device):
             self._read(stream)
         return self._shown
 
-    def _read(self, stream: Any) -> None:
+    def _read(self, stream: Log) -> None:
         """Read and write down the metrics that are kept."""
         unread, self._unread = self._unread, []
         for k, numbers in unread:
             self._shown = self._written(numbers, k, stream)
 
-    def _written(self, numbers: dict[str, Any], k: int, stream: Any) -> dict[str, float]:
+    def _written(self, numbers: dict[str, Any], k: int, stream: Log) -> dict[str, float]:
         """Append a step's metrics; a number that is not finite, or a loss that exploded, ends the run."""
         plain = {name: float(value) for name, value in numbers.items()}
         for name, value in plain.items():
@@ -200,15 +214,14 @@ class Stage:
                     f"the loss exploded from {first:g} to {loss:g} at iteration {k} of stage {self.index}; "
                     "try a smaller outer learning rate, or clipping if the method has it"
                 )
-        line = {"stage": self.index, "step": k, **plain}
-        stream.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        stream.write({"stage": self.index, "step": k, **plain})
         return plain
 
     def _select(self, state: Any) -> None:
         """Judge the current set; keep it if it is the best so far."""
         began = time.monotonic()
         with (self.seed / "result" / self.ledger.step).scope():
-            made = self.matcher.result(self.problem, state)
+            made = self._asked.result(state)
         candidate = replace(made, decoder=self.problem.decoder).detached()
         if not candidate.finite():
             raise DivergedError(
@@ -237,20 +250,21 @@ class Stage:
             return Verdict(candidate.lr or self.protocol.lr, None, {})
         return judge(candidate, self.problem.frozen, self.phases, self.judges, self.judged_on, self.protocol)
 
-    def _save(self, state: Any, stream: Any) -> None:
+    def _save(self, state: Any, stream: Log) -> None:
         self._read(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-        self.ledger.metrics_end = stream.tell()
+        self.ledger.metrics_end = stream.sync()
         self.ledger.engine |= notes_of(self.matcher)
         self._tick()
-        if has_nan(state):
+        began, saving = time.monotonic(), guarded(f"saving the state of matcher {self.matcher.name!r}")
+        with saving:  # a state that contains itself, say
+            lost = has_nan(state)
+        if lost:
             raise DivergedError(
                 f"the state holds not-a-number at iteration {self.ledger.step} of stage {self.index}; "
                 "try a smaller outer learning rate, a smaller student lr, or fewer student steps"
             )
-        began = time.monotonic()
-        save_state(self.checkpoint, {"state": state, "best": self.best}, vars(self.ledger))
+        with saving:
+            self.checkpoint.save(state, self.best, self.ledger)
         self._saved = time.monotonic()
         if self.checkpoint_seconds:  # a state of gigabytes takes seconds to write: spend a twentieth of the time on it
             self._pause = max(self.checkpoint_seconds, 20 * (self._saved - began))
@@ -274,8 +288,8 @@ class Stage:
             "metrics_end": self.ledger.metrics_end,
         }
         noted = list((self.ledger.engine | notes_of(self.matcher)).values())
-        write_json(self.folder / "result.json", record | ({"engine": noted} if noted else {}))
-        self.checkpoint.unlink(missing_ok=True)
+        write_json(self.folder / "result.json", record | ({"engine": noted} if noted else {}), sealed=True)
+        self.checkpoint.path.unlink(missing_ok=True)
         return self.best, record
 
 

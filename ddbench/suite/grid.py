@@ -22,14 +22,16 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import digest
+from ddbench.base.opening import parse_toml, read_text
+from ddbench.base.schema import RECORD_BYTES, require_bounded
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.plugins import wants_networks
 from ddbench.run.defaults import BASELINE, DATASET, NETWORK, SCHEDULER
@@ -42,6 +44,8 @@ USUAL = {"network": NETWORK, "scheduler": SCHEDULER, "protocol": "default", "see
 TOP = (*AXES, "title", "students", "threads", "tracker", "options", "matrix", "exclude")
 MATRIX = (*AXES, "options", "label")
 CHOICE = ("name", "options", "label")
+PLACE = "dataset.root"
+MOST = 100_000  # cells
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -81,6 +85,40 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class _Here:
+    """Where a suite lies, and which variables of the environment it has used; a dry one may lack them."""
+
+    folder: Path
+    dry: bool
+    used: dict[str, None] = field(default_factory=dict)
+
+    def filled(self, option: str, text: str, where: str) -> str:
+        """A value with ``${NAME}`` replaced by the environment's, in the one option that may hold it."""
+        names = _VARIABLE.findall(text)
+        if names and option != PLACE:
+            raise UsageError(
+                f"{where}: {option} holds ${{{names[0]}}}, but variables of the environment may stand in {PLACE} "
+                "alone, which never leaves this machine; write out what it should be"
+            )
+        for name in names:
+            if not os.environ.get(name) and not self.dry:
+                raise UsageError(f"{where} uses ${{{name}}}, which is not set; run `export {name}=...` first")
+            self.used[name] = None
+        return _VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], text)
+
+    def placed(self, option: str, value: str, where: str) -> str:
+        """Where data lie, absolute; a name that is no path here (of a dataset on a hub) stays as it is."""
+        value = self.filled(option, value, where)
+        if not value or option not in {f"dataset.{place}" for place in PLACES}:
+            return value
+        try:
+            path = str((self.folder / Path(value).expanduser()).absolute())
+        except RuntimeError as error:  # of a user that is not here
+            raise UsageError(f"{where}: {option}={value!r} is no place here ({error})") from error
+        return path if os.path.exists(path) or option == PLACE else value  # noqa: PTH110 - no error for odd names
+
+
+@dataclass(frozen=True)
 class Suite:
     """A suite file, read: its cells in the order in which they are listed, seed by seed."""
 
@@ -89,6 +127,13 @@ class Suite:
     students: int
     trackers: tuple[str, ...]
     cells: tuple[Cell, ...]
+    variables: tuple[str, ...] = ()  # of the environment, that places of data hold
+
+    def masked(self, text: str) -> str:
+        """A text with the names of variables in place of what they hold: a plan shows no part of the environment."""
+        for name in self.variables:
+            text = text.replace(os.environ.get(name) or f"${{{name}}}", f"${{{name}}}")
+        return text
 
     @cached_property
     def key(self) -> str:
@@ -96,8 +141,11 @@ class Suite:
         return digest([sorted(cell.key for cell in self.cells), self.students])[:12]
 
 
-def read(path: Path, *, jobs: int = 1, device: str = "auto") -> Suite:
-    """Read a suite file and resolve all its cells. Raises UsageError that names the entry at fault."""
+def read(path: Path, *, jobs: int = 1, device: str = "auto", dry: bool = False) -> Suite:
+    """Read a suite file and resolve all its cells. Raises UsageError that names the entry at fault.
+
+    With ``dry``, variables of the environment need not be set.
+    """
     given = _table(path)
     _known(given, TOP, str(path))
     own_threads = _count(given, "threads", 1, path) if "threads" in given else None
@@ -111,9 +159,10 @@ def read(path: Path, *, jobs: int = 1, device: str = "auto") -> Suite:
     used: set[int] = set()
     found: dict[str, Cell] = {}
     made: dict[Request, RunSpec] = {}
+    here = _Here(path.parent, dry)
     for number, matrix in enumerate(matrices, 1):
         where = f"matrix {number} of {path}"
-        for name, request in _requests(given, matrix, where, path.parent, excludes, used):
+        for name, request in _requests(given, matrix, where, here, excludes, used):
             request = replace(request, device=device)
             spec = _resolved(request, made, f"{where}, {name}")
             cell = Cell(name, request, replace(spec, threads=_threads(spec.threads, own_threads, jobs)))
@@ -123,15 +172,15 @@ def read(path: Path, *, jobs: int = 1, device: str = "auto") -> Suite:
     seeds = list(dict.fromkeys(cell.spec.seed for cell in found.values()))
     cells = sorted(found.values(), key=lambda cell: seeds.index(cell.spec.seed))
     students, trackers = _count(given, "students", 5, path), _trackers(given, path)
-    return Suite(path, str(given.get("title", path.stem)), students, trackers, tuple(cells))
+    return Suite(path, _word(given, "title", path.stem, path), students, trackers, tuple(cells), tuple(here.used))
 
 
 def _table(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except tomllib.TOMLDecodeError as error:
+        held = parse_toml(read_text(path, RECORD_BYTES))
+        require_bounded(held)
+        return held
+    except ValueError as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
 
 
@@ -147,6 +196,13 @@ def _count(given: dict[str, Any], name: str, usual: int, path: Path) -> int:
     value = given.get(name, usual)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UsageError(f"{name} of {path} must be a number from 1, got {value!r}")
+    return value
+
+
+def _word(given: dict[str, Any], name: str, usual: str, where: object) -> str:
+    value = given.get(name, usual)
+    if not isinstance(value, str) or len(value) > 300:
+        raise UsageError(f"{name} of {where} must be a text of at most 300 letters")
     return value
 
 
@@ -175,7 +231,7 @@ def _resolved(request: Request, made: dict[Request, RunSpec], where: str) -> Run
 
 
 def _requests(
-    top: dict[str, Any], matrix: Any, where: str, base: Path, excludes: list[dict[str, set[Any]]], used: set[int]
+    top: dict[str, Any], matrix: Any, where: str, here: _Here, excludes: list[dict[str, set[Any]]], used: set[int]
 ) -> Iterator[tuple[str, Request]]:
     """(name, request) of every cell of a matrix that no exclude leaves out; ``used`` collects excludes that did."""
     _known(matrix, MATRIX, where)
@@ -183,55 +239,58 @@ def _requests(
     for axis in AXES:
         if axis not in given:
             raise UsageError(f"{where} names no {axis}; add one, such as {_example(axis)}")
-    axes = [_choices(axis, given[axis], where, base) for axis in AXES]
-    shared = _flags(top.get("options", {}), "", f"options of {where}", base)
-    shared |= _flags(matrix.get("options", {}), "", f"options of {where}", base)
+    label = _word(matrix, "label", "", where)
+    axes = [_choices(axis, given[axis], where, here) for axis in AXES]
+    shared = _flags(top.get("options", {}), "", f"options of {where}", here)
+    shared |= _flags(matrix.get("options", {}), "", f"options of {where}", here)
+    if prod(map(len, axes)) > MOST:
+        raise UsageError(f"{where} makes {prod(map(len, axes)):,} cells, and {MOST:,} are the most; divide it")
     for chosen in itertools.product(*axes):
         choices: dict[str, Choice] = dict(zip(AXES, chosen, strict=True))
         hits = [i for i, rule in enumerate(excludes) if _fits(rule, choices)]
         used.update(hits)
         if not hits:
-            yield _name(choices, str(matrix.get("label", ""))), _request(choices, shared)
+            yield _name(choices, label), _request(choices, shared)
 
 
 def _example(axis: str) -> str:
     return "ipc = [1, 10]" if axis == "ipc" else f'{axis} = "{DATASET if axis == "dataset" else BASELINE}"'
 
 
-def _choices(axis: str, given: Any, where: str, base: Path) -> list[Choice]:
+def _choices(axis: str, given: Any, where: str, here: _Here) -> list[Choice]:
     """The values of one axis of a matrix."""
     listed = given if isinstance(given, list) else [given]
     if not listed:
         raise UsageError(f"{axis} of {where} is an empty list, which makes no cell")
-    return [_number(axis, one, where) if axis in NUMBERS else _choice(axis, one, where, base) for one in listed]
+    return [_number(axis, one, where) if axis in NUMBERS else _choice(axis, one, where, here) for one in listed]
 
 
 def _number(axis: str, given: Any, where: str) -> Choice:
     low = 1 if axis == "ipc" else 0
-    if not isinstance(given, int) or isinstance(given, bool) or given < low:
-        raise UsageError(f"{axis} of {where} must be numbers from {low}, got {given!r}")
+    if not isinstance(given, int) or isinstance(given, bool) or not low <= given < 2**31:
+        raise UsageError(f"{axis} of {where} must be numbers from {low} to {2**31 - 1}, got {given!r}")
     return Choice(given, {}, str(given))
 
 
-def _choice(axis: str, given: Any, where: str, base: Path) -> Choice:
+def _choice(axis: str, given: Any, where: str, here: _Here) -> Choice:
     given = {"name": given} if isinstance(given, str) else given
     _known(given, CHOICE, f"{axis} of {where}")
     name = given.get("name")
     if not isinstance(name, str):
         raise UsageError(f'{axis} of {where} must be names or tables such as {{name = "..."}}, got {given!r}')
-    flags = _flags(given.get("options", {}), axis, f"{axis} {name!r} of {where}", base)
-    words = ", ".join(f"{n.removeprefix(axis + '.')}={v}" for n, v in flags.items())
-    label = str(given.get("label", f"{name} ({words})" if words else name))
+    flags = _flags(given.get("options", {}), axis, f"{axis} {name!r} of {where}", here)
+    words = ", ".join(f"{n.removeprefix(axis + '.')}={_text(v)}" for n, v in given.get("options", {}).items())
+    label = _word(given, "label", (f"{name} ({words})" if words else name)[:300], where)
     if axis == "dataset" and ":" in name:
         try:
-            name, more = split_dataset(_expanded(name, where))
+            name, more = split_dataset(name)
         except (UsageError, DataError) as error:
             raise type(error)(f"dataset of {where}: {error}") from error
-        flags = {option: _place(option, value, base) for option, value in more} | flags
+        flags = {option: here.placed(option, value, f"dataset of {where}") for option, value in more} | flags
     return Choice(name, flags, label)
 
 
-def _flags(given: Any, group: str, where: str, base: Path) -> dict[str, str]:
+def _flags(given: Any, group: str, where: str, here: _Here) -> dict[str, str]:
     """Options as ``ddbench run -o`` takes them; paths of data are relative to the suite's folder."""
     if not isinstance(given, dict):
         raise UsageError(f"{where} must be a table of options, got {given!r}")
@@ -242,7 +301,7 @@ def _flags(given: Any, group: str, where: str, base: Path) -> dict[str, str]:
             raise UsageError(f'{where}: option {name!r} must be GROUP.NAME, in quotes, such as "matcher.{name}"')
         if isinstance(value, dict):
             raise UsageError(f'{where}: write "{name}.{next(iter(value), "NAME")}" = ... in quotes, with its dot')
-        found[full] = _place(full, _expanded(_text(value), where), base)
+        found[full] = here.placed(full, _text(value), where)
     return found
 
 
@@ -250,22 +309,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _expanded(text: str, where: str) -> str:
-    """``${NAME}`` replaced by the environment's; one that is not set is refused, since the path would be wrong."""
-    for name in _VARIABLE.findall(text):
-        if not os.environ.get(name):
-            raise UsageError(f"{where} uses ${{{name}}}, which is not set; run `export {name}=...` first")
-    return _VARIABLE.sub(lambda match: os.environ[match[1]], text)
-
-
-def _place(option: str, value: str, base: Path) -> str:
-    """Where data lie, absolute; a name that is no path here (of a dataset on a hub) stays as it is."""
-    if not value or option not in {f"dataset.{place}" for place in PLACES}:
-        return value
-    path = (base / Path(value).expanduser()).absolute()
-    return str(path) if path.exists() or option == "dataset.root" else value
 
 
 def _exclude(given: Any, where: str) -> dict[str, set[Any]]:

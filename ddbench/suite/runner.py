@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import lock
+from ddbench.base.opening import refuse_links
 from ddbench.base.process import Worker, death
 from ddbench.base.progress import Interrupts, Say
 from ddbench.errors import BusyError, InterruptedRun, UsageError
 from ddbench.run.folder import finished
+from ddbench.run.place import folder_of
 from ddbench.suite.grid import Cell, Suite
 from ddbench.suite.status import BAD, append, cell_standings, due, standing
 
@@ -50,7 +52,7 @@ class Scene:
 
 def existing(suite: Suite, out: Path, on_existing: str) -> list[Cell]:
     """The cells whose runs are finished, however they ended. Raises UsageError where there may be none."""
-    done = [cell for cell in suite.cells if finished(out / cell.spec.folder)]
+    done = [cell for cell in suite.cells if finished(folder_of(cell.spec, out))]
     if done and on_existing == "fail":
         raise UsageError(
             f"{len(done)} of {len(suite.cells)} cells exist in {out} (the first is {done[0].spec.folder}); "
@@ -64,7 +66,7 @@ def prepare(suite: Suite, out: Path, on_existing: str) -> None:
     done = existing(suite, out, on_existing)
     if on_existing == "rerun":
         for cell in done:
-            _remove(out / cell.spec.folder)
+            _remove(folder_of(cell.spec, out))
             # else the record of how it ended last would stand for it
             append(_base(suite, out).with_suffix(".jsonl"), _line(cell, suite) | {"status": "removed"})
 
@@ -138,6 +140,7 @@ class Work:
 
     def carry_out(self) -> None:
         """Run what is to do, and record every cell as it ends. Raises InterruptedRun on the first signal."""
+        refuse_links(self._base.with_suffix(".lock"), self.orders.out)
         with _held(self._base.with_suffix(".lock")), Interrupts() as interrupts:
             self.status = cell_standings(self.suite, self.orders.out)
             for cell in self.suite.cells:
@@ -162,7 +165,7 @@ class Work:
         queue = due(self.suite.cells, self.status, retry=self.orders.retry_failed, limit=self.orders.limit)
         for cell in queue:
             if self.status[cell.key][0] == "diverged":  # its result is final, and its checkpoint leads there again
-                _remove(self.orders.out / cell.spec.folder)
+                _remove(folder_of(cell.spec, self.orders.out))
             self.status[cell.key] = ("", "")
         return queue
 
@@ -188,7 +191,7 @@ class Work:
         """Whether another process is at this run: a worker of another suite, or one whose suite was just killed."""
         if time.monotonic() - self._asked.get(cell.key, -_PATIENCE) < _PATIENCE:
             return True
-        path = self.orders.out / cell.spec.folder / ".lock"
+        path = folder_of(cell.spec, self.orders.out) / ".lock"
         if not path.exists():
             return False
         try:
@@ -226,7 +229,7 @@ class Work:
             return "interrupted", ""
         if code < 0:
             return "killed", death(code)
-        path = self.orders.out / cell.spec.folder / "result.json"
+        path = folder_of(cell.spec, self.orders.out) / "result.json"
         fresh = path.exists() and path.stat().st_mtime >= worker.began  # not the failure of an earlier attempt
         return "failed", reason if fresh and reason else worker.complaint()
 
@@ -248,7 +251,7 @@ class Work:
     def _note_experts(self, cell: Cell) -> None:
         """Remember that the experts of a cell are there, if it is done and used any."""
         if self.status[cell.key][0] == "ok":
-            result = finished(self.orders.out / cell.spec.folder)
+            result = finished(folder_of(cell.spec, self.orders.out))
             self._trained |= {cell.experts} if result and result.expert_seconds else set()
 
     def _stop(self, queue: list[Cell]) -> None:

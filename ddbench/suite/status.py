@@ -9,25 +9,42 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
+from pydantic import PlainValidator
+
+from ddbench.base.opening import in_place, parse_json, read_bytes
+from ddbench.base.schema import Digest, Held, Name, Text, number
 from ddbench.errors import DataError, DDBenchError
+from ddbench.plugins import loaded
 from ddbench.run.folder import finished
+from ddbench.run.place import folder_of
 from ddbench.run.record import RunRecord
+from ddbench.run.sources import outdated
 from ddbench.suite.grid import Cell, Suite
 
 BAD = ("diverged", "failed", "killed")  # how a cell ends that is not run again unless asked for
+
+
+class CellRecord(Held):
+    """A line of a suite's records: how a cell ended, or that its run was removed."""
+
+    key: Name
+    status: Name = ""
+    like: Digest = ""
+    seconds: Annotated[float, PlainValidator(number), Ge(0)] = 0.0
+    finished: Text = ""
+    error: Text | None = None
 
 
 def records(out: Path) -> list[dict[str, Any]]:
     """Everything that any suite recorded in ``out``, oldest first. A line that a crash cut short is passed over."""
     found = []
     for path in sorted((out / "suites").glob("*.jsonl")):
-        for line in path.read_text(errors="replace").splitlines():
-            with suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict) and "key" in record:
-                    found.append(record)
+        for line in read_bytes(path).decode(errors="replace").splitlines():
+            with suppress(ValueError, DataError):
+                found.append(CellRecord.checked(parse_json(line), "{}").json_value())
     return sorted(found, key=lambda record: record.get("finished", ""))
 
 
@@ -36,22 +53,22 @@ def append(path: Path, record: dict[str, Any]) -> None:
     line = (json.dumps(record, sort_keys=True, allow_nan=False) + "\n").encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        with in_place(path, "a+b", within=path.parents[1]) as stream:
+            end = stream.seek(0, os.SEEK_END)
+            torn = end and os.pread(stream.fileno(), 1, end - 1) != b"\n"
+            stream.write(b"\n" + line if torn else line)
+            stream.flush()
+            os.fsync(stream.fileno())
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; free some space and run again") from error
-    try:
-        end = os.fstat(handle).st_size
-        torn = end and os.pread(handle, 1, end - 1) != b"\n"
-        os.write(handle, b"\n" + line if torn else line)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def standing(cell: Cell, out: Path, students: int, known: dict[str, dict[str, Any]]) -> tuple[str, str]:
     """(status, reason) of a cell by its run folder, and where that says nothing by its last record; '' is to do."""
-    folder = out / cell.spec.folder
+    folder = folder_of(cell.spec, out)
     try:
+        if outdated(cell.spec, folder):  # it is made anew when it is run
+            return "", ""
         result = finished(folder)
         if result and result.status == "diverged":
             return "diverged", result.error or ""
@@ -61,7 +78,7 @@ def standing(cell: Cell, out: Path, students: int, known: dict[str, dict[str, An
         return "failed", str(error)
     last = known.get(cell.key, {})
     if last.get("status") in BAD:
-        return last["status"], last.get("error", "")
+        return last["status"], last.get("error") or ""
     return ("failed", result.error or "") if result and result.status == "failed" else ("", "")
 
 
@@ -100,9 +117,13 @@ def plan(
     suite: Suite, out: Path, say: Callable[[str], None], *, on_existing: str, retry: bool, limit: int | None
 ) -> list[dict[str, Any]]:
     """Every cell with its standing, and what those that are due will take. Trains nothing, and starts nothing."""
+
+    def tell(text: str) -> None:
+        say(suite.masked(text))
+
     stands, times = cell_standings(suite, out), expected(suite.cells, out)
     if on_existing == "rerun":
-        again = {cell.key: ("", "") for cell in suite.cells if finished(out / cell.spec.folder)}
+        again = {cell.key: ("", "") for cell in suite.cells if finished(folder_of(cell.spec, out))}
         now = due(suite.cells, stands | again, retry=retry, limit=limit)
     else:
         now = due(suite.cells, stands, retry=retry, limit=limit)
@@ -114,15 +135,15 @@ def plan(
             continue
         source = json.dumps(cell.spec.record()["dataset"], sort_keys=True)
         if source not in datasets:
-            datasets[source] = _loaded(cell, say)
-        costs[cell.like] = {} if datasets[source] is None else _cost(cell, datasets[source], say)
+            datasets[source] = _loaded(cell, tell)
+        costs[cell.like] = {} if datasets[source] is None else _cost(cell, datasets[source], tell)
     return [
         {
             "cell": cell.name,
             "key": cell.key,
             "run": cell.spec.folder,
             "status": stands[cell.key][0] or "to do",
-            "error": stands[cell.key][1] or None,
+            "error": suite.masked(stands[cell.key][1]) or None,
             "due": cell.key in keys,
             "expected_seconds": times.get(cell.key),
             "experts": cell.experts,
@@ -134,7 +155,7 @@ def plan(
 
 def _loaded(cell: Cell, say: Callable[[str], None]) -> Any:
     try:
-        return cell.spec.dataset.load()
+        return loaded(cell.spec.dataset)
     except DDBenchError as error:
         say(f"warning: what cells on {cell.spec.dataset.name} take is unknown: {error}")
         return None

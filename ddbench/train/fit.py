@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol
 
@@ -12,6 +13,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.autograd import grad
 
+from ddbench.base.guard import guarded
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.augment import DSA, Draw, strategy
@@ -32,6 +34,9 @@ Schedule = Literal["constant", "step", "step-restart", "multistep", "cosine", "c
 class Recipe:
     """How a network is trained. ``steps`` counts optimiser steps, ``epochs`` passes; give one of them.
 
+    ``epoch_steps`` makes an epoch a number of optimiser steps, whatever the number of images: a part of a pass, drawn
+    anew each time, or several passes. All that counts epochs (snapshots of experts, segments) counts these then.
+
     ``schedule="step"`` multiplies the learning rate by 0.1 at half time; ``step-restart`` also restarts
     the momentum there, as MTT's evaluation does; ``multistep`` divides it by 5 after 2/3 and after 5/6.
     ``carry`` keeps optimiser state from one phase of a curriculum to the next. Batches are augmented first
@@ -45,6 +50,9 @@ class Recipe:
     optimizer: Annotated[Literal["sgd", "adam", "adamw", "gsam"], "the optimiser"] = "sgd"
     steps: Annotated[int | None, Ge(1), "optimiser steps (instead of epochs)"] = None
     epochs: Annotated[int | None, Ge(1), "passes over the data (instead of steps)"] = None
+    epoch_steps: Annotated[int | None, Ge(1), "optimiser steps that count as an epoch; none: a pass over the data"] = (
+        None
+    )
     batch: Annotated[int, Ge(1), "batch size"] = 256
     lr: Annotated[float, Gt(0), "learning rate"] = 0.01
     schedule: Annotated[Schedule, "learning-rate schedule"] = "constant"
@@ -69,6 +77,17 @@ class Recipe:
     def on(self, augment: str) -> Recipe:
         """The recipe on a dataset whose own augmentation is ``augment``."""
         return replace(self, augment=strategy(self.augment, augment))
+
+    def per_epoch(self, count: int) -> int:
+        """The optimiser steps of an epoch over ``count`` images."""
+        return self.epoch_steps or math.ceil(count / self.batch)
+
+    def batches(self, count: int) -> list[Tensor]:
+        """The rows ``(b,)`` of an epoch's batches, from torch's generator; as in a pass, short ones come last."""
+        batches = list(torch.randperm(count).split(self.batch))
+        while len(batches) < (self.epoch_steps or 0):
+            batches += torch.randperm(count).split(self.batch)
+        return batches[: self.epoch_steps]
 
     def rate(self, step: int, total: int, lr: float) -> float:
         """The learning rate of optimiser step ``step`` of ``total``."""
@@ -116,7 +135,7 @@ class Student:
 def paced(source: Source, recipe: Recipe) -> tuple[Source, int, int]:
     """What batches are taken from, the optimiser steps of an epoch, and those in all."""
     source = source.at_hand if isinstance(source, RealData) else source
-    per_epoch = math.ceil(len(source) / recipe.batch)
+    per_epoch = recipe.per_epoch(len(source))
     return source, per_epoch, recipe.steps or (recipe.epochs or 1) * per_epoch
 
 
@@ -130,6 +149,17 @@ class Watch:
     def after(self, done: int) -> Watch:
         """The same watch over a training that goes on after ``done`` steps."""
         return Watch(frozenset(s - done for s in self.steps), lambda step, student: self.see(step + done, student))
+
+
+@contextmanager
+def whoever_asks() -> Iterator[None]:
+    """Inside the block networks are trained as anywhere else, where the caller computes without gradients or lower.
+
+    For what a matcher asks for in the middle of a step, and what is made only then.
+    """
+    lowered = [torch.autocast(device, enabled=False) for device in ("cpu", "cuda")]
+    with torch.inference_mode(False), torch.enable_grad(), lowered[0], lowered[1]:
+        yield
 
 
 OnEpoch = Callable[[int, Student], None]
@@ -163,10 +193,10 @@ def fit(
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state, step = student.state or rule.init(parameters), first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
-    with seed.scope():
+    with seed.scope(), guarded(f"training network {network.source.name!r}", sown=True, mixed=True):
         for epoch in range(first_epoch, int(stop)):
             (seed / "epoch" / epoch).sow()
-            for rows in torch.randperm(len(source)).split(recipe.batch)[: total - step]:
+            for rows in recipe.batches(len(source))[: total - step]:
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = rule.init(parameters)
                 shown = lessons.shown(source[rows], lessons.draw(len(rows)))
@@ -249,5 +279,6 @@ def predict(network: Network, vector: Tensor, data: RealData, size: int | None =
     ``size`` at a time: 1000, or fewer when images are large, since activations grow with their pixels.
     """
     size = size or max(1, min(1000, PIXELS_AT_ONCE // math.prod(data.shape)))
-    logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.at_hand.batches(size)]
+    with guarded(f"network {network.source.name!r}", mixed=True):
+        logits = [network.apply(vector, batch.images, train=False).cpu() for batch in data.at_hand.batches(size)]
     return torch.cat(logits), data.targets

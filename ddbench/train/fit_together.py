@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from ddbench.base.guard import guarded
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Examples
@@ -50,23 +51,23 @@ def fit_together(
     state = _stacked([s.state or rule.init(p) for s, p in zip(students, parameters, strict=True)])
     step = first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
-    for epoch in range(first_epoch, int(stop)):
-        plans = _plans(lessons, len(source), [seed / "epoch" / epoch for seed in seeds], total - step)
-        for batch in zip(*plans, strict=True):
-            if recipe.schedule == "step-restart" and step == recipe.half(total):
-                state = _stacked([rule.init(p) for p in parameters])
-            shown = [lessons.shown(source[rows], drawn) for rows, drawn in batch]
-            g, buffers = _gradients(network, lessons, parameters, buffers, shown)
-            rates = [recipe.rate(step, total, lr or recipe.lr) for lr in lrs]
-            with torch.no_grad():
-                rate = torch.tensor(rates, dtype=parameters.dtype, device=parameters.device)
-                parameters, state = vmap(rule.update)(parameters, state, g, rate)
-            step += 1
-            _watched(watches, step, parameters, buffers, state)
-        if on_epoch is not None:
-            on_epoch(epoch + 1, _students(parameters, buffers, state))
-        if what is not None:
-            report(what, step, min(total, int(stop) * per_epoch))
+    with guarded(f"training network {network.source.name!r}", mixed=True):
+        for epoch in range(first_epoch, int(stop)):
+            plans = _plans(lessons, len(source), [seed / "epoch" / epoch for seed in seeds], total - step)
+            for batch in zip(*plans, strict=True):
+                if recipe.schedule == "step-restart" and step == recipe.half(total):
+                    state = _stacked([rule.init(p) for p in parameters])
+                shown = [lessons.shown(source[rows], drawn) for rows, drawn in batch]
+                g, buffers = _gradients(network, lessons, parameters, buffers, shown)
+                with torch.no_grad():
+                    rate = parameters.new_tensor([recipe.rate(step, total, lr or recipe.lr) for lr in lrs])
+                    parameters, state = vmap(rule.update)(parameters, state, g, rate)
+                step += 1
+                _watched(watches, step, parameters, buffers, state)
+            if on_epoch is not None:
+                on_epoch(epoch + 1, _students(parameters, buffers, state))
+            if what is not None:
+                report(what, step, min(total, int(stop) * per_epoch))
     return _students(parameters, buffers, state)
 
 
@@ -104,7 +105,7 @@ def _plans(lessons: Lessons, count: int, seeds: Sequence[Seed], steps: int) -> l
     with seeds[0].scope():
         for seed in seeds:
             seed.sow()
-            batches = torch.randperm(count).split(lessons.recipe.batch)[:steps]
+            batches = lessons.recipe.batches(count)[:steps]
             plans.append([(rows, lessons.draw(len(rows))) for rows in batches])
     return plans
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ddbench.base.guard import guarded
 from ddbench.base.seeds import Seed
-from ddbench.errors import UsageError
+from ddbench.errors import PluginError, UsageError
 from ddbench.train.source import NetworkSource
 
 
@@ -48,7 +49,7 @@ class Network:
     @cached_property
     def _template(self) -> nn.Module:
         with torch.device("meta"):  # shapes only: building here must not draw random numbers
-            return self.source.build(self.shape, self.classes)
+            return self._build()
 
     @cached_property
     def _constants(self) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ class Network:
         if not any(not b.is_floating_point() for b in self._template.buffers()):
             return {}
         with Seed(0).scope():
-            module = self.source.build(self.shape, self.classes)
+            module = self._build()
         return {name: b.to(self.device) for name, b in module.named_buffers() if not b.is_floating_point()}
 
     @cached_property
@@ -100,7 +101,15 @@ class Network:
         """A freshly initialised vector; the module's own initialisation, drawn from ``seed``."""
         _ = self._constants  # made here, never inside a transform such as vmap
         with seed.scope():
-            return self.vector(self.source.build(self.shape, self.classes))
+            return self.vector(self._build())
+
+    def _build(self) -> nn.Module:
+        what = f"build() of network {self.source.name!r}"
+        with guarded(what):
+            module = self.source.build(self.shape, self.classes)
+        if not isinstance(module, nn.Module):
+            raise PluginError(f"{what} must return a torch.nn.Module, not {type(module).__name__}")
+        return module
 
     def vector(self, module: nn.Module) -> Tensor:
         """The flat vector of a module with this architecture."""

@@ -73,7 +73,8 @@ class PixelState:
     ``labels`` are probabilities, or logits when they are learned (only then they have a momentum). An iteration
     touches the rows of its own batches: ``seen`` ``(n,)`` counts the outer steps that each row has been brought
     up to, of ``steps`` in all, and :func:`catch_up` makes up for the rest. ``size`` is the running norm of
-    the image gradient that clipping compares with. ``images_square`` is Adam's second moment, where there is one.
+    the image gradient that clipping compares with. ``images_square`` is Adam's second moment, where there is one;
+    ``lr_start`` the first student lr, where it was looked for.
     """
 
     images: Tensor
@@ -86,6 +87,7 @@ class PixelState:
     size: Tensor
     steps: int = 0
     images_square: Tensor | None = None
+    lr_start: float | None = None  # beta_0, where it was found and not given
 
     def __post_init__(self) -> None:
         self.size = torch.as_tensor(self.size, dtype=torch.float64, device=self.images.device)  # once it was a float

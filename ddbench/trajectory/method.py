@@ -7,9 +7,10 @@ are what students see: plans, batches and gradients are of the latter, and what 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -18,7 +19,7 @@ from torch import Tensor
 from ddbench.base.options import Removed
 from ddbench.data.augment import DSA
 from ddbench.data.dataset import Examples
-from ddbench.problem.labels import mean_labels, teacher_labels
+from ddbench.problem.labels import teacher_labels
 from ddbench.problem.problem import Memory, Needs, Problem
 from ddbench.problem.synthetic import Pool, SyntheticSet, targets
 from ddbench.train.compile import Kind, settle, verdicts
@@ -26,7 +27,9 @@ from ddbench.train.precision import Precision
 from ddbench.trajectory.decoded import View, mean_of_copies
 from ddbench.trajectory.descent import Outer, PixelState, catch_up, caught_up, check_lr, check_outer, descend
 from ddbench.trajectory.engine import Engine, Probe
+from ddbench.trajectory.labelling import at_once, ensemble_labels, teacher_epoch
 from ddbench.trajectory.memory import unroll_bytes
+from ddbench.trajectory.student_lr import AUTO, SEGMENTS, least
 from ddbench.trajectory.unroll import (
     Curvature,
     Differentiate,
@@ -35,6 +38,7 @@ from ddbench.trajectory.unroll import (
     Task,
     by_task,
     matching,
+    play,
     reverse,
     student_loss,
 )
@@ -66,7 +70,10 @@ class Method:
     lr_img: Annotated[float, Gt(0), "outer learning rate of the images"] = 100.0
     lr_lr: Annotated[float, Ge(0), "outer learning rate of the student lr"] = 1e-5
     lr_label: Annotated[float, Ge(0), "outer learning rate of label logits (labels=learned)"] = 2.0
-    lr_init: Annotated[float, Gt(0), "initial student lr, beta_0"] = 0.03
+    lr_init: Annotated[
+        Annotated[float, Gt(0)] | Literal["auto"],
+        "initial student lr, beta_0; auto: of least matching loss before the first iteration",
+    ] = 0.03
     momentum: Annotated[float, Ge(0), "outer momentum of images (Adam's beta_1) and student lr"] = 0.5
     labels: str = "hard"
     teacher_epochs: Annotated[int | None, Ge(1), "epochs of the experts that label; none: where segments end"] = None
@@ -152,18 +159,21 @@ def needs(method: Method, starts: range | None = None) -> Needs:
     starts = starts or range(method.max_start)
     epochs = {*starts, *(s + method.span for s in starts)}
     if method.labels == "teacher":
-        epochs.add(_teacher_epoch(method))
+        epochs.add(teacher_epoch(method))
     return Needs(method.experts, tuple(sorted(epochs)))
 
 
-def _teacher_epoch(method: Method) -> int:
-    return method.teacher_epochs or method.max_start - 1 + method.span
-
-
-def begin(method: Method, problem: Problem, examples: Examples, logits: Tensor | None = None) -> PixelState:
+def begin(
+    method: Method,
+    problem: Problem,
+    examples: Examples,
+    logits: Tensor | None = None,
+    starts: range | None = None,
+) -> PixelState:
     """Stored real images (or noise) with their labels.
 
-    Learned labels start as ``logits`` ``(n, k)``, by default sharp ones of the true class.
+    Learned labels start as ``logits`` ``(n, k)``, by default sharp ones of the true class. Where the student lr is to
+    be found, it is the best for segments that begin at one of ``starts``.
     """
     labels = examples.labels
     if method.labels == "teacher":
@@ -172,7 +182,35 @@ def begin(method: Method, problem: Problem, examples: Examples, logits: Tensor |
         labels = labels * SHARP if logits is None else logits
     images = torch.randn_like(examples.images) if method.pix_init == "noise" else examples.images
     learned = method.labels == "learned"
-    return PixelState.start(images, labels, method.lr_init, learn_labels=learned, outer=method.outer)
+    if method.lr_init != AUTO:
+        return PixelState.start(images, labels, method.lr_init, learn_labels=learned, outer=method.outer)
+    state = PixelState.start(images, labels, 1.0, learn_labels=learned, outer=method.outer)
+    state.lr_start = least(following(method, problem, state, starts))
+    state.lr.fill_(state.lr_start)
+    return state
+
+
+def following(
+    method: Method, problem: Problem, state: PixelState, starts: range | None = None
+) -> Callable[[float], float]:
+    """The mean matching loss over a few segments as a function of the student lr; drawn once, here.
+
+    Raises nothing for a student that runs away: its loss is infinite or no number.
+    """
+    drawn = []
+    for _ in range(SEGMENTS):
+        segment, shown = Segment.draw(method, problem, starts), Shown.draw(method, problem, state)
+        drawn.append((segment, shown, shown.pool(problem, targets_of(method, problem, segment, shown))))
+
+    def mean_loss(beta: float) -> float:
+        total = 0.0
+        for segment, shown, pool in drawn:
+            loss, lr = student_loss(problem.network, segment.buffers(problem)), segment.start.new_tensor(beta)
+            end = play(loss, segment.start, pool, lr, shown.plan)
+            total += float(matching(segment.start, segment.target)(end))
+        return total / len(drawn)
+
+    return mean_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +272,7 @@ def targets_of(method: Method, problem: Problem, segment: Segment, shown: Shown)
         return targets(shown.labels, "logit")
     if method.labels == "teacher" and method.relabel:
         teacher = problem.experts.snapshot(segment.expert, segment.epoch + method.span)
-        decoded = teacher_labels(problem, problem.decoder(shown.stored), teacher, _at_once(method))
+        decoded = teacher_labels(problem, problem.decoder(shown.stored), teacher, at_once(method))
         return mean_of_copies(decoded, problem.decoder)
     return shown.labels
 
@@ -248,8 +286,14 @@ def move(method: Method, state: PixelState, shown: Shown, gradient: Gradient, k:
 def report_of(method: Method, state: PixelState, gradient: Gradient, k: int) -> dict[str, float | Tensor]:
     """Loss and student lr, which must not have died or run away."""
     if k % 10 == 9:  # not every step: reading a number makes a GPU wait
-        check_lr(float(state.lr), method.lr_init)
-    return {"loss": gradient.loss, "lr": state.lr.clone()}
+        check_lr(float(state.lr), first_lr(method, state))
+    found = {"lr_init": first_lr(method, state)} if method.lr_init == AUTO and k == 0 else {}
+    return {"loss": gradient.loss, "lr": state.lr.clone(), **found}
+
+
+def first_lr(method: Method, state: PixelState) -> float:
+    """beta_0: as given, or as it was found."""
+    return state.lr_start or 1.0 if method.lr_init == AUTO else method.lr_init
 
 
 def advance(
@@ -287,24 +331,3 @@ def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
     if method.labels == "teacher" and method.relabel:
         labels = ensemble_labels(method, problem, images)
     return SyntheticSet(images, labels, float(state.lr), "logit" if learned else "probability", method.labels)
-
-
-def ensemble_labels(method: Method, problem: Problem, images: Tensor) -> Tensor:
-    """The mean prediction ``(n, k)`` of all experts, after ``teacher_epochs`` or where the last segment ends.
-
-    That of a stored image is the mean over those that it decodes to. A function of images and experts alone. The
-    released TESLA stores the predictions of whichever segment its last iteration happened to draw.
-    """
-    at_once = _at_once(method)
-
-    def labelled(stored: Tensor) -> Tensor:
-        decoded = problem.decoder(stored)
-        made = mean_labels(problem, decoded, method.experts, _teacher_epoch(method), at_once)
-        return mean_of_copies(made, problem.decoder)
-
-    return torch.cat([labelled(part) for part in images.split(32 * at_once)])  # decoded, all may be gigabytes
-
-
-def _at_once(method: Method) -> int:
-    """Images per forward pass: no more than the student's step takes, whose graph is larger."""
-    return method.batch_syn or 256

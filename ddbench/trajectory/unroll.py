@@ -225,6 +225,14 @@ def autograd_unroll(
         return Gradient(value.detach(), gradients[0], gradients[1], gradients[2], theta.detach())
 
 
+def play(loss: Loss, start: Tensor, pool: Pool, lr: Tensor, plan: Plan, optimiser: Optimiser | None = None) -> Tensor:
+    """theta_T alone, forwards: what :func:`reverse` calls ``end``, in the memory of one step."""
+    with arithmetic(start.device, "float32"):
+        steps = len(plan.batches)
+        path, _, _ = _forward(loss, start, pool, lr.detach(), plan, optimiser or SGD(), steps)
+        return path[-1]
+
+
 def _forward(
     loss: Loss,
     start: Tensor,

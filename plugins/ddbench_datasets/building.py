@@ -16,18 +16,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ddbench import DataError, DDBenchError, note, report
 from ddbench.base import cache
 from ddbench.data.pictures import Broken, Coloured, decode, read, strictly
+from ddbench_datasets import workers
 from ddbench_datasets.places import OddSize, fetch, shown
 from ddbench_datasets.sources import Files
-
-if TYPE_CHECKING:
-    from ddbench_datasets.workers import Chunk, Done, Target
+from ddbench_datasets.workers import Chunk, Done, Target
 
 CHUNK = 256  # images, or fewer if their files have more than
 CHUNK_BYTES = 32_000_000
@@ -149,14 +148,12 @@ def _guess(plan: Plan, order: Sequence[int]) -> dict[str, Any]:
 
 def _fill(plan: Plan, chunks: list[list[int]], journal: _Journal) -> None:
     """Decode the chunks that are not done, and those that had faults, which may be mended by now."""
-    from ddbench_datasets.workers import cores, fill
-
     pending = [number for number in range(len(chunks)) if number not in journal.done or journal.done[number][0]]
     total = len(plan.names)
     done = total - sum(len(chunks[number]) for number in pending)
     report("decoding", done, total)
-    processes = min(cores(), max(1, len(pending) // WORTH_A_PROCESS))
-    with closing(fill(journal.target(plan), _items(plan, chunks, pending), processes)) as results:
+    processes = min(workers.cores(), max(1, len(pending) // WORTH_A_PROCESS))
+    with closing(workers.fill(journal.target(plan), _items(plan, chunks, pending), processes)) as results:
         for number, what in results:
             journal.add(number, what)
             done += len(chunks[number])
@@ -185,8 +182,6 @@ class _Journal:
         return self.start
 
     def target(self, plan: Plan) -> Target:
-        from ddbench_datasets.workers import Target
-
         start = self.begun
         shape = tuple(start["shape"])
         return Target(str(self.pixels), start["offset"], shape, plan.size, start["grey"], plan.stretch, plan.ground)
@@ -211,10 +206,8 @@ class _Journal:
 
     def _holds(self, plan: Plan, rows: list[int], what: Done) -> bool:
         """Whether the rows of a chunk that could be decoded are on the disk as they were written."""
-        from ddbench_datasets.workers import content
-
         faulty = {row for row, _ in what[0]}
-        return content(self.target(plan), [row for row in rows if row not in faulty]) == what[2]
+        return workers.content(self.target(plan), [row for row in rows if row not in faulty]) == what[2]
 
     def begin(self, guess: dict[str, Any], plan: Plan, chunks: list[list[int]]) -> None:
         """Make room for all images, and forget what was done."""

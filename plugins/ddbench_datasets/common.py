@@ -138,11 +138,8 @@ def choose(
     """
     wanted = names if options.classes is None else named(options.classes, names)
     numbers = _numbers(names, wanted)
-    rows, targets = _relabelled(train, numbers)
+    rows, targets = _thinned(*_relabelled(train, numbers), len(wanted), options.imbalance)
     test_rows, test_targets = _relabelled(test, numbers)
-    if options.imbalance > 1:
-        kept = _thinned(targets, len(wanted), options.imbalance)
-        rows, targets = rows[kept], targets[kept]
     if options.limit is not None:
         kept = _limited(targets, options.limit, len(wanted))
         rows, targets = rows[kept], targets[kept]
@@ -154,10 +151,7 @@ def choose(
             f"dataset.validation={options.validation:g} asks for a fraction of the train images, but the dataset has a "
             "validation part; leave the option out, or rename the folder of that part"
         )
-    rows, targets = _relabelled(validation, numbers)
-    if options.imbalance > 1:
-        kept = _thinned(targets, len(wanted), options.imbalance)
-        rows, targets = rows[kept], targets[kept]
+    rows, targets = _thinned(*_relabelled(validation, numbers), len(wanted), options.imbalance)
     noisy = _noisy(targets, len(wanted), options.noise, SEED + 2)
     return replace(chosen, validation=rows, validation_targets=noisy)
 
@@ -237,12 +231,14 @@ def _relabelled(targets: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     return rows, renumbered[rows]
 
 
-def _thinned(targets: Tensor, classes: int, imbalance: float) -> Tensor:
-    """Rows, ascending, of a long-tailed choice: class c keeps ``n imbalance^(-c / (k - 1))`` of its images.
+def _thinned(rows: Tensor, targets: Tensor, classes: int, imbalance: float) -> tuple[Tensor, Tensor]:
+    """A long-tailed choice of rows and targets: class c keeps ``n imbalance^(-c / (k - 1))`` of its images.
 
     The profile of long-tailed CIFAR (Cui et al., CVPR 2019), n being the size of the smallest class, so that
     sizes fall whatever they were before. Every class keeps two: one to train on, one to select on.
     """
+    if imbalance <= 1:
+        return rows, targets
     sizes = torch.bincount(targets, minlength=classes)
     generator = torch.Generator().manual_seed(SEED)
     chosen = []
@@ -250,7 +246,8 @@ def _thinned(targets: Tensor, classes: int, imbalance: float) -> Tensor:
         members = torch.nonzero(targets == label).flatten()
         share = max(2, round(int(sizes.min()) * imbalance ** (-label / (classes - 1))))
         chosen.append(members[torch.randperm(len(members), generator=generator)[:share]])
-    return torch.cat(chosen).sort().values
+    kept = torch.cat(chosen).sort().values
+    return rows[kept], targets[kept]
 
 
 def _limited(targets: Tensor, limit: int, classes: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ddbench import DataError, Dataset, Pixels, UsageError, did_you_mean
 from ddbench.base import cache
 from ddbench_datasets import store
+from ddbench_datasets.building import Plan
 from ddbench_datasets.common import (
     FLIP,
     NO_FLIP,
@@ -28,13 +29,12 @@ from ddbench_datasets.common import (
     Size,
     build,
     choose,
-    halves,
     titled,
     told,
 )
-from ddbench_datasets.given import Given, decoded
 from ddbench_datasets.layout import natural
 from ddbench_datasets.places import Place
+from ddbench_datasets.sources import Given
 
 WHICH = "the dataset 'hf' needs to know which one; pass -o dataset.path=NAME_ON_THE_HUB_OR_FOLDER"
 TEST, INSTEAD = "test", "validation"  # where nothing is called test, validation is tested on
@@ -45,12 +45,14 @@ PLAIN = {"bool", "string", "large_string", *(f"{sign}int{bits}" for sign in ("",
 class HF(Choices):
     """A dataset of the Hugging Face Hub, or a local folder or parquet file; needs ``pip install 'ddbench[hf]'``.
 
-    The images that the options choose are decoded once. Without a network, a dataset of the Hub is found in the
-    cache of the package ``datasets``, below ``HF_HOME``.
+    A split ``validation`` is validated on, or, where there is no ``test``, tested on. The images that options choose
+    are decoded once. Without a network, a dataset of the Hub is found in the cache of the package ``datasets``, below
+    ``HF_HOME``.
     """
 
     name = "hf"
     argument = "path"
+    remote = True  # files of others that name a dataset of the Hub are not taken at their word
     about: ClassVar[dict[str, str]] = {
         "homepage": "https://huggingface.co/datasets",
         "licence": "that of the dataset, see its page",
@@ -73,17 +75,19 @@ class HF(Choices):
         names = self._parts(splits)
         parts = [splits[name] for name in names]
         image, label = _column(parts[0], "image", self.image), _column(parts[0], "label", self.label)
-        classes, targets = _classes(parts, names, label)
+        classes, targets = _classes(parts, names, label, self.classes)
         chosen = choose(self, classes, *targets)
         facts = {
             "source": self.path,
             "licence": getattr(parts[0].info, "license", None) or self.about["licence"],
             "test": f"split {names[1]}" + ("" if names[1] == self.test else f", since there is no {self.test}"),
         }
-        train, test, through = self._pixels(library, parts, names, image, chosen)
+        facts |= {"validation": f"split {names[2]}"} if len(names) > 2 else {}
+        (train, test, *held), through = self._pixels(library, parts, names, image, chosen)
         facts |= {"transparent": f"{through} images have transparent parts, shown on {self.ground}"} if through else {}
         title = titled(local.stem if (local := Path(self.path).expanduser()).exists() else self.path, "hf")
-        return build(self, chosen, title, train, test, augment=FLIP if self.flip else NO_FLIP, facts=facts)
+        augment, validation = FLIP if self.flip else NO_FLIP, held[0] if held else None
+        return build(self, chosen, title, train, test, validation=validation, augment=augment, facts=facts)
 
     @told
     def missing(self) -> str | None:
@@ -96,8 +100,8 @@ class HF(Choices):
             return None
         return f"{self.path} is not in {folder}; it would be downloaded from the Hugging Face Hub"
 
-    def _parts(self, splits: Mapping[str, Any]) -> tuple[str, str]:
-        """The names of the splits to train and to test on."""
+    def _parts(self, splits: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the splits to train on, to test on, and, where there is one, to validate on."""
         instead = self.test == TEST and TEST not in splits and INSTEAD in splits
         names = (self.train, INSTEAD if instead else self.test)
         for option, name in zip(("train", "test"), names, strict=True):
@@ -106,13 +110,13 @@ class HF(Choices):
                 raise DataError(f"{self.path} has no split {name!r}, only {there}; add it, or pass -o dataset.{option}")
         if names[0] == names[1]:
             raise UsageError(f"dataset.train and dataset.test are both {names[0]!r}; pass two splits of {self.path}")
-        return names
+        return (*names, INSTEAD) if INSTEAD in splits and INSTEAD not in names else names
 
     def _pixels(
         self, library: ModuleType, parts: Sequence[Any], names: Sequence[str], column: str, chosen: Chosen
-    ) -> tuple[Pixels, Pixels, int]:
-        """The chosen images of both parts, decoded once for all runs that choose the same; how many are transparent."""
-        rows = (chosen.train.tolist(), chosen.test.tolist())
+    ) -> tuple[list[Pixels], int]:
+        """The chosen images of the parts, decoded once for all runs that choose the same; how many are transparent."""
+        rows = [part.tolist() for part in (chosen.train, chosen.test, chosen.validation)[: len(parts)]]
         identity = {
             "format": 1,
             "fingerprints": [import_module("datasets.fingerprint").generate_fingerprint(part) for part in parts],
@@ -121,7 +125,7 @@ class HF(Choices):
             "pillow": store.pillow(),
         }
 
-        def given() -> tuple[Given, dict[str, Any]]:
+        def plan() -> Plan:
             raw = {n: p.cast_column(column, library.Image(decode=False)) for n, p in zip(names, parts, strict=True)}
             listed = [f"{name}/{row}" for name, numbers in zip(names, rows, strict=True) for row in numbers]
 
@@ -129,12 +133,12 @@ class HF(Choices):
                 split, _, row = image.rpartition("/")
                 return _place(raw[split][int(row)][column])
 
-            return Given(listed, place, bytes_each=place(listed[0]).size), {}
+            files, mend = Given(listed, place, place(listed[0]).size), f"mend or remove it in {self.path}"
+            return Plan(files, listed, self.channels, self.size, False, identity, mend=mend, ground=self.ground)
 
-        mend = f"mend or remove it in {self.path}"
-        looks: dict[str, Any] = {"channels": self.channels, "size": self.size, "ground": self.ground}
-        images, about = decoded(identity, given, mend=mend, **looks)
-        return *halves(images, torch.arange(len(images.array)), len(rows[0])), about["transparent"]
+        images, about = store.decoded(identity, plan)
+        split = torch.arange(len(images.array)).split([len(numbers) for numbers in rows])
+        return [Pixels(images, part) for part in split], about["transparent"]
 
 
 def _place(held: dict[str, Any] | None) -> Place:
@@ -198,13 +202,19 @@ def _column(part: Any, option: str, given: str | None) -> str:
     return given
 
 
-def _classes(parts: Sequence[Any], names: Sequence[str], column: str) -> tuple[tuple[str, ...], list[Tensor]]:
-    """Class names, and the targets ``(n,)`` of both parts. Plain values are classes in natural order."""
+def _classes(
+    parts: Sequence[Any], names: Sequence[str], column: str, wanted: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[Tensor]]:
+    """Class names, and the targets ``(n,)`` of the parts. Plain values are classes in natural order.
+
+    Those that only other parts than the first have are refused, unless it is said which ones are ``wanted``.
+    """
     feature, values = parts[0].features[column], [part[column][:] for part in parts]
     if type(feature).__name__ == "ClassLabel":
         classes, numbers = tuple(feature.names), {number: number for number in range(len(feature.names))}
     else:
-        found = sorted({value for value in values[0] if value is not None}, key=lambda value: natural(str(value)))
+        held = {value for part in (values if wanted else values[:1]) for value in part if value is not None}
+        found = sorted(held, key=lambda value: natural(str(value)))
         classes, numbers = tuple(str(value) for value in found), {value: i for i, value in enumerate(found)}
     for name, part in zip(names, values, strict=True):
         for row, value in enumerate(part):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -52,16 +50,13 @@ class ImageNet(Choices):
     skip_broken: SkipBroken = False
 
     def load(self) -> Dataset:
-        with self._opened() as images:
-            return images.load(self.name if self.subset == "all" else f"{self.name}-{self.subset}")
+        return self._opened().load(self.name if self.subset == "all" else f"{self.name}-{self.subset}")
 
     @told
     def missing(self) -> str | None:
-        with self._opened() as images:
-            return images.missing()
+        return self._opened().missing()
 
-    @contextmanager
-    def _opened(self) -> Iterator[Numbered]:
+    def _opened(self) -> Numbered:
         """The images of the classes that are used."""
         root, base = self._root()
         names = self._classes(root, base)
@@ -77,7 +72,7 @@ class ImageNet(Choices):
             return arranged(files.names(), str(root), used, lambda: truth.read(root, base), untold)
 
         collection = Collection(files, content, str(root), arrange, self.size, "3", self.skip_broken)
-        yield Numbered(replace(self, classes=wanted), collection, names)
+        return Numbered(replace(self, classes=wanted), collection, names)
 
     def _root(self) -> tuple[Path, Path]:
         """The folder given, and the one in it that has ``train`` and ``val``."""

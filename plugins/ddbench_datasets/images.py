@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -55,9 +53,9 @@ class Images(Choices):
 
     def load(self) -> Dataset:
         root = sources.find(self.root)
-        with self._collection(root) as collection:
-            chosen, (train, test, validation), facts = collection.load(self)
-            known = {} if root.is_dir() else collection.content
+        collection = self._collection(root)
+        chosen, (train, test, validation), facts = collection.load(self)
+        known = {} if root.is_dir() else collection.content
         return build(
             self,
             chosen,
@@ -71,25 +69,23 @@ class Images(Choices):
 
     @told
     def missing(self) -> str | None:
-        with self._collection(sources.find(self.root)) as collection:
-            return collection.missing(self)
+        return self._collection(sources.find(self.root)).missing(self)
 
-    @contextmanager
-    def _collection(self, root: Path) -> Iterator[Collection]:
+    def _collection(self, root: Path) -> Collection:
         more = {"ground": self.ground} if self.ground != Images.ground else {}
         more |= {"within": self.within} if self.within else {}
-        with sources.opened(root) as files:
-            yield Collection(
-                files,
-                files.identity(),
-                str(root),
-                lambda: arrange(files.names(), str(root), files.ignored, self.classes, self.within),
-                self.size,
-                self.channels,
-                self.skip_broken,
-                self.ground,
-                more,
-            )
+        files = sources.opened(root)
+        return Collection(
+            files,
+            files.identity(),
+            str(root),
+            lambda: arrange(files.names(), str(root), files.ignored, self.classes, self.within),
+            self.size,
+            self.channels,
+            self.skip_broken,
+            self.ground,
+            more,
+        )
 
 
 def title(root: Path) -> str:

@@ -206,7 +206,7 @@ def _inside(tree: Tree, depth: int, root: str, wanted: Sequence[str] | None, wit
     """The images of the one folder inside each class that has any, or of those that ``within`` names."""
     asked = {composed(label) for label in wanted or ()}
     made: Tree = {}
-    for label, images in tree.items():
+    for label, images in sorted(tree.items()):
         inner = {image: "/".join(_counting(image)[depth + 1 : -1]) or "." for image in images}
         found = sorted(set(inner.values()), key=natural)
         if len(found) > 1 and within is None and (not asked or composed(label) in asked):
@@ -283,10 +283,16 @@ def _spelt_alike(trees: Mapping[str, Tree]) -> dict[str, Tree]:
 
 
 def _left_out(names: Sequence[str], trees: Iterable[Tree], outside: Collection[str], depth: int) -> dict[str, str]:
-    """What is neither an image of a class nor ``outside``; of folders, those at ``depth`` of which nothing is known."""
+    """What is neither an image of a class nor ``outside``; of folders, those that were not looked into.
+
+    They are hidden, or lie at ``depth``, beside the parts.
+    """
     used = {image for tree in trees for images in tree.values() for image in images}
     rest = [name for name in names if not name.endswith("/") and name not in used and name not in outside]
-    entered = {"/".join(n.split("/")[:depth]) + "/" for n in names if n.count("/") >= depth and not n.endswith("/")}
-    rest += [name for name in names if name.endswith("/") and name.count("/") == depth and name not in entered]
+    entered = {name[: i + 1] for name in names if name[-1:] != "/" for i, letter in enumerate(name) if letter == "/"}
+    for name in names:
+        if name.endswith("/") and name not in entered:
+            last = name.split("/")[-2]
+            rest += [name] if name.count("/") == depth or last.startswith(".") or is_of_tools(last) else []
     rest.sort(key=natural)
     return {"left out": f"{len(rest)} that are no images of a class: {listed(rest)}"} if rest else {}

@@ -6,7 +6,7 @@ import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,20 +80,16 @@ def text(path: Path, advice: str, errors: str = "strict") -> str:
 
 def identity(root: Path) -> Any:
     """JSON that changes whenever the images may have: an archive's sha256; names, sizes and times in a folder."""
-    with opened(root) as files:
-        return files.identity()
+    return opened(root).identity()
 
 
-@contextmanager
-def opened(root: Path) -> Iterator[Files]:
+def opened(root: Path) -> Files:
     """The files of a folder, zip or tar."""
     if root.is_dir():
-        yield Folder(root)
-        return
+        return Folder(root)
     kind = Tar if is_tar(root) else Zip
     with explained(root):
-        archive = kind(root)
-    yield archive
+        return kind(root)
 
 
 class Folder:
@@ -187,6 +183,34 @@ class Folder:
             return (status.st_size,)
         # ctime too: unpacking an archive restores sizes and mtimes, but cannot restore ctimes
         return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@dataclass
+class Given:
+    """Images by name that others have listed, in the order in which they are read.
+
+    ``place`` finds one; ``bytes_each`` is about its size.
+    """
+
+    listed: Sequence[str]
+    place: Callable[[str], Place]
+    bytes_each: int = 0
+    ignored: list[str] = field(default_factory=list)
+
+    def names(self) -> list[str]:
+        return list(self.listed)
+
+    def identity(self) -> Any:
+        return None
+
+    def size(self, name: str) -> int:
+        return self.bytes_each
+
+    def order(self, names: Sequence[str]) -> list[int]:
+        return list(range(len(names)))
+
+    def places(self, names: Sequence[str]) -> Iterator[Place]:
+        return (self.place(name) for name in names)
 
 
 def checked_name(name: str, root: str) -> str:

@@ -110,11 +110,13 @@ def _made(folders: list[Path], write: Callable[[], None]) -> Made:
 
 def _first(folders: list[Path], *, say: bool = False) -> Made | None:
     for folder in folders:
-        if made := _read(folder):
-            if _as_written(folder, *made):
-                return made
-            if say:
-                note(f"the decoded images in {folder} are not as they were written (sha256); they are made again")
+        made = _read(folder)
+        if made and _as_written(folder, *made):
+            return made
+        if say and made:
+            note(f"the decoded images in {folder} are not as they were written (sha256); they are made again")
+        elif say and (folder / "about.json").exists():
+            note(f"the decoded images in {folder} are damaged, or of an earlier version; they are made again")
     return None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -46,38 +44,35 @@ class TinyImageNet(Choices):
     skip_broken: SkipBroken = False
 
     def load(self) -> Dataset:
-        with self._opened() as images:
-            return images.load(self.name)
+        return self._opened().load(self.name)
 
     @told
     def missing(self) -> str | None:
-        with self._opened() as images:
-            return images.missing()
+        return self._opened().missing()
 
-    @contextmanager
-    def _opened(self) -> Iterator[Numbered]:
+    def _opened(self) -> Numbered:
         """The images of all classes."""
         root = self._root()
-        with _files(root) as files:
-            top = _top(files, root)
-            found = {name.removeprefix(top).split("/")[1] for name in files.names() if _is_train(name, top)}
-            wnids = sorted(name for name in found if WNID.fullmatch(name))
-            names = readable(wnids, words(_text(files, f"{top}words.txt", "")))
-            wanted = numbers(self.classes, names)
-            annotations = f"{top}val/val_annotations.txt"
-            content = [self.name, files.identity(), files.size(annotations) if annotations in files.names() else 0]
+        files = _files(root)
+        top = _top(files, root)
+        found = {name.removeprefix(top).split("/")[1] for name in files.names() if _is_train(name, top)}
+        wnids = sorted(name for name in found if WNID.fullmatch(name))
+        names = readable(wnids, words(_text(files, f"{top}words.txt", "")))
+        wanted = numbers(self.classes, names)
+        annotations = f"{top}val/val_annotations.txt"
+        content = [self.name, files.identity(), files.size(annotations) if annotations in files.names() else 0]
 
-            def truth() -> dict[str, str]:
-                return {image: wnid for image, wnid in labels(_text(files, annotations)).items() if wnid in names}
+        def truth() -> dict[str, str]:
+            return {image: wnid for image, wnid in labels(_text(files, annotations)).items() if wnid in names}
 
-            def untold(image: str) -> str:
-                return f"val_annotations.txt of {root} does not tell the class of {image}; unpack it again"
+        def untold(image: str) -> str:
+            return f"val_annotations.txt of {root} does not tell the class of {image}; unpack it again"
 
-            def arrange() -> Layout:
-                return arranged(files.names(), str(root), wnids, truth, untold, top, wanted)
+        def arrange() -> Layout:
+            return arranged(files.names(), str(root), wnids, truth, untold, top, wanted)
 
-            collection = Collection(files, content, str(root), arrange, SIZE, "3", self.skip_broken)
-            yield Numbered(replace(self, classes=wanted), collection, names)
+        collection = Collection(files, content, str(root), arrange, SIZE, "3", self.skip_broken)
+        return Numbered(replace(self, classes=wanted), collection, names)
 
     def _root(self) -> Path:
         if self.root:
@@ -89,13 +84,8 @@ class TinyImageNet(Choices):
         raise DataError(f"Tiny-ImageNet is not there: there is no {places[0]}, nor .zip; {GET}, or {sources.GIVE}")
 
 
-@contextmanager
-def _files(root: Path) -> Iterator[Files]:
-    if root.is_dir():
-        yield Folder(root, _worth_searching, times=False)
-        return
-    with sources.opened(root) as files:
-        yield files
+def _files(root: Path) -> Files:
+    return Folder(root, _worth_searching, times=False) if root.is_dir() else sources.opened(root)
 
 
 def _worth_searching(inner: tuple[str, ...], folders: list[str]) -> list[str]:

@@ -9,13 +9,14 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ddbench import Dataset
+from ddbench import Dataset, UsageError
 from ddbench_datasets.common import NO_FLIP, Choices, Whole, assemble
 
 # Grey levels per standard deviation of the texture and of the noise. With shifts below half the size, a
 # ConvNet of width 16 reaches 0.70 after 5 epochs and 0.93 after 20; a linear classifier 0.75 after 20.
 CONTRAST = 40
 NOISE = 30
+LARGEST = 2**26  # numbers: a gigabyte while they are made
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Toy(Choices):
     per_class: Annotated[int, Ge(2), "train images per class, those held out included"] = 40
     test_per_class: Annotated[int, Ge(1), "test images per class"] = 20
     seed: Annotated[int, Ge(0), "what the textures, shifts and noise are drawn from"] = 0
+
+    def __post_init__(self) -> None:
+        images = self.classes * (self.per_class + self.test_per_class)
+        if images * self.channels * self.size**2 > LARGEST:
+            raise UsageError(
+                f"{images:,} toy images of {self.channels}x{self.size}x{self.size} are more than {LARGEST:,} numbers; "
+                "ask for fewer or smaller ones"
+            )
 
     def load(self) -> Dataset:
         generator = torch.Generator().manual_seed(self.seed)

@@ -16,9 +16,10 @@ import torch
 from ddbench import DataError, Store
 from ddbench.base import cache
 from ddbench_datasets import store
+from ddbench_datasets.building import Plan
 from ddbench_datasets.common import TEST_SHARE, Whole, halves
-from ddbench_datasets.given import Given, decoded
 from ddbench_datasets.places import Place
+from ddbench_datasets.sources import Given
 from ddbench_datasets.vision_get import Source, get
 from ddbench_datasets.vision_read import Lister, Listing
 
@@ -87,11 +88,12 @@ def images(
 ) -> tuple[Store, About]:
     """Images ``size`` x ``size``: their middle squares, or with ``stretch`` all of them, so that nothing is cut off."""
 
-    def given() -> tuple[Given, About]:
+    def plan() -> Plan:
         paths, about = _listed(source, lister)
-        return Given(paths, lambda path: Place(str(cache.data_home() / path))), about
+        files = Given(paths, lambda path: Place(str(cache.data_home() / path)))
+        return Plan(files, paths, "3", identity["size"], False, identity, about, _mend(source), stretch)
 
-    return decoded(identity, given, channels="3", size=identity["size"], mend=_mend(source), stretch=stretch)
+    return store.decoded(identity, plan)
 
 
 def _listed(source: ImageSource, lister: Lister) -> tuple[list[str], About]:

@@ -5,7 +5,7 @@ Shapes: n images, k classes, c x h x w pixels, p numbers of a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ddbench import DSA, Network, Problem, Seed, SyntheticSet, soft_cross_entropy
+from ddbench.data.augment import Draw
 from ddbench.train.optimisers import SGD
 from ddbench.train.optimisers import State as Moments
 
@@ -55,8 +56,13 @@ def drawn_seed() -> Seed:
 
 def real_images(problem: Problem, label: int, count: int) -> Tensor:
     """``count`` random real images of a class, or all of them if there are fewer."""
-    members = len(problem.real.members[label])
-    return problem.real.draw(min(count, members), [label]).images
+    return problem.real[real_rows(problem, label, count)].images
+
+
+def real_rows(problem: Problem, label: int, count: int) -> Tensor:
+    """Where ``count`` random real images of a class are, or all of them if there are fewer."""
+    members = problem.real.members[label]
+    return members[torch.randperm(len(members))[:count]]
 
 
 def rows_of(problem: Problem, label: int) -> slice:
@@ -79,6 +85,23 @@ def siamese(dsa: DSA, real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
     """Both batches under one draw: one operation, with the same parameters for every image."""
     draw = dsa.draw(1, siamese=True)
     return draw(real), draw(synthetic)
+
+
+def augmented(batches: Sequence[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
+    """Each batch under its own siamese draw, with one call for all that drew the same operation.
+
+    The same numbers as one call for each batch, in as many kernels as there are operations, not classes.
+    """
+    found: dict[int, Tensor] = {}
+    for operation in dict.fromkeys(draw.operation for draw in draws):
+        which = [i for i, draw in enumerate(draws) if draw.operation == operation]
+        sizes = [len(batches[i]) for i in which]
+        rows = [
+            draws[i].parameters.expand(size, -1) for i, size in zip(which, sizes, strict=True) if operation != "none"
+        ]
+        together = Draw(operation, torch.cat(rows) if rows else torch.empty(0))(torch.cat([batches[i] for i in which]))
+        found |= dict(zip(which, together.split(sizes), strict=True))
+    return [found[i] for i in range(len(batches))]
 
 
 def all_of_class(label: int, images: Tensor, classes: int) -> Tensor:

@@ -20,14 +20,14 @@ from ddbench_matching.common import (
     Momentum,
     PixInit,
     State,
+    augmented,
     begin,
     descend,
     finish,
     per_class,
-    real_images,
+    real_rows,
     rows_of,
     shown_images,
-    siamese,
 )
 
 NUMBERS_AT_ONCE = 8_000_000  # of the images in a forward pass: 2600 of 3x32x32
@@ -80,16 +80,24 @@ class Dm:
         losses, gradients = [], []
         for group in _groups(problem, self.batch_real):
             leaves = [images[rows_of(problem, label)].detach().requires_grad_() for label in group]
-            pairs = []
-            for label, leaf in zip(group, leaves, strict=True):
-                real = real_images(problem, label, self.batch_real)
-                pairs.append(siamese(dsa, real, shown_images(problem, leaf, label)))
+            rows, draws = [], []
+            for label in group:
+                rows.append(real_rows(problem, label, self.batch_real))
+                draws.append(dsa.draw(1, siamese=True))
+            real = _fetched(problem, torch.cat(rows)).split([len(part) for part in rows])
+            shown = [shown_images(problem, leaf, label) for label, leaf in zip(group, leaves, strict=True)]
             with torch.no_grad():
-                wanted = _means(problem, vector, [real for real, _ in pairs])
-            loss = (_means(problem, vector, [synthetic for _, synthetic in pairs]) - wanted).square().sum()
+                wanted = _means(problem, vector, augmented(real, draws))
+            loss = (_means(problem, vector, augmented(shown, draws)) - wanted).square().sum()
             gradients += grad(loss, leaves)
             losses.append(loss.detach())
         return torch.stack(losses).sum(), torch.cat(gradients)
+
+
+def _fetched(problem: Problem, rows: Tensor) -> Tensor:
+    """Real images ``(r, c, h, w)``, all classes at once; on a GPU from where it holds them."""
+    resident = problem.network.device.type == "cuda"
+    return (problem.real.at_hand if resident else problem.real)[rows].images
 
 
 def _means(problem: Problem, vector: Tensor, batches: list[Tensor]) -> Tensor:

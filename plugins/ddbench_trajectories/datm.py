@@ -97,7 +97,7 @@ class Datm(Swept):
         last = self.last(problem)
         real = correct_images(problem, self.experts, last) if self.pix_init == "correct" else problem.sample()
         logits = expert_logits(problem, real, self.experts, last) if self.labels == "learned" else None
-        return begin(self, problem, real, logits)
+        return begin(self, problem, real, logits, self.starts(0))
 
     def step(self, problem: Problem, state: PixelState, k: int) -> tuple[PixelState, dict[str, float | Tensor]]:
         differentiate = partial(swept, self, problem=problem)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from ddbench.base import cache as cache_module
 from ddbench.base.cache import (
+    SEAL,
     Cache,
     atomic_write,
     canonical,
@@ -26,9 +28,11 @@ from ddbench.base.cache import (
     home,
     lock,
     read_json,
+    sweep,
     write_json,
 )
-from ddbench.errors import BusyError, DataError
+from ddbench.base.progress import noting
+from ddbench.errors import BusyError, DamagedError, DataError
 
 
 def no_space(*_args, **_kwargs):
@@ -270,3 +274,120 @@ def test_lock_can_be_taken_again_and_after_an_error_inside(tmp_path):
     for _ in range(2):
         with lock(tmp_path / "lock", wait=False):
             assert (tmp_path / "lock").read_text() == f"process {os.getpid()}"
+
+
+# -- seals -----------------------------------------------------------------------------------------------------
+
+RECORD = {
+    "accuracy": 0.7361,
+    "n": 5,
+    "phases": ((0,), (0, 1)),
+    "none": None,
+    "text": "ä",
+    "small": 1e-300,
+    "zero": -0.0,
+}
+
+
+def test_a_sealed_record_comes_back_without_its_seal(tmp_path):
+    write_json(tmp_path / "r.json", RECORD, sealed=True)
+    assert read_json(tmp_path / "r.json") == RECORD | {"phases": [[0], [0, 1]]}
+    assert SEAL in json.loads((tmp_path / "r.json").read_text())
+
+
+def test_a_number_that_was_edited_is_damage_and_other_spaces_are_not(tmp_path):
+    path = tmp_path / "r.json"
+    write_json(path, RECORD, sealed=True)
+    text = path.read_text()
+    path.write_text(text.replace("0.7361", "0.9361"))
+    with pytest.raises(DamagedError, match=r"r\.json is damaged: it was edited, or a bit flipped.*; delete it"):
+        read_json(path)
+    path.write_text(json.dumps(json.loads(text)))
+    assert read_json(path)["accuracy"] == 0.7361
+
+
+def test_every_flipped_bit_of_a_sealed_record_is_damage_or_changes_nothing(tmp_path):
+    path, expected = tmp_path / "r.json", {"a": 0.5, "b": [1, "x"]}
+    write_json(path, expected, sealed=True)
+    raw = path.read_bytes()
+    for bit in range(8 * len(raw)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found = read_json(path)
+        except DataError:
+            continue
+        assert {name: found.get(name) for name in expected} == expected, bit
+
+
+def test_records_of_earlier_versions_have_no_seal_and_are_read(tmp_path):
+    write_json(tmp_path / "r.json", {"accuracy": 0.5})
+    assert read_json(tmp_path / "r.json") == {"accuracy": 0.5}
+    (tmp_path / "r.json").write_text('{"accuracy": 0.5, "seal": [1]}')
+    with pytest.raises(DamagedError):
+        read_json(tmp_path / "r.json")
+
+
+def test_the_folder_of_a_cache_says_what_it_is_and_mends_a_note_that_does_not(tmp_path):
+    cache, identity, said = Cache(tmp_path), {"a": (1, 2)}, []
+    folder = cache.folder("kind", identity)
+    assert read_json(folder / "identity.json") == {"a": [1, 2]}
+    for words in ('{"a": [1, 3]}', "[]", "{", "\udcff"):
+        (folder / "identity.json").write_text(words, errors="surrogateescape")
+        cache_module._looked_at.clear()  # as another process
+        with noting(said.append):
+            assert cache.folder("kind", identity) == folder
+            assert cache.folder("kind", identity) == folder
+        assert read_json(folder / "identity.json") == {"a": [1, 2]}
+    assert said == [f"{folder / 'identity.json'} is damaged; it is made again"] * 4
+    (folder / "identity.json").unlink()
+    cache.folder("kind", identity)
+    assert read_json(folder / "identity.json") == {"a": [1, 2]}
+
+
+# -- what killed writers leave ---------------------------------------------------------------------------------
+
+ORPHAN = ".r.json.abcd_123.tmp"
+
+
+def test_the_temporary_file_of_a_killed_writer_goes_when_its_file_is_written_again(tmp_path):
+    (tmp_path / ORPHAN).write_text("half")
+    others = [".r.json.tmp", ".other.json.abcd_123.tmp", "r.json.abcd_123.tmp", ".r.json.ABCD_123.tmp", ".x.tmp"]
+    for name in others:
+        (tmp_path / name).write_text("somebody's")
+    write_json(tmp_path / "r.json", {})
+    assert names(tmp_path) == sorted([*others, "r.json"])
+
+
+def test_all_temporary_files_of_killed_writers_are_swept_from_a_folder_of_ours(tmp_path):
+    for name in (ORPHAN, ".000001.partial.zzzzzzzz.tmp", "kept.json", ".lock"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".folder.abcdefgh.tmp").mkdir()
+    (tmp_path / ".link.abcdefgh.tmp").symlink_to(tmp_path / "kept.json")
+    sweep(tmp_path)
+    assert names(tmp_path) == [".folder.abcdefgh.tmp", ".link.abcdefgh.tmp", ".lock", "kept.json"]
+    sweep(tmp_path / "none")
+
+
+def test_the_temporary_file_of_a_writer_at_work_stays(tmp_path):
+    with cache_module.atomic_file(tmp_path / "r.json") as temporary:
+        temporary.write_text("{}")
+        sweep(tmp_path)
+        write_json(tmp_path / "r.json", {"other": 1})
+        assert temporary.exists()
+    assert read_json(tmp_path / "r.json") == {}
+    assert names(tmp_path) == ["r.json"]
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_what_the_next_one_sweeps(tmp_path):
+    script = (
+        "import os, pathlib, signal, sys; from ddbench.base.cache import atomic_file\n"
+        "with atomic_file(pathlib.Path(sys.argv[1])) as t: t.write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "r.json")], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 1
+    sweep(tmp_path)
+    assert names(tmp_path) == []

@@ -58,8 +58,10 @@ def test_a_worker_has_our_environment_its_own_number_of_threads_and_a_parent(mon
     monkeypatch.setenv("DDBENCH_THREADS", "7")
     monkeypatch.setenv("A_NAME_OF_OURS", "kept")
     made = Worker(["list", "matchers"], 2, tmp_path / "worker.log")
+    until = time.monotonic() + 60
     try:
-        text = Path(f"/proc/{made._process.pid}/environ").read_text()
+        while PARENT not in (text := Path(f"/proc/{made._process.pid}/environ").read_text()):
+            assert time.monotonic() < until
     finally:
         made.kill()
     own = dict(part.split("=", 1) for part in text.split("\0") if "=" in part)

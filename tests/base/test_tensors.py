@@ -7,20 +7,25 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ddbench.base import tensors as tensors_module
 from ddbench.base.tensors import (
     RowFile,
     content_digest,
     is_safetensors,
     load_tensors,
     read_labelled_row,
+    save_rows,
     save_tensors,
 )
-from ddbench.errors import DataError
+from ddbench.errors import DamagedError, DataError
 
 
 @pytest.fixture
@@ -202,7 +207,7 @@ def test_rows_begin_at_a_multiple_of_eight_bytes_and_few_are_lost_to_that(tmp_pa
     assert length % 8 == 0
     assert len(text) - len(text.rstrip()) < 8
     assert json.loads(text)["snapshots"] == {"dtype": "F32", "shape": [2, width], "data_offsets": [16, 16 + 8 * width]}
-    assert file.path.stat().st_size == 8 + length + 16 + 8 * width
+    assert file.path.stat().st_size == 8 + length + 16 + 8 * width + 2 * 32  # and a digest of each row
 
 
 @pytest.mark.parametrize(
@@ -261,3 +266,183 @@ def test_a_disk_that_is_full_is_a_data_error_and_the_old_file_stays(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert torch.equal(load_tensors(path)[0]["x"], torch.arange(3.0))
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+# -- seals -----------------------------------------------------------------------------------------------------
+
+
+def sealed_tensors(path: Path) -> None:
+    held = {"vector": torch.arange(3.0), "b": torch.tensor([True, False]), "empty": torch.zeros(0, 2)}
+    save_tensors(path, held, {"note": "ä", "step": "3"}, sealed=True)
+
+
+def rows_one_by_one(path: Path) -> None:
+    file = RowFile(path, (0, 3, 7), 3)
+    file.create()
+    for epoch in file.epochs:
+        file.write(epoch, torch.arange(3.0) + epoch)
+    file.finish()
+
+
+def rows_at_once(path: Path) -> None:
+    save_rows(path, [0, 3, 7], torch.stack([torch.arange(3.0) + epoch for epoch in (0, 3, 7)]))
+
+
+SEALED = {"tensors": sealed_tensors, "rows one by one": rows_one_by_one, "rows at once": rows_at_once}
+
+
+def content(path: Path) -> tuple:
+    """All that callers see of a file."""
+    tensors, metadata = load_tensors(path)
+    named = sorted((name, str(t.dtype), list(t.shape), t.flatten().tolist()) for name, t in tensors.items())
+    return named, {name: text for name, text in metadata.items() if name in ("note", "step")}
+
+
+@pytest.fixture(params=["tensors", "rows one by one"])
+def sealed_file(request, tmp_path) -> Path:
+    path = tmp_path / "sealed.safetensors"
+    SEALED[request.param](path)
+    return path
+
+
+def flipped(path: Path) -> Iterator[int]:
+    """The file with each of its bits flipped in turn."""
+    raw = path.read_bytes()
+    with path.open("r+b", buffering=0) as stream:
+        for bit in range(8 * len(raw)):
+            for byte in (raw[bit // 8] ^ 1 << bit % 8, raw[bit // 8]):
+                stream.seek(bit // 8)
+                stream.write(bytes([byte]))
+                if byte != raw[bit // 8]:
+                    yield bit
+
+
+def test_every_flipped_bit_of_a_sealed_file_is_damage_or_changes_nothing(sealed_file):
+    """Its length, its header, its metadata, its data: every bit there is."""
+    expected, harmless = content(sealed_file), 0
+    for bit in flipped(sealed_file):
+        try:
+            seen = content(sealed_file)
+        except DamagedError:
+            continue
+        assert seen == expected, bit
+        harmless += 1
+    assert harmless < 8 * 10  # at most the name of the seal, without which a file counts as one of an earlier version
+    assert content(sealed_file) == expected
+
+
+def test_every_flipped_bit_is_noticed_by_who_reads_a_row_or_the_labels_alone(tmp_path):
+    path = tmp_path / "rows.safetensors"
+    rows_at_once(path)
+    for bit in flipped(path):
+        with suppress(DamagedError):
+            row, labels = read_labelled_row(path, "epochs", 3, "snapshots")
+            assert row is not None, bit
+            assert (row.tolist(), labels) == ([3, 4, 5], [0, 3, 7]), bit
+        with suppress(DamagedError):
+            assert load_tensors(path, only=("epochs",))[0]["epochs"].tolist() == [0, 3, 7], bit
+
+
+def test_a_flipped_label_is_damage_and_neither_another_row_nor_one_that_is_not_there(tmp_path):
+    """A flipped bit in an epoch would have experts trained to epoch 2^40."""
+    path = tmp_path / "rows.safetensors"
+    rows_one_by_one(path)
+    raw = bytearray(path.read_bytes())
+    place = 8 + int.from_bytes(raw[:8], "little") + 8 + 5
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    for read in (
+        lambda: read_labelled_row(path, "epochs", 3, "snapshots"),
+        lambda: read_labelled_row(path, "epochs", 0, "snapshots"),
+        lambda: load_tensors(path, only=("epochs",)),
+    ):
+        with pytest.raises(DamagedError, match=r"rows\.safetensors is damaged: its tensor 'epochs' is not what was"):
+            read()
+
+
+def test_a_row_that_stands_under_another_label_is_damage(tmp_path):
+    path = tmp_path / "rows.safetensors"
+    rows_one_by_one(path)
+    raw = path.read_bytes()
+    first = raw.index(torch.arange(3.0).numpy().tobytes())
+    path.write_bytes(raw[:first] + raw[first + 12 : first + 24] + raw[first : first + 12] + raw[first + 24 :])
+    with pytest.raises(DamagedError, match="row 3 is not what was written"):
+        read_labelled_row(path, "epochs", 3, "snapshots")
+    assert read_labelled_row(path, "epochs", 7, "snapshots")[0] is not None
+
+
+@pytest.mark.parametrize("written", ["sealed", "unsealed"])
+def test_names_and_metadata_are_under_the_seal_and_files_without_one_are_read(tmp_path, written):
+    path = tmp_path / "f"
+    save_tensors(path, {"abc": torch.ones(2)}, {"state": "one"}, sealed=written == "sealed")
+    for old, new in ((b"abc", b"abd"), (b"one", b"two")):
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(b'"' + old, b'"' + new))
+        if written == "sealed":
+            with pytest.raises(DamagedError, match="its header is not what was written"):
+                load_tensors(path)
+            path.write_bytes(raw)
+    if written == "unsealed":
+        tensors, metadata = load_tensors(path)
+        assert (list(tensors), metadata) == (["abd"], {"state": "two"})
+
+
+def test_the_seal_covers_what_is_read_and_costs_nothing_for_the_rest(tmp_path):
+    path = tmp_path / "f"
+    save_tensors(path, {"a": torch.ones(2), "b": torch.full((2,), 7.0)}, sealed=True)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(torch.full((2,), 7.0).numpy().tobytes(), bytes(8)))
+    assert load_tensors(path, only=("a",))[0]["a"].tolist() == [1, 1]
+    with pytest.raises(DamagedError, match="its tensor 'b'"):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[1]", "{", "[" * 5000, '{"": 3}', "null"])
+def test_digests_that_are_none_are_damage(tmp_path, text):
+    save_tensors(tmp_path / "f", {"a": torch.ones(2)}, {"sha256": text})
+    with pytest.raises(DamagedError, match="f is damaged"):
+        load_tensors(tmp_path / "f")
+
+
+def counted(monkeypatch) -> list[int]:
+    """How many numbers each digest was taken of."""
+    seen: list[int] = []
+    digest = tensors_module.tensor_digest
+    monkeypatch.setattr(tensors_module, "tensor_digest", lambda t: seen.append(t.numel()) or digest(t))
+    return seen
+
+
+def test_what_a_process_reads_is_compared_once_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors_module, "_SETTLED", -1e9)  # as if all files were old
+    rows, whole = tmp_path / "rows.safetensors", tmp_path / "whole.safetensors"
+    rows_one_by_one(rows)
+    sealed_tensors(whole)
+    seen = counted(monkeypatch)
+    for _ in range(3):
+        read_labelled_row(rows, "epochs", 3, "snapshots")
+    assert seen == [3, 3]  # the labels, and the row
+    read_labelled_row(rows, "epochs", 7, "snapshots")
+    assert seen == [3, 3, 3]
+    del seen[:]
+    for _ in range(3):
+        load_tensors(whole)
+    assert sorted(seen) == [0, 2, 3]
+    sealed_tensors(whole)
+    del seen[:]
+    load_tensors(whole)
+    assert sorted(seen) == [0, 2, 3], "another file has its place"
+
+
+def test_a_file_that_changed_a_moment_ago_is_compared_again(tmp_path, monkeypatch):
+    """Its times have a tick of milliseconds: a second change within it would not show."""
+    sealed_tensors(tmp_path / "f")
+    seen = counted(monkeypatch)
+    load_tensors(tmp_path / "f")
+    load_tensors(tmp_path / "f")
+    assert len(seen) == 2 * 3
+
+
+def test_rows_at_once_are_those_one_by_one(tmp_path):
+    for name, write in (("a", rows_one_by_one), ("b", rows_at_once)):
+        write(tmp_path / f"{name}.safetensors")
+    assert content_digest(tmp_path / "a.safetensors") == content_digest(tmp_path / "b.safetensors")

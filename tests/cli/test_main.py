@@ -382,7 +382,7 @@ def test_the_same_command_on_a_tampered_spec_is_refused_with_the_difference(shop
     assert artefacts(out) == before
 
 
-@pytest.mark.parametrize(("group", "name", "value"), [("", "ipc", 3), ("versions", "matcher tesla", "ddbench 0.0.1")])
+@pytest.mark.parametrize(("group", "name", "value"), [("", "ipc", 3), ("declared", "matcher tesla", "0.9")])
 def test_resume_of_a_run_with_another_spec_is_refused_and_starts_no_other(shop, at_home, tmp_path, group, name, value):
     out, folder = copied(shop, tmp_path)
     tamper(folder, group, name, value)

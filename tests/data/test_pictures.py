@@ -180,6 +180,17 @@ def test_eight_bits_written_as_sixteen_lose_nothing(kind):
     assert np.array_equal(decoded(data).pixels, GREY[None])
 
 
+def test_grey_of_other_depths_is_refused_even_where_sixteen_bits_are_asked_for():
+    for values in (np.full((4, 4), 257, np.int32), np.full((4, 4), 0.5, np.float32)):
+        assert refused(saved(values, "TIFF"), deep=True).startswith("has more than 8 bits per channel (32)")
+    assert refused(png(np.full((4, 4, 3), 257, np.uint16), 2), deep=True).startswith("has more than 8 bits")
+
+
+def test_pgm_of_twelve_bits_is_scaled_to_sixteen():
+    found = decoded(b"P5 2 1 4095\n\x0f\xff\x00\x00", deep=True).pixels
+    assert found.tolist() == [[[65_535, 0]]]
+
+
 def test_sixteen_bits_of_grey_are_kept_where_asked_for():
     values = random.integers(0, 65536, (5, 7), dtype=np.uint16)
     found = decoded(saved(values), deep=True).pixels

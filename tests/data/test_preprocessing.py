@@ -11,6 +11,8 @@ from noise import noise, smooth_noise
 
 from ddbench import DataError, Pixels, Preprocessing, Store, UsageError
 from ddbench.base.cache import home
+from ddbench.base.progress import noting
+from ddbench.base.tensors import save_tensors
 from ddbench.data import preprocessing as preprocessing_module
 
 
@@ -141,14 +143,22 @@ def test_cached_statistics_belong_to_their_images_and_threads(monkeypatch):
     assert len(list((home() / "preprocessing").glob("*.safetensors"))) == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"no tensors"])
-def test_damaged_statistics_are_fitted_again(damage):
-    pixels = Pixels.of(noise(40, 3, 12, 12))
+@pytest.mark.parametrize("damage", ["empty", "no tensors", "flipped", "other tensors"])
+def test_damaged_statistics_are_fitted_again_with_one_line_that_says_so(damage):
+    pixels, said = Pixels.of(noise(40, 3, 12, 12)), []
     first = Preprocessing.cached(pixels, zca=True)
     (path,) = (home() / "preprocessing").glob("*.safetensors")
-    path.write_bytes(damage)
-    assert torch.equal(Preprocessing.cached(pixels, zca=True).whiten, first.whiten)
-    assert torch.equal(Preprocessing.cached(pixels, zca=True).whiten, first.whiten)
+    whole = path.read_bytes()
+    if damage == "other tensors":
+        save_tensors(path, {"mean": torch.ones(3), "median": torch.ones(3)})
+    else:
+        raw = {"empty": b"", "no tensors": b"no tensors", "flipped": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]}
+        path.write_bytes(raw[damage])
+    with noting(said.append):
+        assert torch.equal(Preprocessing.cached(pixels, zca=True).whiten, first.whiten)
+        assert torch.equal(Preprocessing.cached(pixels, zca=True).whiten, first.whiten)
+    assert said == [f"{path} is damaged; it is made again"]
+    assert path.read_bytes() == whole
 
 
 def test_statistics_of_few_small_images_leave_no_files():

@@ -541,6 +541,16 @@ def test_the_digest_of_a_large_archive_is_kept_until_it_changes(tmp_path, monkey
     assert sha256(where) == cache.file_digest(where) != digest
 
 
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"sha256": 7}', b'{"sha256": "abc"}', b"{}", b"\xff"])
+def test_a_kept_digest_that_is_damaged_is_taken_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(archives, "WORTH_KEEPING", 0)
+    where = Path(zipped(tmp_path / "set.zip", tree()))
+    digest = sha256(where)
+    (kept,) = cache.home().glob("datasets/archives/*.json")
+    kept.write_bytes(damage)
+    assert sha256(where) == digest
+
+
 def test_listing_a_folder_asks_for_the_status_of_each_file_once(tmp_path, monkeypatch):
     where = Path(folder(tmp_path / "set", tree()))
     asked, scan = [], os.scandir

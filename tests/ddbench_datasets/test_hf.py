@@ -121,6 +121,48 @@ def test_test_is_preferred_to_validation_and_others_can_be_named(tmp_path):
     assert len(swapped.test) == 6
 
 
+def test_a_split_for_validation_beside_test_is_validated_on(tmp_path):
+    path = saved(tmp_path / "set", train=part(24, 0), validation=part(6, 1), test=part(9, 2))
+    dataset = HF(path=path).load()
+    assert [len(p) for p in (dataset.train, dataset.validation, dataset.test)] == [24, 6, 9]
+    assert dataset.facts["validation"] == "split validation"
+    wanted = torch.from_numpy(pixels(6, 1)).permute(0, 3, 1, 2)
+    assert torch.equal(dataset.validation.pixels[:], wanted)
+    assert "asks for a fraction" in refusal(UsageError, path=path, validation=0.3)
+
+
+def test_a_class_that_only_another_split_has_is_no_obstacle_when_others_are_chosen(tmp_path):
+    string = hub.Value("string")
+    train, test = ["a", "b"] * 12, ["a", "b", "new"] * 3
+    path = saved(
+        tmp_path / "set", train=part(24, 0, labels=train, label=string), test=part(9, 2, labels=test, label=string)
+    )
+    assert "label 'new', which is none of the 2 classes" in refusal(path=path, label="label")
+    assert HF(path=path, label="label", classes=("b", "a")).load().classes == ("b", "a")
+
+
+def test_transparent_images_show_the_ground_and_a_pipe_is_no_dataset(tmp_path):
+    import io
+    import os
+
+    def clear(row: int) -> dict[str, Any]:
+        stream = io.BytesIO()
+        image = Image.fromarray(pixels(24, 0)[row])
+        image.putalpha(Image.new("L", (6, 6), 0 if row == 24 else 100))
+        image.save(stream, "PNG")
+        return {"bytes": stream.getvalue(), "path": None}
+
+    features = hub.Features({"image": hub.Image(), "label": hub.ClassLabel(names=["x", "y"])})
+    rows = {"image": [clear(row) for row in range(12)], "label": [0, 1] * 6}
+    held = hub.Dataset.from_dict(rows, features=features)
+    hub.DatasetDict({"train": held, "test": held}).save_to_disk(str(tmp_path / "set"))
+    dataset = HF(path=str(tmp_path / "set")).load()
+    assert dataset.facts["transparent"] == "24 images have transparent parts, shown on white"
+    assert int(dataset.test.pixels[:].min()) >= 155 - 1
+    os.mkfifo(tmp_path / "pipe.parquet")
+    assert "is a pipe or a device" in refusal(path=str(tmp_path / "pipe.parquet"))
+
+
 def test_one_parquet_file_has_no_test_split_and_the_splits_are_listed(small):
     said = refusal(path=f"{small}/train.parquet")
     assert "has no split 'test', only train" in said

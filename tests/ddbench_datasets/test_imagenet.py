@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from ddbench_datasets import ImageNet, Images, TinyImageNet
+from ddbench_datasets import ImageNet, Images, TinyImageNet, sources
 from ddbench_datasets.wnids import SUBSETS, labels, readable, words
 from pictures import NAMES, WNIDS, WORDS, folder, imagenet, photo, saved, tiny_imagenet, zipped
 from PIL import Image
@@ -341,3 +341,19 @@ def test_the_images_source_reads_imagenet_too(data):
 def test_an_image_beside_the_folders_of_imagenet_is_left_alone(data):
     folder(data / "imagenet", imagenet() | {"cover.jpg": photo(1, 64, 64)})
     assert counts(ImageNet().load()) == [[5] * 4, [2] * 4]
+
+
+def test_a_class_of_tiny_imagenet_that_is_not_chosen_may_be_missing(tmp_path):
+    files = {name: data for name, data in tiny_imagenet().items() if f"{WNIDS[1]}_" not in name}
+    where = folder(tmp_path / "set", files | {f"train/{WNIDS[1]}/{WNIDS[1]}_boxes.txt": b""})
+    assert f"no train images of '{WNIDS[1]}'" in refusal(TinyImageNet(root=where))
+    chosen = TinyImageNet(root=where, classes=("tench", WNIDS[2])).load()
+    assert chosen.classes == (NAMES[0], NAMES[2])
+
+
+def test_texts_that_tell_classes_are_bounded_and_utf8(tmp_path, monkeypatch):
+    files, _ = flat(imagenet())
+    where = folder(tmp_path / "set", files | {"LOC_val_solution.csv": b"ImageId,PredictionString\n\xff\xfe"})
+    assert "LOC_val_solution.csv cannot be read as UTF-8 text; get it again" in refusal(ImageNet(root=where))
+    monkeypatch.setattr(sources, "TEXT", 10)
+    assert "LOC_val_solution.csv has 0 MB, but may have 0" in refusal(ImageNet(root=where))

@@ -21,12 +21,13 @@ import torch
 from ddbench_datasets import Images, building, store, workers
 from ddbench_datasets.building import Plan
 from ddbench_datasets.sources import Folder
-from pictures import folder, tarred, tree
+from pictures import folder, saved, tarred, tree
+from PIL import Image
 
 from ddbench import DataError, Store
 from ddbench.base import cache
 from ddbench.base.machine import reset_peak
-from ddbench.base.progress import Event, listening
+from ddbench.base.progress import Event, listening, noting
 from ddbench.errors import InterruptedRun
 
 MANY = 40  # train images of each class; in chunks of four, so that two processes have something to do
@@ -72,8 +73,8 @@ def root(tmp_path) -> str:
 def order(root: str, pause: float = 0.0) -> str:
     """What SCRIPT needs to build the store that ``Images(root)`` reads."""
     images = Images(root=root)
-    with images._collection(Path(root)) as collection:
-        plan, place = collection._plan(images), store.place(collection.identity(images))
+    collection = images._collection(Path(root))
+    plan, place = collection._plan(images), store.place(collection.identity(images))
     place.mkdir(parents=True, exist_ok=True)
     known = {"names": plan.names, "origin": plan.origin, "about": plan.about}
     package = str(Path(store.__file__).parent)
@@ -383,3 +384,159 @@ def test_a_store_of_another_version_or_with_a_damaged_description_is_made_again(
         assert Images(root=root).load().digest == digest
     about.with_name("pixels.npy").write_bytes(b"\x93NUMPY\x02\x00" + bytes(100))
     assert Images(root=root).load().digest == digest
+
+
+# pixels that change on the disk
+
+
+def flip(path: Path, at: int = -1) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+@pytest.fixture
+def notes() -> Iterator[list[str]]:
+    said: list[str] = []
+    with noting(said.append):
+        yield said
+
+
+def test_a_flipped_pixel_is_noticed_and_healed_with_one_line(root, notes):
+    whole = Images(root=root).load()
+    (stored,) = cache.home().glob("datasets/*/pixels.npy")
+    for at in (-1, 200, stored.stat().st_size // 2):
+        flip(stored, at)
+        healed = Images(root=root).load()
+        assert healed.digest == whole.digest
+        assert torch.equal(healed.train.pixels[:], whole.train.pixels[:])
+    wanted = f"the decoded images in {stored.parent} are not as they were written (sha256); they are made again"
+    assert notes == [wanted] * 3
+    assert left() == {"pixels.npy", "about.json", "lock"}
+
+
+def test_a_flipped_pixel_is_noticed_by_a_process_that_finds_the_time_unchanged(root, tmp_path):
+    Images(root=root).load()
+    (stored,) = cache.home().glob("datasets/*/pixels.npy")
+    status = stored.stat()
+    flip(stored)
+    os.utime(stored, ns=(status.st_atime_ns, status.st_mtime_ns))
+    command = [sys.executable, "-m", "ddbench", "prepare", f"images:{root}", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert "are not as they were written (sha256); they are made again" in lines[0]
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not again.stderr.strip()
+    assert again.stdout == done.stdout
+
+
+def test_large_stores_are_digested_when_they_were_touched_or_when_somebody_wants_to_be_sure(root, notes, monkeypatch):
+    digest = Images(root=root).load().digest
+    (stored,) = cache.home().glob("datasets/*/pixels.npy")
+    monkeypatch.setattr(store, "CHECKED", 1000)
+    monkeypatch.setattr(store, "_trusted", set())
+    status = stored.stat()
+    flip(stored)
+    os.utime(stored, ns=(status.st_atime_ns, status.st_mtime_ns))
+    Images(root=root).load()
+    assert not notes  # a flipped bit of a large file, found by whoever prepares
+    with cache.thoroughly():
+        assert Images(root=root).load().digest == digest
+    assert len(notes) == 1
+    flip(stored)  # with another time
+    assert Images(root=root).load().digest == digest
+    assert len(notes) == 2
+
+
+def test_a_store_of_which_the_source_is_gone_is_refused_by_naming_it(root, tmp_path):
+    Images(root=root).load()
+    (stored,) = cache.home().glob("datasets/*/pixels.npy")
+    flip(stored)
+    shutil.rmtree(root)
+    with pytest.raises(DataError, match=rf"there is no folder, zip or tar {root}; pass -o dataset.root"):
+        Images(root=root).load()
+
+
+def test_parts_of_a_half_made_store_that_changed_are_decoded_again(root, small_chunks, notes, monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 1)  # so that the first part is done first
+    with listening(stop_at(40)), pytest.raises(InterruptedRun):
+        Images(root=root).load()
+    (part,) = cache.home().glob("datasets/*/pixels.part")
+    flip(part, 128 + 5)
+    flip(part, 20)  # in the header
+    events: list[Event] = []
+    with listening(events.append):
+        digest = Images(root=root).load().digest
+    assert events[0].done == 36
+    assert notes == [f"1 of 10 parts of {part.parent} have changed on the disk; they are decoded again"]
+    shutil.rmtree(cache.home())
+    assert Images(root=root).load().digest == digest
+
+
+def test_any_damage_to_a_journal_costs_work_and_nothing_else(root, small_chunks, monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 1)
+    whole = Images(root=root).load().digest
+    shutil.rmtree(cache.home())
+    random = np.random.default_rng(0)
+    with listening(stop_at(40)), pytest.raises(InterruptedRun):
+        Images(root=root).load()
+    kept = {path.name: path.read_bytes() for path in cache.home().glob("datasets/*/*")}
+    (folder_,) = cache.home().glob("datasets/*")
+    for _ in range(12):
+        for path in folder_.iterdir():
+            path.unlink()
+        for name, data in kept.items():
+            (folder_ / name).write_bytes(data)
+        flip(folder_ / "journal", int(random.integers(len(kept["journal"]))))
+        assert Images(root=root).load().digest == whole
+
+
+def test_any_damage_to_the_description_makes_the_store_again(root):
+    digest = Images(root=root).load().digest
+    (about,) = cache.home().glob("datasets/*/about.json")
+    whole, random = about.read_bytes(), np.random.default_rng(0)
+    deep = b'{"a":' * 100_000
+    for damaged in (b"", b"[]", b"null", b'"text"', b"7", deep, b"\xff\xfe", whole[: len(whole) // 2], b"{}"):
+        about.write_bytes(damaged)
+        assert Images(root=root).missing() is not None
+        assert Images(root=root).load().digest == digest
+    for at in random.integers(len(whole), size=25):
+        changed = bytearray(whole)
+        changed[at] ^= int(2 ** random.integers(7))
+        about.write_bytes(bytes(changed))
+        assert Images(root=root).load().digest == digest
+
+
+def test_a_store_that_is_cut_or_of_an_earlier_version_is_made_again_with_one_line(root, notes):
+    digest = Images(root=root).load().digest
+    (stored,) = cache.home().glob("datasets/*/pixels.npy")
+    about = stored.with_name("about.json")
+    earlier = {name: value for name, value in json.loads(about.read_text()).items() if name not in ("seal", "stamp")}
+    stored.write_bytes(stored.read_bytes()[:-5])
+    assert Images(root=root).load().digest == digest
+    about.write_text(json.dumps(earlier))
+    assert Images(root=root).load().digest == digest
+    wanted = f"the decoded images in {stored.parent} are damaged, or of an earlier version; they are made again"
+    assert notes == [wanted] * 2
+
+
+@pytest.mark.parametrize("name", ["about.json", "pixels.npy"])
+def test_a_pipe_in_the_place_of_a_file_of_the_store_is_not_waited_for(root, name):
+    digest = Images(root=root).load().digest
+    (path,) = cache.home().glob(f"datasets/*/{name}")
+    path.unlink()
+    os.mkfifo(path)
+    assert Images(root=root).load().digest == digest
+
+
+def test_images_that_a_ground_changes_lie_apart_from_what_earlier_versions_stored(tmp_path):
+    opaque = folder(tmp_path / "opaque", tree())
+    clear = Image.new("RGBA", (6, 6), (9, 9, 9, 255))
+    clear.putpixel((0, 0), (9, 9, 9, 0))
+    through = folder(tmp_path / "through", tree() | {"train/cat/0.png": saved(clear)})
+    for where, at in ((opaque, 0), (through, 1)):
+        images = Images(root=where)
+        images.load()
+        places = store._places(images._collection(Path(where)).identity(images))
+        assert [(place / "about.json").exists() for place in places] == [at == 0, at == 1]

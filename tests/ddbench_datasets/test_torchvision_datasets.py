@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -446,3 +447,12 @@ def test_an_installation_without_torchvision_is_told_what_it_lacks(monkeypatch, 
 def test_network_errors_are_not_taken_for_those_of_the_disk(monkeypatch, folder):
     offline(monkeypatch, URLError(PermissionError(errno.EACCES, "Permission denied")))
     assert "torchvision could not get it" in refusal(MNIST())
+
+
+@pytest.mark.parametrize("source", [MNIST, GTSRB])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder, source):
+    base = source.files.folder
+    base.mkdir(parents=True)
+    name = next(iter(source.files.archives))
+    os.mkfifo(base / name)
+    assert f"{base / name} is a pipe or a device, and no file of {source.files.title}; remove it" in refusal(source())

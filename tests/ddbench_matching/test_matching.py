@@ -13,7 +13,7 @@ import pytest
 import torch
 from ddbench_matching import dm as dm_module
 from ddbench_matching import gradient as gradient_module
-from ddbench_matching.common import distance, siamese
+from ddbench_matching.common import augmented, distance, siamese
 from ddbench_matching.dm import Dm
 from ddbench_matching.gradient import LOOPS, Dc, Dsa, frozen_statistics, loops, match
 from ddbench_networks import ConvNet
@@ -25,6 +25,7 @@ from torch.autograd import grad
 from torch.nn.functional import cross_entropy
 
 from ddbench import DSA, Curriculum, Network, Problem, Starts, UsageError
+from ddbench.data.augment import Draw
 from ddbench.testing import toy_task
 
 CLASS = 36  # real images of each class on the toy task
@@ -111,7 +112,7 @@ def test_dm_augments_real_and_synthetic_images_of_a_class_alike(operation, monke
     with problem.seed.scope():
         loss, _ = Dm(batch_real=CLASS).match(problem, vector, images)
     assert loss < 1e-20
-    monkeypatch.setattr(dm_module, "siamese", apart)
+    monkeypatch.setattr(dm_module, "augmented", lambda batches, _: [DSA(operation).draw(1)(b) for b in batches])
     with problem.seed.scope():
         losses = [float(Dm(batch_real=CLASS).match(problem, vector, images)[0]) for _ in range(4)]
     assert max(losses) > 1e-6
@@ -134,17 +135,57 @@ def test_a_siamese_draw_is_one_operation_with_one_set_of_parameters_for_both_bat
 def test_dm_draws_an_augmentation_for_each_class(monkeypatch):
     drawn = []
 
-    def counted(dsa: DSA, real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor]:
-        drawn.append((dsa.strategy, len(real), len(synthetic)))
-        return siamese(dsa, real, synthetic)
+    def counted(batches: list[Tensor], draws: list[Draw]) -> list[Tensor]:
+        drawn.append(([len(batch) for batch in batches], [len(draw.parameters) for draw in draws]))
+        return augmented(batches, draws)
 
-    monkeypatch.setattr(dm_module, "siamese", counted)
+    monkeypatch.setattr(dm_module, "augmented", counted)
     problem = precise(INSTANCE, frozen=1)
     play(Dm(batch_real=9), problem, 2)
-    assert drawn == [(problem.augment, 9, 3)] * 6
+    assert drawn == [([9] * 3, [1] * 3), ([3] * 3, [1] * 3)] * 2
     drawn.clear()
     play(Dm(batch_real=9, augment=False), problem, 1)
-    assert drawn == [("", 9, 3)] * 3
+    assert drawn == [([9] * 3, [0] * 3), ([3] * 3, [0] * 3)]
+
+
+@pytest.mark.parametrize("strategy", ["color_crop_cutout_flip_scale_rotate", "diffaug:color_crop_flip", ""])
+def test_batches_augmented_together_are_to_the_bit_those_augmented_one_by_one(strategy):
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(2 + i, 3, 8, 8, generator=generator).requires_grad_() for i in range(8)]
+    torch.manual_seed(0)
+    for _ in range(5):
+        draws = [DSA(strategy).draw(1, siamese=True) for _ in batches]
+        together = augmented(batches, draws)
+        for batch, draw, seen in zip(batches, draws, together, strict=True):
+            alone = draw(batch)
+            assert torch.equal(seen, alone)
+            weights = torch.randn(alone.shape, generator=generator)
+            assert torch.equal(
+                grad((seen * weights).sum(), batch, retain_graph=True)[0],
+                grad((alone * weights).sum(), batch)[0] if strategy else weights,
+            )
+
+
+def test_operations_of_an_iteration_of_dm_hardly_grow_with_the_classes():
+    """Counted as torch dispatches them: what a GPU launches."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Count.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    batches = [torch.randn(4, 3, 8, 8) for _ in range(100)]
+    counts = []
+    for classes in (10, 100):
+        draws = [Draw("crop", torch.rand(1, 2)) for _ in range(classes)]
+        with Count():
+            Count.calls = 0
+            augmented(batches[:classes], draws)
+            counts.append(Count.calls)
+    assert counts[1] < counts[0] + 4 * 90, "no more than views of what is together for each class"
 
 
 def test_dm_asks_for_a_network_with_features():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from ddbench import Curriculum, Preprocessing, Recipe, SyntheticSet, Teaching
 from ddbench.base.cache import home
 from ddbench.base.tensors import load_tensors, save_tensors
-from ddbench.errors import DataError, UsageError
+from ddbench.errors import DataError
 from ddbench.files.target import EvalOptions, evaluated
 from ddbench.grade.distilled import FORMAT, Distilled
 
@@ -26,9 +27,13 @@ CLASSES = ("cat", "dog", "öre")
 
 
 def distilled(preprocessing: Preprocessing | None = None, name: str = "toy") -> Distilled:
-    first = some_set(3, 0, shape=(1, 8, 8), lr=0.02)
+    first = some_set(3, 0, shape=(1, 8, 8), lr=0.02, label_type="teacher")
     second = some_set(3, 1, shape=(1, 8, 8), labels="raw", lr=0.02, label_kind="logit", label_type="learned")
-    about = {"dataset": {"name": name, "digest": "x"}, "selection": "validation", "spec": spec("random").record()}
+    about = {
+        "dataset": {"name": name, "digest": "x"},
+        "selection": "validation",
+        "spec": spec("random", ipc=2).record(),
+    }
     step = preprocessing or Preprocessing(torch.tensor([0.4]), torch.tensor([0.3]))
     teaching = Teaching(Recipe(batch=7, lr=0.03, momentum=0.9, augment=""), steps=11, phases=2)
     return Distilled(
@@ -72,8 +77,9 @@ def test_whitening_matrices_travel_with_the_set(tmp_path):
 
 def test_a_set_without_a_learning_rate_keeps_none(tmp_path):
     made = distilled()
-    first = replace(made.curriculum.sets[0], lr=None)
-    replace(made, curriculum=Curriculum((first,), ((0,),))).save(tmp_path / "f.safetensors")
+    first, second = made.curriculum.sets
+    changed = Curriculum((replace(first, lr=None), second), made.curriculum.phases)
+    replace(made, curriculum=changed).save(tmp_path / "f.safetensors")
     assert Distilled.load(tmp_path / "f.safetensors").curriculum.sets[0].lr is None
 
 
@@ -183,8 +189,11 @@ def test_a_description_that_is_not_json_is_a_data_error(path):
 
 
 def test_a_set_for_a_network_that_is_not_installed_names_it(path):
-    with pytest.raises((DataError, UsageError), match="vgg"):
-        Distilled.load(rewritten(path, network={"name": "vgg", "options": {}}))
+    elsewhere = {"name": "vgg", "options": {}}
+    about = distilled().about
+    about["spec"] |= {"network": elsewhere}
+    with pytest.raises(DataError, match=r"describes what is not here.*vgg"):
+        Distilled.load(rewritten(path, network=elsewhere, about=about))
 
 
 def test_test_data_with_other_classes_are_refused(path):
@@ -242,3 +251,80 @@ def test_teachers_travel_with_their_sets(tmp_path):
     assert back.teacher.source == ConvNet(width=3, depth=1)
     assert torch.equal(back.teacher.vector, some_teacher().vector)
     assert back.digest == with_teacher.digest
+
+
+def test_a_file_is_opened_without_waiting_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "distilled.safetensors")
+    with pytest.raises(DataError, match="named pipe"):
+        Distilled.load(tmp_path / "distilled.safetensors")
+
+
+def test_a_set_that_keeps_none_of_its_sets_but_the_first_is_what_a_diverged_run_left(tmp_path):
+    """Of two stages, one was done: fewer images than the budget are right there, and nowhere else."""
+    made = distilled()
+    left = Curriculum(made.curriculum.sets[:1], ((0,),))
+    scheduler = {"name": "pdd", "options": {"stages": 2}}
+    about = made.about | {"spec": made.about["spec"] | {"scheduler": scheduler}}
+    replace(made, curriculum=left, about=about).save(tmp_path / "last_good.safetensors")
+    assert len(Distilled.load(tmp_path / "last_good.safetensors").curriculum) == 1
+    replace(made, curriculum=left).save(tmp_path / "other.safetensors")
+    with pytest.raises(DataError, match="holds 3 images, but 2 for each of 3 classes"):
+        Distilled.load(tmp_path / "other.safetensors")
+
+
+def hard(rows: list[int], ipc: int = 2) -> Distilled:
+    made = distilled()
+    images = torch.randn(len(rows), 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    about = made.about | {"spec": spec("random", ipc=ipc).record()}
+    s = SyntheticSet(images, torch.eye(3)[rows], 0.01)
+    return replace(made, curriculum=Curriculum((s,), ((0,),)), about=about)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([0, 0, 1, 1, 2, 2, 2], "7 images, but 2 for each of 3"),
+        ([0, 0, 1], "3 images, but 2 for each of 3"),
+        ([0, 0, 0, 1, 2, 2], "as many of each of its 3 classes"),
+        ([2, 2, 1, 1, 0, 0], "in order"),
+        ([0, 1, 2] * 340, "1020 images"),
+    ],
+)
+def test_numbers_and_balance_are_those_of_the_budget(tmp_path, rows, said):
+    hard([0, 0, 1, 1, 2, 2]).save(tmp_path / "sound.safetensors")
+    assert len(Distilled.load(tmp_path / "sound.safetensors").curriculum.sets[0]) == 6
+    hard(rows).save(tmp_path / "f.safetensors")
+    with pytest.raises(DataError, match=said):
+        Distilled.load(tmp_path / "f.safetensors")
+
+
+def test_sets_of_others_need_no_balance(tmp_path):
+    made = hard([2, 0, 1, 1], ipc=1)
+    replace(made, about=made.about | {"selection": "unknown"}).save(tmp_path / "f.safetensors")
+    assert len(Distilled.load(tmp_path / "f.safetensors").curriculum.sets[0]) == 4
+
+
+@pytest.mark.parametrize("label_type", ["hard", "teacher"])
+@pytest.mark.parametrize("rows", [-torch.eye(3), torch.eye(3) * 2, torch.full((3, 3), 0.5), torch.zeros(3, 3)])
+def test_labels_are_what_they_are_said_to_be(tmp_path, label_type, rows):
+    made = hard([0, 1, 2], ipc=1)
+    s = replace(made.curriculum.sets[0], labels=rows, label_type=label_type)
+    replace(made, curriculum=Curriculum((s,), ((0,),))).save(tmp_path / "f.safetensors")
+    with pytest.raises(DataError, match="said to be"):
+        Distilled.load(tmp_path / "f.safetensors")
+
+
+def test_soft_labels_that_are_declared_hard_are_refused(tmp_path):
+    s = replace(hard([0, 1, 2], ipc=1).curriculum.sets[0], labels=torch.full((3, 3), 1 / 3))
+    replace(hard([0, 1, 2], ipc=1), curriculum=Curriculum((s,), ((0,),))).save(tmp_path / "f.safetensors")
+    with pytest.raises(DataError, match="said to be hard"):
+        Distilled.load(tmp_path / "f.safetensors")
+
+
+def test_a_teacher_has_the_numbers_of_its_network(tmp_path):
+    made = hard([0, 1, 2], ipc=1)
+    short = replace(some_teacher(), vector=some_teacher().vector[:-1])
+    s = replace(made.curriculum.sets[0], teacher=short)
+    replace(made, curriculum=Curriculum((s,), ((0,),))).save(tmp_path / "f.safetensors")
+    with pytest.raises(DataError, match="teacher of set 0 has"):
+        Distilled.load(tmp_path / "f.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,13 @@ HOSTILE = {
     "template": "{{7*7}}{% include 'x' %}${7*7}",
     "markup": "[/x][bold]",
     "ansi": "\x1b[31mred\x1b]0;title\x07\x00",
-    "bidi": "abc\u202edcba\u2066x",
+    "bidi": "abc\u202edcba\u2066x\u200fy\u061cz",
+    "unseen": "a\u200bb\u2063c\ufeffd\u2028e",
     "surrogate": "\ud800 and \uffff",
     "table": "a|b\n# heading\n[x](javascript:window.hacked=1)",
     "tex": "$\\frac{1}{0}$ _under",
     "long": "m" * 5000,
 }
-
-
-def hostile_command(text: str) -> str:
-    """A call of ddbench with a word from elsewhere."""
-    return shlex.join(["ddbench", "run", "--dataset", " ".join(text.split())])
 
 
 def made(out: Path, matcher: str = "random", seeds: tuple[int, ...] = SEEDS, **more: Any) -> list[Path]:
@@ -99,6 +94,8 @@ def posted(
     runs = []
     for seed, mean in enumerate(accuracies):
         made = copy.deepcopy(packed(folder))
+        scale = ipc / made["spec"]["ipc"]
+        made["result"] |= {n: int(scale * made["result"][n]) for n in ("images", "image_bytes", "label_bytes")}
         made["spec"] |= {"seed": seed, "ipc": ipc, "matcher": {"name": matcher, "options": {}}}
         made |= {"seed": seed, "run": f"{name}-{seed}"}
         evaluation = made["evaluations"][0] | {"seed": seed}
@@ -116,7 +113,6 @@ def posted(
         "link": "",
         "note": "",
         "date": "2026-01-02T03:04:05",
-        "command": "ddbench run",
         "picture": None,
         "runs": runs,
         **about,

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import random
+import shutil
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from beginnings import CLASSES, NETWORK, RECIPE, SHAPE, Counting, experts, files, real, starts
@@ -13,10 +21,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ddbench import Examples, Experts, Network, Recipe, Seed, Starts, Teaching, UsageError
-from ddbench.base.cache import Cache
-from ddbench.base.progress import Event, listening
-from ddbench.base.tensors import load_tensors
-from ddbench.errors import DataError, DDBenchError, InterruptedRun
+from ddbench.base import tensors
+from ddbench.base.cache import Cache, read_json, write_json
+from ddbench.base.progress import Event, listening, noting
+from ddbench.base.tensors import load_tensors, save_rows, save_tensors
+from ddbench.errors import DamagedError, DDBenchError, InterruptedRun
+<<<<<<< HEAD
+from ddbench.problem.expert_files import Trajectory
+from ddbench.problem.experts import layout
+=======
+from ddbench.problem.experts import Trajectory, layout
+>>>>>>> main
+from ddbench.train.fit import Student
 
 
 def trained_alone(made: Experts, index: int, epochs: int, start: Tensor | None = None) -> list[Tensor]:
@@ -181,6 +197,55 @@ def test_interrupted_build_goes_on_and_ends_with_identical_files(tmp_path, epoch
         assert (stopped.root / name).read_bytes() == (whole.root / name).read_bytes()
 
 
+def test_a_build_that_is_killed_goes_on_where_it_was_stored_last_every_five_seconds(tmp_path, monkeypatch):
+    """An hour passes between two looks at the clock; what ends the build leaves it no time to store anything."""
+
+    left, clock = count(3, -1), count(0, 3600)
+
+    def killed(event: Event) -> None:
+        if event.what == "expert 0" and next(left) == 1:
+            patched.setattr(Trajectory, "save", lambda *_: None)
+            raise InterruptedRun("killed")
+
+    whole, stopped = Cache(tmp_path / "whole"), Cache(tmp_path / "stopped")
+    experts(whole).build(1, (0, 4))
+    with monkeypatch.context() as patched:
+        patched.setattr("ddbench.problem.experts.time.monotonic", lambda: next(clock))
+        with pytest.raises(InterruptedRun), listening(killed):
+            experts(stopped).build(1, (0, 4))
+    with listening(counting := Counting()):
+        experts(stopped).build(1, (0, 4))
+    assert counting.counts["expert 0"] < 4
+    (name,) = files(whole)
+    assert (stopped.root / name).read_bytes() == (whole.root / name).read_bytes()
+
+
+def test_the_seconds_of_an_interrupted_trajectory_add_up(tmp_path):
+    """What one process noted, what the next did after it, and what the last had to do."""
+    path = tmp_path / "000000.safetensors"
+    student = Student(NETWORK.init(Seed(0)))
+
+    def book() -> Trajectory:
+        return Trajectory(path, (0, 2), NETWORK.length, NETWORK.dtype)
+
+    first = book()
+    assert first.resume(NETWORK) == 0
+    first.note(0, student)
+    first.save(2.0)
+    second = book()
+    assert second.resume(NETWORK) == 0
+    assert second.seconds == 2.0
+    second.note(1, student)
+    second.save(1.5)
+    second.save(3.0)  # of this process so far, and not since the last time
+    third = book()
+    assert third.resume(NETWORK) == 1
+    assert third.seconds == 5.0
+    third.note(2, student)
+    third.finish(0.25, [0])
+    assert read_json(path.with_suffix(".json")) == {"seconds": 5.25}
+
+
 def test_interrupted_build_that_then_wants_other_snapshots_gives_the_same_numbers(tmp_path):
     whole, stopped = Cache(tmp_path / "whole"), Cache(tmp_path / "stopped")
     experts(whole).build(1, (0, 1, 4))
@@ -218,12 +283,202 @@ def test_key_of_experts_does_not_depend_on_which_snapshots_were_kept(tmp_path):
     assert torch.equal(experts(few).snapshot(0, 3), experts(many).snapshot(0, 3))
 
 
-def test_damaged_experts_are_a_data_error_that_names_the_file(cache):
-    experts(cache).build(1, (0, 1))
-    (path,) = cache.root.rglob("experts/*/*.safetensors")
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(DataError, match=path.name):
-        experts(cache).snapshot(0, 0)
+# -- damage ----------------------------------------------------------------------------------------------------
+
+
+def file_of(cache: Cache) -> Path:
+    (path,) = cache.root.rglob("experts/*/000000.safetensors")
+    return path
+
+
+def flip(path: Path, place: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 0x40
+    path.write_bytes(raw)
+
+
+def place_of(path: Path, name: str) -> int:
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    return 8 + length + json.loads(raw[8 : 8 + length])[name]["data_offsets"][0]
+
+
+DAMAGE = {
+    "an epoch": lambda path: flip(path, place_of(path, "epochs") + 12),
+    "a number": lambda path: flip(path, place_of(path, "snapshots") + 4 * NETWORK.length + 6),
+    "a digest": lambda path: flip(path, place_of(path, "digests") + 33),
+    "the header": lambda path: flip(path, 20),
+    "its length": lambda path: flip(path, 1),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-4]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("noticed", ["while it is read", "by the next build"])
+def test_a_damaged_expert_is_made_again_to_the_same_bits_with_one_line_that_says_so(cache, damage, noticed):
+    made, said = experts(cache), []
+    made.build(2, (0, 1, 3))
+    path, before = file_of(cache), {epoch: made.snapshot(0, epoch) for epoch in (0, 1, 3)}
+    whole = path.read_bytes()
+    DAMAGE[damage](path)
+    if noticed == "by the next build":
+        made = experts(cache)
+    with noting(said.append):
+        made.build(2, (0, 1, 3)) if made._built == set() else None
+        for epoch in (1, 3, 0):
+            assert torch.equal(made.snapshot(0, epoch), before[epoch])
+    assert path.read_bytes() == whole
+    if damage == "gone" and noticed == "by the next build":
+        assert said == []  # nobody knows that it ever was there
+    else:
+        (line,) = said
+        assert str(path) in line
+        assert line.endswith("; it is made again")
+
+
+def test_making_an_expert_again_disturbs_nothing_of_whoever_asks(cache):
+    """Random streams go on, and gradients, lower precisions and inference change no bit of it."""
+    made = experts(cache)
+    made.build(1, (0, 3))
+    whole = file_of(cache).read_bytes()
+    contexts = [torch.no_grad(), torch.inference_mode(), torch.autocast("cpu"), contextlib.nullcontext()]
+    for context in contexts:
+        with Seed(1).scope():
+            expected = (torch.rand(3), np.random.rand(), random.random())
+        DAMAGE["a number"](file_of(cache))
+        with Seed(1).scope(), noting(str), context:
+            vector = made.snapshot(0, 3)
+            seen = (torch.rand(3), np.random.rand(), random.random())
+        assert torch.equal(seen[0], expected[0])
+        assert seen[1:] == expected[1:]
+        assert file_of(cache).read_bytes() == whole
+        assert len(vector) == NETWORK.length
+
+
+def test_experts_whose_whole_cache_is_deleted_are_made_again(cache):
+    made = experts(cache, 1)
+    made.build(1, (0, 2))
+    before = made.snapshot(0, 2)
+    shutil.rmtree(cache.root)
+    assert torch.equal(made.snapshot(0, 2), before)
+    assert (file_of(cache).parent / "identity.json").exists()
+
+
+def test_a_row_is_compared_with_its_digest_once(cache, monkeypatch):
+    monkeypatch.setattr("ddbench.base.tensors._SETTLED", -1e9)
+    made, seen = experts(cache), []
+    made.build(1, (0, 2))
+    digest = tensors.tensor_digest
+    monkeypatch.setattr(tensors, "tensor_digest", lambda t: seen.append(t.numel()) or digest(t))
+    for _ in range(5):
+        made.snapshot(0, 2)
+    assert seen.count(NETWORK.length) == 1
+
+
+def test_experts_of_earlier_versions_without_digests_are_read(cache):
+    made = experts(cache)
+    made.build(1, (0, 2))
+    path = file_of(cache)
+    held, _ = load_tensors(path)
+    save_tensors(path, {name: held[name] for name in ("epochs", "snapshots")})
+    again = experts(cache)
+    assert again.missing(1, (0, 2)) == []
+    assert torch.equal(again.snapshot(0, 2), held["snapshots"][1])
+
+
+@pytest.mark.parametrize("part", ["vector", "state0", "epoch", "wanted", "seconds"])
+def test_training_whose_interim_file_is_damaged_begins_again_and_says_so(tmp_path, part):
+    whole, stopped, said = Cache(tmp_path / "whole"), Cache(tmp_path / "stopped"), []
+    experts(whole).build(1, (0, 4))
+    with pytest.raises(InterruptedRun), listening(Counting(("expert 0", 2))):
+        experts(stopped).build(1, (0, 4))
+    (partial,) = stopped.root.rglob("*.partial")
+    flip(partial, place_of(partial, part) + 1)
+    with listening(counting := Counting()), noting(said.append):
+        experts(stopped).build(1, (0, 4))
+    assert counting.counts["expert 0"] == 4
+    assert len(said) == 1
+    assert f"{partial} is damaged" in said[0]
+    assert file_of(stopped).read_bytes() == file_of(whole).read_bytes()
+
+
+def test_snapshots_that_were_damaged_before_training_ended_are_noticed(tmp_path):
+    whole, stopped = Cache(tmp_path / "whole"), Cache(tmp_path / "stopped")
+    experts(whole).build(1, (0, 1, 4))
+    with pytest.raises(InterruptedRun), listening(Counting(("expert 0", 2))):
+        experts(stopped).build(1, (0, 1, 4))
+    (rows,) = stopped.root.rglob("*.rows")
+    flip(rows, place_of(rows, "snapshots") + 4 * NETWORK.length + 6)
+    made = experts(stopped)
+    made.build(1, (0, 1, 4))
+    assert torch.equal(made.snapshot(0, 1), experts(whole).snapshot(0, 1))
+    assert file_of(stopped).read_bytes() == file_of(whole).read_bytes()
+
+
+@pytest.mark.parametrize("note", [None, "", "{", "[]", "{}", '{"seconds": "x"}', '{"seconds": 1.5, "seal": "x"}'])
+def test_a_cost_that_is_not_known_is_unknown_and_not_nothing(cache, note):
+    made = experts(cache)
+    made.build(2, (0, 1))
+    assert made.seconds(2) > 0
+    path = file_of(cache).with_suffix(".json")
+    path.unlink() if note is None else path.write_text(note)
+    assert math.isnan(made.seconds(2))
+    assert torch.equal(experts(cache).snapshot(0, 1), made.snapshot(0, 1))
+
+
+def test_the_cost_is_noted_before_the_expert_is_there(cache, monkeypatch):
+    """A kill between the two leaves an expert that is trained on, and no cost of zero."""
+
+    def killed(self) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tensors.RowFile, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            experts(cache).build(1, (0, 1))
+    assert files(cache) == set()
+    assert len(files(cache, "000000.json")) == 1
+
+
+def test_experts_that_trained_together_are_made_again_together(tmp_path):
+    made, said = expert_pool(tmp_path, together=True), []
+    made.build(3, (0, 1, 2))
+    path = made.folder / "000001.safetensors"
+    before = {p.name: p.read_bytes() for p in made.folder.glob("*.safetensors")}
+    DAMAGE["cut"](path)
+    with noting(said.append), listening(counting := Counting()):
+        made.snapshot(1, 2)
+    assert counting.counts["3 experts"] == 2  # epochs, of all three
+    assert {p.name: p.read_bytes() for p in made.folder.glob("*.safetensors")} == before
+    DAMAGE["cut"](path)
+    again = expert_pool(tmp_path, together=True)
+    with noting(said.append):
+        again.build(3, (0, 1, 2))
+    assert {p.name: p.read_bytes() for p in made.folder.glob("*.safetensors")} == before
+    assert len(said) == 2
+
+
+def test_imported_experts_that_are_damaged_are_refused_with_the_way_out(cache):
+    trained = experts(cache)
+    trained.build(1, (0, 1, 2))
+    rows = load_tensors(file_of(cache))[0]["snapshots"]
+    folder = cache.root / "experts" / "imported1"
+    save_rows(folder / "000000.safetensors", [0, 1, 2], rows)
+    write_json(folder / "identity.json", {"layout": layout(NETWORK), "experts": 1, "epochs": 2}, sealed=True)
+    brought = experts(cache, recipe=replace(RECIPE, imported="imported1"))
+    brought.build(1, (0, 2))
+    assert torch.equal(brought.snapshot(0, 2), rows[2])
+    flip(folder / "000000.safetensors", place_of(folder / "000000.safetensors", "snapshots") + 2)
+    way = r"cannot be made again; delete .*imported1 and import them anew \(`ddbench import --experts FILES`\)"
+    with pytest.raises(DamagedError, match=rf"row 0 is not what was written, and experts that were imported {way}"):
+        brought.snapshot(0, 0)
+    text = (folder / "identity.json").read_text()
+    for words in (text.replace('"epochs": 2', '"epochs": 9'), "[]", "{", '{"experts": [], "epochs": 1}'):
+        (folder / "identity.json").write_text(words)
+        with pytest.raises(DamagedError, match=way):
+            brought.build(1, (0, 2))
 
 
 def test_kept_snapshots_are_those_asked_for(cache):

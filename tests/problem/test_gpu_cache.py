@@ -173,6 +173,19 @@ def test_what_a_build_names_is_expected(cache):
     assert keys == [(0, 0), (0, 3), (1, 0), (1, 3)]
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(4, 4), (3, 0)])
+def test_a_build_is_read_ahead_if_all_of_it_fits_and_not_at_all_otherwise(cache, rows, expected):
+    plain = experts(cache)
+    plain.build(2, range(4))
+    made = shelved(experts(cache), rows * plain.starts.network.length * 4)
+    made.build(2, (0, 3))
+    assert len(made._shelf._waiting) + len(made._shelf._to_come) == expected
+    all_read(made._shelf)
+    for index in range(2):
+        for epoch in (0, 3):
+            assert torch.equal(made.snapshot(index, epoch), plain.snapshot(index, epoch))
+
+
 def test_after_more_training_nothing_old_is_kept(cache):
     made = shelved(experts(cache), 10**9)
     made.build(1, (0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -37,8 +38,9 @@ from ddbench import (
     teach,
 )
 from ddbench.base.cache import Cache
-from ddbench.base.progress import listening
-from ddbench.errors import DataError, InterruptedRun
+from ddbench.base.progress import listening, noting
+from ddbench.base.tensors import save_tensors
+from ddbench.errors import InterruptedRun
 from ddbench.problem.starts import teach_together
 from ddbench.train.fit import Student, Watch
 
@@ -183,6 +185,14 @@ def test_teaching_without_a_budget_gives_every_phase_the_recipes_own_epochs():
     assert [Teaching(recipe).lesson(j) for j in range(3)] == [recipe] * 3
 
 
+@pytest.mark.parametrize(("epochs", "passes"), [(None, 1), (1, 1), (4, 4)])
+def test_the_steps_of_a_phase_are_batches_of_all_it_shows_in_every_pass(epochs, passes):
+    """Sets of 5, 6 and 3 images, in batches of 4: 2, 3 and 4 steps for a pass."""
+    teaching, plan = Teaching(Recipe(batch=4, epochs=epochs)), curriculum(3)
+    assert [teaching.steps_of(j, plan) for j in range(3)] == [2 * passes, 3 * passes, 4 * passes]
+    assert teaching.total(plan) == 9 * passes
+
+
 def test_interrupted_lesson_leaves_no_file_and_is_taught_again(cache, tmp_path):
     expected = starts(Cache(tmp_path / "other"), 2)[0]
     with pytest.raises(InterruptedRun), listening(Counting(("teaching a student", 1))):
@@ -191,17 +201,44 @@ def test_interrupted_lesson_leaves_no_file_and_is_taught_again(cache, tmp_path):
     assert torch.equal(starts(cache, 2)[0], expected)
 
 
-def test_damaged_lesson_is_a_data_error_that_names_the_file(cache):
-    taught = starts(cache, 1)
-    taught[0]
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_damaged_lesson_is_taught_again_to_the_same_bits_with_one_line_that_says_so(cache, carry):
+    taught = starts(cache, 1, teaching=Teaching(replace(RECIPE, carry=carry), steps=9, phases=3))
+    expected = taught[0]
     (path,) = cache.root.rglob("*.safetensors")
-    raw = path.read_bytes()
-    path.write_bytes(raw[:-1])
-    with pytest.raises(DataError, match=path.name):
-        taught[0]
-    path.write_bytes(raw.replace(b"vector", b"wector"))
-    with pytest.raises(DataError, match=path.name):
-        taught[0]
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:-1],
+        b"",
+        whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+        whole.replace(b"vector", b"wector"),
+    ):
+        path.write_bytes(damaged)
+        said: list[str] = []
+        with noting(said.append), torch.no_grad(), Seed(1).scope():
+            drawn = torch.rand(1)
+            again = taught[0]
+            assert not torch.equal(torch.rand(1), drawn)
+        assert torch.equal(again, expected)
+        assert said == [f"{path} is damaged; it is made again"]
+        assert path.read_bytes() == whole
+
+
+def test_a_lesson_of_an_earlier_version_without_digests_is_read_and_one_of_another_network_is_not(cache):
+    taught = starts(cache, 1)
+    expected = taught[0]
+    (path,) = cache.root.rglob("*.safetensors")
+    save_tensors(path, {"vector": expected + 1})
+    assert torch.equal(taught[0], expected + 1)
+    save_tensors(path, {"vector": expected[:-1]})
+    assert torch.equal(taught[0], expected)
+
+
+def test_a_lesson_whose_file_is_deleted_is_taught_again(cache):
+    taught = starts(cache, 2)
+    expected = taught[1]
+    shutil.rmtree(cache.root)
+    assert torch.equal(taught[1], expected)
 
 
 @pytest.mark.parametrize("carry", [False, True])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from sets import some_set as any_set
 
 from ddbench import Curriculum, Examples, Pool, SyntheticSet, UsageError, share
+from ddbench.problem.decode import Decoder
 from ddbench.problem.synthetic import targets
 
 some_set = partial(any_set, shape=(2, 3, 3), classes=4)
@@ -102,6 +106,18 @@ def test_set_digest_changes_with_whatever_a_student_sees():
     assert len({s.digest for s in sets}) == len(sets)
     assert some_set(3).digest == base.digest
     assert base.detached().digest == base.digest
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_set_digest_is_what_it_was_in_earlier_versions(factor):
+    """Evaluations and experts lie under it. A factor is only part of it where there is a decoder."""
+    held = SyntheticSet(torch.arange(16.0).view(2, 2, 2, 2), torch.eye(2), lr=0.5, decoder=Decoder(factor))
+    parts = [
+        hashlib.sha256(array.tobytes()).hexdigest() for array in (np.arange(16, dtype="f4"), np.eye(2, dtype="f4"))
+    ]
+    document = [[2, 2, 2, 2], 0.5, "probability", *parts, *([2] if factor == 2 else [])]
+    text = json.dumps(document, separators=(",", ":"))
+    assert held.digest == hashlib.sha256(text.encode()).hexdigest()
 
 
 # -- curricula -----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from ddbench.results import compare, tables
 from ddbench.results.aggregate import per_run
 from ddbench.results.compare import Ask
 from ddbench.results.tables import PER_RUN, Table, render
-from ddbench.results.where import order, select
+from ddbench.results.where import divided, order, select
 from ddbench.run.folder import find_run, run_folders
 from ddbench.run.record import RunRecord
 from ddbench.run.row import COLUMNS, Cells, Row
@@ -667,6 +667,14 @@ def test_what_has_no_value_has_not_passed():
     assert compare.tripped([], ["accuracy<0.1"]) == ["accuracy<0.1: there is no row to check"]
 
 
+@pytest.mark.parametrize("column", ["accuracy_mean", "steps", "student_lr", "total_bytes"])
+def test_a_column_without_a_value_trips_whatever_it_is_called_but_a_status_is_only_what_it_is(column):
+    missing = {"dataset": "toy", "ipc": 1, "matcher": "mtt", column: None, "status": None}
+    (said,) = compare.tripped([missing], [f"{column}<0.5"])
+    assert said == f"{column}<0.5: toy ipc 1 mtt has {column} no value"
+    assert compare.tripped([missing], ["status=ok"]) == []
+
+
 def test_the_baseline_is_not_asked_to_differ_from_itself():
     found = compared(runs("random", RANDOM) + runs("tesla", BETTER))
     assert compare.tripped(found, ["difference<0.05", "p_holm>0.01"]) == []
@@ -752,6 +760,45 @@ def test_what_all_lines_share_is_said_once():
     assert "dataset" not in table.text()[0]
     assert table.notes()[0] == "In all lines: dataset toy, network convnet, ipc 1, protocol default, students 2."
     assert "dataset" in compare.compared(runs("random", RANDOM), Ask())[0].text()[0]
+
+
+def test_two_lines_that_agree_are_enough_to_say_it_once_and_one_is_not():
+    same = [line(steps=1000), line(matcher="mtt", steps=1000)]
+    for rows_, titles in ((same, False), (same[:1], True)):
+        table = Table(per_run(rows_), {"matcher": "matcher", "steps": "N"}, once=("steps",))
+        assert ("N" in table.text()[0]) is titles
+        assert ("In all lines: N 1000." in table.notes()) is not titles
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "expected"),
+    [
+        ("ci_low", {"ci_low": 0.1234, "ci_high": 0.9876}, "[12.3, 98.8]"),
+        ("peak_bytes", {"peak_bytes": 5 * 2**20 + 2**19}, "5.5"),
+        ("image_bytes", {"image_bytes": 12_345}, "12.3"),
+        ("difference", {"difference": -0.0567}, "-5.7"),
+        ("difference", {"difference": 0.05}, "+5.0"),
+        ("p_holm", {"p_holm": 0.000999}, "<0.001"),
+        ("p_holm", {"p_holm": 0.001}, "0.001"),
+        ("accuracy_mean", {"accuracy_mean": 0.567, "accuracy_std": 0.0123, "best": True}, "56.7 ± 1.2 *"),
+        ("accuracy_mean", {"accuracy_mean": 0.567, "selection": "test"}, "56.7 †"),
+        ("distil_seconds", {"distil_seconds": 12.6}, "13"),
+    ],
+)
+def test_a_cell_for_people_is_in_their_units(name, row, expected):
+    assert tables.cell(name, row) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a=f((1,2),3),b=4", ["a=f((1,2),3)", "b=4"]),
+        ("a=[1,{2,3}],,b", ["a=[1,{2,3}]", "b"]),
+        ("a),b,(c,d", ["a)", "b", "(c,d"]),
+    ],
+)
+def test_conditions_are_divided_at_commas_outside_of_all_brackets(text, parts):
+    assert divided(text) == parts
 
 
 def test_columns_are_those_asked_for():

@@ -167,7 +167,9 @@ def test_the_network_is_the_published_one_or_there_is_no_value():
         {"options": {"dataset.imbalance": 10.0}},
         {"options": {"dataset.classes": ["cat", "dog"]}},
         {"distil_network": "resnet18"},
+        {"distil_network": "alexnet"},
         {"distil_digest": "other"},
+        {"distil_digest": "0ther"},
         {"network": "resnet18"},
     ],
     ids=str,
@@ -180,7 +182,8 @@ def test_another_setting_has_no_value_beside_it(change):
 def test_imagenet_is_published_at_one_size():
     small = row(dataset="imagenet", options={"dataset.size": 64})
     assert values(beside(small)) == [("TESLA", 17.8)]
-    assert beside(replace(small, options={"dataset.size": 128})) == []
+    for other in (32, 128):
+        assert beside(replace(small, options={"dataset.size": other})) == []
 
 
 def test_other_settings_are_the_methods_other_networks_schedulers_and_variants():

@@ -121,9 +121,18 @@ def test_the_setting_is_all_but_the_seed_the_machine_and_where_the_data_lie():
     spec = SpecRecord.model_validate(SPEC)
     same = ({"seed": 5}, {"threads": 8}, {"device": "cuda"}, {"dataset": {"name": "toy", "options": {"zca": True}}})
     assert {SpecRecord.model_validate(SPEC | change).setting for change in same} == {spec.setting}
-    here = {"seed": None, "device": None, "threads": None}
+    here = {"seed": None, "device": None, "threads": None, "declared": None, "versions": {}}
     by_hand = SPEC | here | {"dataset": {"name": "toy", "options": {"zca": True}}}
     assert spec.setting == digest(by_hand)[:12]
+
+
+def test_the_setting_holds_the_versions_that_plugins_declare_and_not_those_of_their_packages():
+    def setting(version: str, **declared: str) -> str:
+        return SpecRecord.model_validate(SPEC | {"versions": {"matcher dm": version}, "declared": declared}).setting
+
+    assert setting("ddbench 0.1.0") == setting("ddbench 0.2.0") == setting("ddbench 1", **{"matcher dm": "1"})
+    others = {setting("another 0.1.0"), setting("ddbench 0.1.0", **{"matcher dm": "2"}), setting("ddbench 0.1.0")}
+    assert len(others) == 3
 
 
 def test_students_that_diverged_and_students_to_come_are_a_status():
@@ -148,11 +157,7 @@ def test_programs_find_every_column_in_every_row():
 
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**60), 2**60)
-    | st.floats(-LARGEST, LARGEST)
-    | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-LARGEST, LARGEST) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )

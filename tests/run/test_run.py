@@ -24,7 +24,7 @@ from ddbench.base.cache import file_digest, read_json
 from ddbench.base.progress import Event, listening
 from ddbench.base.seeds import Seed
 from ddbench.base.state import load_state
-from ddbench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from ddbench.errors import DataError, DivergedError, InterruptedRun, PluginError, UsageError
 from ddbench.files.target import EvalOptions, evaluated
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import ceiling
@@ -121,7 +121,7 @@ def test_every_matcher_runs_under_every_scheduler(bench, matcher, scheduler):
 @pytest.mark.parametrize(("matcher", "scheduler"), BOTH)
 def test_a_run_folder_holds_what_the_architecture_says(bench, matcher, scheduler):
     folder = bench.folders[matcher, scheduler]
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
     stages = range(1 if scheduler == "single" else 2)
     evaluation = {p for p in found if p.startswith("evaluations/")}
     assert len(evaluation) == 1
@@ -768,11 +768,12 @@ def test_a_matcher_that_fails_leaves_a_failed_run_that_can_be_tried_again(at_hom
         return genuine(self, problem, state, k)
 
     monkeypatch.setattr(type(made.matcher), "step", failing)
-    with pytest.raises(RuntimeError, match="out of ideas"):
+    with pytest.raises(PluginError, match=r"step\(\) of matcher 'tesla' raised RuntimeError: out of ideas"):
         run(tmp_path, made)
     (row,) = RunRecord.read(tmp_path / made.folder).rows()
     assert row.status == "failed"
-    assert row.error == "RuntimeError: out of ideas"
+    assert row.error.startswith("step() of matcher 'tesla' raised RuntimeError: out of ideas (at test_run.py:")
+    assert "raise RuntimeError" in "".join(read_json(tmp_path / made.folder / "result.json")["traceback"])
     monkeypatch.undo()
     monkeypatch.setenv("DDBENCH_HOME", str(at_home.home))
     (row,) = RunRecord.read(run(tmp_path, made)).rows()

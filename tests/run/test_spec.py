@@ -198,11 +198,19 @@ def test_the_key_depends_on_everything_that_decides_the_set(change):
     assert spec(**given).key != one.key
 
 
-def test_the_key_depends_on_threads_and_versions(monkeypatch):
+def test_the_key_depends_on_threads_and_packages_and_not_on_the_versions_of_packages():
     one = spec()
     assert replace(one, threads=2).key != one.key
-    assert replace(one, versions=(("matcher tesla", "ddbench 9"),)).key != one.key
+    assert replace(one, versions=tuple((name, f"{text}.7") for name, text in one.versions)).key == one.key
+    assert replace(one, versions=(*one.versions[1:], (one.versions[0][0], "another 0.1.0"))).key != one.key
     assert replace(one, device="cuda").key != one.key
+
+
+def test_the_key_depends_on_the_version_that_a_plugin_declares(monkeypatch):
+    before = spec().key
+    monkeypatch.setattr(type(spec().matcher), "version", "2", raising=False)
+    assert spec().key != before
+    assert spec().record()["declared"]["matcher tesla"] == "2"
 
 
 def test_equal_requests_have_equal_keys_however_they_are_written():

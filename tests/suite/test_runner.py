@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import tiny
-from tiny import RULES, THREAD, TRAJECTORY, Answer, Command, Forks, artefacts, command_in, spec
+from tiny import RULES, THREAD, TRAJECTORY, Answer, Command, Forks, artefacts, command_in, ddbench, spec
 
 from ddbench.base.cache import file_digest, read_json
 from ddbench.errors import DDBenchError, UsageError
@@ -599,3 +599,22 @@ def test_expected_seconds_are_the_mean_over_like_cells_of_all_their_attempts(tmp
     for key, status, seconds in (("a", "interrupted", 3.0), ("a", "ok", 1.0), ("b", "ok", 2.0), ("c", "killed", 50.0)):
         append(path, line | {"key": key, "status": status, "seconds": seconds})
     assert expected(found.cells, tmp_path) == {cell.key: 3.0 for cell in found.cells}
+
+
+@pytest.mark.parametrize("place", ["suites", "suites/KEY.lock", "suites/KEY.jsonl", "suites/KEY/RUN.log"])
+def test_a_link_in_the_folder_of_a_suite_empties_no_file_of_its_user(tmp_path, place):
+    path = write(tmp_path / "s.toml", {"matcher": "random"})
+    suite, out = resolved(path), tmp_path / "runs"
+    names = {"KEY": suite.key, "RUN": suite.cells[0].spec.folder}
+    link = out / place.replace("KEY", names["KEY"]).replace("RUN", names["RUN"])
+    link.parent.mkdir(parents=True)
+    victim = tmp_path / "victim"
+    if place == "suites":
+        victim.mkdir()
+    else:
+        victim.write_text("precious")
+    link.symlink_to(victim)
+    answer = ddbench("suite", "run", path, "--out", out, "--device", "cpu")
+    assert answer.code == 3
+    assert "is a link, and what it points at is not written to" in answer.err
+    assert not list(victim.iterdir()) if victim.is_dir() else victim.read_text() == "precious"

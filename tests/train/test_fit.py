@@ -483,3 +483,18 @@ def test_a_teacher_labels_batches_after_augmentation_and_mixing_at_the_temperatu
     leaf = start.clone().requires_grad_()
     loss = nn.functional.kl_div((net.apply(leaf, images) / 4).log_softmax(1), wanted, reduction="batchmean")
     assert torch.allclose(after, start - 0.1 * grad(loss, leaf)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(10, 2), (10, 3), (10, 7), (3, 5)])
+def test_an_epoch_of_so_many_steps_is_a_part_of_a_pass_or_several(count, steps):
+    recipe = Recipe(epochs=2, batch=4, epoch_steps=steps)
+    torch.manual_seed(0)
+    batches = recipe.batches(count)
+    assert len(batches) == recipe.per_epoch(count) == steps
+    passes = math.ceil(count / 4)
+    for first in range(0, steps, passes):
+        rows = torch.cat(batches[first : first + passes])
+        assert len(rows.unique()) == len(rows), "no image twice within a pass"
+        assert first + passes > steps or len(rows) == count
+    torch.manual_seed(0)
+    assert [len(b) for b in Recipe(epochs=1, batch=4).batches(count)] == [4] * (count // 4) + [count % 4]

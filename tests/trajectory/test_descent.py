@@ -182,6 +182,45 @@ def test_a_dead_or_runaway_student_lr_ends_the_run_with_advice():
             check_lr(lr, 0.01)
 
 
+@pytest.mark.parametrize("first", [0.01, 5.0])
+def test_a_student_lr_may_shrink_ten_thousandfold_and_grow_a_thousandfold(first):
+    for share in (1.001e-4, 999.0):
+        check_lr(share * first, first)
+    for share in (0.999e-4, 1001.0):
+        with pytest.raises(DivergedError, match="the learned student lr went from"):
+            check_lr(share * first, first)
+
+
+@pytest.mark.parametrize("outer", ["sgd", "adam"])
+@pytest.mark.parametrize("count", [100, 101, 1000, 1001, 2345])
+def test_more_rows_than_are_brought_up_to_date_at_once_are_all_where_a_dense_optimiser_has_them(outer, count):
+    """In float64: all rows move once, the even ones three times more, and then all are read."""
+    images = torch.linspace(-1, 1, count, dtype=torch.float64).view(-1, 1, 1, 1)
+    options = {"lr_img": 0.03, "momentum": 0.8, "clip": None, "labels": "learned", "lr_label": 0.2}
+    method = Tesla(outer=outer, **options)
+    logits = images.view(-1, 1) * torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    state = PixelState.start(images.clone(), logits.clone(), 0.01, learn_labels=True, outer=outer)
+    dense, soft = images.clone().requires_grad_(), logits.clone().requires_grad_()
+    adam = torch.optim.Adam([dense], 0.03, (0.8, 0.999), eps=1e-300)
+    optimisers = [adam if outer == "adam" else torch.optim.SGD([dense], 0.03, 0.8), torch.optim.SGD([soft], 0.2, 0.9)]
+    weights = torch.linspace(0.5, 2, count, dtype=torch.float64)
+    for rows in (torch.arange(count), *[torch.arange(0, count, 2)] * 3):
+        catch_up(method, state, rows)
+        pushed = weights[rows].view(-1, 1, 1, 1)
+        upstream = weights[rows].view(-1, 1) * torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+        descend(method, state, rows, Gradient(torch.tensor(0.0), pushed, upstream, torch.tensor(0.0), torch.zeros(1)))
+        dense.grad, soft.grad = torch.zeros_like(dense), torch.zeros_like(soft)
+        dense.grad[rows] = pushed
+        soft.grad[rows] = torch.autograd.grad((soft[rows].softmax(1) * upstream).sum(), soft)[0][rows]
+        for optimiser in optimisers:
+            optimiser.step()
+    for found, expected in zip(caught_up(method, state), (dense, soft), strict=True):
+        torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-9)
+    catch_up(method, state, torch.arange(count))
+    torch.testing.assert_close(state.images, dense.detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state.labels, soft.detach(), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("labels", ["hard", "learned"])
 def test_row_wise_descent_with_lazy_momentum_equals_dense_sgd(momentum, labels):

@@ -9,6 +9,7 @@ import torch
 from ddbench_networks import ConvNet
 from ddbench_tesla import Tesla
 from ddbench_trajectories.mtt import Mtt
+from problems import toy
 
 from ddbench import DSA, Examples, Network, Pool, Seed
 from ddbench.problem.problem import state_bytes
@@ -66,3 +67,14 @@ def test_memory_of_imagenet_at_fifty_images_per_class_is_known_without_allocatin
     net = Network(ConvNet(), (3, 64, 64), 1000)
     peak = unroll_bytes(METHODS["tesla"].differentiate, net, "flip", 100, 5)
     assert 1e9 < peak < 4e9
+
+
+@pytest.mark.parametrize(("batch_syn", "batch"), [(None, 24), (100, 24), (24, 24), (5, 5)])
+def test_an_iteration_is_of_the_decoded_images_or_of_as_many_as_a_batch_has(batch_syn, batch):
+    """Two stored images of each of three classes are 24 that a student sees."""
+    problem = toy(2, **{"decoder.factor": 2})
+    method = Tesla(batch_syn=batch_syn, syn_steps=3)
+    assert problem.ipc * problem.classes == 6
+    predicted = method.memory(problem)
+    assert predicted.iteration == unroll_bytes(method.differentiate, problem.network, problem.augment, batch, 3)
+    assert predicted.state == state_bytes(6, 64, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from unittest.mock import patch
 
 import pytest
@@ -11,10 +11,10 @@ from ddbench_tesla import Tesla
 from ddbench_trajectories.mtt import Mtt
 from problems import TINY, begin, gradient_of_ones, play, step_along
 
-from ddbench import Curriculum, Problem, SyntheticSet
+from ddbench import Curriculum, DivergedError, Problem, SyntheticSet
 from ddbench.problem.labels import teacher_labels
-from ddbench.trajectory.descent import catch_up
-from ddbench.trajectory.method import Method, Swept, ensemble_labels, finish, needs
+from ddbench.trajectory.descent import PixelState, catch_up
+from ddbench.trajectory.method import Method, Swept, ensemble_labels, finish, needs, report_of
 from ddbench.trajectory.unroll import Gradient, Task, reverse
 
 METHODS = [Tesla(**TINY, labels="hard"), Tesla(**TINY, labels="hard", curvature="exact"), Mtt(**TINY)]
@@ -253,3 +253,38 @@ def test_a_gradient_that_takes_the_parts_of_a_task_one_by_one_is_adapted_with_a_
     with pytest.warns(DeprecationWarning, match="let it take one ddbench.trajectory.unroll.Task"):
         trail = play(old, problem)[1]
     assert trail == play(tesla, problem)[1]
+
+
+def test_the_default_values_of_options_are_part_of_every_key():
+    """Options at their defaults are left out of digests, so a changed default would change old keys in silence."""
+    assert {f.name: f.default for f in fields(Method)} == {
+        "steps": 500,
+        "syn_steps": 10,
+        "span": 2,
+        "max_start": 10,
+        "experts": 10,
+        "batch_syn": None,
+        "outer": "sgd",
+        "lr_img": 100.0,
+        "lr_lr": 1e-5,
+        "lr_label": 2.0,
+        "lr_init": 0.03,
+        "momentum": 0.5,
+        "labels": "hard",
+        "teacher_epochs": None,
+        "relabel": False,
+        "clip": 2.0,
+        "pix_init": "real",
+        "augment": True,
+    }
+
+
+@pytest.mark.parametrize("k", [0, 8, 9, 10, 18, 19, 29])
+def test_every_tenth_iteration_asks_whether_the_student_lr_lives(k):
+    method = Tesla(**TINY, labels="hard")
+    state = PixelState.start(torch.zeros(2, 1, 2, 2), torch.eye(2), 1e-9 * method.lr_init)
+    if k % 10 == 9:
+        with pytest.raises(DivergedError, match="the learned student lr went from"):
+            report_of(method, state, gradient_of_ones(state), k)
+    else:
+        assert float(report_of(method, state, gradient_of_ones(state), k)["lr"]) == float(state.lr)

@@ -1,0 +1,151 @@
+"""What is said of lines: where none is the best, which baseline was near, and what one thing is worth."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from ddbench.results.aggregate import Line, aggregate
+from ddbench.results.compare import Ask, compared
+from ddbench.results.differences import one_thing_apart
+from ddbench.run.row import Row
+
+SOME = [0.50, 0.51, 0.49, 0.52, 0.53]
+
+
+def rows(matcher: str, scores: list[float], **more: Any) -> list[Row]:
+    """A run for each score, with seeds 0, 1, ..."""
+    base: dict[str, Any] = {
+        "dataset": "toy",
+        "dataset_digest": "d" * 8,
+        "matcher": matcher,
+        "scheduler": "single",
+        "network": "convnet",
+        "ipc": 1,
+        "protocol": "default",
+        "protocol_digest": "aaaaaaaabbbb",
+        "label_type": "hard",
+        "status": "ok",
+        "selection": "validation",
+        "n": 2,
+        "options": {},
+    }
+    return [
+        Row(**base | {"seed": seed, "accuracy_mean": score, "run": f"{matcher}-{more}-{seed}"} | more)
+        for seed, score in enumerate(scores)
+    ]
+
+
+def notes(found: list[Row], **ask: Any) -> list[str]:
+    return list(compared(found, Ask(**ask))[0].captions)
+
+
+def best(found: list[Row]) -> list[str]:
+    return [row["matcher"] for row in compared(found, Ask())[0].rows if row["best"]]
+
+
+@pytest.mark.parametrize(
+    ("groups", "where"),
+    [
+        (1, ""),
+        (2, " of toy ipc 1 convnet, toy ipc 2 convnet"),
+        (4, " of toy ipc 1 convnet, toy ipc 2 convnet, toy ipc 3 convnet, toy ipc 4 convnet"),
+        (6, " of toy ipc 1 convnet, toy ipc 2 convnet, toy ipc 3 convnet, toy ipc 4 convnet and 2 more"),
+    ],
+)
+def test_groups_without_a_best_are_named_once_with_the_reason(groups, where):
+    found = [r for i in range(groups) for name in ("random", "mtt") for r in rows(name, SOME[:2], ipc=i + 1)]
+    (said,) = [note for note in notes(found) if note.startswith("No line")]
+    assert said == (
+        f"No line is marked as the best{where}: that takes 5 finished seeds of every line, and each of 2 lines has "
+        "fewer (the least 2)."
+    )
+
+
+def test_a_line_is_the_best_where_it_beats_every_other_and_only_there():
+    better, same = (
+        [s + 0.1 for s in SOME],
+        [s + 0.1 + d for s, d in zip(SOME, (0.01, -0.01, 0.0, 0.02, -0.015), strict=True)],
+    )
+    assert best(rows("random", SOME) + rows("mtt", better)) == []  # differences that do not vary have no p
+    better[0] += 0.002
+    assert best(rows("random", SOME) + rows("mtt", better)) == ["mtt"]
+    found = rows("random", SOME) + rows("mtt", better) + rows("tesla", same)
+    assert best(found) == []
+    higher = "tesla" if fmean(same) > fmean(better) else "mtt"
+    assert any(f"{higher} (hard labels) does not differ significantly from" in note for note in notes(found))
+
+
+def test_baselines_that_differ_in_an_option_that_changes_nothing_are_one():
+    twins = rows("random", SOME, options={"a": 1}) + rows("random", list(SOME), options={"a": 2})
+    table = compared(twins + rows("mtt", [s + 0.1 for s in SOME[:-1]] + [0.6]), Ask())[0]
+    (mtt,) = [row for row in table.rows if row["matcher"] == "mtt"]
+    assert mtt["difference"] == pytest.approx(fmean([0.1] * 4 + [0.07]))
+    assert not any("choose the baseline" in note for note in table.captions)
+
+
+def named(*lines: Line) -> list[tuple[str, Line]]:
+    return [(line.name, line) for line in lines]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [
+        ({}, {"scheduler": "pdd"}),
+        ({}, {"scheduler": "tandem"}),  # after `single` by the alphabet
+        ({}, {"label_type": "teacher"}),
+        ({}, {"label_type": "a kind of labels"}),
+    ],
+)
+def test_what_one_thing_is_worth_is_told_of_the_less_plain_of_two(plain, other, turned):
+    gains = [0.10, 0.11, 0.09, 0.12, 0.13]
+    (one,) = aggregate(rows("tesla", SOME, **plain))
+    (two,) = aggregate(rows("tesla", [s + g for s, g in zip(SOME, gains, strict=True)], **other))
+    (told,) = one_thing_apart(named(two, one) if turned else named(one, two))
+    assert (told["title"], told["base"]) == (two.name, one.name)
+    assert told["difference"] == pytest.approx(fmean(gains))
+    assert told["p_holm"] == pytest.approx(stats.ttest_1samp(gains, 0.0).pvalue)
+
+
+def test_the_last_of_two_options_by_the_alphabet_is_the_plain_one():
+    options = [{"matcher.curvature": name} for name in ("exact", "zero")]
+    exact, zero = aggregate([r for o in options for r in rows("tesla", SOME[:2], options=o)])
+    (told,) = one_thing_apart(named(exact, zero))
+    assert told["base"].endswith("(curvature=zero)")
+    assert told["title"].endswith("(curvature=exact)")
+
+
+def test_pairs_that_differ_in_two_things_or_in_their_method_or_ipc_are_not_told():
+    base = rows("tesla", SOME[:2])
+    for more in ({"scheduler": "pdd", "label_type": "soft"}, {"ipc": 2, "scheduler": "pdd"}):
+        assert one_thing_apart(named(*aggregate(base + rows("tesla", SOME[:2], **more)))) == []
+    assert one_thing_apart(named(*aggregate(base + rows("mtt", SOME[:2], scheduler="pdd")))) == []
+    assert one_thing_apart(named(*aggregate(base + rows("tesla", SOME[:2], network="convnet(width=9)")))) == []
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_random_images_in_one_set_are_the_baseline_where_there_are_some_in_stages_too(turned):
+    """Those in stages are in this case better, and would change the sign."""
+    one, staged = rows("random", SOME[:2]), rows("random", [0.8, 0.81], scheduler="pdd")
+    found = (staged + one if turned else one + staged) + rows("mtt", [s + 0.1 for s in SOME[:2]])
+    by_name = {(row["matcher"], row["scheduler"]): row for row in compared(found, Ask())[0].rows}
+    assert by_name["mtt", "single"]["difference"] == pytest.approx(0.1)
+    assert by_name["random", "single"]["baseline"] == "(itself)"
+    assert by_name["random", "pdd"]["difference"] == pytest.approx(0.3)
+
+
+def test_a_line_alone_is_not_called_the_best():
+    assert best(rows("mtt", SOME)) == []
+
+
+@pytest.mark.parametrize("costs", [(1000, 500), (500, 1000), (700, 700)])
+def test_costs_of_a_line_are_means_and_those_that_agree_stay_whole(costs):
+    found = [r for cost, r in zip(costs, rows("mtt", SOME[:2]), strict=True)]
+    lines = aggregate([Row(**{**vars(r), "steps": cost}) for cost, r in zip(costs, found, strict=True)])
+    (line,) = lines
+    assert line.row.steps == sum(costs) / 2
+    assert type(line.row.steps) is (int if costs[0] == costs[1] else float)

@@ -1,0 +1,69 @@
+"""Suite files of others: what they may say, and what they may not take from the environment."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tiny import ddbench
+
+CELL = 'matcher = "random"\nipc = 1\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'dataset = "hf:attacker/${MY_TOKEN}"',
+        'dataset = { name = "hf", options = { path = "attacker/${MY_TOKEN}" } }',
+        'dataset = "toy${MY_TOKEN}"',
+        'dataset = "toy"\nnetwork = { name = "convnet", options = { norm = "${MY_TOKEN}" } }',
+        'dataset = "toy"\noptions = { "dataset.path" = "${MY_TOKEN}" }',
+    ],
+)
+def test_a_variable_of_the_environment_leaves_this_machine_in_no_name(tmp_path, monkeypatch, line):
+    monkeypatch.setenv("MY_TOKEN", "s3cr3t")
+    path = tmp_path / "s.toml"
+    path.write_text(f"[[matrix]]\n{CELL}{line}\n")
+    for more in (("--dry-run",), ()):
+        answer = ddbench("suite", "run", path, "--out", tmp_path / "runs", *more)
+        assert (answer.code, answer.out) == (2, "")
+        assert "s3cr3t" not in answer.err
+
+
+def test_a_plan_needs_no_variable_and_shows_what_none_holds(tmp_path, monkeypatch):
+    path = tmp_path / "s.toml"
+    path.write_text(
+        f"[[matrix]]\n{CELL}dataset = {{ name = 'images', options = {{ root = '${{PICTURES}}/a.zip' }} }}\n"
+    )
+    for value in (None, "s3cr3t"):
+        monkeypatch.setenv("PICTURES", value) if value else monkeypatch.delenv("PICTURES", raising=False)
+        answer = ddbench("suite", "run", path, "--out", tmp_path / "runs", "--dry-run")
+        assert answer.code == 0
+        assert "${PICTURES}" in answer.err + answer.out
+        assert "s3cr3t" not in answer.err + answer.out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + "[" * 3000 + "]" * 3000, "nested more than 64 levels deep"),
+        ("title = '" + "x" * 200_000 + "'", "a text of 200,000 letters"),
+        ("title = 3\n[[matrix]]\ndataset = 'toy'\nmatcher = 'random'\nipc = 1", "title of .* must be a text"),
+        ("[[matrix]]\ndataset = 'toy'\nmatcher = 'random'\nipc = 99999999999", "ipc of .* from 1 to"),
+        (
+            f"seeds = {[*range(1000)]}\n[[matrix]]\ndataset = 'toy'\nmatcher = 'random'\nipc = {[*range(1, 200)]}",
+            "cells",
+        ),
+        (
+            "[[matrix]]\ndataset = {name = 'images', options = {root = '~nobody-here/x'}}\nmatcher = 'dm'\nipc = 1",
+            "home directory",
+        ),
+        ("[[matrix]]\ndataset = 'images:" + "x" * 5000 + "'\nmatcher = 'dm'\nipc = 1\nprotocol = 'x'", "protocol"),
+    ],
+)
+def test_a_suite_beyond_all_bounds_is_refused_in_a_sentence(tmp_path, text, said):
+    (tmp_path / "s.toml").write_text(text)
+    answer = ddbench("suite", "run", tmp_path / "s.toml", "--dry-run", "--out", tmp_path / "runs")
+    assert answer.code == 2
+    assert re.search(said, answer.err)
+    assert len(answer.err) < 3000

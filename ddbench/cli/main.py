@@ -17,6 +17,7 @@ from ddbench.cli.info import check_grad, info, list_, plugins, prepare
 from ddbench.cli.results import compare
 from ddbench.cli.run import experts, run
 from ddbench.cli.suite import suite
+from ddbench.errors import DataError, DDBenchError, out_of_memory, require_posix
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,13 +36,6 @@ for command in (
     cli.add_command(command)
 
 
-<<<<<<< HEAD
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch has a class for CUDA and only words for the CPU."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
-
-
 def _require_folder() -> None:
     """Libraries that torch loads end the process without a word where there is no current folder."""
     try:
@@ -50,8 +44,6 @@ def _require_folder() -> None:
         raise DataError("the current folder was deleted; change to one that is there and run again") from error
 
 
-=======
->>>>>>> main
 def main() -> None:
     """Run the command line: one sentence for every expected error, and the documented exit codes."""
     # By default OpenMP threads spin for long while they wait, which makes small networks several times slower on

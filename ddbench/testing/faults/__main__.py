@@ -101,8 +101,10 @@ def campaign(only: list[str], seed: int, minutes: float, jobs: int, folder: Path
         _count(read, record, began)
     for pid in workers:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
+            os.kill(pid, signal.SIGTERM)  # one that has ended by itself keeps its exit code
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code not in (0, -signal.SIGTERM):
+            record.wrong.append({"part": "campaign", "trial": 0, "what": "a worker", "note": f"ended with {code}"})
     record.about = about(seed, (time.monotonic() - began) / 60, jobs)
     return record
 

@@ -7,12 +7,13 @@ without torch. What a method may want besides stands in :data:`PUBLIC_MODULES`. 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from ddbench.base.moved import install
-from ddbench.errors import require_posix
 
+TYPE_CHECKING = False  # typing's takes longer to load than all of this: signals are heard from here on
 if TYPE_CHECKING:
+    from typing import Any
+
     from ddbench.base.progress import note, report
     from ddbench.base.seeds import Seed
     from ddbench.data.augment import DSA
@@ -102,6 +103,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ddbench' has no attribute {name!r}")
+    from ddbench.errors import require_posix
+
     require_posix()
     return getattr(importlib.import_module(f"ddbench.{_HOME[name]}"), name)
 

@@ -19,25 +19,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddbench.base.opening import TEXT_BYTES, in_place, parse_json, read_text, reading
+from ddbench.base.locks import lock as lock  # plugins import it from here
+from ddbench.base.opening import TEXT_BYTES, may_store, parse_json, read_text, reading
 from ddbench.base.progress import note
-from ddbench.errors import BusyError, DamagedError, DataError
+from ddbench.errors import DamagedError, DataError, UsageError
 
 SEAL = "seal"  # the name of a JSON record's own digest in it
 
 
 def home() -> Path:
-    """The cache folder: ``DDBENCH_HOME``, or the platform's folder for caches."""
+    """The cache folder: ``DDBENCH_HOME``, or the platform's. Raises UsageError where there is no such folder."""
     if folder := os.environ.get("DDBENCH_HOME"):
-        return Path(folder).expanduser()
+        return _expanded("DDBENCH_HOME", folder)
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("ddbench"))
+    try:
+        return Path(platformdirs.user_cache_dir("ddbench"))
+    except RuntimeError as error:  # neither HOME nor an entry for this user
+        raise UsageError("this user has no home folder to keep a cache in; set DDBENCH_HOME to a folder") from error
 
 
 def data_home() -> Path:
     """Where downloaded datasets live: ``DDBENCH_DATA``, or ``data`` in the cache folder."""
-    return Path(os.environ.get("DDBENCH_DATA") or home() / "data").expanduser()
+    folder = os.environ.get("DDBENCH_DATA")
+    return _expanded("DDBENCH_DATA", folder) if folder else home() / "data"
+
+
+def _expanded(what: str, folder: str) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:  # a user that the system does not know, or that has no home
+        raise UsageError(
+            f"{what} is {folder}, and this system knows no home folder for that; set it to a whole path"
+        ) from error
 
 
 def canonical(value: Any) -> str:
@@ -71,6 +85,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     (temporary files are otherwise private). What writers that were killed left of the same file is removed. Raises
     DataError when the disk refuses.
     """
+    may_store(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, path.name)
@@ -83,9 +98,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        may_store(path)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        may_store(path)  # which says it better where the folder of a lock is gone
         raise DataError(f"cannot write {path}: {error.strerror}; free some space and run again") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -174,34 +191,6 @@ def thoroughly() -> Iterator[None]:
         yield
     finally:
         _thorough.reset(token)
-
-
-@contextmanager
-def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold ``path`` for this process; the system releases it even after SIGKILL.
-
-    With ``wait=False`` a held lock raises BusyError at once and says who holds it.
-    """
-    # flock by itself: the library filelock polls while it waits, and where it would gain a system, on Windows, its
-    # lock bars others from reading who holds it
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write in {path.parent}: {error.strerror}; choose another folder") from error
-    with in_place(path, "a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise BusyError(
-                f"{path.parent} is being written by {holder}; wait for it, or stop it, and run again"
-            ) from error
-        stream.seek(0)
-        stream.truncate()
-        stream.write(f"process {os.getpid()}")
-        stream.flush()
-        yield
 
 
 @dataclass(frozen=True)

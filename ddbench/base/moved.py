@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 import warnings
-from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # no more than this is loaded before signals are heard
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 # The modules that plugins could import before 0.2, besides the names of ``ddbench`` itself. ``ddbench.trajectory``,
 # which is a package now, hands out its old names by itself.
@@ -48,13 +49,14 @@ class _Alias(ModuleType):
         return getattr(new, name)
 
 
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the modules of ``MODULES`` under their old names."""
+class Finder:
+    """Finds the modules of ``MODULES`` under their old names: a finder and loader of ``sys.meta_path``."""
 
     def find_spec(
         self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None, /
     ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.util.spec_from_loader(fullname, self) if fullname in MODULES else None
+        loader: Any = self
+        return importlib.machinery.ModuleSpec(fullname, loader) if fullname in MODULES else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         return _Alias(spec.name)

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -22,6 +22,7 @@ from ddbench.errors import DataError
 
 TEXT_BYTES = 64_000_000  # of a text file; the largest record on file has 0.2 MB
 DEEPEST = 64  # levels of a JSON or TOML document; ours have at most a dozen
+GUARDS: list[Callable[[Path], None]] = []  # of the locks that this process holds: raise where it may not store a file
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -112,12 +113,19 @@ def _require_shallow(held: Any) -> None:
     raise ValueError(f"nested more than {DEEPEST} levels deep")
 
 
+def may_store(path: Path) -> None:
+    """Raise if a lock that this process holds no longer covers ``path``; called before it is written or renamed."""
+    for guard in GUARDS:
+        guard(path)
+
+
 @contextmanager
 def in_place(path: Path, mode: str, within: Path | None = None) -> Iterator[IO[Any]]:
     """A regular file opened for writing as it lies (``ab``, ``a+``, ``r+b``, ``wb``), made where it is not there.
 
     Neither it nor a folder between it and ``within`` may be a link. Raises DataError otherwise, with the way out.
     """
+    may_store(path)
     refuse_links(path, within)
     flags = {"a": os.O_APPEND | os.O_CREAT, "r": 0, "w": os.O_CREAT | os.O_TRUNC}[mode[0]]
     flags |= os.O_RDWR if "+" in mode else os.O_WRONLY

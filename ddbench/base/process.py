@@ -13,16 +13,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ddbench.base.opening import in_place
+from ddbench.base.opening import in_place, reading
+from ddbench.errors import DataError
 
 PARENT = "DDBENCH_PARENT"  # the process that a worker works for
 _TAIL = 4000
 _WATCH_SECONDS = 0.5
 
 
-def launch(words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start ``ddbench WORDS`` with its messages in ``log``, in a session of its own: Ctrl-C reaches only us."""
-    with in_place(log, "wb") as messages:
+def launch(
+    words: list[str], environment: dict[str, str], log: Path, within: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start ``ddbench WORDS`` with its messages in ``log``, in a session of its own: Ctrl-C reaches only us.
+
+    The log may not be reached through a link below ``within``. Raises DataError.
+    """
+    with in_place(log, "wb", within) as messages:
         return subprocess.Popen(  # noqa: S603 - our own command
             [sys.executable, "-P", "-m", "ddbench", *words],
             stdin=subprocess.DEVNULL,
@@ -40,13 +46,14 @@ class Worker:
     words: list[str]
     threads: int
     log: Path
+    within: Path | None = None
     began: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         threads = str(self.threads)
         own = {"DDBENCH_THREADS": threads, "OMP_NUM_THREADS": threads, PARENT: str(os.getpid())}
-        self._process = launch(self.words, os.environ | own, self.log)
+        self._process = launch(self.words, os.environ | own, self.log, self.within)
 
     @property
     def seconds(self) -> float:
@@ -79,10 +86,10 @@ class Worker:
     def _lines(self) -> Iterator[str]:
         """The last lines of the log, backwards, without empty ones."""
         try:
-            with self.log.open("rb") as stream:
-                stream.seek(max(0, self.log.stat().st_size - _TAIL))
-                text = stream.read().decode(errors="replace")
-        except OSError:
+            with reading(self.log) as stream:
+                stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL))
+                text = stream.read(_TAIL).decode(errors="replace")
+        except (OSError, DataError):
             return
         yield from (line.strip() for line in reversed(text.splitlines()) if line.strip())
 
@@ -100,7 +107,7 @@ def death(code: int) -> str:
 def follow_parent() -> None:
     """In a worker: end as on SIGTERM when the process that it works for is gone, even if that was killed."""
     parent = os.environ.pop(PARENT, "")  # what the worker starts has another parent
-    if not parent.isdigit():
+    if not (parent.isascii() and parent.isdecimal()):
         return
 
     def watch() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from ddbench.base import interrupts
 from ddbench.errors import InterruptedRun
 
 
@@ -82,27 +84,46 @@ def listening_too(listener: Listener) -> Iterator[None]:
 
 
 class Interrupts:
-    """Inside the block the first signal asks work to stop; a second one stops it at once."""
+    """Inside the block the first signal asks work to stop; a second one stops it at once, a third ends the process."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self._heard = 0
         self._old: dict[int, Any] = {}
 
+    @property
+    def requested(self) -> bool:
+        """Whether a signal arrived."""
+        return self._heard > 0
+
     def __enter__(self) -> Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in interrupts.SIGNALS:
             self._old[number] = signal.signal(number, self._request)
+        _listening.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _listening.remove(self)
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        self._heard += 1
+        if self._heard == 2:
             raise KeyboardInterrupt
-        self.requested = True
+        if self._heard > 2:
+            interrupts.leave()
 
     def check(self) -> None:
         """Raise InterruptedRun if a signal arrived; called where stopping is safe."""
         if self.requested:
-            raise InterruptedRun("interrupted; everything finished so far is kept")
+            raise InterruptedRun(interrupts.KEPT)
+
+
+_listening: list[Interrupts] = []
+
+
+def pause(seconds: float) -> None:
+    """Sleep while another process is waited for; a signal that asked work to stop is heard here."""
+    for interrupt in _listening:
+        interrupt.check()
+    time.sleep(seconds)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddbench.base.cache import atomic_file, digest
-from ddbench.base.opening import in_place, reading, require_regular
+from ddbench.base.opening import in_place, may_store, reading, require_regular
 from ddbench.errors import DamagedError, DataError
 
 SEAL = "sha256"  # the name of the digests in the metadata
@@ -309,6 +309,7 @@ class RowFile:
 
     def finish(self) -> None:
         """The file under its own name."""
+        may_store(self.target)
         self.path.replace(self.target)
         folder = os.open(self.target.parent, os.O_RDONLY)
         try:

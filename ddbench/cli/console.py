@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ddbench.base import interrupts
 from ddbench.base.progress import Event, Interrupts, listening, noting
 from ddbench.errors import InterruptedRun
 from ddbench.results.tables import UNSAFE
@@ -193,11 +193,11 @@ def working(quiet: bool) -> Iterator[None]:
     from ddbench.base.machine import keep_freed_memory
     from ddbench.base.process import follow_parent
 
-    with Interrupts() as interrupts, Display(quiet) as display:
+    with Interrupts() as asked, Display(quiet) as display:
 
         def listener(event: Event) -> None:
             display(event)
-            interrupts.check()
+            asked.check()
 
         try:
             keep_freed_memory()
@@ -205,8 +205,7 @@ def working(quiet: bool) -> Iterator[None]:
             with listening(listener), noting(_warn):
                 yield
         except InterruptedRun as error:
-            again = shlex.join(["ddbench", *sys.argv[1:]])
-            raise InterruptedRun(f"{error}; to go on: {again}") from None
+            raise InterruptedRun(interrupts.sentence(str(error))) from None
 
 
 def _warn(text: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
-from ddbench.cli import console
+from ddbench.base import interrupts
+from ddbench.cli import console, streams
 from ddbench.cli.apply import apply
 from ddbench.cli.boards import leaderboard, report, submit
 from ddbench.cli.files import evaluate, export, import_
@@ -15,7 +17,7 @@ from ddbench.cli.info import check_grad, info, list_, plugins, prepare
 from ddbench.cli.results import compare
 from ddbench.cli.run import experts, run
 from ddbench.cli.suite import suite
-from ddbench.errors import DDBenchError, out_of_memory, require_posix
+from ddbench.errors import DataError, DDBenchError, out_of_memory, require_posix
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,27 +36,42 @@ for command in (
     cli.add_command(command)
 
 
+def _require_folder() -> None:
+    """Libraries that torch loads end the process without a word where there is no current folder."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise DataError("the current folder was deleted; change to one that is there and run again") from error
+
+
 def main() -> None:
     """Run the command line: one sentence for every expected error, and the documented exit codes."""
     # By default OpenMP threads spin for long while they wait, which makes small networks several times slower on
     # a busy machine; spinning briefly costs nothing on an idle one.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    streams.make_reliable()
     try:
         require_posix()
+        _require_folder()
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except click.exceptions.Abort:
-        code = 130
-    except (KeyboardInterrupt, BrokenPipeError):
-        code = 130
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
+        console.fail(interrupts.sentence())
+        code = interrupts.EXIT_CODE
     except DDBenchError as error:
         console.fail(str(error))
         code = error.exit_code
     except OSError as error:  # a full disk, a folder that may not be written: nothing finished is lost
+        streams.give_up_stdout()
         where = f" ({error.filename})" if error.filename else ""
         console.fail(f"{error.strerror or error}{where}; mend that and run the same command again")
+        code = 3
+    except ImportError as error:
+        console.fail(
+            f"{error}; something that ddbench needs is not installed whole, or there is too little memory to load it"
+        )
         code = 3
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

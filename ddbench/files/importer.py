@@ -104,7 +104,9 @@ def imported(
         labels=labels,
         experiment=experiment,
     )
-    ipc = max(1, sum(len(s) for s in made.curriculum.sets) // len(dataset.classes))
+    sets = tuple(replace(s, decoder=spec.decoder) for s in made.curriculum.sets)  # files never say how they are packed
+    made = replace(made, curriculum=replace(made.curriculum, sets=sets))
+    ipc = max(1, sum(map(len, sets)) // len(dataset.classes))
     spec = resolve(replace(request, ipc=ipc)).spec  # recipes may depend on how many images there are
     record = spec.record() | {
         "matcher": {"name": "imported", "options": {}},

@@ -7,6 +7,7 @@ An expert is a file of snapshots with a note of what it cost; while it trains, `
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ class Trajectory:
         self.student, self.epoch, self.seconds = student, int(at["epoch"]), float(at["seconds"])
         return self.epoch
 
-    def finish(self, seconds: float, together: list[int]) -> None:
+    def finish(self, seconds: float, together: Sequence[int] = ()) -> None:
         """The trajectory under its own name, and before it what it cost: a kill between the two loses neither."""
-        cost = {"seconds": self.seconds + seconds} | ({"together": together} if len(together) > 1 else {})
+        cost = {"seconds": self.seconds + seconds} | ({"together": list(together)} if len(together) > 1 else {})
         write_json(self.file.target.with_suffix(".json"), cost, sealed=True)
         self.file.finish()
         self.partial.unlink(missing_ok=True)

@@ -17,8 +17,8 @@ from ddbench.run.row import Cells
 
 FORMATS = ("table", "md", "csv", "json", "latex", "html")
 
-# Control characters and bidirectional overrides, which must not reach a terminal or a page.
-UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Control characters, marks of direction and what cannot be seen, which must not reach a terminal or a page.
+UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 # What people see: the column of the row, its title, and how a cell of it reads.
 _COMMON = {

@@ -97,7 +97,7 @@ class Run:
         """Distil, evaluate, and return the result; whatever is finished already is not done again."""
         self._check_task()
         self._renew()
-        with lock(self.folder / ".lock", wait=False):
+        with lock(self.folder / ".lock", wait=False, within=self.settings.out):
             self._check_spec()
             for folder in (self.folder, *self.folder.glob("stage-*"), self.folder / "evaluations"):
                 sweep(folder)
@@ -142,7 +142,7 @@ class Run:
         for name, record in (("spec.json", self.spec.record()), ("dataset.json", data)):
             path = self.folder / name
             if not path.exists():
-                write_json(path, record)
+                write_json(path, record, sealed=True)
             held = read_json(path)
             if name == "spec.json":
                 held, record = comparable(SpecRecord.from_file(path).json_value()), comparable(record)

@@ -89,8 +89,7 @@ def _line(cell: Cell, suite: Suite) -> dict[str, Any]:
 
 
 def _remove(folder: Path) -> None:
-    refuse_links(folder)
-    with lock(folder / ".lock", wait=False):
+    with lock(folder / ".lock", wait=False, within=folder.parent):
         shutil.rmtree(folder)
 
 
@@ -101,7 +100,7 @@ def _held(path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(lock(path, wait=False))
+                stack.enter_context(lock(path, wait=False, within=path.parent.parent))
                 break
             except BusyError:
                 if time.monotonic() > end:
@@ -176,8 +175,7 @@ class Work:
             queue.remove(cell)
             name = cell.spec.folder
             log = self._base / f"{name}.log"
-            refuse_links(log, self.orders.out)
-            worker = Worker(words(cell, self.suite, self.orders.out), cell.spec.threads, log)
+            worker = Worker(words(cell, self.suite, self.orders.out), cell.spec.threads, log, self.orders.out)
             self._working[cell.key] = (cell, worker)
 
     def _next(self, queue: list[Cell]) -> Cell | None:
@@ -197,7 +195,7 @@ class Work:
         if not path.exists():
             return False
         try:
-            with lock(path, wait=False):
+            with lock(path, wait=False, within=self.orders.out):
                 return False
         except BusyError as error:
             if cell.key not in self._asked:

@@ -21,28 +21,8 @@ def archives(draw: random.Random, folder: Path, _: Path) -> Iterator[tuple[str, 
     """NumPy's files whose headers or tables of contents lie, or that unpack to gigabytes."""
     images, labels = np.zeros((6, 1, 8, 8), np.float32), np.arange(6) % 3
 
-    def header(shape: tuple[int, ...], kind: str = "|u1") -> bytes:
-        out = io.BytesIO()
-        np.lib.format.write_array_header_1_0(out, {"descr": kind, "fortran_order": False, "shape": shape})
-        return out.getvalue()
-
     def packed(name: str, **members: bytes | int) -> Path:
-        path = folder / name
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for member, data in members.items():
-                with archive.open(f"{member}.npy", "w", force_zip64=True) as part:
-                    if isinstance(data, bytes):
-                        part.write(data)
-                        continue
-                    part.write(header((data // 64, 1, 8, 8) if member == "images" else (data,)))
-                    for _ in range(data // 2**24):
-                        part.write(bytes(2**24))
-        return path
-
-    def stored(array: Any) -> bytes:
-        out = io.BytesIO()
-        np.save(out, array)
-        return out.getvalue()
+        return _packed(folder / name, members)
 
     yield "images of gigabytes", packed("z0.npz", images=BOMB, labels=stored(labels))
     yield "labels of gigabytes", packed("z1.npz", images=stored(images), labels=BOMB)
@@ -51,16 +31,7 @@ def archives(draw: random.Random, folder: Path, _: Path) -> Iterator[tuple[str, 
         yield f"an array of {shape}", packed(f"y{at}.npz", images=header(shape, "<f4"), labels=stored(labels))
         (folder / f"y{at}.npy").write_bytes(header(shape, "<f4"))
         yield f"an array of {shape} alone", folder / f"y{at}.npy"
-    members = {
-        "text": np.array(["a"] * 6),
-        "records": np.zeros(6, [("a", "i4")]),
-        "dates": np.zeros(6, "M8[s]"),
-        "infinite": np.full(6, np.inf),
-        "huge": np.array([0, 1, 2, 3, 4, 2**62]),
-        "unsigned": np.full(6, 2**63, np.uint64),
-        "many": np.arange(6) * 10**8,
-    }
-    for name, array in members.items():
+    for name, array in _strange_labels().items():
         yield f"labels: {name}", packed(f"{name}.npz", images=stored(images), labels=stored(array))
     rate = stored(np.array(draw.choice([-1.0, np.inf, np.nan])))
     yield "a rate that is none", packed("rate.npz", images=stored(images), labels=stored(labels), lr=rate)
@@ -73,6 +44,46 @@ def archives(draw: random.Random, folder: Path, _: Path) -> Iterator[tuple[str, 
     yield "a long table of contents", path
 
 
+def _strange_labels() -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        "text": np.array(["a"] * 6),
+        "records": np.zeros(6, [("a", "i4")]),
+        "dates": np.zeros(6, "M8[s]"),
+        "infinite": np.full(6, np.inf),
+        "huge": np.array([0, 1, 2, 3, 4, 2**62]),
+        "unsigned": np.full(6, 2**63, np.uint64),
+        "many": np.arange(6) * 10**8,
+    }
+
+
+def header(shape: tuple[int, ...], kind: str = "|u1") -> bytes:
+    """What stands before an array."""
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": kind, "fortran_order": False, "shape": shape})
+    return out.getvalue()
+
+
+def stored(array: Any) -> bytes:
+    """A whole ``.npy``."""
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def _packed(path: Path, members: dict[str, bytes | int]) -> Path:
+    """An ``.npz``; a number stands for an array of so many zeros."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, data in members.items():
+            with archive.open(f"{member}.npy", "w", force_zip64=True) as part:
+                if isinstance(data, bytes):
+                    part.write(data)
+                    continue
+                part.write(header((data // 64, 1, 8, 8) if member == "images" else (data,)))
+                for _ in range(data // 2**24):
+                    part.write(bytes(2**24))
+    return path
+
+
 # ------------------------------------------------------------------------------------------- pickles
 
 
@@ -80,27 +91,14 @@ def pickles(draw: random.Random, folder: Path, _: Path) -> Iterator[tuple[str, P
     """Files of torch whose pickles run something, grow, or lie about their tensors."""
     canary = folder / "CODE_RAN"
     run = b"cposix\nsystem\n" + _text(f"touch {canary}") + b"\x85R."
-    encode = b"c_codecs\nencode\nq\x00"
     programs = {
         "a command": b"\x80\x02" + run,
         "a hidden command": b"\x80\x02]" + run,
         "an older command": b"(S'true'\nios\nsystem\n.",
         "lists in lists": b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
-        "many lists": b"\x80\x02(" + b"]" * 3_000_000 + b"l.",
-        "a text encoded again and again": b"\x80\x02"
-        + encode
-        + _text("x" * 500_000)
-        + _text("latin1")
-        + b"\x86q\x01R0("
-        + b"h\x00h\x01R" * 5000
-        + b"l.",
-        "an encoding that doubles": b"\x80\x02"
-        + encode * 1
-        + _text("x" * 1000)
-        + _text("latin1")
-        + b"\x86R"
-        + (b"q\x01" + b"h\x00h\x01" + _text("hex") + b"\x86R") * 25
-        + b".",
+        "many lists": b"\x80\x02(" + b"]" * 3_000_000 + b"t.",
+        "a text encoded again and again": again("x" * 500_000, 5000),
+        "an encoding that doubles": doubling(25),
         "numbers that collide": b"\x80\x02}("
         + b"".join(b"\x8a\x0c" + ((2**61 - 1) * i).to_bytes(12, "little") + b"N" for i in range(1, 60_000))
         + b"u.",
@@ -123,6 +121,21 @@ def pickles(draw: random.Random, folder: Path, _: Path) -> Iterator[tuple[str, P
             yield f"{kind}{name} as a student lr", lying
 
 
+_ENCODE = b"c_codecs\nencode\nq\x00"
+
+
+def again(text: str, times: int) -> bytes:
+    """A pickle that encodes a text so many times, and keeps what comes of it."""
+    first = _ENCODE + _text(text) + _text("latin1") + b"\x86q\x01R"
+    return b"\x80\x02(" + first + b"h\x00h\x01R" * times + b"t."
+
+
+def doubling(times: int) -> bytes:
+    """A pickle of a few hundred bytes that encodes what it encoded, which makes it twice as long."""
+    first = _ENCODE + _text("x" * 1000) + _text("latin1") + b"\x86R"
+    return b"\x80\x02(" + first + (b"q\x01h\x00h\x01" + _text("hex") + b"\x86R") * times + b"t."
+
+
 def _text(text: str) -> bytes:
     return b"X" + struct.pack("<I", len(text)) + text.encode()
 
@@ -139,18 +152,7 @@ def _pair(folder: Path, images: Any = None, labels: Any = None, lr: Any = None) 
 
 def folders(draw: random.Random, folder: Path, _: Path) -> Iterator[tuple[str, Path]]:
     """Folders with pipes, devices, lies, or nothing where files should be."""
-    nested: Any = [1.0] * 10
-    for _level in range(11):
-        nested = [nested] * 10
-    for name, rate in {
-        "a million million numbers": nested,
-        "a long number": 10**400,
-        "none": float("nan"),
-        "yes": True,
-        "text": "x" * 10**6,
-        "complex": torch.tensor(1j),
-        "two": torch.ones(2),
-    }.items():
+    for name, rate in _strange_rates().items():
         yield f"a student lr: {name}", _pair(folder / f"lr-{name}", lr=rate)
     x = torch.zeros(6, 1, 8, 8)
     for name, images, labels in (
@@ -184,6 +186,21 @@ def folders(draw: random.Random, folder: Path, _: Path) -> Iterator[tuple[str, P
         (named / name).mkdir(parents=True)
         (named / name / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     yield "odd names of classes", named
+
+
+def _strange_rates() -> dict[str, Any]:
+    nested: Any = [1.0] * 10
+    for _ in range(11):
+        nested = [nested] * 10
+    return {
+        "a million million numbers": nested,
+        "a long number": 10**400,
+        "none": float("nan"),
+        "yes": True,
+        "text": "x" * 10**6,
+        "complex": torch.tensor(1j),
+        "two": torch.ones(2),
+    }
 
 
 def _odd_file(path: Path, kind: str) -> None:

@@ -113,6 +113,23 @@ def sealed(folder: Path, name: str) -> None:
     write_json(folder / "result.json", result)
 
 
+def test_an_entry_records_the_digests_of_the_sources_that_made_it(runs, tmp_path):
+    folders = copied(runs, tmp_path / "runs")
+    sources = {"matcher random": "a" * 64, "ddbench": "b" * 64}
+    for folder in folders:
+        write_json(folder / "result.json", read_json(folder / "result.json") | {"sources": sources})
+    (path,) = entered(tmp_path, folders)
+    assert [run.result.sources for run in Entry.read(path).runs] == [sources] * 2
+
+
+def test_an_entry_of_the_same_setting_is_found_whatever_version_named_it(runs, tmp_path):
+    (path,) = entered(tmp_path, runs)
+    path = path.rename(path.with_name("random-ipc1-00000000.json"))
+    with pytest.raises(UsageError, match=r"random-ipc1-00000000\.json holds an entry of these settings already"):
+        entered(tmp_path, runs)
+    assert entered(tmp_path, runs, replace=True) == [path]
+
+
 def test_the_file_of_an_entry_has_a_line_for_each_run_and_reads_as_any_other_layout_does(runs, tmp_path):
     (path,) = entered(tmp_path, runs, note='two\nlines, "quoted"')
     held, lines = read_json(path), path.read_text().splitlines()

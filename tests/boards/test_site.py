@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ddbench.boards import charts, figures, site_data
 from ddbench.boards import site as pages
 from ddbench.boards.entry import Entry, EntryRun, shown
 from ddbench.boards.ranking import Place, standings
-from ddbench.errors import UsageError
+from ddbench.errors import DataError, UsageError
 from ddbench.results.aggregate import Line
 from ddbench.run.row import Row
 
@@ -284,6 +285,17 @@ def test_the_report_of_a_run_tells_all_about_it(run):
         assert f"{student['accuracy']:.4g}" in text
 
 
+@pytest.mark.parametrize(
+    "held",
+    [[], {}, {"matrix": {}, "scores": {}}, {"matrix": [{}], "scores": {}}, {"matrix": [], "scores": {"IOR": "x"}}],
+)
+def test_controls_that_are_none_are_refused(run, tmp_path, held):
+    folder = Path(shutil.copytree(run, tmp_path / run.name))
+    write_json(folder / "controls.json", held)
+    with pytest.raises(DataError, match=r"controls.json is damaged"):
+        pages.report(folder)
+
+
 def test_the_report_of_a_run_that_diverged_says_why(run, tmp_path):
     import shutil
 
@@ -434,7 +446,9 @@ def test_hostile_entries_stay_text(run, tmp_path, browser, kind):
         assert visit.quiet()
         if name == "toys.html" and kind in ("script", "template", "markup"):
             assert text in visit.page.locator("main").inner_text()
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", visit.page.content())
+        assert not re.search(
+            r"[\x00-\x08\x0b-\x1f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]", visit.page.content()
+        )
 
 
 def test_the_report_of_a_run_is_quiet_in_a_browser(run, tmp_path, browser):

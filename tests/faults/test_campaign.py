@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,14 @@ FEW = {"kills": (11, 18), "flips": (4, 12), "full": (56,), "hostile": (0, 1, 2)}
 def at_work(tmp_path_factory):
     """All parts, in a folder of theirs."""
     folder = tmp_path_factory.mktemp("faults") / "work"
-    return folder, parts(folder, seed=0)
+    return folder, parts(folder, 0, [("a page", page(folder.parent))])
+
+
+def page(folder: Path) -> Path:
+    """What a web server says instead of a set."""
+    path = folder / "set.pt"
+    path.write_text("<!DOCTYPE html>")
+    return path
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, number) for name, numbers in FEW.items() for number in numbers])

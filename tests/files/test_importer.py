@@ -313,6 +313,18 @@ def test_import_and_export_give_the_same_set(tmp_path, digits, monkeypatch):
     assert "exists already" in str(error)
 
 
+def test_packed_images_are_decoded_where_that_is_said(tmp_path, digits, monkeypatch):
+    """IDC's files do not tell that a stored image is four."""
+    monkeypatch.chdir(tmp_path)
+    x, y = real(digits, digits.train.preprocessing)
+    torch.save([x, y], tmp_path / "data_best.pt")
+    for factor in (1, 2):
+        words = ["data_best.pt", "--dataset", "digits", "-q", "-o", f"decoder.factor={factor}", "--out", f"{factor}.st"]
+        assert command(import_, *words)[0] == 0
+        made = Distilled.load(tmp_path / f"{factor}.st")
+        assert len(made.curriculum.frozen_examples) == len(x) * factor**2
+
+
 def test_what_the_commands_refuse(tmp_path, digits):
     error, _ = command(import_, tmp_path / "a", tmp_path / "b", "--dataset", "digits")
     assert "one set is imported at a time" in str(error)

@@ -21,11 +21,12 @@ from ddbench.testing.faults.cells import Cell, References
 from ddbench.testing.faults.commands import Command, preload
 from ddbench.testing.faults.flips import PHOTOS, Flips, photos
 from ddbench.testing.faults.full import Full
-from ddbench.testing.faults.hostile import CELL, Hostile
+from ddbench.testing.faults.hostile import CELL, Hostile, foreign
 from ddbench.testing.faults.kills import Kills
 from ddbench.testing.faults.record import PARTS, Record, Trial
 
 GOALS = {"kills": 1000, "flips": 1000, "full": 100, "hostile": 500}  # parts take turns in these proportions
+Sets = list[tuple[str, Path]]  # by name
 _SAY_SECONDS = 30.0
 _log = logging.getLogger("ddbench.faults")
 
@@ -38,8 +39,8 @@ class Part(Protocol):
         ...
 
 
-def parts(folder: Path, seed: int) -> dict[str, Part]:
-    """All parts, at work in ``folder``."""
+def parts(folder: Path, seed: int, hostile: Sets) -> dict[str, Part]:
+    """All parts, at work in ``folder``; ``hostile`` are sets of others, which they share."""
     for name in ("kills", "flips", "full", "hostile"):
         (folder / name).mkdir(parents=True)
     references = References(folder)
@@ -47,7 +48,7 @@ def parts(folder: Path, seed: int) -> dict[str, Part]:
         "kills": Kills(folder / "kills", seed, references),
         "flips": Flips(folder / "flips", seed),
         "full": Full(folder / "full", seed, references),
-        "hostile": Hostile(folder / "hostile", seed),
+        "hostile": Hostile(folder / "hostile", seed, hostile),
     }
 
 
@@ -62,9 +63,10 @@ def tried(part: Part, name: str, number: int, folder: Path) -> Trial:
     return trial
 
 
-def work(only: list[str], seed: int, folder: Path, share: tuple[int, int], until: float, line: int) -> None:
+def work(every: dict[str, Part], folder: Path, share: tuple[int, int], until: float, line: int) -> None:
     """Carry out every ``share[1]``-th trial of each part until the time is up, and write each as a line."""
-    every, done = parts(folder, seed), dict.fromkeys(only, 0)
+    only = list(every)
+    done = dict.fromkeys(only, 0)
     turn = dict.fromkeys(only, 0)
     while time.monotonic() < until:
         name = min(only, key=lambda part: done[part] / GOALS[part])
@@ -79,6 +81,7 @@ def work(only: list[str], seed: int, folder: Path, share: tuple[int, int], until
 def campaign(only: list[str], seed: int, minutes: float, jobs: int, folder: Path) -> Record:
     """Share the trials between ``jobs`` processes, and count what they find."""
     record, began = Record(), time.monotonic()
+    hostile = foreign(seed, folder / "foreign") if "hostile" in only else []
     read, write = os.pipe()
     workers = []
     for place in range(jobs):
@@ -87,7 +90,9 @@ def campaign(only: list[str], seed: int, minutes: float, jobs: int, folder: Path
             os.close(read)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             try:
-                work(only, seed, folder / f"worker-{place}", (place, jobs), began + 60 * minutes, write)
+                own = folder / f"worker-{place}"
+                every = {name: part for name, part in parts(own, seed, hostile).items() if name in only}
+                work(every, own, (place, jobs), began + 60 * minutes, write)
             finally:
                 os._exit(0)
         workers.append(pid)
@@ -96,8 +101,10 @@ def campaign(only: list[str], seed: int, minutes: float, jobs: int, folder: Path
         _count(read, record, began)
     for pid in workers:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
+            os.kill(pid, signal.SIGTERM)  # one that has ended by itself keeps its exit code
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code not in (0, -signal.SIGTERM):
+            record.wrong.append({"part": "campaign", "trial": 0, "what": "a worker", "note": f"ended with {code}"})
     record.about = about(seed, (time.monotonic() - began) / 60, jobs)
     return record
 
@@ -128,7 +135,9 @@ def about(seed: int, minutes: float, jobs: int) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m ddbench.testing.faults", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="for how long (default: 10)")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="for how long (default: 10); 0 with --page makes the page alone"
+    )
     parser.add_argument("--seed", type=int, help="of all draws; by default one that nobody chose")
     parser.add_argument("--only", choices=list(PARTS), action="append", help="this part alone; may be repeated")
     parser.add_argument("--trial", type=int, help="only this trial of --only, as a line of the record names it")
@@ -137,9 +146,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, help="where to work; by default a temporary folder, removed if all is right"
     )
+    parser.add_argument("--page", type=Path, help="page into which the record of --out is put, between its marks")
     given = parser.parse_args()
     if given.trial is not None and len(given.only or ()) != 1:
         parser.error("--trial needs one --only")
+    if given.page and not given.out:
+        parser.error("--page needs --out")
     return given
 
 
@@ -147,6 +159,9 @@ def main() -> int:
     """Run a campaign; 1 if anything is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     given = _arguments()
+    if given.page and given.minutes == 0:
+        Record.load(given.out).onto(given.page)
+        return 0
     os.environ |= {"DDBENCH_THREADS": "1", "OMP_NUM_THREADS": "1"}
     seed = int.from_bytes(os.urandom(4), "big") if given.seed is None else given.seed
     folder = given.folder or Path(tempfile.mkdtemp(prefix="ddbench-faults-"))
@@ -155,11 +170,14 @@ def main() -> int:
     only = given.only or list(PARTS)
     if given.trial is not None:
         record = Record(about(seed, 0, 1))
-        record.add(given.trial, tried(parts(folder, seed)[only[0]], only[0], given.trial, folder))
+        hostile = foreign(seed, folder / "foreign") if "hostile" in only else []
+        record.add(given.trial, tried(parts(folder, seed, hostile)[only[0]], only[0], given.trial, folder))
     else:
         record = campaign(only, seed, given.minutes, given.jobs, folder)
     if given.out:
         record.save(given.out)
+    if given.page:
+        record.onto(given.page)
     for wrong in record.wrong:
         _log.info("%s", json.dumps(wrong, ensure_ascii=False))
     _log.info("%s", record.table())

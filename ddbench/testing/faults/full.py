@@ -41,4 +41,5 @@ class Full:
             wrong = again.broken or ("" if again.code == 0 else f"again: exit code {again.code}: {again.said}")
         wrong = wrong or difference(outcome(folder), reference)
         note = f"{wrong} after {moment}" if wrong else ""
-        return Trial(self.part, str(cell), "wrong" if wrong else "identical", 1, note)
+        met = int(answer.code != 0)  # or it ended before the disk was full
+        return Trial(self.part, str(cell), "wrong" if wrong else "identical", met, note)

@@ -13,6 +13,7 @@ from ddbench.testing.faults.commands import Answer, Command, Moment
 from ddbench.testing.faults.flips import PHOTOS, photos
 from ddbench.testing.faults.record import Trial
 from ddbench.testing.faults.spoil import VICTIM, spoil
+from ddbench.testing.hostile import hostile_files
 
 SECONDS = 5.0
 SLACK = 16 << 20  # bytes by which the peak of one and the same command differs from time to time
@@ -39,6 +40,13 @@ _RUN = (
 )
 _AFRESH = "afresh"  # the run, in another folder
 _SET = "eval FILE --students 1 -o protocol.steps=4 -o protocol.lrs=0.03"
+_FOREIGN = (
+    f"{_SET} --dataset toy",
+    f"{_SET} --dataset toy",
+    _SET,
+    "import FILE --dataset toy --out imported.safetensors",
+    "export FILE --format npz --out npz",
+)
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "records of a run": ("runs/RUN/*.json", _RUN),
     "notes of a stage": ("runs/RUN/stage-*/result.json", _RUN),
@@ -74,6 +82,7 @@ class Hostile:
 
     folder: Path
     seed: int
+    foreign: list[tuple[str, Path]]  # sets of other tools that are not what they seem, by name
     part = "hostile"
     idle: dict[str, int] = field(default_factory=dict)  # the peak of each command on sound files
 
@@ -82,26 +91,14 @@ class Hostile:
         """A folder in which all is as it should be: a finished run, one in progress, a board with an entry, a suite."""
         return _sound(self.folder / "sound")
 
-    @cached_property
-    def foreign(self) -> list[Path]:
-        """Sets of other tools that are not what they seem."""
-        try:
-            from ddbench.testing.hostile import hostile_files
-        except ImportError:
-            return []
-        made = self.folder / "foreign"
-        made.mkdir(parents=True)
-        return [path for _, path in hostile_files(self.seed, made)]
-
     def trial(self, number: int) -> Trial:
-        """Spoil one file, and give it to one command; every fourth is a set of another tool instead."""
+        """Spoil one file, and give it to one command; every second is a set of somebody else instead."""
         draw = random.Random(f"{self.seed} {self.part} {number}")
         folder = copied(self.sound, self.folder / "trial")
         runs = {"RUN": name(folder / "runs"), "HALF": name(folder / "half")}
-        if number % 4 == 3 and self.foreign:
-            what, way = "sets of other tools", "foreign"
-            path = self.foreign[number // 4 % len(self.foreign)]
-            line = f"{_SET} --dataset toy"
+        if number % 2:
+            what, (way, path) = "sets of others", self.foreign[number // 2 % len(self.foreign)]
+            line = draw.choice(_FOREIGN)
         else:
             what = draw.choice(sorted(TARGETS))
             pattern, lines = TARGETS[what]
@@ -112,7 +109,7 @@ class Hostile:
         size = size_of(path)
         answer = given(line, folder, runs, path)
         wrong = self._wrong(line, runs, answer, size, folder)
-        note = f"{way}: {path.relative_to(self.folder)}; {line}: {wrong}" if wrong else ""
+        note = f"{way}: {path.name}; {line}: {wrong}" if wrong else ""
         refused = answer.code in (1, 2, 3) and "error:" in answer.err.lower()
         return Trial(self.part, what, "wrong" if wrong else "refused" if refused else "harmless", 1, note)
 
@@ -136,9 +133,16 @@ class Hostile:
         return max(self.idle[line], self._idle(_AFRESH, runs) if works else 0)
 
 
+def foreign(seed: int, folder: Path) -> list[tuple[str, Path]]:
+    """Sets that are not what they seem, in an order that the seed draws, so that a few meet many kinds."""
+    made = list(hostile_files(seed, folder))
+    random.Random(seed).shuffle(made)
+    return made
+
+
 def size_of(path: Path) -> int:
     """The bytes of a file, or of all in a folder; pipes and devices have none."""
-    files = path.rglob("*") if path.is_dir() else (path,)
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else (path,)
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -26,12 +26,8 @@ from ddbench.base.cache import Cache, read_json, write_json
 from ddbench.base.progress import Event, listening, noting
 from ddbench.base.tensors import load_tensors, save_rows, save_tensors
 from ddbench.errors import DamagedError, DDBenchError, InterruptedRun
-<<<<<<< HEAD
 from ddbench.problem.expert_files import Trajectory
 from ddbench.problem.experts import layout
-=======
-from ddbench.problem.experts import Trajectory, layout
->>>>>>> main
 from ddbench.train.fit import Student
 
 

@@ -93,6 +93,7 @@ class Matcher(Protocol[State]):
     What a matcher may offer besides, each on its own: :class:`Needing`, :class:`Forecasting`, :class:`Noting`,
     :class:`Differentiating`; and the class attribute or option
 
+    - ``version``: of what it computes, a short text that keys hold ("1" without one); so for every kind of plugin;
     - ``paper``: authors, venue and year in a few words, for lists;
     - ``published``: the names, :class:`Published`, that its numbers stand under in the table of published accuracies;
     - ``decodes = True``: it matches ``problem.decoder(images)``, so that it can be run with a decoder;

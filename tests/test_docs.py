@@ -18,7 +18,8 @@ from ddbench.run.spec import GROUPS, PLUGGED, Request, resolve
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "benchmarks", "leaderboards", "ddbench", "plugins", "tests")
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for f in FOLDERS for p in (ROOT / f).rglob("*.md"))])
+ROOTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = sorted([*ROOTS, *(p for f in FOLDERS for p in (ROOT / f).rglob("*.md"))])
 
 
 def shell_lines(page: Path) -> list[str]:

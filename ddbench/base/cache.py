@@ -33,7 +33,10 @@ def home() -> Path:
         return _expanded("DDBENCH_HOME", folder)
     import platformdirs
 
-    return _expanded("the folder for caches", platformdirs.user_cache_dir("ddbench"))
+    try:
+        return Path(platformdirs.user_cache_dir("ddbench"))
+    except RuntimeError as error:  # neither HOME nor an entry for this user
+        raise UsageError("this user has no home folder to keep a cache in; set DDBENCH_HOME to a folder") from error
 
 
 def data_home() -> Path:
@@ -47,7 +50,7 @@ def _expanded(what: str, folder: str) -> Path:
         return Path(folder).expanduser()
     except RuntimeError as error:  # a user that the system does not know, or that has no home
         raise UsageError(
-            f"{what} is {folder}, and this system knows no home folder for it; set DDBENCH_HOME to a folder"
+            f"{what} is {folder}, and this system knows no home folder for that; set it to a whole path"
         ) from error
 
 

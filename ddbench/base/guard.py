@@ -26,8 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ddbench.base.progress import note
 from ddbench.errors import DDBenchError, PluginError, out_of_memory
 
+_SAID: set[tuple[str, str]] = set()  # notes are given once
 LONGEST = 300  # characters of what a plugin raised that a sentence quotes
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _READ_BY_US = ("DDBENCH_", "HOME", "XDG_CACHE_HOME")  # variables that say where results go, and with how many threads
@@ -70,6 +72,9 @@ class guarded:  # noqa: N801 - used as a function, and called around every step:
             with suppress(RuntimeError, OSError, ValueError):  # a working folder that is gone, say
                 if part.look() != before:
                     part.restore(before)
+                    if part.name and (self.what, part.name) not in _SAID:
+                        _SAID.add((self.what, part.name))
+                        note(f"{self.what} changed {part.name}, which is set back: others depend on it")
 
 
 def told(error: BaseException) -> str:
@@ -123,6 +128,7 @@ def _place(trace: TracebackType) -> str:
 class _Part(NamedTuple):
     look: Callable[[], Any]
     restore: Callable[[Any], object]
+    name: str = ""  # for people; libraries that a plugin loads filter warnings and the like, which nobody need know
 
 
 def _default_device() -> Any:
@@ -237,20 +243,20 @@ def _set_mkldnn(before: bool) -> None:
 
 
 _PARTS = (
-    _Part(torch.get_default_dtype, torch.set_default_dtype),
-    _Part(_default_device, _set_default_device),
+    _Part(torch.get_default_dtype, torch.set_default_dtype, "torch's default dtype"),
+    _Part(_default_device, _set_default_device, "torch's default device"),
     _Part(torch._C._len_torch_function_stack, _cut_modes),
-    _Part(torch.get_num_threads, torch.set_num_threads),
-    _Part(torch.is_inference_mode_enabled, _set_inference),
-    _Part(torch.is_grad_enabled, torch._C._set_grad_enabled),
+    _Part(torch.get_num_threads, torch.set_num_threads, "torch's number of threads"),
+    _Part(torch.is_inference_mode_enabled, _set_inference, "torch's inference mode"),
+    _Part(torch.is_grad_enabled, torch._C._set_grad_enabled, "whether torch computes gradients"),
     _Part(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    _Part(torch.get_deterministic_debug_mode, _set_deterministic),
-    _Part(torch._C._get_mkldnn_enabled, _set_mkldnn),
-    _Part(_cudnn, _set_cudnn),
-    _Part(_products, _set_products),
+    _Part(torch.get_deterministic_debug_mode, _set_deterministic, "whether torch is deterministic"),
+    _Part(torch._C._get_mkldnn_enabled, _set_mkldnn, "whether torch uses oneDNN"),
+    _Part(_cudnn, _set_cudnn, "how torch uses cuDNN"),
+    _Part(_products, _set_products, "torch's precision of products"),
     _Part(lambda: tuple(warnings.filters), _set_filters),
     _Part(np.geterr, lambda before: np.seterr(**before)),
-    _Part(_folder, lambda before: before and os.chdir(before)),
+    _Part(_folder, lambda before: before and os.chdir(before), "the working folder"),
     _Part(_umask, os.umask),
     _Part(_variables, _set_variables),
     _Part(_handlers, _set_handlers),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -16,7 +17,7 @@ from ddbench.cli.info import check_grad, info, list_, plugins, prepare
 from ddbench.cli.results import compare
 from ddbench.cli.run import experts, run
 from ddbench.cli.suite import suite
-from ddbench.errors import DDBenchError, out_of_memory, require_posix
+from ddbench.errors import DataError, DDBenchError, out_of_memory, require_posix
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,6 +36,14 @@ for command in (
     cli.add_command(command)
 
 
+def _require_folder() -> None:
+    """Libraries that torch loads end the process without a word where there is no current folder."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise DataError("the current folder was deleted; change to one that is there and run again") from error
+
+
 def main() -> None:
     """Run the command line: one sentence for every expected error, and the documented exit codes."""
     # By default OpenMP threads spin for long while they wait, which makes small networks several times slower on
@@ -43,6 +52,7 @@ def main() -> None:
     streams.make_reliable()
     try:
         require_posix()
+        _require_folder()
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -57,6 +67,11 @@ def main() -> None:
         streams.give_up_stdout()
         where = f" ({error.filename})" if error.filename else ""
         console.fail(f"{error.strerror or error}{where}; mend that and run the same command again")
+        code = 3
+    except ImportError as error:
+        console.fail(
+            f"{error}; something that ddbench needs is not installed whole, or there is too little memory to load it"
+        )
         code = 3
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

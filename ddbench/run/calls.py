@@ -34,6 +34,8 @@ class Asked:
         self._matcher = matcher
         self._problem = problem
         self._who = f"of matcher {matcher.name!r}"
+        if type(matcher.steps) is not int or matcher.steps < 0:
+            raise PluginError(f"steps {self._who} must be a whole number of at least 0, got {matcher.steps!r:.80}")
         self._step = f"step() {self._who}"
         self._images = (problem.ipc * problem.classes, *problem.real.shape)
         self._lent = Untouched(

@@ -17,7 +17,7 @@ import torch
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from ddbench.base.cache import atomic_write
-from ddbench.base.opening import in_place, reading
+from ddbench.base.opening import in_place, may_store, reading
 from ddbench.base.progress import note
 from ddbench.base.schema import Number, Text, Whole
 from ddbench.base.state import load_state, save_state
@@ -153,7 +153,9 @@ class Log:
         self._files.close()
 
     def write(self, line: dict[str, Any]) -> None:
+        may_store(self.path)
         self._stream.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        self._stream.flush()  # nothing is left to be written when another process has the run
 
     def sync(self) -> int:
         """Everything on the disk; the number of its bytes. Raises DataError where the run's whole folder is gone."""

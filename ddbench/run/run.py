@@ -138,7 +138,7 @@ class Run:
         for name, record in (("spec.json", self.spec.record()), ("dataset.json", data)):
             path = self.folder / name
             if not path.exists():
-                write_json(path, record)
+                write_json(path, record, sealed=True)
             held = read_json(path)
             if name == "spec.json":
                 held, record = comparable(SpecRecord.from_file(path).json_value()), comparable(record)

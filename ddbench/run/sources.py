@@ -24,8 +24,18 @@ from ddbench.run.spec import PLUGGED, RunSpec
 FILE = "sources.json"
 BUILT_IN = "ddbench"  # the distribution
 # What of ddbench decides the numbers of a run: not how it is asked for, stored, compared and shown.
-_DECIDING = ("base/seeds.py", "data", "train", "problem", "trajectory", "grade/protocol.py", "grade/selection.py",
-             "grade/student.py", "run/run.py", "run/stage.py")  # fmt: skip
+_DECIDING = (
+    "base/seeds.py",
+    "data",
+    "train",
+    "problem",
+    "trajectory",
+    "grade/protocol.py",
+    "grade/selection.py",
+    "grade/student.py",
+    "run/run.py",
+    "run/stage.py",
+)
 
 
 class SourcesRecord(Held):

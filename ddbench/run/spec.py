@@ -24,6 +24,7 @@ from ddbench.train.fit import TRAINER_VERSION, Recipe
 
 _R = TypeVar("_R", bound=RunRecord)
 SCHEMA = 1
+MOST_THREADS = 1024  # with millions OpenMP ends the process
 PLUGGED = ("dataset", "matcher", "scheduler", "network")
 GROUPS = (*PLUGGED, "experts", "protocol", "decoder")
 # Students of every method must be trained alike on the same network, so only a dataset's recipe sets these.
@@ -270,8 +271,8 @@ def _threads() -> int:
     given = os.environ.get("DDBENCH_THREADS")
     if given is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not given.isdigit() or int(given) < 1:
-        raise UsageError(f"DDBENCH_THREADS must be a number of threads, got {given!r}")
+    if not (given.isascii() and given.isdecimal() and len(given) < 10 and 1 <= int(given) <= MOST_THREADS):
+        raise UsageError(f"DDBENCH_THREADS must be a number of threads from 1 to {MOST_THREADS}, got {given[:40]!r}")
     return int(given)
 
 

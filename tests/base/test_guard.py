@@ -17,6 +17,7 @@ import torch
 
 from ddbench.base import guard
 from ddbench.base.guard import guarded
+from ddbench.base.progress import noting
 from ddbench.errors import DataError, InterruptedRun, PluginError
 
 KEPT: list[Any] = []
@@ -79,6 +80,16 @@ def test_a_call_that_fails_leaves_the_process_as_it_was(what):
     with pytest.raises(PluginError), guarded("a plugin"):
         fails(ValueError(), CHANGES[what])
     assert process() == before
+
+
+def test_what_was_set_back_is_said_once():
+    notes: list[str] = []
+    with noting(notes.append):
+        for _ in range(3):
+            with guarded("step() of matcher 'loud'"):
+                torch.set_default_dtype(torch.float64)
+                warnings.simplefilter("ignore")
+    assert notes == ["step() of matcher 'loud' changed torch's default dtype, which is set back: others depend on it"]
 
 
 def test_inside_a_scope_the_generators_are_left_to_the_scope():

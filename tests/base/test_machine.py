@@ -96,7 +96,7 @@ def test_without_the_systems_file_the_peak_is_that_of_the_whole_process(monkeypa
 
     whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     monkeypatch.setattr(Path, "read_text", gone)
-    assert machine.peak_bytes("cpu") == pytest.approx(whole, rel=0.1)
+    assert machine.peak_bytes("cpu") == pytest.approx(whole, rel=5e-4)
 
 
 @needs_proc

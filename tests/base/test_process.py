@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -115,3 +117,19 @@ def test_death_names_the_signal_and_memory_where_that_is_likely():
     for code, name in ((-15, "15 (SIGTERM)"), (-11, "11 (SIGSEGV)"), (-6, "6 (SIGABRT)"), (-99, "99 (signal 99)")):
         assert f"killed by signal {name}; a plugin or library crashed it" in death(code)
         assert "memory" not in death(code)
+
+
+def test_a_process_ends_as_on_sigterm_when_its_parent_is_another_than_it_works_for():
+    """One works for us, one for nobody, one for our own parent, one for a number that no process has."""
+    code = (
+        "import os, sys, time\n"
+        "from ddbench.base import process\n"
+        "process._WATCH_SECONDS = 0.01\n"
+        "os.environ[process.PARENT] = sys.argv[1]\n"
+        "process.follow_parent()\n"
+        "assert process.PARENT not in os.environ\n"
+        "time.sleep(float(sys.argv[2]))\n"
+    )
+    asked = {str(os.getpid()): "0.5", "nobody": "0.5", str(os.getppid()): "60", "1000000000": "60"}
+    begun = [subprocess.Popen([sys.executable, "-c", code, parent, seconds]) for parent, seconds in asked.items()]
+    assert [child.wait() for child in begun] == [0, 0, -signal.SIGTERM, -signal.SIGTERM]

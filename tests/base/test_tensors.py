@@ -222,6 +222,7 @@ def test_rows_begin_at_a_multiple_of_eight_bytes_and_few_are_lost_to_that(tmp_pa
         ("a.pt", b'\x08\0\0\0\0\xff\0\0{"a', True),
         ("a.pt", b"\x08\0\0\0\0\0\0\0[1, 2]", False),
         ("a.pt", b"\x08\0\0\0\0\0\0\0zz", False),
+        ("a.pt", b"\x08\0\0\0\0\0\0\0{a", False),
         ("a.pt", b"PK\x03\x04 and so on", False),
         ("z.zip", b"PK\x03\x04 and so on", False),
     ],

@@ -61,6 +61,14 @@ def test_mutations_change_something_at_any_depth():
     assert any('"c": null' in text for text in found)
 
 
+def test_many_mutations_stay_small_and_share_nothing():
+    for seed in range(200):
+        made = mutated({"a": [1, [2, {"b": 3}]], "c": {}}, random.Random(seed), times=8)
+        assert len(json.dumps(made)) < 3_000_000
+    texts = [json.dumps(mutated({"a": [1, [2]]}, random.Random(7), times=8)) for _ in range(2)]
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize("bit", [0, 7, 8, 799])
 def test_a_flip_changes_exactly_one_bit(tmp_path, bit):
     path = tmp_path / "x"

@@ -46,6 +46,8 @@ def test_the_best_look_counts_and_its_vector_is_what_metrics_see():
     seen: list[torch.Tensor] = []
 
     class Vector:
+        name = "vector"
+
         def examine(self, student) -> dict[str, float]:
             seen.append(student.vector)
             return {"accuracy": float((student.logits.argmax(1) == student.targets).double().mean())}

@@ -242,7 +242,15 @@ def test_what_a_killed_run_half_wrote_does_not_stay(forks, undisturbed, tmp_path
     assert outcome(tmp_path / "runs") == undisturbed
     left = [p.name for p in (tmp_path / "runs").rglob("*") if p.is_file() and not p.name.startswith(".")]
     assert sorted(left) == sorted(
-        ["spec.json", "dataset.json", "result.json", "metrics.jsonl", "distilled.safetensors", "preview.png"]
+        [
+            "spec.json",
+            "sources.json",
+            "dataset.json",
+            "result.json",
+            "metrics.jsonl",
+            "distilled.safetensors",
+            "preview.png",
+        ]
         + [p.name for p in (tmp_path / "runs").glob("*/evaluations/*.json")]
         + ["result.json", "result.safetensors"] * 3
     )

@@ -41,9 +41,26 @@ FACTOR = 1.0
 @hookimpl
 def register_matchers(register): register(Scaled)
 """
-ARGUMENTS = ["run", "--dataset", "toy", "--matcher", "scaled", "--ipc", "1", "-o", "network.width=8", "-o",
-             "protocol.steps=20", "-o", "protocol.lrs=0.01", "--students", "1", "--no-random",
-             "--no-ceiling", "--quiet"]  # fmt: skip
+ARGUMENTS = [
+    "run",
+    "--dataset",
+    "toy",
+    "--matcher",
+    "scaled",
+    "--ipc",
+    "1",
+    "-o",
+    "network.width=8",
+    "-o",
+    "protocol.steps=20",
+    "-o",
+    "protocol.lrs=0.01",
+    "--students",
+    "1",
+    "--no-random",
+    "--no-ceiling",
+    "--quiet",
+]
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class Child:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-def forked(words, environment, log):
+def forked(words, environment, log, within=None):
     pid = os.fork()
     if pid:
         return Child(pid)

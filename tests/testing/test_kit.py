@@ -365,7 +365,7 @@ BROKEN_MATCHERS = {
     ),
     "reads an expert that it does not name": (
         {"init": init_reading_an_expert, "needs": lambda self, problem: Needs(1, (0, 1))},
-        r"init\(\) of matcher 'drift'.* raised DDBenchError: expert 0 has no snapshot 2; .*needs\(\).*\[0, 1\]",
+        r"init\(\) of matcher 'drift'.* raised Absent: expert 0 has no snapshot 2; .*needs\(\).*\[0, 1\]",
     ),
     "needs something else each time": (
         {"needs": lambda self, problem: Needs(int(torch.randint(1, 1000, ())), (0,))},

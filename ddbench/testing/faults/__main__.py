@@ -101,8 +101,10 @@ def campaign(only: list[str], seed: int, minutes: float, jobs: int, folder: Path
         _count(read, record, began)
     for pid in workers:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
+            os.kill(pid, signal.SIGTERM)  # one that has ended by itself keeps its exit code
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code not in (0, -signal.SIGTERM):
+            record.wrong.append({"part": "campaign", "trial": 0, "what": "a worker", "note": f"ended with {code}"})
     record.about = about(seed, (time.monotonic() - began) / 60, jobs)
     return record
 
@@ -133,7 +135,9 @@ def about(seed: int, minutes: float, jobs: int) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m ddbench.testing.faults", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="for how long (default: 10)")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="for how long (default: 10); 0 with --page makes the page alone"
+    )
     parser.add_argument("--seed", type=int, help="of all draws; by default one that nobody chose")
     parser.add_argument("--only", choices=list(PARTS), action="append", help="this part alone; may be repeated")
     parser.add_argument("--trial", type=int, help="only this trial of --only, as a line of the record names it")
@@ -142,9 +146,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, help="where to work; by default a temporary folder, removed if all is right"
     )
+    parser.add_argument("--page", type=Path, help="page into which the record of --out is put, between its marks")
     given = parser.parse_args()
     if given.trial is not None and len(given.only or ()) != 1:
         parser.error("--trial needs one --only")
+    if given.page and not given.out:
+        parser.error("--page needs --out")
     return given
 
 
@@ -152,6 +159,9 @@ def main() -> int:
     """Run a campaign; 1 if anything is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     given = _arguments()
+    if given.page and given.minutes == 0:
+        Record.load(given.out).onto(given.page)
+        return 0
     os.environ |= {"DDBENCH_THREADS": "1", "OMP_NUM_THREADS": "1"}
     seed = int.from_bytes(os.urandom(4), "big") if given.seed is None else given.seed
     folder = given.folder or Path(tempfile.mkdtemp(prefix="ddbench-faults-"))
@@ -166,6 +176,8 @@ def main() -> int:
         record = campaign(only, seed, given.minutes, given.jobs, folder)
     if given.out:
         record.save(given.out)
+    if given.page:
+        record.onto(given.page)
     for wrong in record.wrong:
         _log.info("%s", json.dumps(wrong, ensure_ascii=False))
     _log.info("%s", record.table())

@@ -142,7 +142,7 @@ def foreign(seed: int, folder: Path) -> list[tuple[str, Path]]:
 
 def size_of(path: Path) -> int:
     """The bytes of a file, or of all in a folder; pipes and devices have none."""
-    files = path.rglob("*") if path.is_dir() else (path,)
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else (path,)
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

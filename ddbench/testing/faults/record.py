@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from ddbench.base.opening import parse_json, read_text
 
 Verdict = Literal["refused", "healed", "identical", "harmless", "wrong"]
 VERDICTS: tuple[Verdict, ...] = ("refused", "healed", "identical", "harmless", "wrong")
+BEGIN, END = "<!-- faults: generated -->", "<!-- faults: end -->"  # where a page has the text of a record
 PARTS = {
     "kills": "SIGKILL, then the same command",
     "flips": "one flipped bit, then a command",
@@ -61,7 +61,9 @@ class Record:
         """Write it: what it was made with, a line for each thing that was struck, a line for each wrong outcome."""
         lines: list[dict[str, Any]] = [self.about]
         lines += [{"part": p, "what": w, **dict(sorted(c.items()))} for (p, w), c in sorted(self.counts.items())]
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines + self.wrong))
+        path.write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines + self.wrong), encoding="utf-8"
+        )
 
     @staticmethod
     def load(path: Path) -> Record:
@@ -86,6 +88,17 @@ class Record:
             lines.append(f"| {title} | {self.faults(part):,} | {' | '.join(cells)} | {held['wrong']:,} |")
         return "\n".join(lines) + "\n"
 
-    def kinds(self) -> Iterable[tuple[str, str, Counter[str]]]:
-        """Part, what was struck, and its counts, in order."""
-        return ((part, what, held) for (part, what), held in sorted(self.counts.items()))
+    def text(self) -> str:
+        """What a page says: what the record was made with, the table, and each wrong outcome."""
+        held = self.about
+        made = f"Seed {held['seed']}, {held['minutes']} minutes, {held['jobs']} processes, {held['system']}"
+        versions = ", ".join(f"{name} {held[name]}" for name in ("ddbench", "torch", "python"))
+        wrong = [f"- {w['part']} {w['trial']}, {w['what']}: `{w['note'].replace('`', '')}`" for w in self.wrong]
+        return f"{made}, {versions}:\n\n{self.table()}" + "".join(f"{line}\n" for line in ("", *wrong) if wrong)
+
+    def onto(self, page: Path) -> None:
+        """Put the text into a page, between its marks."""
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        assert end, f"{page} has no marks {BEGIN} and {END}"
+        page.write_text(f"{before}{BEGIN}\n\n{self.text()}\n{END}{after}", encoding="utf-8")

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def mutated(value: Any, draw: random.Random, times: int = 1) -> Any:
     for _ in range(times):
         places = list(_places(value))
         if not places:
-            return draw.choice(_VALUES)
+            return deepcopy(draw.choice(_VALUES))
         holder, key = draw.choice(places)
         act = draw.randrange(6)
         if act == 0:
@@ -60,9 +61,9 @@ def mutated(value: Any, draw: random.Random, times: int = 1) -> Any:
         elif act == 1 and isinstance(holder, dict):
             holder[draw.choice(("", "__class__", "seed\u202e", "x" * 5000, str(key).upper()))] = holder.pop(key)
         elif act == 2 and isinstance(holder, list):
-            holder[key:key] = [holder[key]] * draw.choice((1, 3, 2000))
+            holder[key:key] = [holder[key]] * (draw.choice((1, 2000)) if times == 1 else 1)
         else:
-            holder[key] = draw.choice(_VALUES)
+            holder[key] = deepcopy(draw.choice(_VALUES))  # or a later change would be one of all that hold it
     return value
 
 
@@ -124,7 +125,7 @@ def _a_folder(path: Path, draw: random.Random) -> None:
 
 
 def _a_link(path: Path, draw: random.Random) -> str:
-    target = draw.choice(("/nowhere/at/all", "/dev/zero", "/dev/urandom", path.name, str(path.parents[1] / "..")))
+    target = draw.choice(("/nowhere/at/all", "/dev/zero", "/dev/urandom", path.name, "/dev"))
     path.unlink()
     path.symlink_to(target)
     return f"a link to {'itself' if target == path.name else target if target.startswith('/dev') else 'elsewhere'}"

@@ -150,6 +150,15 @@ def test_what_is_not_the_plugins_failure_passes(error):
     assert caught.value is error
 
 
+@pytest.fixture
+def heard():
+    """SIGINT as a terminal's process hears it: one that a shell started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_the_interruption_of_a_signal_is_not_the_plugins():
     def waits() -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from ddbench.base.cache import atomic_write, canonical, file_digest
-from ddbench.base.opening import parse_json, read_text
+from ddbench.base.opening import TEXT_BYTES, parse_json, read_text, require_regular
 from ddbench.base.options import changed, make, options
 from ddbench.base.schema import RECORD_BYTES, Digest, Held, Number, Seed, Text, Whole
 from ddbench.base.tensors import content_digest
@@ -141,7 +141,7 @@ class Entry(Held):
         if self.picture is None:
             return
         path = self.picture_file
-        if not path.exists() or file_digest(path) != self.picture.sha256:
+        if not path.exists() or _too_large(path) or file_digest(path) != self.picture.sha256:
             raise DataError(
                 f"{path} is not the picture that {self.file.name} records; submit the runs again with --replace"
             )
@@ -207,11 +207,17 @@ def verified(folder: Path) -> ResultRecord:
             f"that and go on with `ddbench run --resume {folder}`"
         )
     for name, recorded in result.sha256.items():
-        if not (folder / name).exists() or file_digest(folder / name) != recorded:
+        path = folder / name
+        if not path.exists() or _too_large(path) or file_digest(path) != recorded:
             raise DataError(
-                f"{folder / name} is damaged: it no longer has the sha256 in result.json; delete {folder} and run again"
+                f"{path} is damaged: it no longer has the sha256 in result.json; delete {folder} and run again"
             )
     return result
+
+
+def _too_large(path: Path) -> bool:
+    """Whether a record or picture is larger than any that ddbench writes: seen before it is read to its end."""
+    return path.suffix != ".safetensors" and require_regular(path).st_size > TEXT_BYTES
 
 
 def _current(spec: SpecRecord, folder: Path) -> SpecRecord:

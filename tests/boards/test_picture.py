@@ -181,6 +181,17 @@ def test_a_picture_that_is_described_wrongly_is_refused(runs, tmp_path, told, ma
         made_.entries()
 
 
+def test_a_picture_of_gigabytes_is_refused_by_its_size_before_it_is_read(runs, tmp_path, monkeypatch):
+    made_ = board(tmp_path, runs[0])
+    seen = pictured(made_, runs[0])
+    posted(made_, runs[0], "one", [0.5, 0.6], picture=seen)
+    with next((made_.folder / "entries").glob("*.webp")).open("r+b") as stream:
+        stream.truncate(2**31)  # a hole: it takes no room
+    monkeypatch.setattr("ddbench.boards.entry.file_digest", lambda path: pytest.fail(f"{path} was read"))
+    with pytest.raises(DataError, match=r"is not the picture that one.json records"):
+        made_.entries()
+
+
 def test_an_entry_of_a_later_version_is_refused(runs, tmp_path):
     made_ = board(tmp_path, runs[0])
     posted(made_, runs[0], "one", [0.5, 0.6], format=3)

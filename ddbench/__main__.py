@@ -7,9 +7,13 @@ def main() -> None:
     """Run the command line."""
     interrupts.hear()
     try:
-        from ddbench.cli.main import main as command
+        try:
+            from ddbench.cli.main import main as command
 
-        command()
+            command()
+        except SystemExit as end:
+            interrupts.rest(end.code)
+            raise
     except KeyboardInterrupt:  # while an error was being said
         interrupts.leave()
 

@@ -314,7 +314,7 @@ def published_schedule(scheduler: Scheduler) -> str | None:
 def missing(source: DatasetSource) -> str | None:
     """What ``load`` would have to get first; None when the data are at hand, as far as the source tells."""
     if not isinstance(source, hookspecs.Telling):
-        return f"dataset {source.name!r} does not tell whether its data are here; `ddbench prepare` loads them"
+        return f"dataset {source.name!r} does not tell if data are here; `ddbench prepare {source.name}` gets them"
     try:
         said = _called(source, "dataset", "missing", None)
         return None if said is None else str(said)

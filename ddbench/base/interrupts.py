@@ -41,12 +41,25 @@ def hear() -> None:
 def _forget() -> None:
     """A forked child is none of ours to speak for: signals end it as they end any process."""
     for number in SIGNALS:
-        if getattr(signal.getsignal(number), "__module__", "").startswith("ddbench."):
+        if is_ours(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
 
 
-def leave() -> NoReturn:
-    """End this process now, with the command that goes on."""
+def is_ours(handler: object) -> bool:
+    """Whether a handler of signals is one of ddbench."""
+    return getattr(handler, "__module__", "").startswith("ddbench.")
+
+
+def rest(code: object) -> None:
+    """All is done and said: signals change nothing any more, and an interrupted command does without tidying up."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if code == EXIT_CODE:
+        os._exit(EXIT_CODE)
+
+
+def leave(*_signal: object) -> NoReturn:
+    """End this process now, with the command that goes on; also as the handler of a signal."""
     shown = _SHOW_CURSOR if os.isatty(2) else ""
     try:
         os.write(2, f"{shown}error: {sentence()}\n".encode(errors="backslashreplace"))

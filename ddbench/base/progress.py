@@ -6,7 +6,6 @@ test) installs a listener with :func:`listening`; with none, reports go nowhere.
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -33,8 +32,16 @@ class Event:
 Listener = Callable[[Event], None]
 Say = Callable[[str], None]  # where a sentence for people goes
 _listener: ContextVar[Listener | None] = ContextVar("ddbench_listener", default=None)
-_told = logging.getLogger("ddbench")  # where nobody says otherwise: logging writes warnings to stderr
-_say: ContextVar[Say] = ContextVar("ddbench_say", default=_told.warning)
+
+
+def _log(text: str) -> None:
+    """Where nobody says otherwise: logging writes warnings to stderr."""
+    import logging  # which takes longer to load than all else that ``ddbench --help`` has of this
+
+    logging.getLogger("ddbench").warning(text)
+
+
+_say: ContextVar[Say] = ContextVar("ddbench_say", default=_log)
 
 
 def report(what: str, done: int, total: int, **numbers: Any) -> None:
@@ -104,7 +111,8 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         _listening.remove(self)
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            ours = self.requested and interrupts.is_ours(handler)
+            signal.signal(number, interrupts.leave if ours else handler)  # one more is not to interrupt the farewell
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
         self._heard += 1

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
-from ddbench.base import cache
 from ddbench.cli import console
 from ddbench.cli.options import JSON, OPTIONS, OUT, QUIET
 from ddbench.errors import DDBenchError, UsageError, did_you_mean
@@ -140,10 +139,12 @@ def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> 
             known = data[plugin.name]
             if shown := known["about"] | (known["measured"] or {}):
                 console.table(f"dataset {plugin.name}", ("", ""), _body(shown))
-            if known["missing"]:
+            if known["missing"] and hasattr(plugin.cls, "missing"):
                 console.say(
                     f"no data here: {known['missing']}; `ddbench prepare {name}` makes it ready, or says what it lacks"
                 )
+            elif known["missing"]:
+                console.say(known["missing"])
 
 
 def _about(plugin: Plugin) -> dict[str, Any]:
@@ -234,6 +235,8 @@ def _show_gradient_check(
 
 def _prepare(name: str, flags: tuple[tuple[str, str], ...], *, quiet: bool, as_json: bool) -> None:
     """Download, decode, check and measure a dataset, so that a run can begin at once; then show what it is."""
+    from ddbench.base import cache
+
     with console.working(quiet), cache.thoroughly():
         found = _described(name, flags, get=True)
     if as_json:

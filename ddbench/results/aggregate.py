@@ -22,6 +22,7 @@ from ddbench.run.row import DAMAGED, Cells, Row
 _SHARED = ("dataset", "dataset_digest", "ipc", "network", "protocol", "protocol_digest", "matcher", "scheduler",
            "label_type", "options", "setting", "distil_digest", "distil_network", "distil_protocol", "versions",
            "seed", "run", "device", "error")  # fmt: skip
+_CONTENT = ("data_source", "classes", "train_images")  # by which published numbers are found
 _COSTS = ("steps", "distil_seconds", "expert_seconds", "selection_seconds", "image_bytes", "label_bytes")
 _NUMBERS = ("selection", "status", "accuracy_mean", "accuracy_std", "n")
 
@@ -207,7 +208,11 @@ def _averaged(rows: list[Row], counted: list[Row], done: list[Row], means: list[
     peaks = [row.peak_bytes for row in done if row.peak_bytes is not None]
     metrics = sorted({name for row in done for name in row.metrics})
     return Row(
-        **{name: _common([getattr(row, name) for row in rows]) for name in _SHARED if name != "label_type"},
+        **{
+            name: _common([getattr(row, name) for row in rows])
+            for name in (*_SHARED, *_CONTENT)
+            if name != "label_type"
+        },
         label_type=_common([row.label_type for row in done or rows]),
         selection="test" if "test" in selected else _common(selected),
         status=_status(counted),

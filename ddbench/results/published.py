@@ -34,6 +34,19 @@ DATASETS = {
     "imagenet-nette": ("ImageNette-128", "ConvNetD5"),
     "imagenet-woof": ("ImageWoof-128", "ConvNetD5"),
 }
+# (classes, training images) of what was published on. One whose images a plugin of another name loaded, or of which
+# there are more or fewer, is another dataset that happens to be called so.
+_CONTENT = {
+    "cifar10": (10, 50_000),
+    "cifar100": (100, 50_000),
+    "mnist": (10, 60_000),
+    "fashionmnist": (10, 60_000),
+    "svhn": (10, 73_257),
+    "tinyimagenet": (200, 100_000),
+    "imagenet": (1000, 1_281_167),
+    "imagenet-nette": (10, None),
+    "imagenet-woof": (10, None),
+}
 _SIZES = {"imagenet": 64, "imagenet-nette": 128, "imagenet-woof": 128}  # those that are made at several
 # What leaves a dataset whole; anything else is another dataset under the same name.
 _WHOLE = {
@@ -97,7 +110,7 @@ def beside(row: Row) -> list[Reported]:
     size = _SIZES.get(str(row.dataset))
     if size is not None and options.get("dataset.size") != size:
         return []
-    if any(name in options and options[name] not in whole for name, whole in _WHOLE.items()):
+    if any(name in options and options[name] not in whole for name, whole in _WHOLE.items()) or not _is_whole(row):
         return []
     if (row.distil_network, row.distil_digest) != (row.network, row.dataset_digest):
         return []
@@ -106,7 +119,7 @@ def beside(row: Row) -> list[Reported]:
 
 def lookup(row: Row) -> list[Reported]:
     """What is published for a row's method on a whole dataset with the field's ConvNet; all sources, or nothing."""
-    published, model = DATASETS.get(str(row.dataset), ("", ""))
+    published, model = _named(row)
     if not published or row.ipc is None or not _is_network(row.network, model):
         return []
     rule, names = _scheduler(row), _methods(row)
@@ -119,10 +132,28 @@ def lookup(row: Row) -> list[Reported]:
 
 def elsewhere(row: Row) -> list[Reported]:
     """What is published for the row's method, dataset and ipc in other settings: networks, schedulers, variants."""
-    published = DATASETS.get(str(row.dataset), ("", ""))[0]
+    published = _named(row)[0]
     names, same = _methods(row, variants=True), set(beside(row))
     found = (r for r in everything() if (r.dataset, r.ipc) == (published, row.ipc) and r.method in names)
     return [r for r in found if r not in same]
+
+
+def _named(row: Row) -> tuple[str, str]:
+    """The published name of a row's dataset, and its network; empty for what another plugin loaded under that name."""
+    name = str(row.dataset)
+    return DATASETS.get(name, ("", "")) if row.data_source == name.partition("-")[0] else ("", "")
+
+
+def _is_whole(row: Row) -> bool:
+    """Whether it has as many classes and training images as what was published on, as far as that is recorded."""
+    classes, images = _CONTENT.get(str(row.dataset), (None, None))
+    if classes is None or row.classes not in (None, classes):
+        return False
+    if images is None or row.train_images is None:
+        return True
+    given = (row.options or {}).get("dataset.validation")
+    held_out = given if isinstance(given, float) else 0
+    return abs(row.train_images - images * (1 - held_out)) <= classes  # every class is divided by itself
 
 
 def _methods(row: Row, *, variants: bool = False) -> set[str]:

@@ -134,6 +134,7 @@ class ResultRecord(Held):
     selection: Name | None = None
     steps: Whole | None = None
     images: Whole | None = None
+    train_images: Whole | None = None
     distil_seconds: Number | None = None
     selection_seconds: Number | None = None
     expert_seconds: Number | None = None
@@ -248,6 +249,8 @@ class RunRecord(Held):
             setting=spec.setting, distil_digest=known, distil_network=network, distil_protocol=spec.protocol.name,
             distil_rules=spec.rules, architecture=digest(spec.network.json_value()),
             versions=", ".join(sorted(set(spec.versions.values()))),
+            data_source=spec.dataset.name, train_images=result.train_images,
+            classes=result.images // spec.ipc if result.images else None,
         )  # fmt: skip
 
 

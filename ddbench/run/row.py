@@ -57,6 +57,9 @@ class Row:
     student_lr: str | None = None
     together: bool | None = None
     evaluation: str | None = None
+    data_source: str | None = None  # the dataset plugin that loaded the data, whatever they are called
+    classes: int | None = None
+    train_images: int | None = None  # that were distilled: without those held out to select on
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -2,6 +2,7 @@
 
 They listen to the events that the progress display shows. None is required, none asks for an account, and one that
 fails is switched off with a warning: a tracker never fails a run. What a run leaves behind does not depend on them.
+Beside the runs they write through no links, which whoever prepared that folder could point anywhere.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ddbench.base.guard import guarded, told
+from ddbench.base.opening import refuse_links
 from ddbench.base.progress import Event, listening_too
-from ddbench.errors import DataError, InterruptedRun, UsageError, did_you_mean
+from ddbench.errors import DataError, DDBenchError, InterruptedRun, PluginError, UsageError, did_you_mean
 from ddbench.run.record import RunRecord
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class TensorBoard:
     """Event files in ``place``/<run>; by default in ``tensorboard`` beside the runs."""
 
     def __init__(self, place: str, folder: Path) -> None:
-        self._folder = Path(place or folder.parent / "tensorboard") / folder.name
+        self._folder = (Path(place) if place else _beside(folder, "tensorboard")) / folder.name
 
     def start(self, name: str, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # type: ignore[import-not-found]
@@ -59,7 +62,7 @@ class WeightsAndBiases:
     """A run of the project ``place``: files in ``wandb`` beside the runs, unless WANDB_MODE or an API key is set."""
 
     def __init__(self, place: str, folder: Path) -> None:
-        self._project, self._folder = place or "ddbench", folder.parent
+        self._project, self._folder = place or "ddbench", _beside(folder, "wandb").parent
 
     def start(self, name: str, config: dict[str, Any]) -> None:
         import wandb  # type: ignore[import-not-found]
@@ -89,7 +92,7 @@ class MLflow:
     """A run of the experiment ``ddbench`` in the store ``place``: MLFLOW_TRACKING_URI's, or files beside the runs."""
 
     def __init__(self, place: str, folder: Path) -> None:
-        self._store = place or os.environ.get("MLFLOW_TRACKING_URI") or (folder.parent / "mlruns").absolute().as_uri()
+        self._store = place or os.environ.get("MLFLOW_TRACKING_URI") or _whole(_beside(folder, "mlruns")).as_uri()
 
     def start(self, name: str, config: dict[str, Any]) -> None:
         if self._store.startswith("file:"):  # newer versions ask for a yes before they write plain files
@@ -119,6 +122,20 @@ TRACKERS: dict[str, tuple[type, str]] = {  # name -> (tracker, the module that i
 }
 
 
+def _beside(folder: Path, name: str) -> Path:
+    """A folder beside a run's, which is no link."""
+    place = folder.parent / name
+    refuse_links(place)
+    return place
+
+
+def _whole(place: Path) -> Path:
+    """A folder in which nothing is a link: files of known names are written there in place. As an absolute path."""
+    for inside in place.rglob("*"):
+        refuse_links(inside)
+    return place.absolute()
+
+
 def checked(names: Sequence[str]) -> list[tuple[str, str]]:
     """(kind, place) of each ``kind[=place]``. Raises where there is none, or its package is not installed."""
     found = []
@@ -138,7 +155,7 @@ def checked(names: Sequence[str]) -> list[tuple[str, str]]:
 @contextmanager
 def attached(names: Sequence[str], run: Run, say: Callable[[str], None]) -> Iterator[None]:
     """Send what ``run`` reports inside the block to these trackers; ``say`` gets the warning of one that fails."""
-    posts = [_Post(kind, TRACKERS[kind][0](place, run.folder), say) for kind, place in checked(names)]
+    posts = [_Post(kind, place, run.folder, say) for kind, place in checked(names)]
     if not posts:
         yield
         return
@@ -156,8 +173,9 @@ def attached(names: Sequence[str], run: Run, say: Callable[[str], None]) -> Iter
     try:
         with listening_too(listen):
             yield
-        status, summary = _outcome(run.folder)
-    except InterruptedRun:
+        with suppress(DDBenchError):  # whoever reads the run next says what is wrong with it
+            status, summary = _outcome(run.folder)
+    except (InterruptedRun, KeyboardInterrupt):
         status = "interrupted"
         raise
     finally:
@@ -168,18 +186,22 @@ def attached(names: Sequence[str], run: Run, say: Callable[[str], None]) -> Iter
 class _Post:
     """A tracker that is switched off by its first failure."""
 
-    def __init__(self, kind: str, tracker: Tracker, say: Callable[[str], None]) -> None:
-        self._kind, self._tracker, self._say = kind, tracker, say
+    def __init__(self, kind: str, place: str, folder: Path, say: Callable[[str], None]) -> None:
+        self._kind, self._say = kind, say
         self._works = True
+        self._tracker: Tracker | None = None
+        self._make = lambda: TRACKERS[kind][0](place, folder)
 
     def __call__(self, call: str, *given: Any) -> None:
         if not self._works:
             return
         try:
-            getattr(self._tracker, call)(*given)
+            with guarded(f"the tracker {self._kind!r}"):  # prints go to stderr, and an exit is no exit of ours
+                self._tracker = self._tracker or self._make()
+                getattr(self._tracker, call)(*given)
         except Exception as error:  # noqa: BLE001 - whatever it raises, the run goes on
             self._works = False
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = error.reason if isinstance(error, PluginError) else told(error)
             self._say(f"warning: the tracker {self._kind!r} is switched off, and the run goes on: {reason}")
 
 

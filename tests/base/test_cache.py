@@ -1,4 +1,4 @@
-"""Bytes on disk that can be trusted: atomic writes, locks, damaged files."""
+"""Bytes on disk that can be trusted: atomic writes, damaged files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -26,13 +24,12 @@ from ddbench.base.cache import (
     digest,
     file_digest,
     home,
-    lock,
     read_json,
     sweep,
     write_json,
 )
 from ddbench.base.progress import noting
-from ddbench.errors import BusyError, DamagedError, DataError
+from ddbench.errors import DamagedError, DataError, UsageError
 
 
 def no_space(*_args, **_kwargs):
@@ -72,6 +69,16 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert data_home() == tmp_path / "cache" / "data"
     monkeypatch.setenv("DDBENCH_DATA", str(tmp_path / "data"))
     assert data_home() == tmp_path / "data"
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache_folder(monkeypatch):
+    def nobody(_name):
+        raise RuntimeError("could not determine the home directory for '~/.cache'")
+
+    monkeypatch.delenv("DDBENCH_HOME", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", nobody)
+    with pytest.raises(UsageError, match="no home folder to keep a cache in; set DDBENCH_HOME"):
+        home()
 
 
 def test_cache_folder_tells_what_it_was_made_for_and_differs_by_it(tmp_path):
@@ -205,75 +212,6 @@ def test_unreadable_json_is_a_data_error_that_names_the_file(tmp_path):
         read_json(tmp_path / "bytes.json")
     with pytest.raises(DataError, match=r"cannot read .*none\.json"):
         read_json(tmp_path / "none.json")
-
-
-# -- locks ---------------------------------------------------------------------------------------------------
-
-HOLDER = """
-import sys, pathlib
-from ddbench.base.cache import lock
-with lock(pathlib.Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def holder(tmp_path):
-    """Another process that holds ``run/lock`` until its standard input closes."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "run" / "lock")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def test_second_holder_that_does_not_wait_is_told_which_process_holds_the_lock(tmp_path, holder):
-    with (
-        pytest.raises(BusyError, match=rf"run is being written by process {holder.pid};"),
-        lock(tmp_path / "run" / "lock", wait=False),
-    ):
-        raise AssertionError("the lock was given to two")
-
-
-def test_lock_of_a_killed_process_is_free(tmp_path, holder):
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    with lock(tmp_path / "run" / "lock", wait=False):
-        assert (tmp_path / "run" / "lock").read_text() == f"process {os.getpid()}"
-
-
-def test_second_holder_waits_until_the_first_is_done(tmp_path):
-    order, ready = [], threading.Event()
-
-    def second():
-        ready.set()
-        with lock(tmp_path / "lock"):
-            order.append("second")
-
-    with lock(tmp_path / "lock"):
-        thread = threading.Thread(target=second)
-        thread.start()
-        ready.wait()
-        time.sleep(0.05)  # time enough for a lock that does not lock to show
-        order.append("first")
-    thread.join()
-    assert order == ["first", "second"]
-
-
-def test_lock_can_be_taken_again_and_after_an_error_inside(tmp_path):
-    with pytest.raises(KeyError), lock(tmp_path / "lock", wait=False):
-        raise KeyError
-    for _ in range(2):
-        with lock(tmp_path / "lock", wait=False):
-            assert (tmp_path / "lock").read_text() == f"process {os.getpid()}"
 
 
 # -- seals -----------------------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import tiny
 
-from ddbench.base.process import PARENT, Worker, death
+from ddbench.base.process import PARENT, Worker, death, follow_parent
+from ddbench.errors import DataError
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 
@@ -77,6 +79,26 @@ def test_a_worker_that_is_killed_is_gone_at_once_and_can_be_killed_again(worker)
     assert worker.poll() in (-signal.SIGKILL, 0)  # it may have ended before
     worker.kill()
     worker.stop()
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("many lines of it")
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "worker.log").symlink_to(tmp_path / "precious")
+    (tmp_path / "linked").symlink_to(tmp_path / "suite")
+    for log in ("suite/worker.log", "linked/other.log"):
+        with pytest.raises(DataError, match="is a link"):
+            Worker(["--version"], 1, tmp_path / log, tmp_path)
+    assert (tmp_path / "precious").read_text() == "many lines of it"
+    assert not (tmp_path / "suite" / "other.log").exists()
+
+
+@pytest.mark.parametrize("parent", ["²", "-1", "x", ""])
+def test_a_parent_that_is_no_number_is_none(monkeypatch, parent):
+    monkeypatch.setenv(PARENT, parent)
+    before = threading.active_count()
+    follow_parent()
+    assert threading.active_count() == before
 
 
 def test_the_last_words_are_the_last_line_with_something_on_it(worker):

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 
 import pictures
@@ -106,6 +106,8 @@ def test_help_loads_neither_torch_nor_plugins(arguments):
     assert "ddbench" in text
     assert "click" in modules
     assert not modules & HEAVY
+    if "--help" in arguments:  # the version comes from importlib.metadata, which loads these
+        assert not modules & {"logging", "tempfile", "tomllib"}
     assert not [m for m in modules if m.startswith("ddbench_")]
 
 
@@ -480,7 +482,7 @@ def test_cuda_where_there_is_none_is_refused():
     assert "--device cuda" in error_of(answer)
 
 
-@pytest.mark.parametrize("threads", ["0", "two", "-1", ""])
+@pytest.mark.parametrize("threads", ["0", "two", "-1", "", "²", "1025", "99999999", "9" * 5000])
 def test_a_wrong_number_of_threads_is_refused(monkeypatch, threads):
     monkeypatch.setitem(THREAD, "DDBENCH_THREADS", threads)
     answer = ddbench("run", "--dataset", "toy", "--dry-run")
@@ -940,6 +942,21 @@ def test_a_disk_or_a_memory_that_is_full_is_one_sentence(monkeypatch, capsys, er
     assert "Traceback" not in said
 
 
+def test_a_library_that_cannot_be_loaded_is_one_sentence(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        fails_with(monkeypatch, ImportError("libtorch_cpu.so: failed to map segment from shared object"))
+    assert exit_.value.code == 3
+    assert "error: libtorch_cpu.so: failed to map" in capsys.readouterr().err
+
+
+def test_an_interrupt_outside_of_long_work_names_the_command_that_goes_on(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        fails_with(monkeypatch, KeyboardInterrupt())
+    assert exit_.value.code == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == "error: interrupted; everything finished so far is kept; to go on: ddbench run --dataset toy -q"
+
+
 def test_another_error_of_torch_keeps_its_traceback(monkeypatch):
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         fails_with(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
@@ -979,6 +996,26 @@ def test_info_of_data_that_are_not_here_downloads_nothing_and_says_what_is_missi
     assert "ddbench prepare cifar10" in answer.err
     assert "cs.toronto.edu" in answer.out
     assert not list(tmp_path.rglob("*.tar.gz"))
+
+
+def test_info_of_a_dataset_that_does_not_tell_whether_its_data_are_here_says_so_in_one_sentence(tmp_path, monkeypatch):
+    plugin = registry().get("dataset", "toy")
+    silent = make_dataclass("Silent", [], namespace={"name": "silent", "load": lambda self: None})
+    known = registry().plugins | {("dataset", "silent"): replace(plugin, name="silent", cls=silent)}
+    monkeypatch.setattr(registry(), "plugins", known)
+    answer = ddbench("info", "silent", home=tmp_path)
+    assert answer.code == 0, answer.err
+    assert " ".join(answer.err.split()) == (
+        "dataset 'silent' does not tell if data are here; `ddbench prepare silent` gets them"
+    )
+
+
+@pytest.mark.parametrize("name", ["DDBENCH_HOME", "DDBENCH_DATA"])
+def test_a_folder_of_a_user_that_the_system_does_not_know_is_refused_in_one_sentence(monkeypatch, name):
+    monkeypatch.setenv(name, "~no-such-user/cache")
+    answer = ddbench("prepare", "cifar10")
+    assert answer.code == 2
+    assert f"{name} is ~no-such-user/cache" in error_of(answer)
 
 
 def test_prepare_loads_a_dataset_and_shows_what_it_is(tmp_path):

@@ -908,7 +908,14 @@ def test_rows_of_one_method_say_in_which_options_they_differ():
 # -------------------------------------------------------------------------------- reported, and commands
 
 
-REAL = {"dataset": "cifar10", "ipc": 10, "distil_network": "convnet", "distil_digest": "d" * 8, "label_type": "teacher"}
+REAL = {
+    "dataset": "cifar10",
+    "data_source": "cifar10",
+    "ipc": 10,
+    "distil_network": "convnet",
+    "distil_digest": "d" * 8,
+    "label_type": "teacher",
+}
 
 
 def test_reported_values_stand_beside_and_are_neither_averaged_nor_tested():

@@ -24,6 +24,7 @@ def row(**more: Any) -> Row:
     """A row of results: tesla on the whole of CIFAR-10 with the field's ConvNet."""
     base = {
         "dataset": "cifar10",
+        "data_source": "cifar10",
         "matcher": "tesla",
         "scheduler": "single",
         "network": "convnet",
@@ -39,7 +40,7 @@ def row(**more: Any) -> Row:
 
 def of(dataset: str, matcher: str, network: str | None = "convnet", labels: str = "hard", **more: Any) -> Row:
     """A row of a method on ten images per class."""
-    return row(dataset=dataset, matcher=matcher, network=network, label_type=labels, **more)
+    return row(dataset=dataset, data_source=dataset, matcher=matcher, network=network, label_type=labels, **more)
 
 
 PACKED = {"decoder.factor": 2}
@@ -179,8 +180,36 @@ def test_another_setting_has_no_value_beside_it(change):
     assert beside(row(**change)) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "stands"),
+    [
+        ({}, True),
+        ({"classes": 10, "train_images": 45_000, "options": {"dataset.validation": 0.1}}, True),
+        ({"classes": 10, "train_images": 50_000}, True),
+        ({"data_source": "images"}, False),
+        ({"data_source": "hf"}, False),
+        ({"data_source": None}, False),
+        ({"classes": 9}, False),
+        ({"classes": 10, "train_images": 108}, False),
+        ({"classes": 10, "train_images": 50_000, "options": {"dataset.validation": 0.1}}, False),
+    ],
+    ids=str,
+)
+def test_numbers_stand_beside_the_data_that_they_are_of_and_not_beside_a_name(change, stands):
+    assert bool(beside(row(**change))) == stands
+
+
+def test_a_folder_called_like_a_dataset_has_no_published_numbers_in_other_settings_either():
+    assert elsewhere(row(network="resnet18", distil_network="resnet18"))
+    assert elsewhere(row(network="resnet18", distil_network="resnet18", data_source="images")) == []
+
+
+def test_every_published_dataset_says_what_is_in_it():
+    assert set(published._CONTENT) == set(published.DATASETS)
+
+
 def test_imagenet_is_published_at_one_size():
-    small = row(dataset="imagenet", options={"dataset.size": 64})
+    small = row(dataset="imagenet", data_source="imagenet", options={"dataset.size": 64})
     assert values(beside(small)) == [("TESLA", 17.8)]
     for other in (32, 128):
         assert beside(replace(small, options={"dataset.size": other})) == []

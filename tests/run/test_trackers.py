@@ -132,6 +132,38 @@ def test_a_tracker_that_raises_is_switched_off_with_one_warning_and_the_run_ends
     assert made[-1] == moment  # nothing after it
 
 
+@pytest.mark.parametrize("kind", list(trackers.TRACKERS))
+def test_a_tracker_writes_through_no_link_beside_the_runs(tmp_path, tensorboard, wandb, calls, monkeypatch, kind):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    places = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlruns/0/meta.yaml"}
+    link = tmp_path / "runs" / places[kind]
+    link.parent.mkdir(parents=True)
+    (tmp_path / "precious").mkdir()
+    link.symlink_to(tmp_path / "precious")
+    with _mlflow(monkeypatch, calls):
+        said, result = carry_out(work(tmp_path / "runs", "random"), kind)
+    assert result.status == "ok"
+    (warning,) = said
+    assert warning.startswith(f"warning: the tracker {kind!r} is switched off, and the run goes on: DataError: ")
+    assert f"{link} is a link" in warning
+    assert calls == []
+    assert list((tmp_path / "precious").iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), OSError(28, "No space left on device"), RuntimeError("no")], ids=repr)
+def test_a_tracker_that_exits_or_cannot_even_be_made_fails_no_run(tmp_path, monkeypatch, capsys, error):
+    def broken(place: str, folder: Path) -> Any:
+        print("a word of its own")
+        raise error
+
+    module(monkeypatch, "broken")
+    monkeypatch.setitem(trackers.TRACKERS, "broken", (broken, "broken"))
+    said, result = carry_out(work(tmp_path / "runs", "random"), "broken")
+    assert result.status == "ok"
+    assert len(said) == 1
+    assert "a word of its own" not in capsys.readouterr().out
+
+
 def test_a_tracker_hears_how_a_run_ended(tmp_path, tensorboard, calls):
     run = work(tmp_path / "runs", matcher__lr_img=1e30)
     assert carry_out(run, "tensorboard")[1].status == "diverged"

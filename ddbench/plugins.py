@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import pluggy
 
 from ddbench import hookspecs
+from ddbench.base import recipes as recipe_files
 from ddbench.base.guard import guarded, told
+from ddbench.base.recipes import RecipeEntry
 from ddbench.errors import DataError, DDBenchError, PluginError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -38,27 +39,6 @@ _METHODS = {
 
 
 @dataclass(frozen=True)
-class RecipeEntry:
-    """Hyperparameters for a situation: ``match`` (dataset, ipc, scheduler) -> ``options`` by group."""
-
-    match: dict[str, Any]
-    options: dict[str, dict[str, Any]]
-    source: str
-    verified: bool
-
-    def fits(self, situation: dict[str, Any]) -> bool:
-        """Whether every key of ``match`` holds; an ipc may be a number or a range [low, high]."""
-        for key, wanted in self.match.items():
-            value = situation[key]
-            if isinstance(wanted, list) and key == "ipc":
-                if not wanted[0] <= value <= wanted[1]:
-                    return False
-            elif value not in (wanted if isinstance(wanted, list) else [wanted]):
-                return False
-        return True
-
-
-@dataclass(frozen=True)
 class Plugin:
     """A registered class, where it came from, and its recipes."""
 
@@ -74,10 +54,13 @@ class Plugin:
         """The version that the class declares of what it computes; keys hold this one, not the distribution's."""
         return declared_version(self.cls)
 
-    def recipe(self, situation: dict[str, Any]) -> RecipeEntry | None:
-        """The most specific recipe that fits; of equally specific ones the first."""
-        fitting = [r for r in self.recipes if r.fits(situation)]
-        return max(fitting, key=lambda r: len(r.match), default=None)
+    def recipe(self, situation: dict[str, Any], usual: str = "paper", asked: str | None = None) -> RecipeEntry | None:
+        """The most specific recipe that fits, one called ``usual`` before others; of equally specific ones the first.
+
+        With ``asked``, only those of that name.
+        """
+        fitting = [r for r in self.recipes if r.fits(situation) and asked in (None, r.name)]
+        return max(fitting, key=lambda r: (r.name == usual, len(r.match)), default=None)
 
 
 @dataclass(frozen=True)
@@ -156,7 +139,7 @@ def _collect(module: Any, name: str, package: str, version: str) -> list[Plugin]
 def _register(kind: str, package: str, version: str, found: list[Plugin]) -> Callable[..., None]:
     def register(cls: type, *, recipes: Path | None = None) -> None:
         check_class(kind, cls)
-        entries = _read_recipes(recipes, cls.name) if recipes else ()  # type: ignore[attr-defined]
+        entries = recipe_files.read(recipes, cls.name) if recipes else ()  # type: ignore[attr-defined]
         found.append(Plugin(kind, cls.name, cls, package, version, entries))  # type: ignore[attr-defined]
 
     return register
@@ -190,22 +173,6 @@ def check_class(kind: str, cls: Any) -> None:
         )
     if kind == "metric" and not any(callable(getattr(cls, method, None)) for method in ("__call__", "examine")):
         raise ValueError(f"metric {name!r} has neither __call__(logits, targets) nor examine(student)")
-
-
-def _read_recipes(path: Path, name: str) -> tuple[RecipeEntry, ...]:
-    """The entries of a TOML file that are for plugin ``name`` (or for all in the file)."""
-    entries = tomllib.loads(Path(path).read_text())["recipe"]
-    return tuple(_entry(e, path) for e in entries if e.get("name", name) == name)
-
-
-def _entry(entry: dict[str, Any], path: Path) -> RecipeEntry:
-    match = entry.get("match", {})
-    options = {key: value for key, value in entry.items() if isinstance(value, dict) and key != "match"}
-    if unknown := set(match) - {"dataset", "ipc", "scheduler"}:
-        raise ValueError(f"a recipe in {path} matches on {unknown}; it can match on dataset, ipc and scheduler")
-    if "source" not in entry or "verified" not in entry:
-        raise ValueError(f"a recipe in {path} lacks its source or its verified flag: {entry}")
-    return RecipeEntry(match, options, entry["source"], entry["verified"])
 
 
 @cache

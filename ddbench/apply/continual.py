@@ -36,6 +36,7 @@ from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
 from ddbench.results.tables import Table
 from ddbench.run.calls import Asked
 from ddbench.run.defaults import MEMORIES, ONE_STAGE
+from ddbench.run.recipes import chosen
 from ddbench.run.spec import EXPERTS
 from ddbench.run.stage import prepared
 from ddbench.train.fit import TRAINER_VERSION, Recipe, Student
@@ -143,7 +144,7 @@ def text_table(title: str, rows: list[dict[str, str]], notes: Sequence[str] = ()
 def real_memory(target: Target, name: str) -> SyntheticSet:
     """As many real training images per class as the set stores, chosen by the coreset ``name``, with hard labels."""
     work, plugin = target.evaluation, registry().get("matcher", name)
-    found = plugin.recipe({"dataset": work.dataset.name, "ipc": target.ipc, "scheduler": ONE_STAGE})
+    found = chosen(plugin, {"dataset": work.dataset.name, "ipc": target.ipc, "scheduler": ONE_STAGE}, None)
     recipe = found.options if found else {}
     if takes_steps(plugin):
         raise UsageError(f"matcher {name!r} learns images, which takes a run of its own; name coresets as --memories")

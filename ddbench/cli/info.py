@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddbench.cli import console
+from ddbench.cli.about import RECIPE, about_plugin
 from ddbench.cli.options import JSON, OPTIONS, OUT, QUIET
 from ddbench.errors import DDBenchError, UsageError, did_you_mean
 from ddbench.run.defaults import MATCHER, NETWORK
@@ -125,16 +126,16 @@ def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> 
         raise UsageError(f"{name!r} is no dataset; only what a dataset holds depends on options")
     data = {p.name: _described(name, flags, get=False) for p in found if p.kind == "dataset"}
     if as_json:
-        console.data_json([_about(p) | ({"data": data[p.name]} if p.kind == "dataset" else {}) for p in found])
+        console.data_json([about_plugin(p) | ({"data": data[p.name]} if p.kind == "dataset" else {}) for p in found])
         return
     for plugin in found:
-        about = _about(plugin)
+        about = about_plugin(plugin)
         console.data(f"{plugin.kind} {plugin.name} ({plugin.package} {plugin.version})\n\n{about['doc']}\n")
         columns = ("option", "type", "default", "what")
         console.table("options", columns, [[o[c] for c in columns] for o in about["options"]])
         if about["recipes"]:
-            body = [[r["match"], r["options"], r["verified"], r["source"]] for r in about["recipes"]]
-            console.table("recipes", ("for", "options", "verified by ddbench", "source"), body)
+            columns = ("for", "recipe", "on record", "options", "verified by ddbench", "source")
+            console.table("recipes", columns, [[r[c] for c in RECIPE] for r in about["recipes"]])
         if plugin.kind == "dataset":
             known = data[plugin.name]
             if shown := known["about"] | (known["measured"] or {}):
@@ -145,46 +146,6 @@ def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> 
                 )
             elif known["missing"]:
                 console.say(known["missing"])
-
-
-def _about(plugin: Plugin) -> dict[str, Any]:
-    hints = get_type_hints(plugin.cls, include_extras=True)
-    given = [_option(plugin.kind, f, hints[f.name]) for f in dataclasses.fields(plugin.cls)]
-    recipes = [
-        {"match": _words(r.match), "options": _words(_flat(r.options)), "verified": r.verified, "source": r.source}
-        for r in plugin.recipes
-    ]
-    return {
-        "kind": plugin.kind,
-        "name": plugin.name,
-        "package": plugin.package,
-        "version": plugin.version,
-        "doc": inspect.getdoc(plugin.cls) or "",
-        "options": given,
-        "recipes": recipes,
-    }
-
-
-def _option(kind: str, f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
-    notes = getattr(hint, "__metadata__", ())
-    base = getattr(hint, "__origin__", hint) if notes else hint
-    bounds = [repr(n).lower() for n in notes if not isinstance(n, str)]
-    named = base.__name__ if isinstance(base, type) else str(base).replace("typing.", "")
-    default = None if f.default is dataclasses.MISSING else f.default
-    return {
-        "option": f"{kind}.{f.name}",
-        "type": " ".join([named, *bounds]),
-        "default": default if isinstance(default, (bool, int, float, str, type(None))) else str(default),
-        "what": next((n for n in notes if isinstance(n, str)), ""),
-    }
-
-
-def _flat(options: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {f"{group}.{name}": value for group, given in options.items() for name, value in given.items()}
-
-
-def _words(values: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in values.items()) or "anything"
 
 
 def _show_plugins(as_json: bool) -> int:

@@ -55,6 +55,11 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--protocol", default="default", show_default=True, help="Rules, such as default or pdd-paper."
             ),
+            click.option(
+                "--recipe",
+                metavar="fast|paper|DATASET:IPC",
+                help="Which of the matcher's recipes; by default paper on a known dataset, fast on your own images.",
+            ),
             DEVICE,
             OPTIONS,
         )

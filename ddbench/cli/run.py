@@ -43,10 +43,12 @@ def run(ctx: click.Context, **given: Any) -> int:
     from ddbench.run.spec import Request, resolve
 
     names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
-    request = Request(**{name: given[name] for name in names}, flags=given["options"])
+    request = Request(**{name: given[name] for name in (*names, "recipe")}, flags=given["options"])
     out, form = given["out"], "json" if given["as_json"] else given["form"]
     if given["fresh"] and given["resume"]:
         raise UsageError("--fresh makes a run anew and --resume goes on with it; leave one of them out")
+    if given["recipe"] and given["resume"]:
+        raise UsageError("--resume goes on with the numbers that the run began with; leave --recipe out")
     console.warn_broken()
     if given["dry_run"]:
         plan = _dry_run(request)

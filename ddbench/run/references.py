@@ -12,10 +12,11 @@ from ddbench.data.dataset import Dataset
 from ddbench.grade.evaluation import ceiling
 from ddbench.plugins import soft_labels
 from ddbench.problem.decode import Decoder
+from ddbench.run.baseline import baseline
 from ddbench.run.record import RunRecord
 from ddbench.run.row import Row, deviation
 from ddbench.run.run import Run, Settings
-from ddbench.run.spec import RunSpec, baseline
+from ddbench.run.spec import RunSpec
 
 
 def references(

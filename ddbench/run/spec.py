@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 from ddbench.base.cache import digest
 from ddbench.base.options import changed, describe, make, options, without_removed
+from ddbench.base.recipes import RecipeEntry
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.hookspecs import DatasetSource, Matcher, NetworkSource, Scheduler
-from ddbench.plugins import Plugin, RecipeEntry, declared_version, decodes, main_option, registry
-from ddbench.problem.decode import IDENTITY, Decoder
-from ddbench.run.defaults import BASELINE, DATASET, MATCHER, NETWORK, ONE_STAGE, SCHEDULER
+from ddbench.plugins import Plugin, declared_version, decodes, main_option, registry
+from ddbench.problem.decode import Decoder
+from ddbench.run.defaults import DATASET, MATCHER, NETWORK, SCHEDULER
+from ddbench.run.recipes import chosen as recipe_of
 from ddbench.run.record import RunRecord, SpecRecord
 from ddbench.train.fit import TRAINER_VERSION, Recipe
 
@@ -45,6 +47,7 @@ class Request:
     protocol: str = "default"
     device: str = "auto"
     flags: tuple[tuple[str, str], ...] = ()  # (group.option, value)
+    recipe: str | None = None  # of the matcher: fast, paper, DATASET:IPC; None for what is usual on the dataset
 
     def with_seed(self, seed: int) -> Request:
         return replace(self, seed=seed)
@@ -135,18 +138,18 @@ def resolve(request: Request) -> Resolved:
     chosen = {kind: registry().get(kind, getattr(request, kind)) for kind in PLUGGED}
     origins: dict[str, tuple[Any, str]] = {}
     flags = split_flags(request.flags)
-    recipes = _recipes(chosen, request)
+    recipes = recipes_for(chosen, request)
     made: dict[str, Any] = {}
     for group in GROUPS:
         base = {"experts": EXPERTS, "protocol": named(request.protocol), "decoder": Decoder()}.get(group)
-        made[group] = _fill(group, chosen.get(group), base, recipes, flags.get(group, {}), origins)
+        made[group] = fill(group, chosen.get(group), base, recipes, flags.get(group, {}), origins)
     spec = RunSpec(
         **{group: made[group] for group in GROUPS},
         ipc=request.ipc,
         seed=request.seed,
         device=pick_device(request.device),
         threads=_threads(),
-        versions=_versions(chosen),
+        versions=versions_of(chosen),
     )
     if spec.decoder.factor > 1 and not decodes(spec.matcher):
         raise UsageError(f"matcher {spec.matcher.name!r} works on stored images alone; leave decoder.factor at 1")
@@ -182,7 +185,7 @@ def from_record(record: dict[str, Any]) -> RunSpec:
         decoder=make(Decoder, record.get("decoder", {}), "decoder"),
         device=record.get("device") or pick_device("auto"),
         threads=record.get("threads") or _threads(),
-        versions=_versions(plugins),
+        versions=versions_of(plugins),
     )
 
 
@@ -205,42 +208,8 @@ def with_flags(record: dict[str, Any], changes: dict[str, Any], flags: tuple[tup
     return new
 
 
-def _versions(plugins: dict[str, Plugin]) -> tuple[tuple[str, str], ...]:
+def versions_of(plugins: dict[str, Plugin]) -> tuple[tuple[str, str], ...]:
     return tuple((f"{kind} {p.name}", f"{p.package} {p.version}") for kind, p in plugins.items())
-
-
-def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY, matcher: str = BASELINE) -> RunSpec:
-    """The same task with real images, one stage: random ones are what every run is shown beside.
-
-    Whatever the run's method, it is the run that ``--matcher random`` would make with the same flags; what labels
-    images is the same for all coresets: the experts that random images have.
-    """
-    names = {kind: getattr(spec, kind).name for kind in PLUGGED} | {"matcher": matcher, "scheduler": ONE_STAGE}
-    plugins = {kind: registry().get(kind, name) for kind, name in names.items()}
-    recipe = registry().get("matcher", BASELINE).recipe(_situation(spec, ONE_STAGE))
-    given = dict(recipe.options.get("matcher", {})) if recipe else {}
-    usual, own = options(_usual_experts(spec, spec.matcher.name, spec.scheduler.name)), options(spec.experts)
-    flags = {name: value for name, value in own.items() if value != usual[name]}
-    experts = options(_usual_experts(spec, BASELINE, ONE_STAGE)) | flags
-    return replace(
-        spec,
-        matcher=make(plugins["matcher"].cls, given | {"labels": labels}, "matcher"),
-        experts=make(Recipe, experts, "experts"),
-        scheduler=make(plugins["scheduler"].cls, {}, "scheduler"),
-        decoder=decoder,
-        versions=_versions(plugins),
-    )
-
-
-def _situation(spec: RunSpec, scheduler: str) -> dict[str, Any]:
-    return {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": scheduler}
-
-
-def _usual_experts(spec: RunSpec, matcher: str, scheduler: str) -> Recipe:
-    """The expert recipe that a task has under a matcher when no flag says otherwise."""
-    request = Request(spec.dataset.name, matcher, scheduler, ipc=spec.ipc)
-    chosen = {kind: registry().get(kind, name) for kind, name in (("dataset", spec.dataset.name), ("matcher", matcher))}
-    return _fill("experts", None, EXPERTS, _recipes(chosen, request), {}, {})
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", *, added: bool = True) -> list[str]:
@@ -302,21 +271,22 @@ def split_flags(flags: tuple[tuple[str, str], ...]) -> dict[str, dict[str, str]]
     return split
 
 
-def _recipes(chosen: dict[str, Plugin], request: Request) -> list[tuple[str, RecipeEntry]]:
+def recipes_for(chosen: dict[str, Plugin], request: Request) -> list[tuple[str, RecipeEntry]]:
     """The fitting recipes, weakest first: the dataset's, then the matcher's."""
     situation = {"dataset": request.dataset, "ipc": request.ipc, "scheduler": request.scheduler}
     found = []
     for kind in ("dataset", "matcher"):
-        entry = chosen[kind].recipe(situation)
+        of_matcher = kind == "matcher"
+        entry = recipe_of(chosen[kind], situation, request.recipe) if of_matcher else chosen[kind].recipe(situation)
         if entry is None:
             continue
-        if kind == "matcher" and any(group in entry.options for group in SHARED):
+        if of_matcher and any(group in entry.options for group in SHARED):
             raise UsageError(f"the recipe of {chosen[kind].name!r} sets {SHARED}, which belong to the dataset's recipe")
         found.append((kind, entry))
     return found
 
 
-def _fill(
+def fill(
     group: str,
     plugin: Plugin | None,
     base: Any,
@@ -335,7 +305,7 @@ def _fill(
             continue  # published rules are the same on every dataset
         values |= given
         origin |= dict.fromkeys(
-            given, f"{kind} recipe ({'verified' if entry.verified else 'unverified'}; {entry.source})"
+            given, f"{kind} recipe ({entry.name}, {'verified' if entry.verified else 'unverified'}; {entry.source})"
         )
     plain = dict(values)
     values |= flags

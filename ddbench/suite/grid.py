@@ -41,8 +41,8 @@ from ddbench.run.spec import PLUGGED, Request, RunSpec, resolve, split_dataset
 AXES: tuple[str, ...] = ("dataset", "network", "ipc", "scheduler", "matcher", "protocol", "seeds")
 NUMBERS = ("ipc", "seeds")
 USUAL = {"network": NETWORK, "scheduler": SCHEDULER, "protocol": "default", "seeds": [0]}
-TOP = (*AXES, "title", "students", "threads", "tracker", "options", "matrix", "exclude")
-MATRIX = (*AXES, "options", "label")
+TOP = (*AXES, "recipe", "title", "students", "threads", "tracker", "options", "matrix", "exclude")
+MATRIX = (*AXES, "recipe", "options", "label")
 CHOICE = ("name", "options", "label")
 PLACE = "dataset.root"
 MOST = 100_000  # cells
@@ -243,6 +243,7 @@ def _requests(
     axes = [_choices(axis, given[axis], where, here) for axis in AXES]
     shared = _flags(top.get("options", {}), "", f"options of {where}", here)
     shared |= _flags(matrix.get("options", {}), "", f"options of {where}", here)
+    recipe = _word(top | matrix, "recipe", "", where) or None
     if prod(map(len, axes)) > MOST:
         raise UsageError(f"{where} makes {prod(map(len, axes)):,} cells, and {MOST:,} are the most; divide it")
     for chosen in itertools.product(*axes):
@@ -250,7 +251,7 @@ def _requests(
         hits = [i for i, rule in enumerate(excludes) if _fits(rule, choices)]
         used.update(hits)
         if not hits:
-            yield _name(choices, label), _request(choices, shared)
+            yield _name(choices, label), _request(choices, shared, recipe)
 
 
 def _example(axis: str) -> str:
@@ -333,7 +334,7 @@ def _name(choices: dict[str, Choice], label: str) -> str:
     return ", ".join([*shown, *([label] if label else [])])
 
 
-def _request(choices: dict[str, Choice], shared: dict[str, str]) -> Request:
+def _request(choices: dict[str, Choice], shared: dict[str, str], recipe: str | None) -> Request:
     flags = shared | {name: value for entry in choices.values() for name, value in entry.flags.items()}
     names = {kind: choices[kind].name for kind in (*PLUGGED, "protocol", "ipc")}
-    return Request(**names, seed=choices["seeds"].name, flags=tuple(flags.items()))
+    return Request(**names, seed=choices["seeds"].name, flags=tuple(flags.items()), recipe=recipe)

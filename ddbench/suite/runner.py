@@ -116,6 +116,7 @@ def words(cell: Cell, suite: Suite, out: Path) -> list[str]:
     given = named | {"ipc": asked.ipc, "seed": asked.seed, "device": cell.spec.device, "students": suite.students}
     flags = [word for name, value in asked.flags for word in ("-o", f"{name}={value}")]
     trackers = [word for name in suite.trackers for word in ("--tracker", name)]
+    given |= {"recipe": asked.recipe} if asked.recipe else {}
     plain = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     return ["run", *plain, *flags, "--out", str(out), "--no-random", "--no-ceiling", *trackers]
 

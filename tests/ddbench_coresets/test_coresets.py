@@ -21,7 +21,8 @@ from sklearn.cluster import KMeans as Lloyd
 from torch import nn
 
 from ddbench import Curriculum, Network, Problem, SyntheticSet, UsageError
-from ddbench.run.spec import Request, baseline, resolve
+from ddbench.run.baseline import baseline
+from ddbench.run.spec import Request, resolve
 from ddbench.run.stage import prepared
 
 COMMON: dict[str, Any] = {"experts": 2, "teacher_epochs": 2}

@@ -11,12 +11,13 @@ from tiny import request, spec
 
 from ddbench import Recipe, UsageError
 from ddbench.base.options import make
+from ddbench.base.recipes import RecipeEntry
 from ddbench.grade.protocol import PROTOCOLS, Protocol
-from ddbench.plugins import Plugin, RecipeEntry, Registry, registry
+from ddbench.plugins import Plugin, Registry, registry
+from ddbench.run.baseline import baseline
 from ddbench.run.spec import (
     EXPERTS,
     Request,
-    baseline,
     differences,
     from_record,
     pick_device,
@@ -61,7 +62,7 @@ def test_a_flag_wins_over_a_recipe_and_a_recipe_over_the_default(recipes):
     matcher = found.spec.matcher
     assert (matcher.span, matcher.lr_img, matcher.momentum) == (1, 7.0, type(matcher)().momentum)
     assert found.origins["matcher.span"] == (1, "flag")
-    assert found.origins["matcher.lr_img"] == (7.0, "matcher recipe (unverified; a paper)")
+    assert found.origins["matcher.lr_img"] == (7.0, "matcher recipe (paper, unverified; a paper)")
     assert found.origins["matcher.momentum"] == (matcher.momentum, "default")
 
 
@@ -79,7 +80,7 @@ def test_a_dataset_recipe_sets_what_all_methods_share_and_a_matcher_recipe_may_n
     found = resolve(toy())
     assert found.spec.network.width == 16
     assert found.spec.protocol.steps == 99
-    assert found.origins["network.width"][1] == "dataset recipe (verified; a paper)"
+    assert found.origins["network.width"][1] == "dataset recipe (paper, verified; a paper)"
     recipes("matcher", "tesla", recipe({}, network={"width": 64}))
     with pytest.raises(UsageError, match="belong to the dataset's recipe"):
         resolve(toy())

@@ -1,0 +1,66 @@
+"""Recipes: hyperparameters that a plugin brings for situations, in a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAMES = ("fast", "paper")  # minutes on the device at hand, or as published
+_MATCH = ("dataset", "ipc", "scheduler")
+_RECORD = {"accuracy", "std", "n", "seconds", "device", "where"}
+
+
+@dataclass(frozen=True)
+class RecipeEntry:
+    """Hyperparameters for a situation: ``match`` (dataset, ipc, scheduler) -> ``options`` by group.
+
+    ``name`` says what they are for: ``paper`` as published, ``fast`` for minutes on the device at hand. ``record`` is
+    a run on record, if there is one: ``accuracy`` and ``std`` (percent) of ``n`` students, ``seconds`` in all,
+    ``device``, and ``where`` it is written down.
+    """
+
+    match: dict[str, Any]
+    options: dict[str, dict[str, Any]]
+    source: str
+    verified: bool
+    name: str = "paper"
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def fits(self, situation: dict[str, Any]) -> bool:
+        """Whether every key of ``match`` holds; an ipc may be a number or a range [low, high]."""
+        for key, wanted in self.match.items():
+            value = situation[key]
+            if isinstance(wanted, list) and key == "ipc":
+                if not wanted[0] <= value <= wanted[1]:
+                    return False
+            elif value not in (wanted if isinstance(wanted, list) else [wanted]):
+                return False
+        return True
+
+    @property
+    def datasets(self) -> list[str]:
+        """The datasets that it was made for; none for all."""
+        named = self.match.get("dataset", [])
+        return named if isinstance(named, list) else [named]
+
+
+def read(path: Path, name: str) -> tuple[RecipeEntry, ...]:
+    """The entries of a TOML file that are for plugin ``name`` (or for all in the file)."""
+    entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))["recipe"]
+    return tuple(_entry(e, path) for e in entries if e.get("name", name) == name)
+
+
+def _entry(entry: dict[str, Any], path: Path) -> RecipeEntry:
+    match, record = entry.get("match", {}), entry.get("record", {})
+    options = {key: value for key, value in entry.items() if isinstance(value, dict) and key not in ("match", "record")}
+    if unknown := set(match) - {*_MATCH}:
+        raise ValueError(f"a recipe in {path} matches on {unknown}; it can match on dataset, ipc and scheduler")
+    if "source" not in entry or "verified" not in entry:
+        raise ValueError(f"a recipe in {path} lacks its source or its verified flag: {entry}")
+    if (called := entry.get("called", "paper")) not in NAMES:
+        raise ValueError(f"a recipe in {path} is called {called!r}; it can be called {' or '.join(NAMES)}")
+    if record and set(record) != _RECORD:
+        raise ValueError(f"the record of a recipe in {path} must hold {', '.join(sorted(_RECORD))}, got {record}")
+    return RecipeEntry(match, options, entry["source"], entry["verified"], called, record)

@@ -213,6 +213,17 @@ def test_a_broken_plugin_is_named_once_with_its_distribution_and_the_reason(fork
     assert found["tesla"] == "ddbench"
 
 
+def test_info_of_a_name_that_nobody_has_says_which_plugins_could_not_be_loaded(forks, installed, tmp_path):
+    answer = forks.run(["info", "meanest"], tmp_path, (installed,))
+    assert answer.code == 2
+    assert "did you mean 'means'" in answer.err
+    for name in ("dd-no-import", "dd-leaves", "dd-bad-hook"):
+        assert f"of {name} is skipped" in answer.err
+    answer = forks.run(["info", "dd_no_import"], tmp_path, (installed,))
+    assert answer.code == 3
+    assert "'dd_no_import' is not available: plugin 'dd_no_import' of dd-no-import is skipped" in answer.err
+
+
 def test_info_shows_the_options_and_recipes_of_a_third_party_plugin(forks, installed, tmp_path):
     (about,) = forks.run(["info", "means", "--json"], tmp_path, (installed,)).json
     assert (about["package"], about["version"]) == ("dd-means", "1.2.3")

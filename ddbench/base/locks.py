@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ddbench.base.opening import GUARDS, in_place, refuse_links
+from ddbench.base.opening import GUARDS, in_place, may_store, refuse_links
 from ddbench.base.progress import note, pause
 from ddbench.errors import BusyError, DataError
 
@@ -54,6 +54,7 @@ class _Lock:
         """Open and lock the file; False if it is no longer the one at the path."""
         if self.within is not None:
             refuse_links(self.path, self.within)
+        may_store(self.path)  # before a folder is made again that was deleted under a lock around this one
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

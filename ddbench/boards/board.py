@@ -24,7 +24,9 @@ from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.plugins import registry
 from ddbench.results.differences import SEEDS_FOR_BEST
+from ddbench.run.folder import damaged
 from ddbench.run.record import PLACES, Described, EvaluationRecord
+from ddbench.run.row import Row
 from ddbench.run.spec import current
 
 _COSTS = ("distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes", "image_bytes", "label_bytes", "steps")
@@ -90,23 +92,44 @@ class Board:
             raise DataError(f"{path} has a [network] that is none: {error}") from error
         return board
 
-    def runs(self) -> list[EntryRun]:
-        """What ``ddbench compare`` reads of the entries, as if their runs lay here."""
-        return [self.counted(entry, run) for entry in self.entries() for run in entry.runs]
+    def runs(self) -> list[EntryRun | Row]:
+        """What ``ddbench compare`` reads of the entries, as if their runs lay here.
+
+        An entry that is damaged or breaks the rules stands in no other's way: it is a row with the reason.
+        """
+        found: dict[Path, Entry | DataError] = {}
+        for path in self._files():
+            try:
+                found[path] = self._entry(path)
+            except DataError as error:
+                found[path] = error
+        found |= self._unlike([entry for entry in found.values() if isinstance(entry, Entry)])
+        rows: list[EntryRun | Row] = []
+        for path, held in found.items():
+            rows += [damaged(path, held)] if isinstance(held, DataError) else self._runs_of(held)
+        return rows
+
+    def _runs_of(self, entry: Entry) -> list[EntryRun]:
+        return [self.counted(entry, run) for run in entry.runs]
 
     def entries(self) -> list[Entry]:
         """All entries by name, each checked against the rules again: a file may have been edited since."""
-        found = []
-        for path in sorted((self.folder / "entries").glob("*.json")):
-            entry = Entry.read(path)
-            try:
-                self.check(entry.runs)
-                self._check_classes(entry)
-            except UsageError as error:
-                raise DataError(f"{path} breaks the rules of the board: {error}") from error
-            found.append(entry)
-        self._check_alike(found)
+        found = [self._entry(path) for path in self._files()]
+        for error in self._unlike(found).values():
+            raise error
         return found
+
+    def _files(self) -> list[Path]:
+        return sorted((self.folder / "entries").glob("*.json"))
+
+    def _entry(self, path: Path) -> Entry:
+        entry = Entry.read(path)
+        try:
+            self.check(entry.runs)
+            self._check_classes(entry)
+        except UsageError as error:
+            raise DataError(f"{path} breaks the rules of the board: {error}") from error
+        return entry
 
     def _check_classes(self, entry: Entry) -> None:
         """Refuse an entry whose picture is of another number of classes than its images are."""
@@ -116,15 +139,17 @@ class Board:
                 told = f"{due:,} images, which is {run.spec.ipc} for each of its classes"
                 raise UsageError(f"{run.run} should have {told}, and has {run.result.images}; run it again")
 
-    def _check_alike(self, found: Sequence[Entry]) -> None:
-        """Refuse the entry that is of more or fewer classes than the others; a board may not say how many it has."""
+    def _unlike(self, found: Sequence[Entry]) -> dict[Path, DataError]:
+        """The entries that are of more or fewer classes than the others, by file; a board may not say how many."""
         done = [(entry, run) for entry in found for run in entry.runs if run.result.status == "ok"]
         most = usual([classes_of(run) for _, run in done]) if done else 0
+        apart: dict[Path, DataError] = {}
         for entry, run in done:
             try:
                 check_recorded(run, most, None)
             except UsageError as error:
-                raise DataError(f"{entry.file} breaks the rules of the board: {error}") from error
+                apart.setdefault(entry.file, DataError(f"{entry.file} breaks the rules of the board: {error}"))
+        return apart
 
     def command(self, entry: Entry) -> str:
         """The commands that make an entry again; of places of data those that the board itself names."""

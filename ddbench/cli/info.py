@@ -12,7 +12,7 @@ import click
 from ddbench.cli import console
 from ddbench.cli.about import RECIPE, about_plugin
 from ddbench.cli.options import JSON, OPTIONS, OUT, QUIET
-from ddbench.errors import DDBenchError, UsageError, did_you_mean
+from ddbench.errors import DataError, DDBenchError, UsageError, did_you_mean
 from ddbench.run.defaults import MATCHER, NETWORK
 
 if TYPE_CHECKING:
@@ -114,8 +114,12 @@ def _find(name: str) -> list[Plugin]:
 
     found = [p for (_, n), p in registry().plugins.items() if n == name]
     if not found:
+        broken = registry().broken
+        if own := [b for b in broken if b.name == name]:
+            raise DataError(f"{name!r} is not available: {own[0]}")
         names = sorted({n for _, n in registry().plugins})
-        raise UsageError(f"nothing is called {name!r}{did_you_mean(name, names)} (there are: {', '.join(names)})")
+        lost = "".join(f"; {b}" for b in broken)  # it may be what one of them brings
+        raise UsageError(f"nothing is called {name!r}{did_you_mean(name, names)} (there are: {', '.join(names)}){lost}")
     return sorted(found, key=lambda p: KINDS.index(p.kind))
 
 

@@ -101,7 +101,6 @@ def carry_out(
 
     from ddbench.plugins import loaded
     from ddbench.run import trackers as tracking
-    from ddbench.run.record import RunRecord
     from ddbench.run.references import references
     from ddbench.run.run import Run, build_task
 
@@ -118,7 +117,7 @@ def carry_out(
             console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
             with tracking.attached(trackers, work, console.say):
                 result = work.execute()
-            rows += RunRecord.read(work.folder).rows()
+            rows += work.rows()
             if result.status == "diverged":
                 console.fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
                 continue

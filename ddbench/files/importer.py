@@ -51,7 +51,7 @@ def adopt(
     test data will pass through the same step as they did. ``whitened`` gives the dataset's ZCA where it is needed.
     """
     wnids = tuple(dataset.facts.get("wnids", ()))
-    found = read(path, experiment=experiment, labels=labels, names=dataset.classes, wnids=wnids)
+    found = _in_colour(read(path, experiment=experiment, labels=labels, names=dataset.classes, wnids=wnids), dataset)
     _check_shape(path, found, dataset)
     _check_classes(path, found, dataset)
     space, step, sets, said = _placed(found, dataset, whitened, pixels)
@@ -141,6 +141,15 @@ def _check_classes(path: Path, found: Foreign, dataset: Dataset) -> None:
             f"{path} has no image of {len(lost)} of the {len(counts)} classes of dataset {dataset.name!r} "
             f"({', '.join(lost[:6])}); choose the classes that it has with -o dataset.classes=A,B,..."
         )
+
+
+def _in_colour(found: Foreign, dataset: Dataset) -> Foreign:
+    """Grey pictures beside a colour dataset get its three channels, as the decoder gives them to grey files of it."""
+    if found.format != "images" or (found.sets[0].images.shape[1], dataset.train.shape[0]) != (1, 3):
+        return found
+    sets = tuple(replace(s, images=s.images.expand(-1, 3, -1, -1).contiguous()) for s in found.sets)
+    said = f"All pictures are grey; dataset {dataset.name!r} is in colour, and its three channels are alike in them."
+    return replace(found, sets=sets, notes=(*found.notes, said))
 
 
 def _check_shape(path: Path, found: Foreign, dataset: Dataset) -> None:

@@ -23,6 +23,7 @@ from ddbench.base.schema import Number, Text, Whole
 from ddbench.base.state import load_state, save_state
 from ddbench.errors import DamagedError, DataError
 from ddbench.problem.synthetic import SyntheticSet
+from ddbench.run.place import deleted
 from ddbench.run.record import CheckRecord
 
 
@@ -173,7 +174,7 @@ class Log:
         """Write the log again from what is still open."""
         folder = self.path.parent
         if not (folder / "spec.json").exists():
-            raise DataError(f"{folder} was deleted while its run was at work; run the same command again to start anew")
+            raise DataError(deleted(folder))
         note(f"{self.path} was deleted or replaced while the run was at work; it is written again")
         self._stream.seek(0)
         atomic_write(self.path, self._stream.read())

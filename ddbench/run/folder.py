@@ -47,9 +47,14 @@ def readable(folders: Iterable[Path]) -> list[RunRecord | Row]:
         try:
             found.append(RunRecord.read(folder))
         except DataError as error:
-            name = plain_name(folder)
-            found.append(Row(run=name, status=DAMAGED, error=str(error), setting=name))
+            found.append(damaged(folder, error))
     return found
+
+
+def damaged(path: Path, error: DataError) -> Row:
+    """The row of a run, or of an entry, that cannot be read, with the reason."""
+    name = plain_name(path)
+    return Row(run=name, status=DAMAGED, error=str(error), setting=name)
 
 
 def rows(runs: Sequence[RunRecord | Row]) -> list[Row]:

@@ -53,6 +53,11 @@ def called(spec: RunSpec, held: dict[str, object], name: str) -> bool:
     return name in (spec.folder, f"{spec.folder.removesuffix(spec.key)}{old}")
 
 
+def deleted(folder: Path) -> str:
+    """What is said where the folder of a run is deleted under it."""
+    return f"{folder} was deleted while its run was at work; run the same command again to start anew"
+
+
 def set_aside(folder: Path) -> Path:
     """Rename the folder of a run so that another can be made, and nothing is lost. Raises BusyError for one at work."""
     with lock(folder / ".lock", wait=False):

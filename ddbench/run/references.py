@@ -13,7 +13,6 @@ from ddbench.grade.evaluation import ceiling
 from ddbench.plugins import soft_labels
 from ddbench.problem.decode import Decoder
 from ddbench.run.baseline import baseline
-from ddbench.run.record import RunRecord
 from ddbench.run.row import Row, deviation
 from ddbench.run.run import Run, Settings
 from ddbench.run.spec import RunSpec
@@ -33,7 +32,7 @@ def references(
         for kind, decoder in product(_label_kinds(spec), dict.fromkeys((Decoder(), spec.decoder))):
             run = Run(baseline(spec, kind, decoder), dataset, settings)
             run.execute()
-            found += RunRecord.read(run.folder).rows()
+            found += run.rows()
     if with_ceiling:
         found.append(_ceiling(spec, dataset, min(settings.students, 3)))
     return found

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +34,9 @@ from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
 from ddbench.run.calls import next_problem, phases_of, stages_of
 from ddbench.run.folder import FINAL, finished
-from ddbench.run.place import comparable, folder_of, set_aside
-from ddbench.run.record import ResultRecord, SpecRecord
+from ddbench.run.place import comparable, deleted, folder_of, set_aside
+from ddbench.run.record import ResultRecord, RunRecord, SpecRecord
+from ddbench.run.row import Row
 from ddbench.run.sources import FILE, changed, outdated, recorded, sources
 from ddbench.run.spec import RunSpec, differences
 from ddbench.run.stage import Stage
@@ -99,18 +102,42 @@ class Run:
         self._renew()
         with lock(self.folder / ".lock", wait=False, within=self.settings.out):
             self._check_spec()
-            for folder in (self.folder, *self.folder.glob("stage-*"), self.folder / "evaluations"):
-                sweep(folder)
-            torch.set_num_threads(self.spec.threads)
-            result = finished(self.folder)
-            if result is not None and result.status == "ok" and not (self.folder / SET).exists():
-                note(f"{self.folder / SET} is gone; it is made again")
-                result = None
-            if result is None or result.status not in FINAL:
-                result = ResultRecord.model_validate(self._work())
-            if result.status == "ok":
-                self._evaluate()
-            return result
+            with self._saying_if_deleted():
+                return self._execute()
+
+    def _execute(self) -> ResultRecord:
+        for folder in (self.folder, *self.folder.glob("stage-*"), self.folder / "evaluations"):
+            sweep(folder)
+        torch.set_num_threads(self.spec.threads)
+        result = finished(self.folder)
+        if result is not None and result.status == "ok" and not (self.folder / SET).exists():
+            note(f"{self.folder / SET} is gone; it is made again")
+            result = None
+        if result is None or result.status not in FINAL:
+            result = ResultRecord.model_validate(self._work())
+        if result.status == "ok":
+            self._evaluate()
+        return result
+
+    def rows(self) -> list[Row]:
+        """What came out, as its folder records it."""
+        with self._saying_if_deleted():
+            return RunRecord.read(self.folder).rows()
+
+    @contextmanager
+    def _saying_if_deleted(self) -> Iterator[None]:
+        """Whatever fails first where the folder was deleted under a run at work, that it was is what people are told.
+
+        Its deletion may be half done: ``spec.json`` is what makes a folder that of a run.
+        """
+        try:
+            yield
+        except (DataError, OSError) as error:
+            if (self.folder / "spec.json").exists():
+                raise
+            raise DataError(deleted(self.folder)) from error
+        if not (self.folder / "spec.json").exists():
+            raise DataError(deleted(self.folder))
 
     def _renew(self) -> None:
         """Set a run aside that other code made, if that is asked for or the code is being worked on; else say so."""
@@ -137,6 +164,8 @@ class Run:
         """A folder belongs to one spec and one dataset; going on under another is refused with the difference."""
         data = {"name": self.dataset.name, "digest": self.dataset.digest}
         if not (self.folder / "spec.json").exists():
+            # what is left of a folder that was deleted under a run: its stages can be believed, that it is whole cannot
+            (self.folder / "result.json").unlink(missing_ok=True)
             write_json(self.folder / FILE, {"sources": sources(self.spec)})
         other = []
         for name, record in (("spec.json", self.spec.record()), ("dataset.json", data)):

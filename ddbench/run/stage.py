@@ -163,8 +163,9 @@ class Stage:
                 if time.monotonic() - self._saved > self._pause:
                     self._save(state, stream)
                 report(f"stage {self.index} distilling", k + 1, steps, **shown)
-        except InterruptedRun:
-            if whole:
+        except (InterruptedRun, DivergedError) as error:
+            self._look_at_content()  # or what is kept would be of data that nobody has
+            if whole and isinstance(error, InterruptedRun):
                 self._save(state, stream)
             raise
 

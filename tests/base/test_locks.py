@@ -153,6 +153,16 @@ def test_a_folder_that_was_removed_with_its_lock_is_said_and_not_made_again(tmp_
     assert not folder.exists()
 
 
+def test_a_lock_inside_a_folder_that_was_removed_with_its_own_does_not_make_it_again(tmp_path):
+    folder = tmp_path / "run"
+    with lock(folder / "lock"):
+        (folder / "lock").unlink()
+        folder.rmdir()
+        with pytest.raises(DataError, match="run was removed while"), lock(folder / "evaluations" / "lock"):
+            raise AssertionError("it was made again")
+    assert not folder.exists()
+
+
 def test_a_lock_says_nothing_about_other_folders_and_nothing_once_it_is_released(tmp_path):
     with lock(tmp_path / "run" / "lock"):
         (tmp_path / "run" / "lock").unlink()

@@ -316,6 +316,27 @@ def test_own_runs_are_compared_with_the_entries_of_a_board(five, run, tmp_path):
     assert ddbench("compare", "--board", tmp_path / "nowhere", home=tmp_path / "home").code == 2
 
 
+def test_an_entry_that_is_damaged_or_breaks_the_rules_is_a_row_of_a_comparison_with_its_reason(five, run, tmp_path):
+    posted(five, run, "one", LOW)
+    entries = five.folder / "entries"
+    (entries / "torn.json").write_bytes((entries / "one.json").read_bytes()[:-9])
+    two = posted(five, run, "two", HIGH, matcher="dm")
+    write_json(entries / "two.json", two | {"runs": two["runs"][:4]})
+    for form in ((), ("--per-run",)):
+        answer = ddbench("compare", "--board", five.folder, "--format", "json", *form, home=tmp_path / "home")
+        assert answer.code == 0
+        rows = {row["run"]: row for row in answer.json}
+        assert {row["matcher"] for row in rows.values() if row["status"] == "ok"} == {"random"}
+        flaws = {row["error"] for row in rows.values() if row["status"] == "damaged"}
+        assert len(flaws) == 2
+        assert any("torn.json is not readable JSON" in flaw for flaw in flaws)
+        assert any("two.json breaks the rules of the board" in flaw and "lacks seed 4" in flaw for flaw in flaws)
+    table = ddbench("compare", "--board", five.folder, home=tmp_path / "home")
+    assert "damaged" in table.out
+    with pytest.raises(DataError, match=r"torn\.json"):
+        five.entries()
+
+
 def test_the_tables_of_this_repository_are_those_of_its_entries():
     root = Path(__file__).parents[2] / "leaderboards"
     every = found((), root)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from boardkit import board, made
 
+from ddbench.boards.submit import submit
 from ddbench.cli import streams
 
 SPELLED = "66.4 ± 0.8 † … é中"
@@ -84,3 +86,29 @@ def test_a_current_folder_that_was_deleted_is_one_sentence(tmp_path):
     done = shell("mkdir gone; cd gone; rmdir ../gone; $ddbench list datasets", tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == "error: the current folder was deleted; change to one that is there and run again\n"
+
+
+def test_boards_are_built_checked_shown_and_compared_where_nothing_is_utf8(tmp_path, monkeypatch):
+    folder = tmp_path / "é"
+    runs = made(folder / "runs")
+    toys = board(folder / "boards", runs[0], title="Spielzeug ± †")
+    submit(runs, toys, replace=False, author="Jürgen 中", note="66.4 ± 0.8 …", method="метод")
+    for name, value in {
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "LC_ALL": "C",
+        "PYTHONIOENCODING": "ascii",
+    }.items():
+        monkeypatch.setenv(name, value)
+    commands = {
+        "leaderboard build --check --boards é/boards": 1,
+        "leaderboard build --boards é/boards": 0,
+        "leaderboard build --check --boards ./é/boards": 0,
+        "leaderboard html --boards é/boards --out é/site": 0,
+        "compare --out é/runs --board é/boards/toys --reported": 0,
+    }
+    for line, code in commands.items():
+        done = shell(f"$ddbench {line}", tmp_path)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), (line, done.stderr)
+    assert "метод" in (toys.folder / "README.md").read_text(encoding="utf-8")
+    assert "Jürgen 中" in (folder / "site" / "toys.html").read_text(encoding="utf-8")

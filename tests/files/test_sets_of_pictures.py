@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from refusals import refused
+from tiny import ddbench
 
 from ddbench.files.formats import read
 
@@ -104,3 +105,60 @@ def test_what_is_no_picture_is_named_with_the_way_out(plain, data, why):
 def test_a_pipe_among_the_pictures_is_refused_without_waiting(plain):
     os.mkfifo(plain / "b" / "9.png")
     assert "b/9.png is no plain file" in refused(lambda: read(plain))
+
+
+# -- from end to end -------------------------------------------------------------------------------------------
+
+
+GIVEN = ["-o", "network.width=8", "-o", "protocol.steps=30", "-o", "protocol.lrs=0.03", "-o", "protocol.judges=1"]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory) -> tuple[Path, Path, float]:
+    """A folder of grey-valued RGB pictures as a dataset, the pictures of a run on it, and what that reached."""
+    root = tmp_path_factory.mktemp("known")
+    for part, seeds in {"train": range(12), "test": range(20, 50)}.items():
+        for label, name in enumerate(("a", "b")):
+            (root / "data" / part / name).mkdir(parents=True)
+            for seed in seeds:
+                stripe(label, seed).convert("L").convert("RGB").save(root / "data" / part / name / f"{seed}.png")
+    words = ["--matcher", "random", "--ipc", "4", "--students", "2", "--no-random", "--no-ceiling", "--json", *GIVEN]
+    made = ddbench("run", "--dataset", f"images:{root / 'data'}", *words, "--out", root / "runs", home=root / "home")
+    assert made.code == 0, made.err
+    (run,) = (root / "runs").iterdir()
+    exported = ddbench("export", run, "--format", "folder", "--out", root / "set", home=root / "home")
+    assert exported.code == 0, exported.err
+    return root, root / "set", made.json[0]["accuracy_mean"]
+
+
+def turned(image: Image.Image, path: Path, _: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+def deep(image: Image.Image, path: Path, _: int) -> None:
+    Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257).save(path)
+
+
+VARIANTS = {
+    "as it is": lambda image, path, i: image.save(path),
+    "turned": turned,
+    "grey of 16 bits": deep,
+    "grey of 8 bits": lambda image, path, i: image.convert("L").save(path),
+    "some as tif": lambda image, path, i: image.save(path.with_suffix(".tif" if i % 2 else ".png")),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pictures_of_a_set_reach_what_the_set_does_however_they_are_stored(tmp_path, known, variant):
+    root, exported, accuracy = known
+    for path in sorted(exported.rglob("*.png")):
+        to = tmp_path / path.relative_to(exported)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        VARIANTS[variant](Image.open(path).convert("RGB"), to, int(path.stem))
+    words = ["--dataset", f"images:{root / 'data'}", "--students", "2", "--seed", "0", *GIVEN]
+    answer = ddbench("eval", tmp_path, *words, "--out", root / "runs", "--json", home=root / "home")
+    assert answer.code == 0, answer.err
+    assert accuracy > 0.8
+    assert answer.json[0]["accuracy_mean"] == pytest.approx(accuracy, abs=0.02)

@@ -14,7 +14,8 @@ from tiny import run, spec
 
 from ddbench import Curriculum, Problem, Seed, SyntheticSet
 from ddbench.base.cache import file_digest, read_json
-from ddbench.errors import PluginError
+from ddbench.base.progress import Event, listening
+from ddbench.errors import InterruptedRun, PluginError
 from ddbench.problem.synthetic import share
 from ddbench.run.calls import phases_flaw, problem_flaw, set_flaw, step_flaw
 from ddbench.run.run import Run, Settings
@@ -189,6 +190,37 @@ def test_a_matcher_that_changes_what_others_share_fails_and_keeps_nothing(tmp_pa
     made = evil(monkeypatch, **{call: changes})
     assert f"changed {said}" in failure(tmp_path, made)
     assert not list((tmp_path / made.folder).rglob("checkpoint.safetensors")) or "NumPy" not in what
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["within a step", "between steps"])
+@pytest.mark.parametrize("changing", [True, False], ids=["changing", "sound"])
+def test_an_interruption_keeps_no_checkpoint_of_a_matcher_that_changed_the_data(
+    tmp_path, monkeypatch, changing, within
+):
+    """NumPy leaves torch's counters as they were: the content is what tells."""
+    calls = []
+
+    def step(problem: Problem, state: Any) -> None:
+        calls.append(1)
+        if changing and len(calls) == 1:
+            CHANGES["pixels by NumPy"][0](problem, state)
+        if within and len(calls) == 2:
+            raise InterruptedRun("stop")
+
+    def listen(event: Event) -> None:
+        if not within and event.what == "stage 0 distilling":
+            raise InterruptedRun("stop")
+
+    made = evil(monkeypatch, step=step)
+    work = Run(made, made.dataset.load(), Settings(tmp_path, 1, 0))
+    with (
+        pytest.raises(
+            PluginError if changing else InterruptedRun, match="pixels of the training" if changing else "stop"
+        ),
+        listening(listen),
+    ):
+        work.execute()
+    assert bool(list((tmp_path / made.folder).rglob("checkpoint.safetensors"))) is not changing
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), GeneratorExit()], ids=lambda e: type(e).__name__)

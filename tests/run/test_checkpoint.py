@@ -240,6 +240,28 @@ def test_a_run_whose_folder_is_deleted_while_it_is_at_work_says_so_and_leaves_no
     assert file_digest(folder / "distilled.safetensors") == expected
 
 
+@pytest.mark.parametrize("moment", ["stages", "evaluation"])
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", "preview.png", "result.json"]])
+def test_a_run_whose_folder_is_deleted_in_part_after_its_last_checkpoint_says_so_as_well(
+    made, expected, tmp_path, moment, left
+):
+    folder = tmp_path / "out" / made.folder
+
+    def listen(event: Event) -> None:
+        if event.what == moment and event.done == event.total:
+            for path in [path for path in folder.iterdir() if path.name not in left]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not left:
+                folder.rmdir()
+
+    with pytest.raises(DataError, match="was deleted while its run was at work; run the same"), listening(listen):
+        run(tmp_path / "out", made, students=1)
+    assert run(tmp_path / "out", made, students=1) == folder
+    assert file_digest(folder / "distilled.safetensors") == expected
+    for name, sha256 in read_json(folder / "result.json")["sha256"].items():
+        assert file_digest(folder / name) == sha256
+
+
 def test_a_run_whose_cache_is_deleted_while_it_is_at_work_has_the_same_bits(made, expected, tmp_path, monkeypatch):
     home, said = tmp_path / "home", []
     monkeypatch.setenv("DDBENCH_HOME", str(home))

@@ -17,9 +17,9 @@ from validation import cell, request, table, validation_accuracies
 
 from ddbench.base.machine import machine
 from ddbench.base.seeds import Seed
+from ddbench.run.prepare import prepared
 from ddbench.run.run import build_task
 from ddbench.run.spec import resolve
-from ddbench.run.stage import prepared
 from ddbench.trajectory.unroll import Plan, matching, reverse, student_loss
 
 SEGMENTS = 10

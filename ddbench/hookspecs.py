@@ -24,7 +24,7 @@ of a TOML file of hyperparameters per dataset and ipc, see docs/writing-a-plugin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
@@ -91,7 +91,7 @@ class Matcher(Protocol[State]):
     Raise ``ddbench.DivergedError`` with advice when a step cannot go on.
 
     What a matcher may offer besides, each on its own: :class:`Needing`, :class:`Forecasting`, :class:`Noting`,
-    :class:`Differentiating`; and the class attribute or option
+    :class:`Watching`, :class:`Differentiating`; and the class attribute or option
 
     - ``version``: of what it computes, a short text that keys hold ("1" without one); so for every kind of plugin;
     - ``paper``: authors, venue and year in a few words, for lists;
@@ -149,6 +149,17 @@ class Noting(Protocol):
 
     def notes(self) -> dict[str, dict[str, object]]: ...
     def resume(self, notes: dict[str, dict[str, object]]) -> None: ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A matcher that can tell, after a tenth of its iterations, that they lead nowhere.
+
+    ``rows`` are the metrics of the stage's iterations so far. What it returns is said once, with the numbers and what
+    to change; None where all is well. Nothing is stopped by it.
+    """
+
+    def stuck(self, problem: Problem, rows: Sequence[Mapping[str, float]]) -> str | None: ...
 
 
 @runtime_checkable

@@ -231,6 +231,14 @@ def resume_with(matcher: Matcher[object], noted: dict[str, dict[str, object]]) -
         _called(matcher, "matcher", "resume", None, noted)
 
 
+def stuck_of(matcher: Matcher[object], problem: Problem, rows: list[dict[str, float]]) -> str | None:
+    """What a matcher says of a tenth of its iterations if they lead nowhere; nothing for one that does not look."""
+    if not isinstance(matcher, hookspecs.Watching) or not callable(matcher.stuck):
+        return None
+    said = _called(matcher, "matcher", "stuck", None, problem, rows)
+    return None if said is None else str(said)
+
+
 def _noting(matcher: Matcher[object]) -> TypeGuard[hookspecs.Noting]:
     """Whether it notes, and does not only have options of these names."""
     return isinstance(matcher, hookspecs.Noting) and callable(matcher.notes) and callable(matcher.resume)

@@ -36,9 +36,9 @@ from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
 from ddbench.results.tables import Table
 from ddbench.run.calls import Asked
 from ddbench.run.defaults import MEMORIES, ONE_STAGE
+from ddbench.run.prepare import prepared
 from ddbench.run.recipes import chosen
 from ddbench.run.spec import EXPERTS
-from ddbench.run.stage import prepared
 from ddbench.train.fit import TRAINER_VERSION, Recipe, Student
 from ddbench.train.network import Network
 

@@ -34,12 +34,12 @@ from ddbench.problem.labels import mean_labels
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, targets
 from ddbench.run.baseline import baseline
 from ddbench.run.defaults import BASELINE, CORESETS, ONE_STAGE
+from ddbench.run.prepare import prepared
 from ddbench.run.record import EvaluationRecord
 from ddbench.run.references import whole_set
 from ddbench.run.row import Cells, deviation
 from ddbench.run.run import Run, Settings, first_problem
 from ddbench.run.spec import RunSpec, from_record
-from ddbench.run.stage import prepared
 
 PLAIN = {"augment": "", "mixing": "none"}
 FORMULAS = {

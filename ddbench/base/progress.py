@@ -42,6 +42,7 @@ def _log(text: str) -> None:
 
 
 _say: ContextVar[Say] = ContextVar("ddbench_say", default=_log)
+_tell: ContextVar[Say] = ContextVar("ddbench_tell", default=lambda _: None)
 
 
 def report(what: str, done: int, total: int, **numbers: Any) -> None:
@@ -56,14 +57,20 @@ def note(text: str) -> None:
     _say.get()(text)
 
 
+def say(text: str) -> None:
+    """Tell people, where somebody listens, what the work has found: no warning, and nothing that they must act on."""
+    _tell.get()(text)
+
+
 @contextmanager
-def noting(say: Say) -> Iterator[None]:
-    """Send notes made inside the block to ``say``; without, they go to stderr."""
-    token = _say.set(say)
+def noting(warn: Say, tell: Say | None = None) -> Iterator[None]:
+    """Send notes made inside the block to ``warn``, without which they go to stderr, and what is said to ``tell``."""
+    token, other = _say.set(warn), _tell.set(tell or _tell.get())
     try:
         yield
     finally:
         _say.reset(token)
+        _tell.reset(other)
 
 
 @contextmanager

@@ -202,7 +202,7 @@ def working(quiet: bool) -> Iterator[None]:
         try:
             keep_freed_memory()
             follow_parent()
-            with listening(listener), noting(_warn):
+            with listening(listener), noting(_warn, (lambda _: None) if quiet else say):
                 yield
         except InterruptedRun as error:
             raise InterruptedRun(interrupts.sentence(str(error))) from None

@@ -181,9 +181,9 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
 def _build(request: Request, quiet: bool) -> None:
     """Train what the first stage of a run needs, and say where it is."""
     from ddbench.plugins import loaded, needs_of
+    from ddbench.run.prepare import prepared
     from ddbench.run.run import first_problem
     from ddbench.run.spec import resolve
-    from ddbench.run.stage import prepared
 
     spec = resolve(request).spec
     with console.working(quiet):

@@ -50,6 +50,8 @@ class Ledger:
     check_seconds: list[Number] = field(default_factory=list)  # of distilling until each check
     engine: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was compiled or lowered, and what was not
     stage: Text = ""  # its folder in that of its run
+    experts: dict[str, Any] | None = None  # what its first expert reaches on validation data, by snapshot
+    warnings: list[Text] = field(default_factory=list)  # what the run saw of itself
 
 
 @dataclass(frozen=True)

@@ -115,12 +115,22 @@ class CheckRecord(Held):
     tried: dict[Text, Fraction] = Field(default={})
 
 
+class ExpertsRecord(Held):
+    """What the first expert of a stage reaches on ``images`` validation images, by the epochs of its snapshots."""
+
+    epochs: list[Whole]
+    accuracies: list[Fraction]
+    images: Whole
+
+
 class StageRecord(Held):
     """How a stage came about."""
 
     steps: Whole = 0
     checks: list[CheckRecord] = Field(default=[])
     selected: CheckRecord | None = None
+    experts: ExpertsRecord | None = None
+    warnings: list[Text] = Field(default=[])
 
 
 class ResultRecord(Held):
@@ -144,6 +154,7 @@ class ResultRecord(Held):
     machine: MachineRecord = MachineRecord()
     finished: Text | None = None
     stages: list[StageRecord] = Field(default=[])
+    warnings: list[Text] = Field(default=[])  # what the run saw of itself, of all its stages
     sha256: dict[Name, Digest] = Field(default={})  # of the files of its folder
     sources: dict[Text, Digest] | None = None  # sha256 of the source of each plugin that it used
 

@@ -17,23 +17,24 @@ import torch
 from ddbench.base.cache import file_digest, read_json, write_json
 from ddbench.base.guard import guarded
 from ddbench.base.machine import peak_bytes, reset_peak
-from ddbench.base.progress import report
+from ddbench.base.progress import note, report, say
 from ddbench.base.schema import Digest, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.base.state import has_nan, load_state, save_state
 from ddbench.data.dataset import RealData
-from ddbench.errors import DamagedError, DataError, DivergedError, InterruptedRun, PluginError, UsageError
+from ddbench.errors import DamagedError, DataError, DivergedError, InterruptedRun, PluginError
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import Verdict, judge
 from ddbench.hookspecs import Matcher
-from ddbench.plugins import needs_of, notes_of, resume_with
-from ddbench.problem.experts import Experts
-from ddbench.problem.problem import Needs, Problem
+from ddbench.plugins import needs_of, notes_of, resume_with, stuck_of
+from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
-from ddbench.problem.synthetic import OUT_OF_RANGE, Curriculum, SyntheticSet
+from ddbench.problem.synthetic import OUT_OF_RANGE, SyntheticSet
 from ddbench.run.calls import Asked
 from ddbench.run.checkpoint import Checkpoint, Ledger, Log
+from ddbench.run.prepare import prepared
 from ddbench.run.record import StageRecord
+from ddbench.run.watch import look_after, rows_of, seen_of_experts
 
 EXPLODED = 1e3  # a loss this many times the first one, and above 1, has exploded
 
@@ -64,6 +65,7 @@ class Stage:
     metrics: Path
     device: torch.device
     checkpoint_seconds: float = 20.0
+    validation: RealData | None = None  # what experts are shown on; none where nobody wants to know
 
     def __post_init__(self) -> None:
         self.ledger = Ledger()
@@ -134,10 +136,32 @@ class Stage:
             resume_with(self.matcher, self.ledger.engine)
             return state
         resume_with(self.matcher, {})
+        self._look_at_experts()
         previous = self.folder.parent / f"stage-{self.index - 1}" / "result.json"
         self.ledger.metrics_end = read_json(previous)["metrics_end"] if previous.exists() else 0
         with (self.seed / "init").scope():
             return self._asked.init()
+
+    def _look_at_experts(self) -> None:
+        """Say what the experts reach, and keep it: a set teaches no more than they know."""
+        if self.validation is None:
+            return
+        seen = seen_of_experts(self.problem, needs_of(self.matcher, self.problem), self.validation)
+        if seen is not None:
+            self.ledger.experts = seen.record()
+            say(f"stage {self.index}: {seen.sentence}")
+            self._warn(seen.flaw)
+
+    def _look_at_rows(self, stream: Log) -> None:
+        """Ask the matcher, early on, whether it gets anywhere."""
+        self._read(stream)
+        stream.sync()
+        self._warn(stuck_of(self.matcher, self.problem, rows_of(self.metrics, self.index)))
+
+    def _warn(self, text: str | None) -> None:
+        if text is not None:
+            self.ledger.warnings.append(text)
+            note(f"stage {self.index}: {text}")
 
     def _loop(self, state: Any, stream: Log) -> None:
         steps, checks = self.matcher.steps, self.protocol.checks
@@ -160,6 +184,8 @@ class Stage:
                 whole = True
                 shown = self._note(numbers, k, stream)
                 self.ledger.step = k + 1
+                if k + 1 == look_after(steps):
+                    self._look_at_rows(stream)
                 if time.monotonic() - self._saved > self._pause:
                     self._save(state, stream)
                 report(f"stage {self.index} distilling", k + 1, steps, **shown)
@@ -287,39 +313,13 @@ class Stage:
             "expert_seconds": self.expert_seconds if math.isfinite(self.expert_seconds) else None,
             "peak_bytes": self.ledger.peak,
             "metrics_end": self.ledger.metrics_end,
+            "experts": self.ledger.experts,
+            "warnings": self.ledger.warnings,
         }
         noted = list((self.ledger.engine | notes_of(self.matcher)).values())
         write_json(self.folder / "result.json", record | ({"engine": noted} if noted else {}), sealed=True)
         self.checkpoint.path.unlink(missing_ok=True)
         return self.best, record
-
-
-def prepared(problem: Problem, wanted: Needs) -> Problem:
-    """The problem with what a matcher needs: as many start networks as experts, the experts, and teachers."""
-    if wanted.experts:
-        recipe = (wanted.recipe or problem.expert_recipe).on(problem.augment)
-        starts = replace(problem.starts, count=wanted.experts)
-        problem = replace(problem, starts=starts, expert_recipe=recipe)
-        problem.experts.build(wanted.experts, wanted.snapshots)
-    if wanted.teachers:
-        problem = replace(problem, teachers=_teachers(problem, wanted))
-    return problem
-
-
-def _teachers(problem: Problem, wanted: Needs) -> Experts:
-    """Networks trained on the real data to the end of their recipe, from starts that no stage has taught."""
-    network = problem.network
-    if wanted.teacher_network is not None:
-        network = replace(network, source=wanted.teacher_network)
-    starts = replace(
-        problem.starts, network=network, seed=Seed(problem.starts.seed.root) / "teacher", taught=Curriculum()
-    )
-    recipe = (wanted.teacher_recipe or problem.expert_recipe).on(problem.augment)
-    if recipe.epochs is None:
-        raise UsageError("a teacher's recipe must say for how many epochs it trains; set its epochs")
-    teachers = Experts(starts, problem.real, replace(recipe, imported=""))  # imported ones are of another network
-    teachers.build(wanted.teachers, (recipe.epochs,))
-    return teachers
 
 
 def steps_unread(device: torch.device) -> int:

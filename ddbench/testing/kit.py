@@ -28,9 +28,9 @@ from ddbench.base.cache import Cache, digest
 from ddbench.base.options import describe, make
 from ddbench.hookspecs import DatasetSource, Examining, Marking, Matcher, Metric, NetworkSource, Scheduler
 from ddbench.plugins import check_class, needs_of, registry
+from ddbench.run.prepare import prepared
 from ddbench.run.run import build_task
 from ddbench.run.spec import Request, resolve
-from ddbench.run.stage import prepared
 from ddbench.testing.trial import Trial, explained, require
 from ddbench.train.fit import soft_cross_entropy
 

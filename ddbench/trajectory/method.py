@@ -7,7 +7,7 @@ are what students see: plans, batches and gradients are of the latter, and what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -42,6 +42,7 @@ from ddbench.trajectory.unroll import (
     reverse,
     student_loss,
 )
+from ddbench.trajectory.watching import stuck
 
 SHARP = 10.0  # the logit of the true class when learned labels start from hard ones
 
@@ -107,6 +108,12 @@ class Method:
         batch = min(self.batch_syn or shown, shown)
         iteration = unroll_bytes(by_task(self.differentiate), problem.network, problem.augment, batch, self.syn_steps)
         return Memory(problem.state_bytes(2 if self.outer == "adam" else 1), iteration)
+
+    def stuck(self, problem: Problem, rows: Sequence[Mapping[str, float]]) -> str | None:
+        """What is wrong where students close hardly any of the distance; None where they do."""
+        recipe = problem.expert_recipe
+        walk = self.span * recipe.per_epoch(len(problem.real)) * recipe.lr
+        return stuck(rows, walk, self.syn_steps * rows[-1].get("lr", float("nan"))) if rows else None
 
     def notes(self) -> dict[str, dict[str, object]]:
         """How student steps were compiled or lowered in this stage."""
@@ -317,11 +324,12 @@ def advance(
     loss = student_loss(problem.network, segment.buffers(problem))
     end, lr = matching(segment.start, segment.target), state.lr.to(segment.start.dtype)
     gradient = (differentiate or by_task(method.differentiate))(Task(loss, end, segment.start, pool, lr, shown.plan))
+    begins = {"start": float(segment.epoch)}
     if threshold is None:
-        return state, move(method, state, shown, gradient, k)
+        return state, move(method, state, shown, gradient, k) | begins
     follows = float(gradient.loss) <= threshold
     numbers = move(method, state, shown, gradient, k) if follows else report_of(method, state, gradient, k)
-    return state, numbers | {"skipped": float(not follows)}
+    return state, numbers | begins | {"skipped": float(not follows)}
 
 
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:

@@ -5,7 +5,7 @@ Shapes: n images, k classes, c x h x w pixels, p numbers of a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,6 +20,8 @@ from ddbench.train.optimisers import SGD
 from ddbench.train.optimisers import State as Moments
 
 EPS = 1e-6  # in the denominator of cosines, as in the released code of DC
+LOSSES = 5  # that a mean is taken of, at least
+RISEN = 1.1  # a loss this many times the first one has risen, whatever the noise of networks and batches
 Metric = Literal["ours", "mse", "cos"]
 Momentum = Annotated[float, Ge(0), "momentum of the images"]
 PixInit = Annotated[Literal["real", "noise"], "where the images start"]
@@ -48,6 +50,25 @@ def descend(state: State, gradient: Tensor, lr: float, momentum: float) -> None:
 
 def finish(state: State) -> SyntheticSet:
     return SyntheticSet(state.images.clone(), state.labels.clone())
+
+
+def not_falling(rows: Sequence[Mapping[str, float]]) -> str | None:
+    """What is wrong where the loss has not come down since a stage began; None where it has.
+
+    The loss of these methods has no scale of its own, and comes of a network that is drawn anew, so the mean of the
+    last quarter of the iterations is compared with that of the first.
+    """
+    losses = [row["loss"] for row in rows if "loss" in row]
+    quarter = len(losses) // 4
+    if quarter < LOSSES:
+        return None
+    first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
+    if last <= RISEN * first:
+        return None
+    return (
+        f"the loss has risen in {len(losses)} iterations, from {first:.4g} to {last:.4g}: images move too far; try a "
+        "tenth of -o matcher.lr_img"
+    )
 
 
 def drawn_seed() -> Seed:

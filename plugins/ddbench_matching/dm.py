@@ -5,7 +5,7 @@ Zhao & Bilen, "Dataset Condensation with Distribution Matching", WACV 2023.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated
@@ -24,6 +24,7 @@ from ddbench_matching.common import (
     begin,
     descend,
     finish,
+    not_falling,
     per_class,
     real_rows,
     rows_of,
@@ -70,6 +71,9 @@ class Dm:
         loss, gradient = self.match(problem, problem.starts.draw(), state.images)
         descend(state, gradient, self.lr_img, self.momentum)
         return state, {"loss": loss}
+
+    def stuck(self, problem: Problem, rows: Sequence[Mapping[str, float]]) -> str | None:
+        return not_falling(rows)
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:
         return finish(state)

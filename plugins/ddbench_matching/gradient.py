@@ -23,6 +23,7 @@ DC augments nothing. Real gradients are constants. The classes' losses are summe
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -43,6 +44,7 @@ from ddbench_matching.common import (
     distance,
     drawn_seed,
     finish,
+    not_falling,
     per_class,
     real_images,
     rows_of,
@@ -84,6 +86,9 @@ class Dc:
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
         return condense(self, problem, state, DSA())
+
+    def stuck(self, problem: Problem, rows: Sequence[Mapping[str, float]]) -> str | None:
+        return not_falling(rows)
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:
         return finish(state)

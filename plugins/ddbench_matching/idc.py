@@ -7,6 +7,7 @@ ICML 2022. Its multi-formation is the harness's decoder (``decoder.factor``), wh
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,6 +24,7 @@ from ddbench_matching.common import (
     Momentum,
     class_gradient,
     drawn_seed,
+    not_falling,
     parameters_of,
     per_class,
     real_images,
@@ -112,6 +114,9 @@ class Idc:
             state.images = problem.real.preprocessing.clamp(state.images)
         state.vector, state.net_momentum = student.vector, student.state
         return state, {"loss": torch.stack(losses).mean()}
+
+    def stuck(self, problem: Problem, rows: Sequence[Mapping[str, float]]) -> str | None:
+        return not_falling(rows)
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:
         return SyntheticSet(problem.real.preprocessing.clamp(state.images), state.labels.clone())

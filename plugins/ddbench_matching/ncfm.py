@@ -6,7 +6,7 @@ Perspective", CVPR 2025.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from ddbench import Needs, Problem, SyntheticSet, soft_cross_entropy
 from ddbench.train.optimisers import Adam
 from ddbench.train.optimisers import State as Moments
 from ddbench_matching.box import Augment, matching_augmentation, moved, pixel_unit
-from ddbench_matching.common import all_of_class, real_images, rows_of, shown_images, siamese
+from ddbench_matching.common import all_of_class, not_falling, real_images, rows_of, shown_images, siamese
 
 SCALE = 300.0  # of the discrepancy beside the calibration loss, as in the released code
 EPS = 1e-12  # under square roots, whose derivative at zero is infinite
@@ -103,6 +103,9 @@ class Ncfm:
         total = torch.stack(list(losses.values())).sum()
         self._wait(state, total)
         return state, {"loss": total, **losses}
+
+    def stuck(self, problem: Problem, rows: Sequence[Mapping[str, float]]) -> str | None:
+        return not_falling(rows)
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:
         return SyntheticSet(problem.real.preprocessing.clamp(state.images), state.labels.clone())

@@ -67,4 +67,4 @@ class Tesla(Swept):
         )
         engine = engine_for(self, problem)
         gradient = reverse(*task, curvature=self.curvature, window=self.window, engine=engine)
-        return state, move(self, state, shown, gradient, k)
+        return state, move(self, state, shown, gradient, k) | {"start": float(segment.epoch)}

@@ -22,8 +22,8 @@ from torch import nn
 
 from ddbench import Curriculum, Network, Problem, SyntheticSet, UsageError
 from ddbench.run.baseline import baseline
+from ddbench.run.prepare import prepared
 from ddbench.run.spec import Request, resolve
-from ddbench.run.stage import prepared
 
 COMMON: dict[str, Any] = {"experts": 2, "teacher_epochs": 2}
 BY_FEATURES = [Herding(**COMMON, epochs=1), KCenter(**COMMON, epochs=1), KMeans(**COMMON, epochs=1)]

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from ddbench import Curriculum, Network, Pixels, Problem, RealData, Recipe, Seed, SyntheticSet, Teacher, UsageError
 from ddbench.plugins import registry
-from ddbench.run.stage import prepared
+from ddbench.run.prepare import prepared
 
 QUICK: dict[str, Any] = {"teacher_epochs": 2, "teacher_batch": 20}
 RDED = Rded(**QUICK, crops=3, smallest=0.2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddbench import Preprocessing, Problem
 from ddbench.problem.decode import Decoder
-from ddbench.run.stage import prepared
+from ddbench.run.prepare import prepared
 from ddbench.testing import toy_task
 
 SMALL = Ncfm(models=2, epochs=2, frequencies=16)

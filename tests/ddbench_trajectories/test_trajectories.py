@@ -23,7 +23,7 @@ from tiny import spec
 
 from ddbench import Curriculum, DivergedError, Problem, SyntheticSet, UsageError
 from ddbench.problem.decode import Decoder
-from ddbench.run.stage import prepared
+from ddbench.run.prepare import prepared
 from ddbench.trajectory.check import compare_gradients
 from ddbench.trajectory.descent import PixelState
 from ddbench.trajectory.method import advance, finish, needs

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ddbench import Curriculum, Examples, Problem, RealData, SyntheticSet
 from ddbench.plugins import registry
+from ddbench.run.prepare import prepared
 from ddbench.run.run import build_task
 from ddbench.run.spec import RunSpec
-from ddbench.run.stage import prepared
 from ddbench.trajectory.descent import PixelState
 from ddbench.trajectory.unroll import Gradient, Task
 

@@ -32,10 +32,10 @@ from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import judge
 from ddbench.grade.student import measured_students
 from ddbench.problem.problem import Problem
+from ddbench.run.prepare import prepared
 from ddbench.run.record import RunRecord
 from ddbench.run.references import references
 from ddbench.run.run import Run, Settings, build_task
-from ddbench.run.stage import prepared
 from ddbench.train.fit import Student
 from ddbench.trajectory.method import check_lr
 

@@ -19,8 +19,8 @@ from tiny import TRAJECTORY, run, spec
 from unrolls import FULL, RULES, SOURCES, assert_same, case, on_noise, rule_case, same_bits, unrolled
 
 from ddbench import Network, Seed
+from ddbench.run.prepare import prepared
 from ddbench.run.run import build_task
-from ddbench.run.stage import prepared
 from ddbench.train import compile as compiling
 from ddbench.train.compile import ROUNDED, account
 from ddbench.trajectory import derivatives, engine

@@ -1,0 +1,39 @@
+"""What a matcher needs, made before it starts: experts and teachers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ddbench.base.seeds import Seed
+from ddbench.errors import UsageError
+from ddbench.problem.experts import Experts
+from ddbench.problem.problem import Needs, Problem
+from ddbench.problem.synthetic import Curriculum
+
+
+def prepared(problem: Problem, wanted: Needs) -> Problem:
+    """The problem with what a matcher needs: as many start networks as experts, the experts, and teachers."""
+    if wanted.experts:
+        recipe = (wanted.recipe or problem.expert_recipe).on(problem.augment)
+        starts = replace(problem.starts, count=wanted.experts)
+        problem = replace(problem, starts=starts, expert_recipe=recipe)
+        problem.experts.build(wanted.experts, wanted.snapshots)
+    if wanted.teachers:
+        problem = replace(problem, teachers=_teachers(problem, wanted))
+    return problem
+
+
+def _teachers(problem: Problem, wanted: Needs) -> Experts:
+    """Networks trained on the real data to the end of their recipe, from starts that no stage has taught."""
+    network = problem.network
+    if wanted.teacher_network is not None:
+        network = replace(network, source=wanted.teacher_network)
+    starts = replace(
+        problem.starts, network=network, seed=Seed(problem.starts.seed.root) / "teacher", taught=Curriculum()
+    )
+    recipe = (wanted.teacher_recipe or problem.expert_recipe).on(problem.augment)
+    if recipe.epochs is None:
+        raise UsageError("a teacher's recipe must say for how many epochs it trains; set its epochs")
+    teachers = Experts(starts, problem.real, replace(recipe, imported=""))  # imported ones are of another network
+    teachers.build(wanted.teachers, (recipe.epochs,))
+    return teachers

@@ -1,0 +1,96 @@
+"""What a run sees of itself before it is over: how good its experts are, and whether anything is matched at all.
+
+Nothing is stopped by it. What is seen is said once, and kept in ``result.json`` of the stage and of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddbench.base.opening import reading
+from ddbench.data.dataset import RealData
+from ddbench.errors import DataError
+from ddbench.problem.problem import Needs, Problem
+from ddbench.train.fit import predict
+
+PART = 10  # a tenth of the iterations
+LEAST = 50  # and no fewer, so long as that is half of them: a loss of few iterations says little
+IMAGES, SNAPSHOTS = 1000, 12  # at most, of validation data and of an expert: seconds on a CPU
+CHANCES = 1.5  # experts below this many times chance have learned next to nothing
+
+
+def look_after(steps: int) -> int:
+    """After which of ``steps`` iterations a run looks at itself."""
+    return max(1, steps // PART, min(LEAST, steps // 2))
+
+
+@dataclass(frozen=True)
+class ExpertsSeen:
+    """The accuracies (fractions) of the first expert's snapshots, by epoch, on ``images`` validation images."""
+
+    accuracies: dict[int, float]
+    images: int
+    chance: float
+
+    @property
+    def best(self) -> float:
+        return max(self.accuracies.values())
+
+    @property
+    def sentence(self) -> str:
+        """``the first expert, on 1,000 validation images: 10.2 % at its start, 79.0 % after epoch 1, ...``."""
+        told = [f"{100 * a:.1f} % {f'after epoch {e}' if e else 'at its start'}" for e, a in self.accuracies.items()]
+        return f"the first expert, on {self.images:,} validation images: {', '.join(told)}"
+
+    @property
+    def flaw(self) -> str | None:
+        """Why a set that matches these experts will teach nothing, if it is so."""
+        if self.best >= CHANCES * self.chance:
+            return None
+        return (
+            f"its experts classify {100 * self.best:.1f} % of validation images right at best, where chance is "
+            f"{100 * self.chance:.1f} %: a set teaches no more than they know; train them for longer "
+            "(-o matcher.max_start, -o experts.epoch_steps) or at another -o experts.lr"
+        )
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "epochs": list(self.accuracies),
+            "accuracies": list(self.accuracies.values()),
+            "images": self.images,
+        }
+
+
+def seen_of_experts(problem: Problem, wanted: Needs, validation: RealData) -> ExpertsSeen | None:
+    """The first expert's snapshots that a matcher uses on validation data; None where it uses none."""
+    if not wanted.experts or not wanted.snapshots or not len(validation):
+        return None
+    epochs = sorted(wanted.snapshots)
+    if len(epochs) > SNAPSHOTS:
+        epochs = [epochs[round(i * (len(epochs) - 1) / (SNAPSHOTS - 1))] for i in range(SNAPSHOTS)]
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(validation), generator=generator)[:IMAGES]
+    shown = validation.subset(rows.sort().values)
+    try:
+        found = {epoch: _accuracy(problem, problem.experts.snapshot(0, epoch), shown) for epoch in epochs}
+    except DataError:  # imported trajectories may lack some
+        return None
+    return ExpertsSeen(found, len(rows), 1 / problem.classes)
+
+
+@torch.no_grad()
+def _accuracy(problem: Problem, vector: torch.Tensor, shown: RealData) -> float:
+    logits, targets = predict(problem.network, vector, shown)
+    return float((logits.argmax(1) == targets).float().mean())
+
+
+def rows_of(log: Path, stage: int) -> list[dict[str, float]]:
+    """The metrics of a stage's iterations so far, from the log of the run."""
+    with reading(log) as file:
+        rows = [json.loads(line) for line in file.read().splitlines()]
+    return [row for row in rows if row.get("stage") == stage]

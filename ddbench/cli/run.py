@@ -13,6 +13,8 @@ from ddbench.cli import console
 from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options
 from ddbench.errors import UsageError
 
+NOT_GRADED = "--no-random: random images were not graded, so nothing is said of whether this is above them"
+
 if TYPE_CHECKING:
     from ddbench.run.row import Row
     from ddbench.run.run import Settings
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
 )
 @click.option("--students", default=5, show_default=True, type=click.IntRange(1), help="Students that grade each set.")
 @OUT
-@click.option("--random/--no-random", "with_random", default=True, help="Random images at the same ipc beside the run.")
+@click.option(
+    "--random/--no-random",
+    "with_random",
+    default=True,
+    help="Random images at the same ipc, graded beside every run unless --no-random; a result not above them is said.",
+)
 @click.option("--ceiling/--no-ceiling", "with_ceiling", default=True, help="The whole training set above it (cached).")
 @click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run takes; do nothing.")
 @click.option("--fresh", is_flag=True, help="Make a run anew that is there; what was there is kept beside it.")
@@ -61,7 +68,7 @@ def run(ctx: click.Context, **given: Any) -> int:
         specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
     renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
     settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
-    rows = carry_out(
+    rows, said = carry_out(
         specs,
         settings,
         with_random=given["with_random"],
@@ -70,6 +77,8 @@ def run(ctx: click.Context, **given: Any) -> int:
         trackers=given["trackers"],
     )
     console.show_rows(rows, form, "test accuracy, mean ± std over n students")
+    for text in said:  # last, where it is seen
+        console.say(text)
     return 0 if all(row.status == "ok" for row in rows) else 1
 
 
@@ -93,18 +102,23 @@ def carry_out(
     with_ceiling: bool,
     quiet: bool,
     trackers: tuple[str, ...] = (),
-) -> list[Row]:
-    """Carry out runs on one dataset, with random images beside each and the whole training set above."""
+) -> tuple[list[Row], list[str]]:
+    """Carry out runs on one dataset, with random images beside each and the whole training set above.
+
+    Returns their rows, and what is to be said of runs that are not above random images.
+    """
     import torch
 
     from ddbench.plugins import loaded
     from ddbench.run import trackers as tracking
+    from ddbench.run.defaults import BASELINE
     from ddbench.run.record import RunRecord
-    from ddbench.run.references import references
+    from ddbench.run.references import against_random, references
     from ddbench.run.run import Run, build_task
 
     tracking.checked(trackers)
     rows: list[Row] = []
+    said: list[str] = []
     with console.working(quiet):
         torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
         dataset = loaded(specs[0].dataset)
@@ -116,14 +130,18 @@ def carry_out(
             console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
             with tracking.attached(trackers, work, console.say):
                 result = work.execute()
-            rows += RunRecord.read(work.folder).rows()
+            graded = RunRecord.read(work.folder).rows()
+            rows += graded
             if result.status == "diverged":
                 console.fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
                 continue
             others = replace(settings, renew="changed")
             beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
             rows += [row for row in beside if row not in rows]
-    return rows
+            said += against_random(work.folder, graded, beside) if with_random else []
+    if not with_random and not quiet and any(spec.matcher.name != BASELINE for spec in specs):
+        said.append(NOT_GRADED)
+    return rows, said
 
 
 def _dry_run(request: Request) -> dict[str, Any]:

@@ -21,8 +21,7 @@ from ddbench.errors import DataError
 from ddbench.results import published
 from ddbench.results.aggregate import Line, aggregate
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING, legend, one_thing_apart, test
-from ddbench.results.tables import REPORTED, Table, clean, render
-from ddbench.run.below import LEGEND
+from ddbench.results.tables import LEGEND, REPORTED, Table, clean, render
 from ddbench.run.row import Cells
 
 BEGIN, END = "<!-- boards: generated -->", "<!-- boards: end -->"

@@ -12,8 +12,7 @@ import click
 from ddbench.cli import console
 from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options
 from ddbench.errors import UsageError
-
-NOT_GRADED = "--no-random: random images were not graded, so nothing is said of whether this is above them"
+from ddbench.run.defaults import BASELINE
 
 if TYPE_CHECKING:
     from ddbench.run.row import Row
@@ -111,7 +110,6 @@ def carry_out(
 
     from ddbench.plugins import loaded
     from ddbench.run import trackers as tracking
-    from ddbench.run.defaults import BASELINE
     from ddbench.run.record import RunRecord
     from ddbench.run.references import against_random, references
     from ddbench.run.run import Run, build_task
@@ -130,8 +128,7 @@ def carry_out(
             console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
             with tracking.attached(trackers, work, console.say):
                 result = work.execute()
-            graded = RunRecord.read(work.folder).rows()
-            rows += graded
+            rows += (graded := RunRecord.read(work.folder).rows())
             if result.status == "diverged":
                 console.fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
                 continue
@@ -139,9 +136,14 @@ def carry_out(
             beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
             rows += [row for row in beside if row not in rows]
             said += against_random(work.folder, graded, beside) if with_random else []
-    if not with_random and not quiet and any(spec.matcher.name != BASELINE for spec in specs):
-        said.append(NOT_GRADED)
-    return rows, said
+    return rows, said if with_random or quiet else _ungraded(specs)
+
+
+def _ungraded(specs: list[RunSpec]) -> list[str]:
+    """What --no-random leaves unknown, once for all repeats."""
+    if specs[0].matcher.name == BASELINE:
+        return []
+    return ["--no-random: random images were not graded, so nothing is said of whether this is above them"]
 
 
 def _dry_run(request: Request) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from ddbench.base.cache import canonical
 from ddbench.results.statistics import interval
+from ddbench.results.tables import MARK
 from ddbench.results.where import known, rank, value
-from ddbench.run.below import MARK, Gap, compare, verdict
+from ddbench.run.below import Gap, compare, verdict
 from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.row import DAMAGED, Cells, Row
 

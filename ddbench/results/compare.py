@@ -12,7 +12,6 @@ from ddbench.results import published, tables
 from ddbench.results.aggregate import aggregate, arranged, per_run
 from ddbench.results.differences import ITSELF, SEEDS_FOR_BEST, legend, test
 from ddbench.results.where import Condition, order, parse, select, value
-from ddbench.run.below import LEGEND
 from ddbench.run.defaults import BASELINE
 from ddbench.run.folder import readable, run_folders
 from ddbench.run.folder import rows as rows_of
@@ -102,7 +101,7 @@ def _reported(rows: Sequence[Row], *, every: bool) -> tuple[list[Cells], list[st
 
 def marked(rows: Iterable[Cells]) -> list[str]:
     """The legend that single evaluations need."""
-    return [LEGEND] if any(row.get("above_random") is False for row in rows) else []
+    return [tables.LEGEND] if any(row.get("above_random") is False for row in rows) else []
 
 
 def reported_only(ask: Ask) -> tables.Table:

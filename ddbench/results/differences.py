@@ -16,9 +16,9 @@ from ddbench.errors import UsageError
 from ddbench.results.above import judge
 from ddbench.results.aggregate import Line
 from ddbench.results.statistics import Test, holm, paired, welch
-from ddbench.results.tables import cell
+from ddbench.results.tables import LEGEND, cell
 from ddbench.results.where import Condition, parse
-from ddbench.run.below import LEGEND, packing, soft
+from ddbench.run.below import packing, soft
 from ddbench.run.defaults import BASELINE, ONE_STAGE
 from ddbench.run.row import Cells, Row
 

@@ -13,9 +13,13 @@ from typing import Any
 
 from ddbench.errors import UsageError
 from ddbench.results.where import is_number, known
-from ddbench.run.below import MARK
 from ddbench.run.row import Cells
 
+MARK = "‡"
+LEGEND = (
+    f"{MARK}: not above random images of its budget: the 95 % interval of the difference (Welch; over the students of "
+    "one run each, else over seeds) does not lie above zero."
+)
 FORMATS = ("table", "md", "csv", "json", "latex", "html")
 
 # Control characters, marks of direction and what cannot be seen, which must not reach a terminal or a page.

@@ -22,11 +22,6 @@ from ddbench.run.row import Row
 
 LEVEL = 0.95
 ROUNDING = 1e-12  # scores that vary by less than this part of them differ by rounding
-MARK = "‡"
-LEGEND = (
-    f"{MARK}: not above random images of its budget: the 95 % interval of the difference (Welch; over the students of "
-    "one run each, else over seeds) does not lie above zero."
-)
 GUIDE = 'docs/comparing.md, "Above random images"'
 
 
@@ -161,11 +156,11 @@ def own(rows: Sequence[Row]) -> Row | None:
 
 def store(folder: Path, found: Sequence[RandomRecord]) -> None:
     """Write into ``result.json`` of a finished run how it compares; nothing else in it changes."""
-    path, told = folder / "result.json", [record.json_value() for record in found]
-    if ResultRecord.from_file(path).json_value().get("random", []) == told:
+    path, due = folder / "result.json", [record.json_value() for record in found]
+    if ResultRecord.from_file(path).json_value().get("random", []) == due:
         return
     with suppress(BusyError), lock(folder / ".lock", wait=False, within=folder.parent):  # who has it writes the same
-        write_json(path, ResultRecord.from_file(path).json_value() | {"random": told}, sealed=True)
+        write_json(path, ResultRecord.from_file(path).json_value() | {"random": due}, sealed=True)
 
 
 def sentence(row: Row, found: Sequence[RandomRecord]) -> str:
@@ -182,15 +177,16 @@ def sentence(row: Row, found: Sequence[RandomRecord]) -> str:
         word = "below" if all(r.high is not None and r.high < 0 for r in low) else "not above"
         numbers = "; ".join(f"{kind(r)}: {told(r)}, Welch, {row.n} and {r.n} students" for r in low)
         return (
-            f"warning: {row.run} teaches {mean}, which is {word} random images of the same budget ({numbers}): try "
-            f"more iterations or other step sizes, which `ddbench info {row.matcher}` lists, and read {GUIDE}"
+            f"warning: {row.run} reaches {mean}, which is {word} random images of the same budget ({numbers}): try "
+            f"other options, such as more iterations or another step size; `ddbench info {row.matcher}` lists them, "
+            f"and {GUIDE}, says where to look"
         )
     unknown = [r for r in found if r.above is None]
     if not unknown:
         return ""
     beside = ", ".join(f"{kind(r)} {100 * r.accuracy_mean:.1f} %" for r in unknown)
     return (
-        f"{row.run} teaches {mean} (random images with {beside}); whether it is above them is not known, because one "
+        f"{row.run} reaches {mean} (random images with {beside}); whether it is above them is not known, because one "
         "student has no interval: --students 5 gives one"
     )
 

@@ -21,7 +21,7 @@ from ddbench.errors import DataError
 from ddbench.results import published
 from ddbench.results.aggregate import Line, aggregate
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING, legend, one_thing_apart, test
-from ddbench.results.tables import REPORTED, Table, clean, render
+from ddbench.results.tables import LEGEND, REPORTED, Table, clean, render
 from ddbench.run.row import Cells
 
 BEGIN, END = "<!-- boards: generated -->", "<!-- boards: end -->"
@@ -251,6 +251,8 @@ def overview(every: Sequence[Standings]) -> str:
         parts.append(render(Table(rows, shown), "md").strip())
     if any(place.line.best for found in every for place in found.flat()):
         parts.append(r"\*: differs significantly from every other entry of its table.")
+    if any(place.line.above_random is False for found in every for place in found.flat() if place.rank == 1):
+        parts.append(LEGEND)
     return "\n\n".join(parts or ["No boards yet."])
 
 

@@ -23,7 +23,8 @@ from ddbench.errors import UsageError
 from ddbench.results.aggregate import per_run
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING
 from ddbench.results.tables import REPORTED, cell
-from ddbench.run.record import ControlsRecord
+from ddbench.run import below
+from ddbench.run.record import ControlsRecord, ResultRecord
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -91,7 +92,7 @@ def report(folder: Path) -> str:
     command = command_of([run.spec], max((len(e.students) for e in run.evaluations), default=5))
     seen = run.result.status == "ok" and (folder / "preview.png").exists()
     view = parts(folder.name, [run], command, picture_of(folder) if seen else None)
-    view["facts"] = _facts_of_run(run)
+    view["facts"] = [*_facts_of_run(run), *_facts_on_random(folder)]
     if run.evaluations:
         graded = table_view("Test accuracy, mean ± deviation over students", EVALUATIONS, per_run(run.rows()))
         view["tables"].insert(0, graded)
@@ -116,6 +117,19 @@ def _facts_of_run(run: EntryRun) -> list[tuple[str, str, None]]:
         "versions": ", ".join(sorted(set(spec.versions.values()))),
     }
     return [(shown(name), shown(value, 300), None) for name, value in found.items() if value not in (None, "")]
+
+
+def _facts_on_random(folder: Path) -> list[tuple[str, str, None]]:
+    """How the run compared with the random images that were graded beside it; entries do not hold this."""
+    words = {True: "above", False: "not above", None: "not known"}
+    return [
+        (
+            f"beside random images, {shown(below.kind(record), 60)}",
+            f"{words[record.above]} ({shown(below.told(record), 200)})",
+            None,
+        )
+        for record in ResultRecord.from_file(folder / "result.json").random
+    ]
 
 
 def _controls(folder: Path) -> list[PageData]:

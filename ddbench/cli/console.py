@@ -235,6 +235,8 @@ def show(rows: Rows, form: str) -> None:
 def show_rows(rows: Sequence[Row], form: str, title: str) -> None:
     """Rows of single runs on stdout, in the format asked for."""
     from ddbench.results.aggregate import per_run
+    from ddbench.results.compare import marked
     from ddbench.results.tables import PER_RUN, Table
 
-    show(Table(per_run(rows), PER_RUN, title=title), form)
+    found = per_run(rows)
+    show(Table(found, PER_RUN, marked(found), title=title), form)

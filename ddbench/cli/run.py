@@ -12,6 +12,7 @@ import click
 from ddbench.cli import console
 from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options
 from ddbench.errors import UsageError
+from ddbench.run.defaults import BASELINE
 
 if TYPE_CHECKING:
     from ddbench.run.row import Row
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 )
 @click.option("--students", default=5, show_default=True, type=click.IntRange(1), help="Students that grade each set.")
 @OUT
-@click.option("--random/--no-random", "with_random", default=True, help="Random images at the same ipc beside the run.")
+@click.option(
+    "--random/--no-random",
+    "with_random",
+    default=True,
+    help="Random images at the same ipc, graded beside every run unless --no-random; a result not above them is said.",
+)
 @click.option("--ceiling/--no-ceiling", "with_ceiling", default=True, help="The whole training set above it (cached).")
 @click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run takes; do nothing.")
 @click.option("--fresh", is_flag=True, help="Make a run anew that is there; what was there is kept beside it.")
@@ -63,7 +69,7 @@ def run(ctx: click.Context, **given: Any) -> int:
         specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
     renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
     settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
-    rows = carry_out(
+    rows, said = carry_out(
         specs,
         settings,
         with_random=given["with_random"],
@@ -72,6 +78,8 @@ def run(ctx: click.Context, **given: Any) -> int:
         trackers=given["trackers"],
     )
     console.show_rows(rows, form, "test accuracy, mean ± std over n students")
+    for text in said:  # last, where it is seen
+        console.say(text)
     return 0 if all(row.status == "ok" for row in rows) else 1
 
 
@@ -95,17 +103,21 @@ def carry_out(
     with_ceiling: bool,
     quiet: bool,
     trackers: tuple[str, ...] = (),
-) -> list[Row]:
-    """Carry out runs on one dataset, with random images beside each and the whole training set above."""
+) -> tuple[list[Row], list[str]]:
+    """Carry out runs on one dataset, with random images beside each and the whole training set above.
+
+    Returns their rows, and what is to be said of runs that are not above random images.
+    """
     import torch
 
     from ddbench.plugins import loaded
     from ddbench.run import trackers as tracking
-    from ddbench.run.references import references
+    from ddbench.run.references import against_random, references
     from ddbench.run.run import Run, build_task
 
     tracking.checked(trackers)
     rows: list[Row] = []
+    said: list[str] = []
     with console.working(quiet):
         torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
         dataset = loaded(specs[0].dataset)
@@ -117,14 +129,22 @@ def carry_out(
             console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
             with tracking.attached(trackers, work, console.say):
                 result = work.execute()
-            rows += work.rows()
+            rows += (graded := work.rows())
             if result.status == "diverged":
                 console.fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
                 continue
             others = replace(settings, renew="changed")
             beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
             rows += [row for row in beside if row not in rows]
-    return rows
+            said += against_random(work.folder, graded, beside) if with_random else []
+    return rows, said if with_random or quiet else _ungraded(specs)
+
+
+def _ungraded(specs: list[RunSpec]) -> list[str]:
+    """What --no-random leaves unknown, once for all repeats."""
+    if specs[0].matcher.name == BASELINE:
+        return []
+    return ["--no-random: random images were not graded, so nothing is said of whether this is above them"]
 
 
 def _dry_run(request: Request) -> dict[str, Any]:

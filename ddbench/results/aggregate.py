@@ -14,7 +14,9 @@ from typing import Any
 
 from ddbench.base.cache import canonical
 from ddbench.results.statistics import interval
+from ddbench.results.tables import MARK
 from ddbench.results.where import known, rank, value
+from ddbench.run.below import Gap, compare, verdict
 from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.row import DAMAGED, Cells, Row
 
@@ -25,6 +27,22 @@ _SHARED = ("dataset", "dataset_digest", "ipc", "network", "protocol", "protocol_
 _CONTENT = ("data_source", "classes", "train_images")  # by which published numbers are found
 _COSTS = ("steps", "distil_seconds", "expert_seconds", "selection_seconds", "image_bytes", "label_bytes")
 _NUMBERS = ("selection", "status", "accuracy_mean", "accuracy_std", "n")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A line beside one of random images, by the name of that; ``reason`` is why there is no interval."""
+
+    name: str
+    gap: Gap
+    reason: str = ""
+
+    @property
+    def cells(self) -> Cells:
+        """For programs, as fractions."""
+        found = self.gap
+        ends = {"difference": found.difference, "low": found.low, "high": found.high}
+        return {"baseline": self.name, **ends, "above": found.above, "note": self.reason or None}
 
 
 @dataclass(eq=False)
@@ -52,15 +70,28 @@ class Line:
     p_holm: float | None = None
     best: bool = False
     remark: str = ""  # on the test
+    random: list[Beside] = field(default_factory=list)  # each kind of random images that it is shown beside
 
     @property
     def group(self) -> str:
         """What it may be compared with: lines over exactly the same data, budgets, networks and protocols."""
-        return canonical(sorted({canonical(_place(row)) for row in self.rows}))
+        return canonical(sorted({canonical(row.place) for row in self.rows}))
 
     @property
     def testable(self) -> bool:
         return bool(self.scores) and not self.flaw
+
+    @property
+    def above_random(self) -> bool | None:
+        """Whether it is above all random images that it is shown beside; None where that is not known."""
+        return verdict([beside.gap.above for beside in self.random])
+
+    def _notes(self) -> list[str]:
+        """What people should know: the flaw, the remark on the test, and how it compares with random images."""
+        named = len(self.random) > 1
+        kinds = [f"{MARK} to {b.name}" for b in self.random if named and b.gap.above is False]
+        unknown = dict.fromkeys(b.reason for b in self.random if b.gap.above is None and b.reason != self.flaw)
+        return [self.flaw, self.remark, *kinds, *(f"random images: not known ({reason})" for reason in unknown)]
 
     @property
     def name(self) -> str:
@@ -85,7 +116,9 @@ class Line:
             "ci_low": low,
             "ci_high": high,
             **{name: getattr(self, name) for name in tested},
-            "note": "; ".join(filter(None, (self.flaw, self.remark))) or None,
+            "above_random": self.above_random,
+            "random": [beside.cells for beside in self.random] or None,
+            "note": "; ".join(filter(None, self._notes())) or None,
             "settings": self.settings,
             **{name: getattr(row, name) for name in _COSTS},
             "total_bytes": self.total_bytes,
@@ -99,8 +132,15 @@ class Line:
 def per_run(rows: Sequence[Row]) -> list[Cells]:
     """Every evaluation as a row of its own, sorted so that what is comparable stands together."""
     return [
-        row.cells | {"total_bytes": row.total_bytes, "variant": words} | _damage(row) for row, words in arranged(rows)
+        row.cells | {"total_bytes": row.total_bytes, "variant": words} | _damage(row) | _random(row, rows)
+        for row, words in arranged(rows)
     ]
+
+
+def _random(row: Row, rows: Sequence[Row]) -> Cells:
+    """Whether an evaluation is above random images of its place and seed, where there are such images."""
+    beside = compare(row, rows)
+    return {"above_random": verdict([record.above for record in beside])} if beside else {}
 
 
 def _damage(row: Row) -> Cells:
@@ -144,16 +184,11 @@ def _named(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _place(row: Row) -> list[Any]:
-    """Data, budget, network and rules: what accuracies must have in common to be compared."""
-    return [row.dataset, row.dataset_digest, row.ipc, row.network, row.protocol_digest]
-
-
 def _setting(row: Row) -> list[Any]:
     """What makes two rows replicates of each other."""
     what = [row.options, row.label_type, row.protocol] if row.setting is None else []
     method = [row.matcher, row.scheduler, row.setting, row.distil_digest]
-    return [*_place(row), *method, row.selection == "test", *what]
+    return [*row.place, *method, row.selection == "test", *what]
 
 
 def _line(rows: list[Row]) -> Line:
@@ -186,20 +221,12 @@ def _line(rows: list[Row]) -> Line:
 
 
 def one_per_run(rows: Sequence[Row]) -> list[Row]:
-    """A run that was evaluated twice under the same rules is still one replicate.
-
-    Its evaluation counts that used the run's own seed and most students: a rule that no result can influence.
-    """
+    """A run that was evaluated twice under the same rules is still one replicate: its heaviest evaluation counts."""
     best: dict[str, Row] = {}
     for row in rows:
         place = canonical([row.run, _setting(row)]) if row.run else str(id(row))
-        best[place] = max(best.get(place, row), row, key=_weight)
+        best[place] = max(best.get(place, row), row, key=lambda graded: graded.weight)
     return list(best.values())
-
-
-def _weight(row: Row) -> tuple[bool, bool, int, float]:
-    seed = row.evaluation_seed
-    return (row.finished, seed in (None, row.seed), row.n, -float(seed or 0))
 
 
 def _averaged(rows: list[Row], counted: list[Row], done: list[Row], means: list[float], *, spread: bool) -> Row:

@@ -12,6 +12,7 @@ from ddbench.results import published, tables
 from ddbench.results.aggregate import aggregate, arranged, per_run
 from ddbench.results.differences import ITSELF, SEEDS_FOR_BEST, legend, test
 from ddbench.results.where import Condition, order, parse, select, value
+from ddbench.run.defaults import BASELINE
 from ddbench.run.folder import readable, run_folders
 from ddbench.run.folder import rows as rows_of
 from ddbench.run.row import Cells, Row
@@ -57,6 +58,7 @@ def compared(rows: Sequence[Row], ask: Ask) -> list[tables.Table]:
     if ask.per_run:
         own, found, shown = [row for row, _ in arranged(rows)], per_run(rows), dict(tables.PER_RUN)
         title = f"{len(found)} evaluations: test accuracy, mean ± std over n students of one run"
+        captions += marked(found)
     else:
         lines = aggregate(rows, ask.group_by or None)
         if not ask.allow_mixed:
@@ -97,6 +99,11 @@ def _reported(rows: Sequence[Row], *, every: bool) -> tuple[list[Cells], list[st
     return beside, [caution, *notes], more
 
 
+def marked(rows: Iterable[Cells]) -> list[str]:
+    """The legend that single evaluations need."""
+    return [tables.LEGEND] if any(row.get("above_random") is False for row in rows) else []
+
+
 def reported_only(ask: Ask) -> tables.Table:
     """The published values themselves."""
     rows = [value.cells for value in select(published.everything(), ask.where)]
@@ -124,6 +131,8 @@ def tripped(rows: Sequence[Cells], texts: Iterable[str]) -> list[str]:
 
 def _trips(condition: Condition, row: Cells) -> bool:
     if condition.column in ("difference", "p", "p_holm", "test") and row.get("baseline") == ITSELF:
+        return False
+    if condition.column in ("above_random", "random") and row.get("matcher") == BASELINE:
         return False
     return condition.holds(row) or (condition.column != "status" and value(row, condition.column) is None)
 

@@ -13,10 +13,12 @@ from itertools import combinations
 from typing import Any
 
 from ddbench.errors import UsageError
+from ddbench.results.above import judge
 from ddbench.results.aggregate import Line
 from ddbench.results.statistics import Test, holm, paired, welch
-from ddbench.results.tables import cell
+from ddbench.results.tables import LEGEND, cell
 from ddbench.results.where import Condition, parse
+from ddbench.run.below import packing, soft
 from ddbench.run.defaults import BASELINE, ONE_STAGE
 from ddbench.run.row import Cells, Row
 
@@ -55,6 +57,7 @@ def test(lines: Sequence[Line], baseline: str | None, seeds: int) -> list[str]:
     wanted = _baseline(baseline, lines)
     found, captions = [], []
     for group in groups.values():
+        judge(group)
         tested, said = _against_baseline(group, wanted, strict=baseline is not None)
         found += tested
         captions += said
@@ -132,19 +135,11 @@ def _nearest(line: Line, fits: list[Line]) -> list[Line]:
     """
     if line in fits:
         return [line]
-    for trait in (_soft, _packing):
-        alike = [other for other in fits if trait(other) == trait(line)]
+    for trait in (soft, packing):
+        alike = [other for other in fits if trait(other.row) == trait(line.row)]
         fits = alike or fits
     same = all(other.scores == fits[0].scores for other in fits)  # options that change nothing, such as unused experts
     return fits[:1] if same else fits
-
-
-def _soft(line: Line) -> bool:
-    return line.row.label_type not in (None, "hard")
-
-
-def _packing(line: Line) -> Any:
-    return (line.row.options or {}).get("decoder.factor", 1)
 
 
 def between(one: Line, other: Line) -> Test:
@@ -216,6 +211,8 @@ def legend(lines: Sequence[Line]) -> list[str]:
         found.append("Where a line has only some of the baseline's seeds, the difference is over those on both sides.")
     if any(line.best for line in lines):
         found.append("*: differs significantly from every other line of its group (p < 0.05, Holm over all pairs).")
+    if any(line.above_random is False for line in lines):
+        found.append(LEGEND)
     if any(line.settings > 1 for line in lines):
         found.append("Some lines average over several settings, with equal weights within each seed.")
     return found
@@ -238,7 +235,7 @@ def one_thing_apart(titled: Sequence[tuple[str, Line]]) -> list[Cells]:
                 | {
                     "title": title,
                     "base": base_title,
-                    "base_accuracy": cell("accuracy_mean", base.cells | {"best": False}),
+                    "base_accuracy": cell("accuracy_mean", base.cells | {"best": False, "above_random": None}),
                     "base_distil_seconds": base.row.distil_seconds,
                     "difference": result.difference,
                     "test": result.name,

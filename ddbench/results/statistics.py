@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from ddbench.errors import UsageError
-
-# Differences that vary by less than this part of the values are rounding, not variance.
-ROUNDING = 1e-12
+from ddbench.run.below import ROUNDING, standard_error
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,10 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Test:
     if min(len(a), len(b)) < 2:
         return Test("Welch t", difference, note="no p: one side has one seed")
     one, other = (stdev(v) ** 2 / len(v) if _varies(v) else 0.0 for v in (a, b))
-    if one + other == 0:
+    error, freedom = standard_error(one, len(a), other, len(b))
+    if error == 0:
         return Test("Welch t", difference, note="no p: neither side varies")
-    # Satterthwaite's degrees of freedom, from the shares of the variance: these neither overflow nor vanish
-    share = one / (one + other)
-    freedom = 1 / (share**2 / (len(a) - 1) + (1 - share) ** 2 / (len(b) - 1))
-    return Test("Welch t", difference, _two_sided(difference / math.sqrt(one + other), freedom))
+    return Test("Welch t", difference, _two_sided(difference / error, freedom))
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:

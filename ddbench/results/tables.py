@@ -15,6 +15,11 @@ from ddbench.errors import UsageError
 from ddbench.results.where import is_number, known
 from ddbench.run.row import Cells
 
+MARK = "‡"
+LEGEND = (
+    f"{MARK}: not above random images of its budget: the 95 % interval of the difference (Welch; over the students of "
+    "one run each, else over seeds) does not lie above zero."
+)
 FORMATS = ("table", "md", "csv", "json", "latex", "html")
 
 # Control characters, marks of direction and what cannot be seen, which must not reach a terminal or a page.
@@ -79,7 +84,14 @@ REPORTED = {
     "setting": "setting",
 }
 # Columns that are shown only when asked for, under a name that the column's own would not make clear.
-_OTHERS = {"p": "p (uncorrected)", "best": "best", "accuracy_std": "std (fraction)", "ci_high": "CI high (fraction)"}
+_OTHERS = {
+    "p": "p (uncorrected)",
+    "random": "to random [95 %]",
+    "above_random": "above random",
+    "best": "best",
+    "accuracy_std": "std (fraction)",
+    "ci_high": "CI high (fraction)",
+}
 ONCE = ("dataset", "network", "ipc", "protocol", "steps", "students")
 _UNITS = {"peak_bytes": 2**20, "image_bytes": 1e3, "label_bytes": 1e3, "total_bytes": 1e3}
 
@@ -152,7 +164,8 @@ def cell(name: str, row: Cells) -> str:
 
 def _accuracy(row: Cells) -> str:
     std = row.get("accuracy_std")
-    marks = (" *" if row.get("best") else "") + (" †" if _dagger(row) else "")
+    below = row.get("above_random") is False and row.get("accuracy_mean") is not None
+    marks = (" *" if row.get("best") else "") + (" †" if _dagger(row) else "") + (f" {MARK}" if below else "")
     return f"{100 * row['accuracy_mean']:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "") + marks
 
 
@@ -162,6 +175,15 @@ def _dagger(row: Cells) -> bool:
 
 def _p(row: Cells) -> str:
     return "<0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
+
+
+def _random(row: Cells) -> str:
+    """The difference to each kind of random images, with its interval."""
+    return "; ".join(
+        f"{beside['baseline']} {100 * beside['difference']:+.1f}"
+        + ("" if beside["low"] is None else f" [{100 * beside['low']:+.1f}, {100 * beside['high']:+.1f}]")
+        for beside in row["random"]
+    )
 
 
 def _reported(row: Cells) -> str:
@@ -174,6 +196,7 @@ _SPECIAL: dict[str, Callable[[Cells], str]] = {
     "difference": lambda row: f"{100 * row['difference']:+.1f}",
     "p_holm": _p,
     "matcher": lambda row: f"{row['matcher']}{row.get('variant') or ''}",
+    "random": _random,
     "reported": _reported,
 }
 
@@ -220,7 +243,8 @@ def _markdown(table: Table) -> str:
 
 # A row that began with a bracket would be the optional argument of the line break before it.
 _LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
-                        "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "<": r"\textless{}",
+                        "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$",
+                        "<": r"\textless{}",
                         ">": r"\textgreater{}", "[": "{[}", "]": "{]}"})  # fmt: skip
 
 

@@ -133,6 +133,21 @@ class StageRecord(Held):
     warnings: list[Text] = Field(default=[])
 
 
+class RandomRecord(Held):
+    """How a run compares with one kind of random images of its budget; ``below`` says what ``above`` is."""
+
+    run: Text | None = None
+    label_type: Text | None = None
+    decoder_factor: Whole = 1
+    accuracy_mean: Fraction
+    accuracy_std: Number | None = None
+    n: Whole = 0
+    difference: Number  # of the run's mean to theirs
+    low: Number | None = None  # the ends of its 95 % interval; none for one student
+    high: Number | None = None
+    above: bool | None = None
+
+
 class ResultRecord(Held):
     """``result.json``: how a run ended, what it made and what that cost."""
 
@@ -157,6 +172,7 @@ class ResultRecord(Held):
     warnings: list[Text] = Field(default=[])  # what the run saw of itself, of all its stages
     sha256: dict[Name, Digest] = Field(default={})  # of the files of its folder
     sources: dict[Text, Digest] | None = None  # sha256 of the source of each plugin that it used
+    random: list[RandomRecord] = Field(default=[])  # each kind that it was graded beside
 
 
 class StudentRecord(Held):

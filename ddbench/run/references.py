@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from math import prod
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -12,7 +14,9 @@ from ddbench.data.dataset import Dataset
 from ddbench.grade.evaluation import ceiling
 from ddbench.plugins import soft_labels
 from ddbench.problem.decode import Decoder
+from ddbench.run import below
 from ddbench.run.baseline import baseline
+from ddbench.run.defaults import BASELINE
 from ddbench.run.row import Row, deviation
 from ddbench.run.run import Run, Settings
 from ddbench.run.spec import RunSpec
@@ -36,6 +40,19 @@ def references(
     if with_ceiling:
         found.append(_ceiling(spec, dataset, min(settings.students, 3)))
     return found
+
+
+def against_random(folder: Path, rows: Sequence[Row], beside: Sequence[Row]) -> list[str]:
+    """Record in a finished run's ``result.json`` how it compares with the random images beside it.
+
+    ``rows`` are its evaluations. Returns the sentence for people, if there is something to say.
+    """
+    row = below.own(rows)
+    if row is None or row.matcher == BASELINE:
+        return []
+    found = below.compare(row, beside)
+    below.store(folder, found)
+    return [text] if (text := below.sentence(row, found)) else []
 
 
 def _label_kinds(spec: RunSpec) -> list[str]:

@@ -75,6 +75,20 @@ class Row:
         return self.status == "ok" and self.accuracy_mean is not None
 
     @property
+    def place(self) -> list[Any]:
+        """Data, budget, network and rules: what accuracies must have in common to be compared."""
+        return [self.dataset, self.dataset_digest, self.ipc, self.network, self.protocol_digest]
+
+    @property
+    def weight(self) -> tuple[bool, bool, int, float]:
+        """Of several evaluations of a run the heaviest counts, by a rule that no result can influence.
+
+        It is the one with the run's own seed and most students.
+        """
+        seed = self.evaluation_seed
+        return (self.finished, seed in (None, self.seed), self.n, -float(seed or 0))
+
+    @property
     def total_bytes(self) -> float | None:
         """What is stored of a set, with its labels."""
         return None if self.image_bytes is None else self.image_bytes + (self.label_bytes or 0)

@@ -14,10 +14,12 @@ from tiny import artefacts, ddbench, options
 from ddbench.base.cache import write_json
 from ddbench.boards import ranking as leaderboard
 from ddbench.boards.board import Board, found
-from ddbench.boards.ranking import BEGIN, END, build, stale, standings
+from ddbench.boards.ranking import BEGIN, END, board_text, build, overview, stale, standings
+from ddbench.boards.site import site
 from ddbench.cli import boards
 from ddbench.errors import DataError, UsageError
 from ddbench.results import published
+from ddbench.results.tables import LEGEND
 
 FIVE = list(range(5))
 LOW = [0.50, 0.51, 0.49, 0.52, 0.53]
@@ -55,6 +57,32 @@ def test_a_first_place_is_marked_only_where_it_differs_from_every_other(five, ru
     )
     assert not any(best for _, _, best in ranked(five))
     assert any("does not differ significantly" in note for note in standings(five).notes)
+
+
+def test_an_entry_that_is_not_above_random_images_is_marked_with_a_legend(five, run):
+    posted(five, run, "one", LOW)
+    posted(five, run, "two", HIGH, matcher="dm")
+    assert LEGEND not in board_text(standings(five))
+    posted(five, run, "three", [s + 0.002 for s in LOW], matcher="dsa")
+    posted(five, run, "four", [s - 0.2 for s in LOW], matcher="dsa", ipc=2)  # no random images at this ipc
+    text = board_text(standings(five))
+    assert re.search(r"\| dsa \| hard \| 51\.2 ± 1\.6 ‡ \|", text)
+    assert text.count("± 1.6 ‡") == text.count("‡:") == text.count(LEGEND) == 1
+    marked = {(p.title, p.line.row.ipc): p.line.above_random for p in standings(five).flat()}
+    assert marked == {("random", 1): None, ("dm", 1): True, ("dsa", 1): False, ("dsa", 2): None}
+    pages = site([standings(five)])
+    assert "51.2 ± 1.6 ‡" in pages["toys.html"]
+    assert LEGEND in pages["toys.html"]
+
+
+def test_a_leader_that_is_not_above_random_images_is_marked_in_the_overview(five, run):
+    posted(five, run, "one", LOW)
+    posted(five, run, "two", HIGH, matcher="dm")
+    assert "‡" not in overview([standings(five)])
+    posted(five, run, "two", [s + 0.002 for s in LOW], matcher="dm")
+    text = overview([standings(five)])
+    assert "51.2 ± 1.6 ‡" in text
+    assert text.endswith(LEGEND)
 
 
 def test_a_first_place_takes_the_boards_number_of_seeds(tmp_path, run):

@@ -296,9 +296,22 @@ def test_controls_that_are_none_are_refused(run, tmp_path, held):
         pages.report(folder)
 
 
-def test_the_report_of_a_run_that_diverged_says_why(run, tmp_path):
-    import shutil
+def test_the_report_says_how_a_run_compares_with_random_images(run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / run.name))
+    assert "beside random images" not in pages.report(folder)
+    numbers = {"accuracy_mean": 0.309, "n": 5, "difference": -0.019, "low": -0.024, "high": -0.014, "above": False}
+    held = [
+        numbers | {"label_type": "hard"},
+        {"label_type": "teacher", "accuracy_mean": 0.4, "difference": 0.1, "n": 1},
+    ]
+    write_json(folder / "result.json", read_json(folder / "result.json") | {"random": held}, sealed=True)
+    text = pages.report(folder)
+    assert "beside random images, hard labels" in text
+    assert "not above (30.9 %, difference -1.9 points, 95 % interval [-2.4, -1.4])" in text
+    assert "not known (40.0 %, difference +10.0 points)" in text
 
+
+def test_the_report_of_a_run_that_diverged_says_why(run, tmp_path):
     folder = Path(shutil.copytree(run, tmp_path / run.name))
     result = read_json(folder / "result.json")
     kept = {n: result[n] for n in ("dataset", "selection", "machine", "finished", "distil_seconds")}

@@ -24,6 +24,8 @@ from ddbench.base.recipes import RecipeEntry
 from ddbench.cli.main import main
 from ddbench.errors import DataError
 from ddbench.plugins import registry
+from ddbench.run import below
+from ddbench.run.folder import finished
 
 FIELDS = {
     "dataset",
@@ -164,6 +166,59 @@ def test_run_shows_the_method_beside_random_images_and_the_ceiling(shop):
         ("all 54 training images", "hard"),
     }
     assert {row["ipc"] for row in rows.values()} == {2, None}
+
+
+def test_a_run_records_how_it_compares_with_each_kind_of_random_images_beside_it(shop):
+    out, rows = shop[1], {(row["matcher"], row["label_type"]): row for row in shop[2].json}
+    found = {record.label_type: record for record in finished(the_run(out)).random}
+    assert set(found) == {"hard", "teacher"}
+    for labels, record in found.items():
+        beside, own = rows["random", labels], rows["tesla", "teacher"]
+        assert record.run == beside["run"]
+        assert (record.accuracy_mean, record.accuracy_std, record.n) == (
+            beside["accuracy_mean"],
+            beside["accuracy_std"],
+            2,
+        )
+        assert record.difference == pytest.approx(own["accuracy_mean"] - beside["accuracy_mean"], abs=1e-15)
+        assert record.low <= record.difference <= record.high
+        assert record.above is (record.low > 0)
+    assert all(not finished(folder).random for folder in out.glob("toy-random-*"))
+
+
+def test_the_last_line_of_a_run_that_is_not_above_random_images_says_so(shop):
+    out, answer = shop[1], shop[2]
+    low = [record for record in finished(the_run(out)).random if record.above is False]
+    assert low, "two students of twelve steps tell nothing apart"
+    last = answer.err.strip().splitlines()[-1]
+    assert last.startswith(f"warning: {the_run(out).name} reaches ")
+    assert all(below.told(record) in last for record in low)
+    (row,) = [row for row in answer.json if row["matcher"] == "tesla"]
+    assert row["above_random"] is False
+
+
+def test_without_random_images_a_run_says_once_that_nothing_is_known(tmp_path):
+    arguments = [*words("k-means"), *ALONE, "--students", 2, "--repeats", 2, "--out", tmp_path / "runs"]
+    answer = ddbench("run", *arguments, "--json")
+    assert answer.code == 0
+    assert answer.err.count("random images were not graded") == 1
+    assert answer.err.strip().splitlines()[-1].startswith("--no-random: ")
+    assert all("above_random" not in row for row in answer.json)
+    assert not finished(the_run(tmp_path / "runs", "k-means-single-ipc1-seed0")).random
+    # graded later, the same run is the one that was there
+    before = finished(the_run(tmp_path / "runs", "k-means-single-ipc1-seed0")).json_value()
+    later = [word for word in arguments if word != "--no-random"]
+    assert ddbench("run", *later, "--json").code == 0
+    after = finished(the_run(tmp_path / "runs", "k-means-single-ipc1-seed0")).json_value()
+    assert len(after.pop("random")) == 1
+    assert after == before
+
+
+def test_random_images_alone_say_nothing_of_themselves(tmp_path):
+    answer = ddbench("run", *words("random"), "--no-ceiling", "--students", 2, "--out", tmp_path / "runs", "--json")
+    assert "random images" not in answer.err
+    quiet = ddbench("run", *words("random"), *ALONE, "--students", 2, "--out", tmp_path / "runs", "--json")
+    assert "random images" not in quiet.err
 
 
 def test_json_rows_have_the_documented_fields(shop):

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from lines import rows
 from scipy import stats
 
 from ddbench.results.aggregate import Line, aggregate
@@ -14,29 +15,6 @@ from ddbench.results.differences import one_thing_apart
 from ddbench.run.row import Row
 
 SOME = [0.50, 0.51, 0.49, 0.52, 0.53]
-
-
-def rows(matcher: str, scores: list[float], **more: Any) -> list[Row]:
-    """A run for each score, with seeds 0, 1, ..."""
-    base: dict[str, Any] = {
-        "dataset": "toy",
-        "dataset_digest": "d" * 8,
-        "matcher": matcher,
-        "scheduler": "single",
-        "network": "convnet",
-        "ipc": 1,
-        "protocol": "default",
-        "protocol_digest": "aaaaaaaabbbb",
-        "label_type": "hard",
-        "status": "ok",
-        "selection": "validation",
-        "n": 2,
-        "options": {},
-    }
-    return [
-        Row(**base | {"seed": seed, "accuracy_mean": score, "run": f"{matcher}-{more}-{seed}"} | more)
-        for seed, score in enumerate(scores)
-    ]
 
 
 def notes(found: list[Row], **ask: Any) -> list[str]:

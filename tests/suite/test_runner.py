@@ -18,6 +18,8 @@ from tiny import RULES, THREAD, TRAJECTORY, Answer, Command, Forks, artefacts, c
 
 from ddbench.base.cache import file_digest, read_json
 from ddbench.errors import DDBenchError, UsageError
+from ddbench.run.below import store
+from ddbench.run.record import RandomRecord
 from ddbench.suite import runner
 from ddbench.suite.grid import Suite, read
 from ddbench.suite.runner import Orders, Work, words
@@ -371,6 +373,18 @@ def test_what_is_finished_is_recognised_whatever_made_it(suite, forks, site, tmp
     assert [record["cell"].split(", ")[1] for record in records(tmp_path / "runs")] == ["trouble", "k-means"]
     after = artefacts(tmp_path / "runs")
     assert all(after[name] == held for name, held in before.items())
+
+
+def test_a_cell_that_was_compared_with_random_images_is_as_finished_as_before(suite, tmp_path):
+    path = write(tmp_path / "a.toml", {"matcher": "k-means"})
+    assert suite(path).code == 0
+    (folder,) = (tmp_path / "runs").glob("toy-*")
+    store(folder, [RandomRecord(accuracy_mean=0.5, difference=-0.1)])
+    before, made = artefacts(tmp_path / "runs"), len(records(tmp_path / "runs"))
+    assert len(read_json(folder / "result.json")["random"]) == 1
+    assert suite(path).code == 0
+    assert artefacts(tmp_path / "runs") == before
+    assert len(records(tmp_path / "runs")) == made
 
 
 def test_more_students_than_a_finished_cell_has_are_trained_and_its_set_is_kept(suite, tmp_path):

@@ -610,6 +610,8 @@ def test_eval_of_a_run_shows_the_evaluation_it_has(shop, at_home):
     assert answer.code == 0
     (row,) = answer.json
     (first,) = [r for r in shop[2].json if r["matcher"] == "tesla"]
+    beside = {name: first.pop(name) for name in ("above_random", "random") if name in first}  # which `run` graded
+    assert beside
     assert row == first
     assert artefacts(at_home) == before
 

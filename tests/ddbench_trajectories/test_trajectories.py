@@ -305,7 +305,7 @@ def test_the_result_is_the_moving_average_of_all_iterates_from_the_real_images_o
     np.testing.assert_allclose(made.images.numpy(), average, rtol=1e-4, atol=2e-5)
     assert made.lr == pytest.approx(float(state.lr), rel=1e-6)
     assert np.abs(average - problem.sample().images.numpy()).max() > 0.01
-    assert set(trail[0]) == {"loss", "lr"}
+    assert set(trail[0]) == {"loss", "lr", "start"}
     assert not torch.equal(made.images, averaged.pixels.images) or decay == 0
 
 

@@ -168,7 +168,7 @@ def test_metrics_have_one_line_per_iteration_of_every_stage(bench):
             assert [line["step"] for line in losses(bench.folders[matcher, "pdd"], stage)] == [0, 1, 2, 3]
     assert (bench.folders["random", "pdd"] / "metrics.jsonl").read_bytes() == b""
     first = losses(bench.folders["tesla", "single"], 0)[0]
-    assert set(first) == {"stage", "step", "loss", "lr"}
+    assert set(first) == {"stage", "step", "loss", "lr", "start"}
     assert first["loss"] > 0
 
 

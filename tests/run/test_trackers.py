@@ -189,7 +189,7 @@ def test_trackers_leave_other_listeners_in_place(tmp_path, tensorboard):
 
 
 def test_the_run_command_opens_trackers_for_its_own_run_alone(tmp_path, tensorboard, calls):
-    rows = command.carry_out(
+    rows, _ = command.carry_out(
         [spec("dm", matcher__steps=2)],
         Settings(tmp_path / "runs", 1),
         with_random=True,

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 CLOSES = 0.9  # a mean loss above this one closes hardly any of the distance
 EARLY = 4  # the first quarter of the epochs at which segments begin
-FEW = 3  # losses that a mean is taken of, at least
+AWAY = 1.02  # above this one, students end farther away than they began
+FEW = 3  # losses that a mean is taken of, at least: of twice as many, the last half
 
 
 def early_loss(rows: Sequence[Mapping[str, float]]) -> float | None:
@@ -25,7 +26,7 @@ def early_loss(rows: Sequence[Mapping[str, float]]) -> float | None:
         return None
     latest = starts[0] + (starts[-1] - starts[0]) / EARLY
     losses = [row["loss"] for row in known if row.get("start", 0.0) <= latest]
-    if len(losses) < FEW:
+    if len(losses) < 2 * FEW:
         losses = [row["loss"] for row in known]
     kept = losses[len(losses) // 2 :]
     return sum(kept) / len(kept) if len(kept) >= FEW else None
@@ -39,8 +40,9 @@ def stuck(rows: Sequence[Mapping[str, float]], walk: float, reach: float) -> str
     loss = early_loss(rows)
     if loss is None or loss <= CLOSES:
         return None
-    what = "moves away from where its expert goes" if loss > 1 else "closes hardly any of the distance"
-    lower = "a smaller matcher.lr_init or fewer matcher.syn_steps" if loss > 1 else "matcher.lr_init=auto"
+    away = loss > AWAY
+    what = "moves away from where its expert goes" if away else "closes hardly any of the distance"
+    lower = "a smaller matcher.lr_init or fewer matcher.syn_steps" if away else "matcher.lr_init=auto"
     return (
         f"the student {what}: after {len(rows)} iterations the matching loss of early segments is {loss:.2f} (1 is "
         f"nothing, 0 all of it). A segment of the experts is {walk:.3g} long (steps x lr), a student goes {reach:.3g}; "

@@ -10,8 +10,11 @@ With g the gradient of an iteration, t the number of iterations, and mu = ``mome
 | --- | --- |
 | ``sgd`` | m <- mu m + g;  x <- x - lr_img m, as MTT and TESLA do |
 | ``adam`` | Adam (Kingma & Ba, ICLR 2015) with beta_1 = mu and beta_2 = 0.999 |
+| ``adam-mini`` | the same with one second moment for each image, the mean over its pixels (Zhang et al., ICLR 2025) |
 
-With the last, lr_img is about how far a pixel moves in an iteration, whatever the size of the gradients.
+With the last two, lr_img is about how far a pixel moves in an iteration, whatever the size of the gradients; with
+``adam`` each pixel, also one that carries no signal, such as those of a black border; with ``adam-mini`` the root mean
+square over an image's pixels, which move as far as their share of the gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ BETA2 = 0.999
 TINY = 1e-16
 NOTHING = 1e-17  # what Adam's first moment still adds may be left out when it is below this share
 
-Outer = Literal["sgd", "adam"]
+Outer = Literal["sgd", "adam", "adam-mini"]
 
 
 class Moving(Protocol):
@@ -73,8 +76,8 @@ class PixelState:
     ``labels`` are probabilities, or logits when they are learned (only then they have a momentum). An iteration
     touches the rows of its own batches: ``seen`` ``(n,)`` counts the outer steps that each row has been brought
     up to, of ``steps`` in all, and :func:`catch_up` makes up for the rest. ``size`` is the running norm of
-    the image gradient that clipping compares with. ``images_square`` is Adam's second moment, where there is one;
-    ``lr_start`` the first student lr, where it was looked for.
+    the image gradient that clipping compares with. ``images_square`` is Adam's second moment, where there is one,
+    ``(n, c, h, w)`` or ``(n, 1, 1, 1)``; ``lr_start`` the first student lr, where it was looked for.
     """
 
     images: Tensor
@@ -100,7 +103,7 @@ class PixelState:
         rate = torch.tensor(lr, dtype=torch.float64, device=images.device)
         moving = torch.zeros_like(labels) if learn_labels else labels[:0].clone()
         seen = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        square = torch.zeros_like(images) if outer == "adam" else None
+        square = _square(images) if outer == "adam-mini" else torch.zeros_like(images) if outer == "adam" else None
         zero = torch.zeros_like(rate)
         return cls(images, labels, rate, torch.zeros_like(images), moving, zero, seen, zero.clone(), 0, square)
 
@@ -181,12 +184,21 @@ def _move_images(method: Moving, state: PixelState, rows: Tensor, found: Tensor)
         state.images[rows] = state.images[rows].sub_(held, alpha=method.lr_img)
     else:
         held.add_(found, alpha=1 - method.momentum)
-        square = state.images_square[rows].mul_(BETA2).addcmul_(found, found, value=1 - BETA2)
+        square = state.images_square[rows].mul_(BETA2)
+        if state.images_square.shape == state.images.shape:
+            square.addcmul_(found, found, value=1 - BETA2)
+        else:
+            square.add_(found.square().mean((1, 2, 3), keepdim=True), alpha=1 - BETA2)
         state.images_square[rows] = square
         t = state.steps + 1
         scale = (1 - BETA2**t) ** 0.5 / (1 - method.momentum**t)
         state.images[rows] = state.images[rows].addcdiv_(held, square.sqrt() + TINY, value=-method.lr_img * scale)
     state.images_momentum[rows] = held
+
+
+def _square(images: Tensor) -> Tensor:
+    """One second moment for each image, ``(n, 1, 1, 1)``."""
+    return torch.zeros_like(images[:, :1, :1, :1])
 
 
 def _coast_images(method: Moving, state: PixelState, images: Tensor, rows: Tensor, missed: Tensor) -> None:

@@ -67,7 +67,7 @@ class Method:
     max_start: Annotated[int, Ge(1), "start epochs are drawn from 0..max_start-1"] = 10
     experts: Annotated[int, Ge(1), "expert trajectories"] = 10
     batch_syn: Annotated[int | None, Ge(1), "synthetic images per student step; none for all"] = None
-    outer: Annotated[Outer, "what moves the images: SGD or Adam"] = "sgd"
+    outer: Annotated[Outer, "what moves the images: SGD, or Adam with a second moment per pixel or per image"] = "sgd"
     lr_img: Annotated[float, Gt(0), "outer learning rate of the images"] = 100.0
     lr_lr: Annotated[float, Ge(0), "outer learning rate of the student lr"] = 1e-5
     lr_label: Annotated[float, Ge(0), "outer learning rate of label logits (labels=learned)"] = 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from ddbench_tesla import Tesla
@@ -69,6 +70,45 @@ def test_adam_does_not_care_how_large_gradients_are():
     assert torch.isfinite(moved[0]).all()
 
 
+@pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9])
+def test_adam_mini_has_one_second_moment_for_each_image(beta1):
+    """Against a plain loop over all rows in float64, in which rows without a gradient go on moving, too."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 2, 3, 3, dtype=torch.float64, generator=generator)
+    method = Tesla(outer="adam-mini", lr_img=0.3, momentum=beta1, clip=None)
+    state = PixelState.start(images.clone(), torch.zeros(7, 4), 0.01, outer="adam-mini")
+    dense, first = images.clone().numpy(), np.zeros(images.shape)
+    second = np.zeros(7)
+    for t, rows in enumerate(BATCHES, 1):
+        index = torch.tensor(rows, dtype=torch.int64)
+        weights = torch.randn(len(rows), 2, 3, 3, dtype=torch.float64, generator=generator)
+        catch_up(method, state, index)
+        np.testing.assert_allclose(state.images[index].numpy(), dense[rows], rtol=1e-10, atol=1e-10)
+        descend(method, state, index, fed(state.images[index] * weights))
+        found = np.zeros(images.shape)
+        found[rows] = dense[rows] * weights.numpy()
+        first = beta1 * first + (1 - beta1) * found
+        second = 0.999 * second + 0.001 * (found**2).mean((1, 2, 3))
+        root = np.sqrt(second / (1 - 0.999**t))[:, None, None, None]
+        dense = dense - 0.3 * (first / (1 - beta1**t)) / np.where(root > 0, root, 1)
+    np.testing.assert_allclose(caught_up(method, state)[0].numpy(), dense, rtol=1e-10, atol=1e-10)
+
+
+def test_pixels_without_signal_stay_where_they_are_under_adam_mini_alone():
+    """A millionth of the others' gradient, as in a black border: Adam moves such pixels as far as the others."""
+    gradient = torch.full((1, 1, 2, 2), 1e-3)
+    gradient[..., 0, 0] = 1e-9
+    moved = {}
+    for outer in ("adam", "adam-mini"):
+        method = Tesla(outer=outer, lr_img=0.1, momentum=0.0, clip=None)
+        state = PixelState.start(torch.zeros(1, 1, 2, 2), torch.eye(1), 0.01, outer=outer)
+        descend(method, state, torch.arange(1), fed(gradient))
+        moved[outer] = state.images.abs().flatten()
+    torch.testing.assert_close(moved["adam"], torch.full((4,), 0.1))
+    assert moved["adam-mini"][0] < 1e-6
+    assert (moved["adam-mini"][1:] > 0.1).all()
+
+
 @pytest.mark.parametrize("beta1", [0.9, 0.99, 0.999])
 def test_a_row_that_waits_for_thousands_of_steps_is_where_dense_adam_has_it(beta1):
     method = Tesla(outer="adam", lr_img=0.1, momentum=beta1, clip=None)
@@ -85,7 +125,7 @@ def test_a_row_that_waits_for_thousands_of_steps_is_where_dense_adam_has_it(beta
     torch.testing.assert_close(caught_up(method, state)[0], dense.detach(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("outer", ["adam"])
+@pytest.mark.parametrize("outer", ["adam", "adam-mini"])
 @pytest.mark.parametrize("method", [Tesla, Mtt, Datm])
 def test_a_step_size_meant_for_sgd_is_refused(method, outer):
     with pytest.raises(UsageError, match=r"at most 1, say -o matcher\.lr_img=0\.03"):
@@ -93,13 +133,13 @@ def test_a_step_size_meant_for_sgd_is_refused(method, outer):
     assert method(outer=outer, lr_img=0.05).outer == outer
 
 
-@pytest.mark.parametrize("outer", ["adam"])
+@pytest.mark.parametrize("outer", ["adam", "adam-mini"])
 def test_a_mean_that_never_moves_is_refused(outer):
     with pytest.raises(UsageError, match="below 1"):
         Tesla(outer=outer, lr_img=0.1, momentum=1.0)
 
 
-@pytest.mark.parametrize("outer", ["adam"])
+@pytest.mark.parametrize("outer", ["adam", "adam-mini"])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_the_step_size_is_how_far_a_pixel_moves(outer, momentum):
     method = Tesla(outer=outer, lr_img=0.02, momentum=momentum, clip=None)
@@ -119,7 +159,7 @@ def test_a_state_whose_running_norm_was_a_float_goes_on():
     assert float(old.size) == pytest.approx(0.9 * 0.5 + 0.1 * 1.0)
 
 
-@pytest.mark.parametrize("outer", ["adam"])
+@pytest.mark.parametrize("outer", ["adam", "adam-mini"])
 def test_outer_optimisers_descend_the_matching_loss(problem, outer):
     """On one segment again and again."""
     method = Tesla(**HARD | {"outer": outer, "lr_img": 0.02, "curvature": "exact", "augment": False})

@@ -91,7 +91,7 @@ class Matcher(Protocol[State]):
     Raise ``ddbench.DivergedError`` with advice when a step cannot go on.
 
     What a matcher may offer besides, each on its own: :class:`Needing`, :class:`Forecasting`, :class:`Noting`,
-    :class:`Watching`, :class:`Differentiating`; and the class attribute or option
+    :class:`Watching`, :class:`Pricing`, :class:`Differentiating`; and the class attribute or option
 
     - ``version``: of what it computes, a short text that keys hold ("1" without one); so for every kind of plugin;
     - ``paper``: authors, venue and year in a few words, for lists;
@@ -137,6 +137,16 @@ class Forecasting(Protocol):
     """A matcher that tells what it will take on the device; without it, its set with one momentum is assumed."""
 
     def memory(self, problem: Problem) -> Memory: ...
+
+
+@runtime_checkable
+class Pricing(Protocol):
+    """A matcher that tells the work of an iteration: images that go forwards and backwards through the network.
+
+    From it, and from this machine's speed, follows how long a run will take before it starts.
+    """
+
+    def passes(self, problem: Problem) -> float: ...
 
 
 @runtime_checkable

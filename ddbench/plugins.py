@@ -187,13 +187,14 @@ def registry() -> Registry:
 # What a plugin may leave out, and what then stands for it: nobody else asks a plugin what it has.
 
 
-def _called(plugin: Any, kind: str, method: str, wanted: type | None, *given: Any) -> Any:
+def _called(plugin: Any, kind: str, method: str, wanted: type | tuple[type, ...] | None, *given: Any) -> Any:
     """What a method returns, which must be of the type ``wanted``; None for any."""
     what = f"{method}() of {kind} {plugin.name!r}"
     with guarded(what):
         made = getattr(plugin, method)(*given)
     if wanted is not None and not isinstance(made, wanted):
-        raise PluginError(f"{what} must return a {wanted.__name__}, not {type(made).__name__}")
+        name = "number" if isinstance(wanted, tuple) else wanted.__name__
+        raise PluginError(f"{what} must return a {name}, not {type(made).__name__}")
     return made
 
 
@@ -229,6 +230,13 @@ def resume_with(matcher: Matcher[object], noted: dict[str, dict[str, object]]) -
     """Begin a stage, or go on with one in which ``noted`` was noted."""
     if _noting(matcher):
         _called(matcher, "matcher", "resume", None, noted)
+
+
+def passes_of(matcher: Matcher[object], problem: Problem) -> float | None:
+    """Images that go forwards and backwards in an iteration; None for a matcher that does not tell."""
+    if not isinstance(matcher, hookspecs.Pricing) or not callable(matcher.passes):
+        return None
+    return float(_called(matcher, "matcher", "passes", (int, float), problem))
 
 
 def stuck_of(matcher: Matcher[object], problem: Problem, rows: list[dict[str, float]]) -> str | None:

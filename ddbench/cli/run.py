@@ -15,8 +15,9 @@ from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE
 
 if TYPE_CHECKING:
+    from ddbench.base.recipes import RecipeEntry
     from ddbench.run.row import Row
-    from ddbench.run.run import Settings
+    from ddbench.run.run import Run, Settings
     from ddbench.run.spec import Request, RunSpec
 
 
@@ -127,6 +128,7 @@ def carry_out(
         for spec in specs:
             work = Run(spec, dataset, settings)
             console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
+            _say_if_long(work)
             with tracking.attached(trackers, work, console.say):
                 result = work.execute()
             rows += (graded := work.rows())
@@ -138,6 +140,33 @@ def carry_out(
             rows += [row for row in beside if row not in rows]
             said += against_random(work.folder, graded, beside) if with_random else []
     return rows, said if with_random or quiet else _ungraded(specs)
+
+
+def _say_if_long(work: Run) -> None:
+    """Say what a run takes if that is more than an hour, and which recipe takes less."""
+    from ddbench.base.recipes import NAMES
+    from ddbench.plugins import registry
+    from ddbench.run.folder import finished
+    from ddbench.run.price import LONG, seconds_of, told
+    from ddbench.run.run import first_problem
+
+    spec = work.spec
+    if finished(work.folder) is not None:
+        return
+    seconds = seconds_of(spec, first_problem(spec, work.dataset), work.settings.students)
+    if seconds is None or seconds < LONG:
+        return
+    situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": spec.scheduler.name}
+    recipes = [registry().get("matcher", spec.matcher.name).recipe(situation, asked=name) for name in NAMES]
+    other = [f"--recipe {found.name}" for found in recipes if found is not None and not _taken(spec, found)]
+    way = f"; {' or '.join(other)} is another way" if other else ""
+    console.say(f"this run will take about {told(seconds)} on this machine{way}")
+
+
+def _taken(spec: RunSpec, recipe: RecipeEntry) -> bool:
+    """Whether a run goes by a recipe of its matcher."""
+    given = recipe.options.get("matcher", {})
+    return all(getattr(spec.matcher, name) == (None if value == "none" else value) for name, value in given.items())
 
 
 def _ungraded(specs: list[RunSpec]) -> list[str]:

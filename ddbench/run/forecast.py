@@ -9,6 +9,7 @@ from ddbench.data.dataset import Dataset
 from ddbench.plugins import memory_of, needs_of
 from ddbench.problem.synthetic import Curriculum
 from ddbench.run.calls import next_problem, stages_of
+from ddbench.run.price import seconds_of, told
 from ddbench.run.run import build_task
 from ddbench.run.spec import RunSpec
 
@@ -25,6 +26,7 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     wanted, held = needs_of(spec.matcher, task), memory_of(spec.matcher, task)
     vector = task.network.length * 4
     count, image = spec.ipc * task.classes, prod(task.real.shape)
+    estimate = seconds_of(spec, task, students=5)
     taken = {"memory of the set (bytes)": held.state, "memory of one iteration (bytes)": held.iteration}
     return {
         "train images": len(task.real),
@@ -40,4 +42,5 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
         "disk for experts (bytes)": stages * wanted.experts * len(wanted.snapshots) * vector,
         "disk for the set (bytes)": 4 * count * (image + task.classes),
         **{name: size for name, size in taken.items() if size is not None},
+        **({} if estimate is None else {"time, with experts and grading": f"about {told(estimate)}"}),
     }

@@ -35,6 +35,7 @@ from ddbench.problem.synthetic import Curriculum
 from ddbench.run.calls import next_problem, phases_of, stages_of
 from ddbench.run.folder import FINAL, finished
 from ddbench.run.place import comparable, deleted, folder_of, set_aside
+from ddbench.run.price import remember
 from ddbench.run.record import ResultRecord, RunRecord, SpecRecord
 from ddbench.run.row import Row
 from ddbench.run.sources import FILE, changed, outdated, recorded, sources
@@ -186,6 +187,7 @@ class Run:
         began = time.monotonic()
         try:
             curriculum, notes, task = self.distil()
+            remember(self.spec, task, notes)
         except DivergedError as error:
             result = self._result("diverged", began, [], {}) | {"error": str(error)}
             write_json(self.folder / "result.json", result, sealed=True)

@@ -109,6 +109,11 @@ class Method:
         iteration = unroll_bytes(by_task(self.differentiate), problem.network, problem.augment, batch, self.syn_steps)
         return Memory(problem.state_bytes(2 if self.outer == "adam" else 1), iteration)
 
+    def passes(self, problem: Problem) -> float:
+        """T student steps, each of which goes forwards and backwards once, and once more for its derivatives."""
+        shown = problem.ipc * problem.classes * problem.decoder.copies
+        return 2.5 * self.syn_steps * min(self.batch_syn or shown, shown)
+
     def stuck(self, problem: Problem, rows: Sequence[Mapping[str, float]]) -> str | None:
         """What is wrong where students close hardly any of the distance; None where they do."""
         recipe = problem.expert_recipe

@@ -72,6 +72,11 @@ class Dm:
         descend(state, gradient, self.lr_img, self.momentum)
         return state, {"loss": loss}
 
+    def passes(self, problem: Problem) -> float:
+        """Real images forwards alone, half a pass each; synthetic ones, frozen ones included, backwards too."""
+        frozen = sum(len(s) * s.decoder.copies for s in problem.frozen.sets)
+        return problem.classes * (0.5 * self.batch_real + problem.ipc * problem.decoder.copies) + frozen
+
     def stuck(self, problem: Problem, rows: Sequence[Mapping[str, float]]) -> str | None:
         return not_falling(rows)
 

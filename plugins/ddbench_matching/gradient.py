@@ -87,6 +87,12 @@ class Dc:
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
         return condense(self, problem, state, DSA())
 
+    def passes(self, problem: Problem) -> float:
+        """Per matching step the gradients of both, one differentiated again; between them the network's training."""
+        default, count = loops(per_class(problem)), problem.classes * problem.ipc * problem.decoder.copies
+        outer, inner = self.outer or default[0], self.inner or default[1]
+        return outer * (problem.classes * self.batch_real + 2 * count) + (outer - 1) * inner * count
+
     def stuck(self, problem: Problem, rows: Sequence[Mapping[str, float]]) -> str | None:
         return not_falling(rows)
 

@@ -304,7 +304,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "leaderboards" / "suites").glob("*
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_the_suites_that_come_with_ddbench_resolve(path, monkeypatch):
-    for name in ("DDBENCH_CIFAR10_ZIP", "DDBENCH_MNIST_ZIP"):
+    for name in ("DDBENCH_CIFAR10_ZIP", "DDBENCH_MNIST_ZIP", "DDBENCH_DIGITS"):
         monkeypatch.setenv(name, "/data/images.zip")
     monkeypatch.delenv("DDBENCH_THREADS", raising=False)
     found = read(path, jobs=3, device="cpu")

@@ -18,7 +18,7 @@ from ddbench.boards.entry import EntryRun, command_of, pack, shown
 from ddbench.boards.figures import figures, ranked_view, transfers
 from ddbench.boards.picture import opened, picture_of
 from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules
-from ddbench.boards.site_data import PageData, parts, table_view
+from ddbench.boards.site_data import PageData, experts_view, parts, table_view
 from ddbench.errors import UsageError
 from ddbench.results.aggregate import per_run
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING
@@ -92,7 +92,11 @@ def report(folder: Path) -> str:
     command = command_of([run.spec], max((len(e.students) for e in run.evaluations), default=5))
     seen = run.result.status == "ok" and (folder / "preview.png").exists()
     view = parts(folder.name, [run], command, picture_of(folder) if seen else None)
-    view["facts"] = [*_facts_of_run(run), *_facts_on_random(folder)]
+    result = ResultRecord.from_file(folder / "result.json")
+    view["facts"] = [*_facts_of_run(run), *_facts_on_random(result), *_warnings(result)]
+    if (seen_experts := experts_view(folder.name, result.stages)) is not None:
+        view["charts"].append(seen_experts[0])
+        view["folded"].append(seen_experts[1])
     if run.evaluations:
         graded = table_view("Test accuracy, mean ± deviation over students", EVALUATIONS, per_run(run.rows()))
         view["tables"].insert(0, graded)
@@ -119,7 +123,12 @@ def _facts_of_run(run: EntryRun) -> list[tuple[str, str, None]]:
     return [(shown(name), shown(value, 300), None) for name, value in found.items() if value not in (None, "")]
 
 
-def _facts_on_random(folder: Path) -> list[tuple[str, str, None]]:
+def _warnings(result: ResultRecord) -> list[tuple[str, str, None]]:
+    """What the run saw of itself while it was at work."""
+    return [("warning", shown(text, 1000), None) for text in result.warnings]
+
+
+def _facts_on_random(result: ResultRecord) -> list[tuple[str, str, None]]:
     """How the run compared with the random images that were graded beside it; entries do not hold this."""
     words = {True: "above", False: "not above", None: "not known"}
     return [
@@ -128,7 +137,7 @@ def _facts_on_random(folder: Path) -> list[tuple[str, str, None]]:
             f"{words[record.above]} ({shown(below.told(record), 200)})",
             None,
         )
-        for record in ResultRecord.from_file(folder / "result.json").random
+        for record in result.random
     ]
 
 

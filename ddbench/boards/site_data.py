@@ -18,6 +18,8 @@ from ddbench.run.row import Cells, Row
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ddbench.run.record import StageRecord
+
 PageData = dict[str, Any]
 FALLING = {"accuracy_mean", "n", "difference", "accuracy"}  # whose best are the largest: sorted so at the first click
 LONG = 28
@@ -198,6 +200,27 @@ def _checks(title: str, runs: Sequence[EntryRun]) -> tuple[PageData, PageData] |
     caption = f"Accuracy of the checkpoints compared, on the {split} images that select"
     caption += " (†: so the test accuracy of this run is not an independent one)" if split == "test" else ""
     return {"svg": drawn, "caption": caption}, table_view("Selection checks", titles, rows)
+
+
+def experts_view(title: str, stages: Sequence[StageRecord]) -> tuple[PageData, PageData] | None:
+    """What the first expert of each stage reaches on validation images, snapshot by snapshot."""
+    series, rows = [], list[Cells]()
+    for i, seen in enumerate(stage.experts for stage in stages):
+        if seen is None:
+            continue
+        scores = [100 * accuracy for accuracy in seen.accuracies]
+        series.append(Series(f"stage {i}", list(map(float, seen.epochs)), scores))
+        for epoch, score in zip(seen.epochs, scores, strict=True):
+            rows.append({"stage": i, "epoch": epoch, "accuracy": round(score, 2), "images": seen.images})
+    if not series:
+        return None
+    about = "The numbers are in the table of experts."
+    drawn = charts.curves(series, f"Accuracy of the experts of {title}", about, "epoch of the expert", "accuracy %")
+    titles = {"stage": "stage", "epoch": "epoch", "accuracy": "accuracy %", "images": "validation images"}
+    caption = (
+        "Accuracy of the first expert's snapshots on validation images: a set teaches no more than its targets know"
+    )
+    return {"svg": drawn, "caption": caption}, table_view("Experts", titles, rows)
 
 
 def _offsets(run: EntryRun) -> dict[int, int]:

@@ -311,6 +311,19 @@ def test_the_report_says_how_a_run_compares_with_random_images(run, tmp_path):
     assert "not known (40.0 %, difference +10.0 points)" in text
 
 
+def test_the_report_shows_what_experts_reach_and_what_the_run_saw_of_itself(run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / run.name))
+    result = read_json(folder / "result.json")
+    result["stages"][0]["experts"] = {"epochs": [0, 1, 7], "accuracies": [0.1, 0.7912, 0.958], "images": 1000}
+    result["warnings"] = ["the student closes hardly any of the distance <script>"]
+    write_json(folder / "result.json", result, sealed=True)
+    text = pages.report(folder)
+    assert "Accuracy of the experts of" in text
+    assert ">79.12<" in text
+    assert "a set teaches no more than its targets know" in text
+    assert "the student closes hardly any of the distance &lt;script&gt;" in text
+
+
 def test_the_report_of_a_run_that_diverged_says_why(run, tmp_path):
     folder = Path(shutil.copytree(run, tmp_path / run.name))
     result = read_json(folder / "result.json")

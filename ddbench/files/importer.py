@@ -18,7 +18,8 @@ from ddbench.data.dataset import Dataset, RealData
 from ddbench.data.preprocessing import LARGEST_ZCA, Preprocessing
 from ddbench.errors import DataError, UsageError
 from ddbench.files import pixelspace, safe_load
-from ddbench.files.formats import Foreign, read
+from ddbench.files.foreign import Foreign
+from ddbench.files.formats import read
 from ddbench.files.safe_load import natural
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import Protocol

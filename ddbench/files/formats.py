@@ -30,6 +30,7 @@ READ = (
     "res_*.pt (DC, DSA, DM), data_*.pt (IDC, NCFM), an .npz of images and labels (FRePo, KIP, RFAD), or a folder of "
     "images per class"
 )
+MOST_SAID = 3  # stages of which is said what was not read in them
 
 
 def read(
@@ -51,7 +52,10 @@ def read(
         raise DataError(f"{path} does not exist; give {READ}")
     if path.is_dir():
         return _folder(path, known, experiment)
-    return _file(path, known, experiment)
+    found = _file(path, known, experiment)
+    if found.format == "mtt":  # which looked at what lies beside it
+        return found
+    return replace(found, notes=(*found.notes, *beside.unused(path.parent, {path.name})))
 
 
 def _file(path: Path, known: Known, experiment: int) -> Foreign:
@@ -143,10 +147,11 @@ def _stages(paths: list[Path], known: Known) -> Foreign:
     if known.classes is None:  # hard labels of one stage need not name every class
         known = replace(known, classes=_parts(paths[-1], known)[0].labels.shape[1])
     sets: list[SyntheticSet] = []
-    before, files, told = None, {}, ()
+    before, files, told, left = None, {}, (), []
     for stage, path in enumerate(paths):
         union, told, found, _ = _parts(path, known)
         files |= {f"{path.parent.name}/{name}": value for name, value in found.items()}
+        left += [f"Of {path.parent.name}: {word}" for word in beside.unused(path.parent, set(found))]
         done = 0 if before is None else len(before)
         _check_growth(union, before, f"stage {stage + 1} ({path.parent.name})")
         sets.append(replace(union, images=union.images[done:].clone(), labels=union.labels[done:].clone()))
@@ -157,6 +162,7 @@ def _stages(paths: list[Path], known: Known) -> Foreign:
         f"Found {len(sets)} stages ({names}) of {sizes} images, with student lrs {rates}; each file holds all images "
         "up to its stage, which was checked.",
         *told[1:-1],
+        *left[:MOST_SAID],
     )
     phases = tuple(tuple(range(j + 1)) for j in range(len(sets)))
     return Foreign("pdd", tuple(sets), phases, notes=notes, files=files)

@@ -86,7 +86,8 @@ def beside_others(names: Iterable[str]) -> dict[str, str]:
         told = [(name, *_parted(name)) for name in names]
         own = {rest: name for name, rest, _, word in told if rest and not word}
         for name, rest, before, word in told:
-            if word and (other := own.get(rest) or own.get(before)):
+            likely = (rest, *(before[:n] for n in range(len(before), 0, -1)))
+            if word and (other := next((own[key] for key in likely if key in own), None)):
                 found[name] = _pattern(name, other, word)
     return found or _twins(names)
 

@@ -18,7 +18,8 @@ from ddbench.base.opening import parse_toml, read_text
 from ddbench.base.options import changed, label, make, options
 from ddbench.base.schema import RECORD_BYTES
 from ddbench.boards.budget import check_recorded, classes_of, usual
-from ddbench.boards.entry import NAME, Entry, EntryRun, command_of, option_text, shown
+from ddbench.boards.command import command_of, flags_text
+from ddbench.boards.entry import NAME, Entry, EntryRun, shown
 from ddbench.boards.rules import Digested, Rule, Rules
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, altered, named
@@ -187,14 +188,14 @@ class Board:
             raise UsageError(
                 f"{name} is of dataset {spec.dataset.name!r} with digest {digest[:12]}, but board {self.name!r} is of "
                 f"{ours.name!r} with {ours.digest[:12]}; run on those data with --dataset {ours.name}"
-                f"{_flags('dataset', ours.options)}"
+                f"{flags_text('dataset', ours.options)}"
             )
         if apart := _apart("dataset", ours, spec.dataset):
             raise UsageError(f"{name} prepares the data in another way than board {self.name!r} ({apart})")
         if apart := _apart("network", self.network, spec.network):
             raise UsageError(
                 f"{name} has another network than board {self.name!r} ({apart}); run it with --network "
-                f"{self.network.name}{_flags('network', options(plugin('network', self.network)))}"
+                f"{self.network.name}{flags_text('network', options(plugin('network', self.network)))}"
             )
 
     def _check_rules(self, run: EntryRun) -> None:
@@ -206,7 +207,8 @@ class Board:
             raise UsageError(
                 f"{name} follows protocol {spec.protocol.name!r} ({spec.rules[:8]}), but board "
                 f"{self.name!r} is of {self.rules.name!r} ({self.protocol.digest[:8]}): run it with "
-                f"--protocol {self.protocol.name}{_flags('protocol', self.protocol.options)} and no other -o protocol.*"
+                f"--protocol {self.protocol.name}{flags_text('protocol', self.protocol.options)} and no other "
+                "-o protocol.*"
             )
         found = {run.result.selection, *(e.selection for e in self._counted(run))} - {None}
         if found - {"validation", "last"}:
@@ -313,10 +315,6 @@ def _apart(kind: str, ours: Described, theirs: Described) -> str:
     board, run = (changed(plugin(kind, described)) for described in (ours, theirs))
     names = [name for name in sorted({*board, *run}) if board.get(name) != run.get(name)]
     return ", ".join(f"{n}={run.get(n, 'default')} instead of {board.get(n, 'default')}" for n in names)
-
-
-def _flags(group: str, given: dict[str, Any]) -> str:
-    return "".join(f" -o {group}.{name}={option_text(value)}" for name, value in given.items())
 
 
 def plugin(kind: str, described: Described) -> Any:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -17,19 +15,16 @@ from pydantic import Field, model_validator
 
 from ddbench.base.cache import atomic_write, canonical, file_digest
 from ddbench.base.opening import TEXT_BYTES, parse_json, read_text, require_regular
-from ddbench.base.options import changed, make, options
 from ddbench.base.schema import RECORD_BYTES, Digest, Held, Number, Seed, Text, Whole
 from ddbench.base.tensors import content_digest
 from ddbench.boards.picture import Picture, file_name, opened
 from ddbench.errors import DataError, UsageError
-from ddbench.grade.protocol import Protocol, named
-from ddbench.plugins import main_option, registry
 from ddbench.results.tables import clean
 from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.folder import FINAL, finished
 from ddbench.run.place import called
 from ddbench.run.record import PLACES, Described, ResultRecord, RunRecord, SpecRecord, StageRecord
-from ddbench.run.spec import EXPERTS, GROUPS, PLUGGED, Request, RunSpec, current, from_record, known_options, resolve
+from ddbench.run.spec import current, from_record
 
 FORMAT = 2  # 1 had pictures of another kind, with the names of entries
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of boards and entries: they become file names and addresses
@@ -158,16 +153,6 @@ def write(path: Path, held: dict[str, Any]) -> None:
     atomic_write(path, ("{\n" + ",\n".join([*words, f'"runs": [\n{runs}\n]']) + "\n}\n").encode())
 
 
-def is_command(line: str) -> bool:
-    """Whether a line does nothing but call ``ddbench run`` or ``ddbench eval``: people paste it into a shell."""
-    try:
-        words = shlex.split(line)
-    except ValueError:
-        return False
-    threads = bool(words) and re.fullmatch(r"DDBENCH_THREADS=[1-9]\d*", words[0]) is not None
-    return shlex.join(words) == line and words[threads : threads + 2] in (["ddbench", "run"], ["ddbench", "eval"])
-
-
 def shown(value: Any, most: int = 120) -> str:
     """Foreign text for people: on one line, without control characters and overrides, cut where it is too long."""
     text = _BROKEN.sub("?", clean("" if value is None else value))
@@ -274,66 +259,3 @@ def _thinned(points: list[Any]) -> list[Any]:
     if last < POINTS:
         return points
     return [points[round(i * last / (POINTS - 1))] for i in range(POINTS)]
-
-
-def command_of(specs: Sequence[SpecRecord], students: int, networks: Sequence[str] = ()) -> str:
-    """The commands that make these specs: every option that is not a field's default, whatever recipes give today.
-
-    ``DATA`` is where the reader has the data, ``RUN`` each of the runs: they were evaluated on ``networks`` as well.
-    Seeds that are not consecutive get a line each. Threads and device are part of a run's key and of its bits. Nothing
-    where a plugin is not here, since only it knows its options: people paste these lines into a shell.
-    """
-    spec, seeds = specs[0], sorted(s.seed for s in specs)
-    try:
-        made = from_record(known_options(spec.json_value()))
-        protocol = named(made.protocol.name.partition("-custom-")[0])
-        names = {kind: getattr(made, kind).name for kind in PLUGGED}
-        usual = resolve(Request(**names, ipc=made.ipc, protocol=protocol.name, device="cpu")).spec.record()
-    except (UsageError, DataError):
-        return ""
-    place = main_option(registry().get("dataset", names["dataset"]))
-    if place in PLACES and (where := spec.dataset.options.get(place, "DATA")):
-        names["dataset"] += f":{where}"
-    words = [*([f"DDBENCH_THREADS={spec.threads}"] if spec.threads else []), "ddbench", "run"]
-    for name, value in (names | {"ipc": spec.ipc, "protocol": protocol.name, "device": spec.device}).items():
-        default = getattr(Request, name)
-        words += [f"--{name}", str(value)] if value != default or name in ("dataset", "matcher", "ipc") else []
-    lines = [seeds] if seeds == list(range(seeds[0], seeds[0] + len(seeds))) else [[seed] for seed in seeds]
-    flags = [word for group in GROUPS for word in _differing(group, made, usual[group], protocol)]
-    runs = [
-        [*words, "--seed", str(part[0]), "--repeats", str(len(part)), "--students", str(students), *flags]
-        for part in lines
-    ]
-    told = [shlex.join(line) for line in (*runs, *(_again(network, students) for network in networks)) if line]
-    return "\n".join(told) if all(is_command(line) for line in told) else ""
-
-
-def _again(network: str, students: int) -> list[str]:
-    """The command that evaluates a run on another network, by its label, ``convnet(width=64)``; else nothing."""
-    name, _, options = network.partition("(")
-    given = [option for option in options.rstrip(")").split(",") if option]
-    try:
-        make(registry().get("network", name).cls, dict(option.split("=", 1) for option in given), "network")
-    except (UsageError, DataError, ValueError):
-        return []
-    flags = [word for option in given for word in ("-o", f"network.{option}")]
-    return ["ddbench", "eval", "RUN", "--network", name, "--students", str(students), *flags]
-
-
-def _differing(group: str, spec: RunSpec, usual: dict[str, Any], protocol: Protocol) -> list[str]:
-    """The options of a group that are not fields' defaults, or that a recipe would make others today."""
-    made: Any = getattr(spec, group)
-    usual = usual["options"] if group in PLUGGED else usual
-    base = {"experts": EXPERTS, "protocol": protocol}.get(group)
-    told = changed(made) if base is None else {n: v for n, v in options(made).items() if v != options(base)[n]}
-    told |= {name: value for name, value in options(made).items() if usual.get(name) != value}
-    left = ("name", "version") if group == "protocol" else PLACES if group == "dataset" else ()
-    shown = [(name, value) for name, value in options(made).items() if name in told and name not in left]
-    return [word for name, value in shown for word in ("-o", f"{group}.{name}={option_text(value)}")]
-
-
-def option_text(value: Any) -> str:
-    """A value as ``-o`` reads it."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -15,7 +15,8 @@ from typing import Any
 
 from ddbench.base.opening import read_bytes, read_text
 from ddbench.boards.board import Board
-from ddbench.boards.entry import Entry, option_text, shown
+from ddbench.boards.command import NONE, option_text
+from ddbench.boards.entry import Entry, shown
 from ddbench.boards.rules import Digested
 from ddbench.errors import DataError
 from ddbench.results import published
@@ -205,10 +206,10 @@ def board_text(found: Standings) -> str:
         parts.append("## Commands")
     for place in found.flat():
         entry = place.entry
-        code = "\n".join(f"    {shown(line, 2000)}" for line in board.command(entry).splitlines())
+        code = "\n".join(f"    {line}" for line in board.command(entry).splitlines())
         told = (shown(entry.author), shown(entry.link), shown(entry.note, 500))
         about = "; ".join(_typeset(part) for part in told if part)
-        made = code or "    its plugins are not here, so no command can be told"
+        made = code or f"    {NONE}"
         parts += [f"{_typeset(entry.name)}{f' ({about})' if about else ''}:", made]
     return "\n\n".join(parts) + "\n"
 

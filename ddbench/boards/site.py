@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.base.cache import atomic_write
-from ddbench.boards.entry import EntryRun, command_of, pack, shown
+from ddbench.boards.command import command_of
+from ddbench.boards.entry import EntryRun, pack, shown
 from ddbench.boards.figures import figures, ranked_view, transfers
 from ddbench.boards.picture import opened, picture_of
 from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules

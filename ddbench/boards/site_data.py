@@ -91,7 +91,7 @@ def parts(title: str, runs: Sequence[EntryRun], command: str, seen: tuple[Image,
             drawn.append(view[0])
             folded.append(view[1])
     return {
-        "command": "\n".join(shown(line, 4000) for line in command.splitlines()),
+        "command": command,
         "many": len(runs) > 1,
         "images": pictures_view(*seen) if seen else [],
         "charts": drawn,

@@ -8,12 +8,13 @@ transparency alone.
 from __future__ import annotations
 
 import functools
+import glob
 import io
 import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +43,17 @@ _TOOLS = re.compile(
     re.IGNORECASE,
 )
 
+# Words of names that say that a picture belongs to another one, and those that its picture may have in their place.
+_BESIDE = re.compile(
+    r"masks?|segm?|segs|segmentations?|segmented|labels?|lbls?|label(?:train)?ids?|instance(?:id)?s?|gts?|gtfine|"
+    r"gtcoarse|groundtruth|truth|annot?|anns?|annos?|annotations?|trimaps?|mattes?|alpha|overlays?|contours?|edges?|"
+    r"boundary|boundaries|bbox(?:es)?|box(?:es)?|heatmaps?|saliency|normals?|panoptic|semantic|depth|disparity|roi|"
+    r"preds?|predictions?|superpixels?|thumbs?|thumbnails?|previews?",
+    re.IGNORECASE,
+)
+_OWN = re.compile(r"images?|imgs?|pictures?|pics?|photos?|rgb|colou?r|orig|originals?|inputs?|raw|sat")
+_TWINS = 3  # pictures of a folder that all have another of the same name but its suffix: fewer may be chance
+
 
 class Broken(Exception):
     """A file that gives no image; the text says why, and follows the file's name."""
@@ -61,6 +73,59 @@ class Picture(NamedTuple):
 def is_picture(name: str) -> bool:
     """Whether a file is an image by its name: one of ``SUFFIXES`` in any case, and not hidden (``._0.png``)."""
     return name.lower().endswith(SUFFIXES) and not name.rpartition("/")[2].startswith(".")
+
+
+def beside_others(names: Iterable[str]) -> dict[str, str]:
+    """The pictures of one folder that are named as masks or copies of others in it, with a pattern for such names.
+
+    ``1_mask.png`` is one beside ``1.png`` or ``1_image.png``; and so are the ``*.png`` where each has a ``*.jpg``.
+    """
+    names = list(names)
+    found: dict[str, str] = {}
+    if any(map(_BESIDE.search, names)):
+        told = [(name, *_parted(name)) for name in names]
+        own = {rest: name for name, rest, _, word in told if rest and not word}
+        for name, rest, before, word in told:
+            likely = (rest, *(before[:n] for n in range(len(before), 0, -1)))
+            if word and (other := next((own[key] for key in likely if key in own), None)):
+                found[name] = _pattern(name, other, word)
+    return found or _twins(names)
+
+
+def _parted(name: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """A name without words for kinds of pictures, what of it stands before that of another's, and this word, if any."""
+    stem = name.rpartition(".")[0].lower().replace("leftimg8bit", "image")
+    rest, before, beside = [], 0, ""
+    for word in re.findall(r"[0-9]+|[^\W\d_]+", stem):
+        if _BESIDE.fullmatch(word):
+            beside, before = beside or word, before if beside else len(rest)
+        elif not _OWN.fullmatch(word):
+            rest.append(word)
+    return tuple(rest), tuple(rest[:before]), beside
+
+
+def _pattern(name: str, other: str, word: str) -> str:
+    """``*_mask.png`` or ``*_mask_*.png``, where the name begins as the other; else the word in any place."""
+    stem, dot, suffix = name.rpartition(".")
+    start = other.rpartition(".")[0]
+    if not stem.startswith(start):
+        return f"*{word}*"
+    return f"*{re.sub('[0-9]+', '*', glob.escape(stem.removeprefix(start)))}{dot}{suffix}"
+
+
+def _twins(names: Sequence[str]) -> dict[str, str]:
+    """The pictures with the suffix of which each has a twin that differs in its suffix alone."""
+    held: dict[str, set[str]] = {}
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        held.setdefault(suffix, set()).add(stem)
+    for suffix, stems in sorted(held.items(), key=lambda item: len(item[1])):
+        if len(stems) >= _TWINS and any(stems <= others for kind, others in held.items() if kind != suffix):
+            # a mask keeps its numbers in a format without loss, and a photo is what the other one is
+            lossless = [kind for kind, others in held.items() if others == stems and not kind.lower().startswith("j")]
+            chosen = lossless[0] if lossless else suffix
+            return {f"{stem}.{chosen}": f"*.{chosen}" for stem in sorted(stems)}
+    return {}
 
 
 def is_of_tools(folder: str) -> bool:

@@ -25,6 +25,13 @@ _FILLING = {"syn", "synthetic", "student", "learned"}
 _READ = {".pt", ".pth", ".npy"}
 _NAMED = _READ | {".npz", ".csv", ".txt", ".json"}  # worth a note where they are not read
 _VARIANTS = {"ema", "zca"}  # of a checkpoint: its average, its images without whitening
+_AVERAGE = frozenset({"ema"})
+_SPELT = re.compile(r"learning[\W_]*rates?")
+_ROUND = "(?:syn|synthetic|student|learned|best|last|final|ema)*"  # words that may stand at "lr" without a space
+_LIKE = re.compile(
+    rf"(?<![a-z]){_ROUND}lrs?{_ROUND}(?![a-z])|{_SPELT.pattern}|step[\W_]*sizes?|labels?|targets?|soft(?!ware)|logits?|"
+    r"prob(?:abilitie)?s(?![a-z])|(?<![a-z])ys?(?![a-z])"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Named:
 
 def named(path: Path) -> Named | None:
     """What the name of a file says, if it says anything."""
-    words = [word for word in re.findall(r"[a-z]+|[0-9]{1,9}", path.stem.lower()) if word not in _FILLING]
+    stem = _SPELT.sub("lr", path.stem.lower())
+    words = [word for word in re.findall(r"[a-z]+|[0-9]{1,9}", stem) if word not in _FILLING]
     kinds = [kind for kind, called in _WORDS.items() if called & set(words)]
     if len(kinds) != 1 or path.name.startswith("."):
         return None
@@ -121,16 +129,37 @@ def _partner(own: Named, kind: str) -> Path | None:
 
 
 def unused(folder: Path, used: set[str]) -> list[str]:
-    """A sentence about files that look like labels or an lr, were not read, and belong to no other images."""
-    marks = {one.mark for one in among(folder, "images") if one.path.name not in used}
+    """Sentences about what was not read: averages of the checkpoint that was, and what looks like labels or an lr.
+
+    What belongs to other images is not named: a folder may hold many checkpoints.
+    """
+    rest = {p.name: named(p) for p in inside(folder) if _may_count(p) and p.name not in used}
+    own = {one.mark for name in used if (one := named(folder / name)) and one.kind in ("images", "data")}
+    others = {one.mark for one in rest.values() if one and one.kind in ("images", "data")}
+    averages = [name for name, one in rest.items() if one and one.mark in others and one.mark ^ _AVERAGE in own]
     stems = {Path(name).stem for name in used}  # a table of labels may lie beside the array of the same name
-    rest = [
-        one.path.name
-        for kind in ("labels", "lr")
-        for one in among(folder, kind, _NAMED)
-        if one.path.stem not in stems and one.mark not in marks
+    left = [
+        name
+        for name, one in rest.items()
+        if Path(name).stem not in stems
+        and (one.kind in ("labels", "lr") and one.mark not in others if one else _LIKE.search(name.lower()))
     ]
-    return [f"Not used, though named like labels or a student lr: {', '.join(rest[:6])}."] if rest else []
+    said = []
+    if averages:
+        averaged = any("ema" in mark for mark in own)
+        what = "The plain checkpoint" if averaged else "The average (ema) of this checkpoint"
+        said.append(f"{what} lies beside it and was not read: {_some(averages)}; give its images to read it.")
+    if left:
+        said.append(f"Not used, though named like labels or a student lr: {_some(left)}.")
+    return said
+
+
+def _may_count(path: Path) -> bool:
+    return path.suffix.lower() in _NAMED and not path.name.startswith(".") and not path.is_dir()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def load(path: Path) -> Any:

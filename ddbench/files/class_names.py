@@ -14,8 +14,15 @@ from pathlib import Path
 from ddbench.errors import DataError
 
 WNIDS = "Folders are called by wnids, which were taken in their order to be the dataset's classes."
+EXPORTED = "The folders are called as `ddbench export` calls the dataset's classes."
 _WNID = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"(\D*?)(\d{1,9})(?:[_-](.+))?", re.ASCII)
+
+
+def folder_name(index: int, name: str) -> str:
+    """``0007_horse``: a class as a folder, sorted as text, in label order; nothing in it that a file system minds."""
+    plain = re.sub(r"[^\w.-]+", "_", name).strip("._ ")[:80]
+    return f"{index:04d}_{plain}" if plain else f"{index:04d}"
 
 
 def labels_of(path: Path, names: Sequence[str], classes: Sequence[str], wnids: Sequence[str]) -> tuple[list[int], str]:
@@ -25,6 +32,9 @@ def labels_of(path: Path, names: Sequence[str], classes: Sequence[str], wnids: S
     """
     if found := by_names(names, classes):
         return found
+    exported = {_composed(folder_name(i, name)): i for i, name in enumerate(classes)}
+    if exported.keys() == {_composed(name) for name in names} and len(names) == len(classes):
+        return [exported[_composed(name)] for name in names], EXPORTED
     parts = [_NUMBERED.fullmatch(name) for name in names]
     called = [p[3] for p in parts if p and p[3]]
     numbers = [int(p[2]) for p in parts if p]

@@ -6,7 +6,6 @@ Every form holds what students see: decoded images, and labels as they are store
 from __future__ import annotations
 
 import csv
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from torch import Tensor
 from ddbench.base.cache import atomic_file
 from ddbench.errors import DataError, UsageError
 from ddbench.files import pixelspace
+from ddbench.files.class_names import folder_name
 from ddbench.grade.distilled import Distilled
 from ddbench.problem.synthetic import SyntheticSet
 
@@ -142,7 +142,7 @@ def _folder(distilled: Distilled, out: Path) -> list[str]:
     from PIL import Image
 
     images, labels, _ = _all(distilled)
-    targets, names = labels.argmax(1).tolist(), [_safe(i, name) for i, name in enumerate(distilled.classes)]
+    targets, names = labels.argmax(1).tolist(), [folder_name(i, name) for i, name in enumerate(distilled.classes)]
     for name in names:
         (out / name).mkdir(parents=True)
     pixels = torch.cat([pixelspace.undone(part, distilled.preprocessing) for part in images.split(1000)])
@@ -165,13 +165,8 @@ def _folder(distilled: Distilled, out: Path) -> list[str]:
             rows.writerows([file, *row] for file, row in zip(files, labels.tolist(), strict=True))
         kind = distilled.curriculum.sets[0].label_kind
         notes.append(f"Folders tell the largest label; the soft ones ({kind}) are in labels.csv and labels.npy.")
+        notes += [f"Read them with --labels {kind}."] if kind != "probability" else []
     return notes + _order_lost(distilled)
-
-
-def _safe(index: int, name: str) -> str:
-    """``0007_horse``: sorted as text, in label order; nothing in it that a file system minds."""
-    plain = re.sub(r"[^\w.-]+", "_", name).strip("._ ")[:80]
-    return f"{index:04d}_{plain}" if plain else f"{index:04d}"
 
 
 def _datasets(distilled: Distilled, out: Path) -> list[str]:

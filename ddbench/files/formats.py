@@ -5,22 +5,22 @@ The content decides what a file is. Shapes: n images, c channels, h x w pixels, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddbench.base.cache import digest, file_digest
-from ddbench.data.pictures import is_picture
+from ddbench.base.cache import file_digest
+from ddbench.data.pictures import is_of_tools, is_picture
 from ddbench.data.preprocessing import Preprocessing
 from ddbench.errors import DataError, UsageError
-from ddbench.files import arrays, beside, safe_load
-from ddbench.files.class_names import by_names, labels_of, numbered
-from ddbench.files.known import Known
+from ddbench.files import arrays, beside, folders, safe_load
+from ddbench.files.class_names import by_names
+from ddbench.files.foreign import Foreign
+from ddbench.files.known import Known, columns
 from ddbench.files.safe_load import natural
 from ddbench.grade.distilled import Distilled, step_of
 from ddbench.problem.synthetic import SyntheticSet
@@ -30,26 +30,7 @@ READ = (
     "res_*.pt (DC, DSA, DM), data_*.pt (IDC, NCFM), an .npz of images and labels (FRePo, KIP, RFAD), or a folder of "
     "images per class"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Foreign:
-    """What a foreign file or folder holds. ``classes`` are folder names, where no dataset told their labels.
-
-    ``files`` are sha256 by name.
-
-    ``notes`` say what was found and what was assumed. Images are float32, in whatever space they were stored in;
-    those of ``unit`` space, [0, 1], are known to be so.
-    """
-
-    format: str
-    sets: tuple[SyntheticSet, ...]
-    phases: tuple[tuple[int, ...], ...] = ((0,),)
-    classes: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
-    files: dict[str, str] = field(default_factory=dict)
-    unit: bool = False
-    step: Preprocessing | None = None  # the one that the file itself says its pixels passed
+MOST_SAID = 3  # stages of which is said what was not read in them
 
 
 def read(
@@ -71,7 +52,10 @@ def read(
         raise DataError(f"{path} does not exist; give {READ}")
     if path.is_dir():
         return _folder(path, known, experiment)
-    return _file(path, known, experiment)
+    found = _file(path, known, experiment)
+    if found.format == "mtt":  # which looked at what lies beside it
+        return found
+    return replace(found, notes=(*found.notes, *beside.unused(path.parent, {path.name})))
 
 
 def _file(path: Path, known: Known, experiment: int) -> Foreign:
@@ -93,7 +77,7 @@ def _folder(path: Path, known: Known, experiment: int) -> Foreign:
     if pair := beside.chosen(path):
         return _pair(pair, known)
     inside = beside.inside(path)
-    inner = natural(p for p in inside if p.is_dir() and not p.name.startswith("."))
+    inner = natural(p for p in inside if p.is_dir() and not p.name.startswith(".") and not is_of_tools(p.name))
     stages = [pair for p in inner if (pair := beside.chosen(p))]
     if stages and len(stages) < len([p for p in inner if any(q.suffix == ".pt" for q in beside.inside(p))]):
         raise DataError(f"some of the folders in {path} lack images_best.pt or labels_best.pt; every stage needs both")
@@ -108,7 +92,7 @@ def _folder(path: Path, known: Known, experiment: int) -> Foreign:
     if single:
         raise UsageError(f"{path} holds {len(single)} sets; name one of {', '.join(p.name for p in single[:6])}")
     if any(is_picture(p.name) for folder in inner for p in beside.inside(folder)):
-        return _images(path, inner, known)
+        return folders.pictures(path, inner, known)
     lone = [one.path.name for kind in ("images", "labels") for one in beside.among(path, kind)]
     found = f"holds {', '.join(lone[:4])} without its partner" if lone else "holds no set that is read here"
     raise DataError(f"{path} {found}; give {READ}")
@@ -163,10 +147,11 @@ def _stages(paths: list[Path], known: Known) -> Foreign:
     if known.classes is None:  # hard labels of one stage need not name every class
         known = replace(known, classes=_parts(paths[-1], known)[0].labels.shape[1])
     sets: list[SyntheticSet] = []
-    before, files, told = None, {}, ()
+    before, files, told, left = None, {}, (), []
     for stage, path in enumerate(paths):
         union, told, found, _ = _parts(path, known)
         files |= {f"{path.parent.name}/{name}": value for name, value in found.items()}
+        left += [f"Of {path.parent.name}: {word}" for word in beside.unused(path.parent, set(found))]
         done = 0 if before is None else len(before)
         _check_growth(union, before, f"stage {stage + 1} ({path.parent.name})")
         sets.append(replace(union, images=union.images[done:].clone(), labels=union.labels[done:].clone()))
@@ -177,6 +162,7 @@ def _stages(paths: list[Path], known: Known) -> Foreign:
         f"Found {len(sets)} stages ({names}) of {sizes} images, with student lrs {rates}; each file holds all images "
         "up to its stage, which was checked.",
         *told[1:-1],
+        *left[:MOST_SAID],
     )
     phases = tuple(tuple(range(j + 1)) for j in range(len(sets)))
     return Foreign("pdd", tuple(sets), phases, notes=notes, files=files)
@@ -251,12 +237,7 @@ def _reordered(made: SyntheticSet, called: tuple[str, ...], known: Known) -> tup
         return made, (
             f"Its classes are called {', '.join(called[:4])}, ..., unlike the dataset's; labels stay in their order."
         )
-    return replace(made, labels=_columns(made.labels, told[0])), told[1]
-
-
-def _columns(rows: Tensor, places: list[int]) -> Tensor:
-    """Rows of labels (n, k) whose column i belongs to class ``places[i]``, in the order of the classes."""
-    return rows[:, torch.tensor(places).argsort()].contiguous()
+    return replace(made, labels=columns(made.labels, told[0])), told[1]
 
 
 def _step(path: Path, found: Mapping[str, Tensor], made: SyntheticSet) -> Preprocessing | None:
@@ -277,65 +258,3 @@ def _only(path: Path, arrays: Mapping[str, Tensor], what: str, fitting: list[str
         return (called or fitting)[0]
     shapes = ", ".join(f"{n[:40]} {tuple(a.shape)}" for n, a in [*arrays.items()][:8]) or "nothing"
     raise DataError(f"{path} holds {len(fitting)} arrays that may be {what}; it needs one called {what} (has {shapes})")
-
-
-def _images(path: Path, folders: list[Path], known: Known) -> Foreign:
-    """One folder per class. Numbers in their names order them, since "10" sorts before "2" as text."""
-    files, rest = safe_load.listing(folders)
-    if empty := [f.name for f, found in zip(folders, files, strict=True) if not found]:
-        raise DataError(f"{path} has folders without pictures ({', '.join(empty[:4])}); remove them, or fill them")
-    names, classes = [f.name for f in folders], None
-    if known.names:
-        labels, said = labels_of(path, names, known.names, known.wnids)
-    else:
-        labels, classes, said = numbered(path, names, known.classes)
-    flat = [p for found in files for p in found]
-    pixels = safe_load.pictures(flat, rest)
-    numbers = torch.tensor([label for label, found in zip(labels, files, strict=True) for _ in found])
-    listed = [[str(p.relative_to(path)), file_digest(p)] for p in flat]
-    soft, used = _soft(path, flat, dict(zip(names, labels, strict=True)), known)
-    made, notes = known.set(path, pixels, numbers if soft is None else soft, None)
-    return Foreign(
-        "images",
-        (made,),
-        classes=classes,
-        notes=(
-            f"Read {len(listed)} pictures in {len(folders)} folders.",
-            *rest,
-            said,
-            *notes,
-            *beside.unused(path, set(used)),
-        ),
-        files={f"{path.name}/": digest(listed)} | used,
-        unit=True,
-    )
-
-
-def _soft(
-    path: Path, pictures: list[Path], labels: dict[str, int], known: Known
-) -> tuple[Tensor | None, dict[str, str]]:
-    """Rows of labels that lie beside folders of pictures, in their order, and the sha256 of their file.
-
-    ``ddbench export`` numbers pictures by row, and folders by column. That is compared: the folder of each picture is
-    the largest entry of its row, or the rows belong to something else.
-    """
-    file = path / "labels.npy"
-    if not file.exists() or known.labels == "hard":
-        return None, {}
-    rows = arrays.array(file)
-    columns = {name: int(m[0]) for name in labels if (m := re.match(r"[0-9]{1,9}", name))}
-    index = [int(p.stem) if re.fullmatch(r"[0-9]{1,9}", p.stem) else -1 for p in pictures]
-    k = known.classes or len(labels)
-    fits = tuple(rows.shape) == (len(pictures), k) and sorted(index) == list(range(len(pictures)))
-    if fits and sorted(columns.values()) == list(range(k)):
-        rows = rows[index]
-        if rows.argmax(1).tolist() == [columns[p.parent.name] for p in pictures]:
-            places = [0] * k
-            for name, column in columns.items():
-                places[column] = labels[name]
-            return _columns(rows, places), {file.name: file_digest(file)}
-    raise DataError(
-        f"{file} holds {tuple(rows.shape)} labels, and which row and column belong to which picture and folder is not "
-        "told by their numbers, as `ddbench export` gives them; remove it, or say --labels hard, to learn the folders "
-        "alone"
-    )

@@ -18,7 +18,8 @@ from ddbench.data.dataset import Dataset, RealData
 from ddbench.data.preprocessing import LARGEST_ZCA, Preprocessing
 from ddbench.errors import DataError, UsageError
 from ddbench.files import pixelspace, safe_load
-from ddbench.files.formats import Foreign, read
+from ddbench.files.foreign import Foreign
+from ddbench.files.formats import read
 from ddbench.files.safe_load import natural
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import Protocol
@@ -171,18 +172,15 @@ def _placed(
 ) -> tuple[str, Preprocessing, tuple[SyntheticSet, ...], list[str]]:
     """The space, the preprocessing that belongs to it, the sets in it, and what to tell: the evidence first."""
     real, images = dataset.train, torch.cat([pixelspace.sample(s.images) for s in found.sets])
-    chosen = "unit" if found.unit and pixels == "auto" else pixels
+    # bytes were divided by 255 when they were read: said again, that changes nothing
+    chosen = "unit" if found.unit and pixels in ("auto", "bytes") else pixels
     known = {} if chosen == "auto" else {chosen: pixelspace.stated(chosen, real, whitened)}
     tried = pixelspace.candidates(images, real, whitened if chosen == "auto" else None) | known
     if found.step is not None and pixels == "auto":
         chosen, tried = "file", tried | {"file": found.step}
     verdict = pixelspace.detect(images, tried, pixelspace.looked_at(real))
-    if chosen == "auto" and verdict.unlike:
-        raise UsageError(
-            f"the pixels are unlike real images in every space that was tried ({verdict.evidence}); state what they "
-            f"passed: --pixels {'|'.join(pixelspace.SPACES[1:])}, or means and standard deviations; or bring them to "
-            "[0, 1]"
-        )
+    if pixels == "auto":
+        _check_looks(found, verdict, chosen)
     settled = chosen == "auto" and not verdict.clear
     if settled:
         chosen = _settled(verdict, real)
@@ -207,6 +205,23 @@ def _placed(
     if space not in pixelspace.BROUGHT:
         return space, step, found.sets, notes
     return space, real.preprocessing, _brought(found, space, step, dataset, notes), notes
+
+
+def _check_looks(found: Foreign, verdict: pixelspace.Finding, chosen: str) -> None:
+    """Refuse pixels that are no images: of floats in any space that was tried, of bytes in the one that they have."""
+    if chosen == "auto" and verdict.unlike:
+        raise UsageError(
+            f"the pixels are unlike real images in every space that was tried ({verdict.evidence}); state what they "
+            f"passed: --pixels {'|'.join(pixelspace.SPACES[1:])}, or means and standard deviations; or bring them to "
+            "[0, 1]"
+        )
+    if chosen == "unit" and "unit" in verdict.strange:
+        real, levels = verdict.evidence.rpartition("; ")[2], torch.cat([s.images.flatten() for s in found.sets])
+        raise UsageError(
+            f"the pixels have 8 bits, from {255 * float(levels.min()):.0f} to {255 * float(levels.max()):.0f} of 0 to "
+            f"255, and are unlike real images so (as 'unit' {verdict.looks['unit']}; {real}); save them again on that "
+            "scale, or as floats, or say --pixels unit to take them as they are"
+        )
 
 
 def _brought(

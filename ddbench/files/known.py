@@ -117,3 +117,8 @@ class Known:
                 f"but there are {k} classes, 0 to {k - 1}"
             )
         return one_hot(numbers, k).float(), "hard", "The labels are class numbers (hard labels)."
+
+
+def columns(rows: Tensor, places: list[int]) -> Tensor:
+    """Rows of labels (n, k) whose column i belongs to class ``places[i]``, in the order of the classes."""
+    return rows[:, torch.tensor(places).argsort()].contiguous()

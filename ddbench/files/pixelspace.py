@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -89,13 +89,19 @@ class Looks:
 class Finding:
     """The space that fits best, a sentence with the numbers, and the distance of every candidate (0 is best).
 
-    ``unlike`` says that even the best is unlike real images.
+    As one of ``strange``, pixels are unlike real images.
     """
 
     space: str
     evidence: str
     scores: dict[str, float]
-    unlike: bool = False
+    strange: frozenset[str] = frozenset()
+    looks: Mapping[str, Looks] = field(default_factory=dict)
+
+    @property
+    def unlike(self) -> bool:
+        """Whether the pixels are unlike real images even as the best candidate."""
+        return self.space in self.strange
 
     @property
     def clear(self) -> bool:
@@ -105,6 +111,8 @@ class Finding:
 
     def doubt(self, stated: str) -> str | None:
         """A warning where the numbers speak against the space that was stated."""
+        if stated in self.strange and self.unlike:
+            return f"Warning: the pixels are unlike real images, in {stated!r} space as in all others that were tried"
         if stated == self.space or self.scores[stated] - self.scores[self.space] < CLEAR:
             return None
         return (
@@ -248,7 +256,8 @@ def detect(images: Tensor, candidates: Mapping[str, Preprocessing], real: Tensor
     order = sorted(scores, key=lambda name: scores[name])
     best = order[0]
     said = "; ".join(f"as {name!r} {looks[name]}" for name in order[:3])
-    return Finding(best, f"{said}; real images have {natural}", scores, looks[best].unlike(natural))
+    strange = frozenset(name for name, look in looks.items() if look.unlike(natural))
+    return Finding(best, f"{said}; real images have {natural}", scores, strange, looks)
 
 
 def _sure(some: Tensor, looks: Mapping[str, Looks]) -> str | None:

@@ -12,7 +12,8 @@ from ddbench import DataError, Pixels, report
 from ddbench_datasets import store
 from ddbench_datasets.building import Plan, refusal
 from ddbench_datasets.common import Choices, Chosen, choose
-from ddbench_datasets.layout import Layout, listed, targets
+from ddbench_datasets.layout import Layout, targets
+from ddbench_datasets.left import listed
 from ddbench_datasets.sources import Files
 
 PARTS = ("train", "test", "validation")  # in the order of their rows

@@ -32,12 +32,13 @@ from ddbench_datasets.common import (
     titled,
     told,
 )
-from ddbench_datasets.layout import natural
+from ddbench_datasets.left import natural
 from ddbench_datasets.places import Place
-from ddbench_datasets.sources import Given
+from ddbench_datasets.sources import VALIDATION, Given
 
 WHICH = "the dataset 'hf' needs to know which one; pass -o dataset.path=NAME_ON_THE_HUB_OR_FOLDER"
-TEST, INSTEAD = "test", "validation"  # where nothing is called test, validation is tested on
+TEST = "test"
+INSTEAD = ("validation", *(name for name in VALIDATION if name != "validation"))  # to validate on, or to test on
 PLAIN = {"bool", "string", "large_string", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
@@ -45,9 +46,9 @@ PLAIN = {"bool", "string", "large_string", *(f"{sign}int{bits}" for sign in ("",
 class HF(Choices):
     """A dataset of the Hugging Face Hub, or a local folder or parquet file; needs ``pip install 'ddbench[hf]'``.
 
-    A split ``validation`` is validated on, or, where there is no ``test``, tested on. The images that options choose
-    are decoded once. Without a network, a dataset of the Hub is found in the cache of the package ``datasets``, below
-    ``HF_HOME``.
+    A split ``validation`` (or ``val``, ``valid``, ``dev``) is validated on, or, where there is no ``test``, tested on;
+    splits that are not used are named. The images that options choose are decoded once. Without a network, a dataset
+    of the Hub is found in the cache of the package ``datasets``, below ``HF_HOME``.
     """
 
     name = "hf"
@@ -84,6 +85,8 @@ class HF(Choices):
         }
         facts |= {"validation": f"split {names[2]}"} if len(names) > 2 else {}
         (train, test, *held), through = self._pixels(library, parts, names, image, chosen)
+        rest = {name: len(splits[name]) for name in splits if name not in names}
+        facts |= {"left out": f"splits {', '.join(f'{name} ({n} images)' for name, n in rest.items())}"} if rest else {}
         facts |= {"transparent": f"{through} images have transparent parts, shown on {self.ground}"} if through else {}
         title = titled(local.stem if (local := Path(self.path).expanduser()).exists() else self.path, "hf")
         augment, validation = FLIP if self.flip else NO_FLIP, held[0] if held else None
@@ -102,15 +105,17 @@ class HF(Choices):
 
     def _parts(self, splits: Mapping[str, Any]) -> tuple[str, ...]:
         """The names of the splits to train on, to test on, and, where there is one, to validate on."""
-        instead = self.test == TEST and TEST not in splits and INSTEAD in splits
-        names = (self.train, INSTEAD if instead else self.test)
+        held = [name for name in INSTEAD if name in splits and name != self.train]
+        instead = self.test == TEST and TEST not in splits and held
+        names = (self.train, held[0] if instead else self.test)
         for option, name in zip(("train", "test"), names, strict=True):
             if name not in splits:
                 there = ", ".join(splits)
                 raise DataError(f"{self.path} has no split {name!r}, only {there}; add it, or pass -o dataset.{option}")
         if names[0] == names[1]:
             raise UsageError(f"dataset.train and dataset.test are both {names[0]!r}; pass two splits of {self.path}")
-        return (*names, INSTEAD) if INSTEAD in splits and INSTEAD not in names else names
+        more = [name for name in held if name not in names]
+        return (*names, more[0]) if more and not instead else names
 
     def _pixels(
         self, library: ModuleType, parts: Sequence[Any], names: Sequence[str], column: str, chosen: Chosen

@@ -13,7 +13,8 @@ from ddbench.base import cache
 from ddbench_datasets import sources, truth
 from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import Choices, SkipBroken, told
-from ddbench_datasets.layout import Layout, listed
+from ddbench_datasets.layout import Layout
+from ddbench_datasets.left import listed
 from ddbench_datasets.sources import Folder, printable
 from ddbench_datasets.synsets import PARTS, Numbered, arranged, parts_among
 from ddbench_datasets.wnids import SUBSETS, WNID, numbers, readable, words

@@ -23,18 +23,19 @@ from ddbench_datasets.common import (
     titled,
     told,
 )
-from ddbench_datasets.layout import arrange
+from ddbench_datasets.layout import Layout, arrange
+from ddbench_datasets.left import nothing
 
 
 @dataclass(frozen=True)
 class Images(Choices):
     """Images in ``train/<class>/`` and ``test/<class>/`` of a folder, zip or tar; decoded once, then from the cache.
 
-    The classes are in natural order: alphabetical, numbers as numbers. A folder ``val``, ``valid`` or ``validation`` is
-    the validation part, or without ``test`` the test part. Without ``train`` and ``test``, images lie in ``<class>/``,
-    and a fifth of each class, drawn with a fixed seed, is the test part. Archives are not extracted, and links in
-    them not followed; files that are no images of a class are left out and counted. Photos are turned upright, the
-    middle square of each is resized, and transparent parts show the ``ground``.
+    The classes are in natural order: alphabetical, numbers as numbers. A folder ``val``, ``valid``, ``validation`` or
+    ``dev`` is the validation part, or without ``test`` the test part. Without ``train`` and ``test``, images lie in
+    ``<class>/``, and a fifth of each class, drawn with a fixed seed, is the test part. Archives are not extracted, and
+    links in them not followed; files that are no images of a class are left out and counted. Photos are turned
+    upright, the middle square of each is resized, and transparent parts show the ``ground``.
     """
 
     name = "images"
@@ -50,6 +51,10 @@ class Images(Choices):
         str | None,
         "where classes have folders inside, such as images and masks: the one that counts, or all",
     ] = None
+
+    without: Annotated[
+        tuple[str, ...], "files that are no images of the set, by patterns of their names, such as *_mask.png"
+    ] = ()
 
     def load(self) -> Dataset:
         root = sources.find(self.root)
@@ -74,12 +79,20 @@ class Images(Choices):
     def _collection(self, root: Path) -> Collection:
         more = {"ground": self.ground} if self.ground != Images.ground else {}
         more |= {"within": self.within} if self.within else {}
+        more |= {"without": self.without} if self.without else {}
+        more |= {"layout": 2}  # since 1, dev is a part to validate on, and masks beside images are refused
         files = sources.opened(root)
+        count = files.count if isinstance(files, sources.Folder) else nothing
+
+        def arranged() -> Layout:
+            given = files.names()  # which tells what is ignored of a tar
+            return arrange(given, str(root), files.ignored, self.classes, self.within, self.without, count)
+
         return Collection(
             files,
             files.identity(),
             str(root),
-            lambda: arrange(files.names(), str(root), files.ignored, self.classes, self.within),
+            arranged,
             self.size,
             self.channels,
             self.skip_broken,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import combinations
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ddbench import DataError, stratified
-from ddbench.data.pictures import is_of_tools, is_picture
+from ddbench.data.pictures import beside_others, is_of_tools, is_picture
 from ddbench_datasets.common import SEED, TEST_SHARE, composed, named
+from ddbench_datasets.left import Count, left_out, listed, natural, nothing
 from ddbench_datasets.places import shown
 from ddbench_datasets.sources import DIVIDED, PARTS, VALIDATION, checked_name
 
@@ -43,12 +45,6 @@ class Layout:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def natural(name: str) -> Any:
-    """A sort key by which ``2`` comes before ``10``; numbers compare by length first, as some are too long for int."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else part for i, part in enumerate(parts)], name
-
-
 def targets(counts: Sequence[int]) -> Tensor:
     """(n,): ``counts[k]`` times the class k."""
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
@@ -60,18 +56,21 @@ def arrange(
     ignored: Iterable[str] = (),
     wanted: Sequence[str] | None = None,
     within: str | None = None,
+    without: Sequence[str] = (),
+    count: Callable[[str], Count] = nothing,
 ) -> Layout:
     """Sort file names (folders end in ``/``) into classes in natural order; the notes count what is left out.
 
     That is: files that are no images, hidden ones, images in no folder of a class, what tools leave, links, which are
     ``ignored``, and names that point outside (``..``, ``/``). Only ``wanted`` classes have to be whole. ``within`` is
-    the folder inside those of classes whose images count ("all" for every one, "." for none).
+    the folder inside those of classes whose images count ("all" for every one, "." for none), but not files called as a
+    pattern of ``without``. ``count`` says what is in a folder of which no file is named.
 
     Raises DataError, naming ``root``, when a part or class is missing or empty, or when it is unclear what is meant,
     and UsageError for a wanted class that is not there.
     """
     names, ignored = list(names), dict.fromkeys(ignored)
-    paths = {name: parts for name in names if (parts := _counting(name))}
+    paths = {name: parts for name in names if (parts := _counting(name)) and not _matches(name, without)}
     outside = {
         name: None for name in (*names, *ignored) if _outside(name) or (name in ignored and not is_picture(name))
     }
@@ -79,16 +78,22 @@ def arrange(
     tops = _tops(paths, root)
     if not tops:
         tree, depth = _classes(paths, root, wanted)
-        return _divided(tree, root, notes | _left_out(names, [tree], outside, depth), wanted)
+        _check_alone(tree, root, wanted, within)
+        images = {image for held in tree.values() for image in held}
+        return _divided(tree, root, notes | left_out(names, {*images, *outside}, depth, (), count), wanted)
     trees = [_tree(paths, len(tops), part) for part in PARTS]
     trees = [{label: tree[label] for label in tree if _is_class(label, trees, wanted)} for tree in trees]
     used = _used(dict(zip(PARTS, trees, strict=True)), root)
     used = {part: _inside(tree, len(tops), root, wanted, within) for part, tree in used.items()}
+    for tree in used.values():
+        _check_alone(tree, root, wanted, within)
     if "test" not in used:
         notes["test"] = f"the folder {[*used][1]!r}, since there is no 'test' with classes"
     if len(used) > 2:
         notes["validation"] = f"the folder {[*used][2]!r}"
-    return checked(used, root, notes | _left_out(names, used.values(), outside, len(tops)), wanted=wanted)
+    images = {image for tree in used.values() for held in tree.values() for image in held}
+    notes |= left_out(names, {*images, *outside}, len(tops), used, count)
+    return checked(used, root, notes, wanted=wanted)
 
 
 def checked(
@@ -126,12 +131,6 @@ def checked(
             raise DataError(f"no {part} images of {listed(empty)} in {root}; add some, or remove the class")
     sides = (tuple(tuple(sorted(tree.get(label, ()), key=natural)) for label in classes) for tree in trees.values())
     return Layout(tuple(classes), *sides, notes=notes or {})
-
-
-def listed(names: Sequence[str]) -> str:
-    """Up to five names in quotes, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(f"'{shown(name)}'" for name in names[:5]) + more
 
 
 def _outside(name: str) -> bool:
@@ -219,6 +218,31 @@ def _inside(tree: Tree, depth: int, root: str, wanted: Sequence[str] | None, wit
     return made
 
 
+def _check_alone(tree: Tree, root: str, wanted: Sequence[str] | None, within: str | None) -> None:
+    """Refuse images that are named as masks or copies of others in their folder, unless all that there is counts."""
+    asked = {composed(label) for label in wanted or ()}
+    for label, images in sorted(tree.items()):
+        if within == "all" or (asked and composed(label) not in asked):
+            continue
+        folders: dict[str, list[str]] = {}
+        for image in images:
+            folder, _, name = image.rpartition("/")
+            folders.setdefault(folder, []).append(name)
+        odd = {name: pattern for held in folders.values() for name, pattern in beside_others(held).items()}
+        if odd:
+            patterns = ",".join(dict.fromkeys([*odd.values()][:1000]))
+            raise DataError(
+                f"{len(odd)} images of {shown(label)!r} in {root} are called as masks or copies of others beside them, "
+                f"{listed([*odd])}; leave such files out by -o 'dataset.without={shown(patterns)}', or pass "
+                "-o dataset.within=all if each is an image of its class"
+            )
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    last = name.rpartition("/")[2].lower()
+    return any(fnmatchcase(last, pattern.lower()) for pattern in patterns)
+
+
 def _classes(paths: Paths, root: str, wanted: Sequence[str] | None) -> tuple[Tree, int]:
     """The classes of a dataset without parts: the folders that hold images, here or in one top folder; and how deep."""
     images = {name: parts for name, parts in paths.items() if is_picture(name) and len(parts) > 1}
@@ -280,19 +304,3 @@ def _spelt_alike(trees: Mapping[str, Tree]) -> dict[str, Tree]:
     once = all(len(spelt & tree.keys()) < 2 for tree in trees.values() for spelt in spellings.values())
     renamed = {label: name for name, spelt in spellings.items() if len(spelt) > 1 and once for label in spelt}
     return {part: {renamed.get(label, label): tree[label] for label in tree} for part, tree in trees.items()}
-
-
-def _left_out(names: Sequence[str], trees: Iterable[Tree], outside: Collection[str], depth: int) -> dict[str, str]:
-    """What is neither an image of a class nor ``outside``; of folders, those that were not looked into.
-
-    They are hidden, or lie at ``depth``, beside the parts.
-    """
-    used = {image for tree in trees for images in tree.values() for image in images}
-    rest = [name for name in names if not name.endswith("/") and name not in used and name not in outside]
-    entered = {name[: i + 1] for name in names if name[-1:] != "/" for i, letter in enumerate(name) if letter == "/"}
-    for name in names:
-        if name.endswith("/") and name not in entered:
-            last = name.split("/")[-2]
-            rest += [name] if name.count("/") == depth or last.startswith(".") or is_of_tools(last) else []
-    rest.sort(key=natural)
-    return {"left out": f"{len(rest)} that are no images of a class: {listed(rest)}"} if rest else {}

@@ -12,14 +12,16 @@ from typing import Any, Protocol
 
 from ddbench import DataError, UsageError
 from ddbench.base import cache
-from ddbench.data.pictures import SUFFIXES, Broken, is_of_tools, read
+from ddbench.data.pictures import SUFFIXES, Broken, is_of_tools, is_picture, read
 from ddbench_datasets.archives import Tar, Zip, explained, is_tar
+from ddbench_datasets.left import Count
 from ddbench_datasets.places import Place, shown
 
-VALIDATION = ("val", "valid", "validation")  # to select on; the test part where there is no other
+VALIDATION = ("val", "valid", "validation", "dev")  # to select on; the test part where there is no other
 PARTS: tuple[str, ...] = ("train", "test", *VALIDATION)
 DIVIDED = ("train", "test")  # without either, the folders are classes
 TEXT = 100_000_000  # bytes of a file of text
+COUNTED = 200_000  # entries of a folder that is left out: a root given by mistake is not walked whole
 GIVE = "pass -o dataset.root=FOLDER_OR_ARCHIVE"
 
 Enter = Callable[[tuple[str, ...], list[str]], list[str]]  # which of the folders in a folder to search
@@ -127,6 +129,17 @@ class Folder:
 
     def places(self, names: Sequence[str]) -> Iterator[Place]:
         return (Place(f"{self._root}/{name}") for name in names)
+
+    def count(self, name: str) -> Count:
+        """What is in a folder, and in the folders in it, of which at most ``COUNTED`` entries are looked at."""
+        images = others = 0
+        for _, folders, files in os.walk(self._root / name):
+            folders[:] = [folder for folder in folders if not is_of_tools(folder)]
+            held = sum(map(is_picture, files))
+            images, others = images + held, others + len(files) - held
+            if images + others >= COUNTED:
+                return Count(images, others, more=True)
+        return Count(images, others)
 
     def _search(
         self, inner: tuple[str, ...], above: frozenset[str]

@@ -15,7 +15,8 @@ from ddbench.base.options import options
 from ddbench.base.tensors import content_digest
 from ddbench.boards import ranking
 from ddbench.boards.board import Board, found
-from ddbench.boards.entry import NAME, POINTS, Entry, EntryRun, command_of, curves, is_command, pack
+from ddbench.boards.command import command_of, is_command
+from ddbench.boards.entry import NAME, POINTS, Entry, EntryRun, curves, pack
 from ddbench.boards.submit import drafted, submit
 from ddbench.errors import DataError, UsageError
 from ddbench.plugins import Plugin

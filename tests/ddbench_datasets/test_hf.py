@@ -131,6 +131,31 @@ def test_a_split_for_validation_beside_test_is_validated_on(tmp_path):
     assert "asks for a fraction" in refusal(UsageError, path=path, validation=0.3)
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "dev"])
+def test_a_split_for_validation_may_have_other_names(tmp_path, name):
+    library = {"train": part(24, 0), name: part(6, 1)}
+    alone = HF(path=on_disk(tmp_path / "alone", library)).load()
+    assert (len(alone.test), alone.facts["test"]) == (6, f"split {name}, since there is no test")
+    both = HF(path=on_disk(tmp_path / "both", library | {"test": part(9, 2), "extra": part(12, 3)})).load()
+    assert [len(p) for p in (both.train, both.validation, both.test)] == [24, 6, 9]
+    assert both.facts["validation"] == f"split {name}"
+    assert both.facts["left out"] == "splits extra (12 images)"
+    assert "left out" not in alone.facts
+
+
+def test_of_two_splits_for_validation_the_other_is_named(tmp_path):
+    splits = {"train": part(24, 0), "dev": part(6, 1), "validation": part(3, 2)}
+    dataset = HF(path=on_disk(tmp_path / "set", splits)).load()
+    assert dataset.facts["test"] == "split validation, since there is no test"
+    assert dataset.facts["left out"] == "splits dev (6 images)"
+
+
+def on_disk(folder: Path, splits: dict[str, Any]) -> str:
+    """Splits under their own names, which reading files of parquet would change."""
+    hub.DatasetDict(splits).save_to_disk(str(folder))
+    return str(folder)
+
+
 def test_a_class_that_only_another_split_has_is_no_obstacle_when_others_are_chosen(tmp_path):
     string = hub.Value("string")
     train, test = ["a", "b"] * 12, ["a", "b", "new"] * 3

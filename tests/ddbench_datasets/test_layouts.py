@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -63,8 +64,28 @@ def test_what_is_left_out_is_counted_and_named(root):
     dataset = Images(root=root(tree() | dict.fromkeys(junk, b"x"))).load()
     assert sizes(dataset) == [11, 1, 6]
     left = dataset.facts["left out"]
-    assert left.startswith("8 that are no images of a class: ")
+    assert left.startswith("2 images and 6 other entries in no class: ")
     assert "'extra/" in left
+
+
+@pytest.mark.parametrize("top", ["", "set/"])
+def test_folders_beside_the_parts_are_counted_in_images(root, top):
+    files = {f"{top}{name}": data for name, data in tree().items()}
+    files |= {f"{top}extra/{label}/{i}.png": b"x" for label in ("cat", "dog") for i in range(20)}
+    files |= {f"{top}unlabelled/{i}.png": b"x" for i in range(7)} | {f"{top}unlabelled/x.txt": b"x", f"{top}x.md": b""}
+    files |= {f"{top}.git/{i}": b"" for i in range(9)}
+    dataset = Images(root=root(files)).load()
+    assert dataset.facts["left out"] == (
+        f"47 images and 3 other entries in no class: '{top}.git/', '{top}extra/' (40 images), "
+        f"'{top}unlabelled/' (7 images and 1 other entry), '{top}x.md'"
+    )
+
+
+def test_a_folder_beside_the_parts_that_has_very_many_images_is_not_walked_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddbench_datasets.sources.COUNTED", 5)
+    files = {f"extra/{i}/{j}.png": b"x" for i in range(9) for j in range(4)}
+    left = Images(root=folder(tmp_path / "set", tree() | files)).load().facts["left out"]
+    assert left == "at least 8 images in no class: 'extra/' (at least 8 images)"
 
 
 def test_a_clean_dataset_has_nothing_left_out(root):
@@ -111,7 +132,7 @@ def test_a_class_may_begin_with_a_dot_but_folders_of_tools_are_none(tmp_path, pa
     files = tree((".net", "c++", "java"), train=6) | {"train/.ipynb_checkpoints/0.png": b"", "train/.idea/x.xml": b""}
     dataset = Images(root=folder(tmp_path / "set", files if parts else flat(files))).load()
     assert dataset.classes == (".net", "c++", "java")
-    assert dataset.facts["left out"].startswith("2 that are no images of a class: '")
+    assert dataset.facts["left out"].startswith("2 other entries in no class: '")
 
 
 def test_a_hidden_folder_in_one_part_is_left_out_unless_it_is_chosen(root):
@@ -214,7 +235,7 @@ def test_classes_with_commas_are_chosen_in_quotes(tmp_path):
 # parts
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev"])
 def test_a_validation_part_beside_test_is_validated_on(root, name):
     files = tree() | {f"{name}/{label}/{i}.png": picture(900 + i) for label in ("cat", "dog") for i in range(4)}
     where = root(files)
@@ -285,7 +306,7 @@ def test_images_in_several_folders_of_a_class_are_refused_until_one_is_chosen(ro
     assert "-o dataset.within=" in message
     chosen, plain = Images(root=where, within="images").load(), folder(Path(where).parent / "plain", tree())
     assert torch.equal(chosen.test.pixels[:], Images(root=plain).load().test.pixels[:])
-    assert chosen.facts["left out"].startswith("18 that are no images of a class")
+    assert chosen.facts["left out"].startswith("18 images in no class: ")
     assert sizes(Images(root=where, within="all").load()) == [22, 2, 12]
 
 
@@ -303,6 +324,69 @@ def test_one_folder_inside_each_class_is_no_question(root):
 def test_several_folders_in_a_class_that_is_not_chosen_are_no_question(root):
     files = tree(("cat", "dog", "owl")) | {"train/owl/masks/1.png": picture(1)}
     assert Images(root=root(files), classes=("cat", "dog")).load().classes == ("cat", "dog")
+
+
+# masks beside images
+
+
+def beside(form: str) -> dict[str, bytes]:
+    files = tree(train=6)
+    made = {}
+    for name in files:
+        head, _, last = name.rpartition("/")
+        made[f"{head}/{form.format(last.removesuffix('.png'))}"] = picture(1)
+    return files | made
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("{}_mask.png", "{}_seg.png", "{}_label.png", "{}_gt.png", "{}-GT.PNG", "{}mask.png", "{} (mask).png"),
+        *(
+            "mask_{}.png",
+            "mask{}.png",
+            "{}_mask_1.png",
+            "{}_segmentation.tif",
+            "{}.labels.png",
+            "{}.bmp",
+            "{}_depth.jpg",
+        ),
+        *("{}_image_mask.png", "{}_labelIds.png", "{}_thumb.png", "{}_x_annotation.png"),
+    ],
+)
+@pytest.mark.parametrize("parts", [True, False])
+def test_masks_beside_images_are_refused_until_it_is_said_what_counts(tmp_path, form, parts):
+    files = beside(form)
+    where = folder(tmp_path / "set", files if parts else flat(files))
+    message = refusal(root=where)
+    assert message.startswith("6 images of 'cat' in")
+    pattern = re.search(r"-o 'dataset\.without=([^']*)'", message)[1]
+    plain = Images(root=folder(tmp_path / "plain", tree(train=6) if parts else flat(tree(train=6)))).load()
+    alone = make(Images, {"root": where, "without": pattern}, "dataset").load()
+    assert torch.equal(alone.test.pixels[:], plain.test.pixels[:])
+    assert alone.facts["left out"].startswith(f"{18 if parts else 12} images in no class: ")
+    assert sum(sizes(Images(root=where, within="all").load())) == 2 * sum(sizes(plain))
+
+
+@pytest.mark.parametrize("form", ["{}_copy.png", "{}_b.png", "masked{}x.png", "unmasked_{}.png", "{}0000.png"])
+def test_other_names_beside_each_other_are_no_masks(tmp_path, form):
+    assert sum(sizes(Images(root=folder(tmp_path / "set", beside(form))).load())) == 36
+
+
+def test_masks_without_their_images_and_a_class_called_so_are_no_question(tmp_path):
+    files = {name.replace(".png", "_mask.png"): data for name, data in tree(("mask", "no mask")).items()}
+    assert Images(root=folder(tmp_path / "set", files)).load().classes == ("mask", "no mask")
+    mixed = tree() | {f"train/dog/{i}.bmp": picture(i) for i in (0, 1)}
+    assert sum(sizes(Images(root=folder(tmp_path / "mixed", mixed)).load())) == 20, "two twins may be chance"
+
+
+def test_masks_in_a_class_that_is_not_chosen_are_no_question(tmp_path):
+    files = tree(("cat", "dog", "owl")) | {"train/owl/0_mask.png": picture(1)}
+    assert Images(root=folder(tmp_path / "set", files), classes=("cat", "dog")).load().classes == ("cat", "dog")
+
+
+def test_patterns_that_leave_nothing_are_an_error(tmp_path):
+    assert "no train images of 'cat'" in refusal(root=folder(tmp_path / "set", tree()), without=("*.PNG",))
 
 
 # transparency and depth
@@ -374,6 +458,6 @@ def test_names_are_arranged_without_any_file():
     names = [f"{part}/{label}/{i}.png" for part in ("train", "test") for label in "ab" for i in range(2)]
     layout = arrange([*names, "val/x.txt", "train/a/b.svg"], "somewhere")
     assert (layout.classes, layout.validation) == (("a", "b"), ())
-    assert layout.notes == {"left out": "2 that are no images of a class: 'train/a/b.svg', 'val/x.txt'"}
+    assert layout.notes == {"left out": "2 other entries in no class: 'train/a/b.svg', 'val/'"}
     with pytest.raises(DataError, match="no train images of 'a'"):
         arrange(names, "somewhere", within="nowhere")

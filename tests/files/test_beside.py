@@ -31,7 +31,11 @@ def saved(folder: Path, **files: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["syn_lr_best", "lr_best", "best_lr", "lr", "syn_lr", "best_syn_lr", "student_lr_best"]
+    "name",
+    [
+        *("syn_lr_best", "lr_best", "best_lr", "lr", "syn_lr", "best_syn_lr", "student_lr_best"),
+        *("learning_rate", "learning_rate_best", "syn_learning_rate", "learningrate", "best-learning-rates"),
+    ],
 )
 def test_the_student_lr_is_found_under_all_published_names(tmp_path, name):
     found = read(saved(tmp_path, images_best=X, labels_best=Y, **{name: torch.tensor(0.0271)}))
@@ -105,6 +109,62 @@ def test_files_that_look_like_labels_or_an_lr_and_are_not_used_are_named(tmp_pat
         assert name in note
     assert "best" not in note
     assert unused(pair(tmp_path / "plain", X, Y, 0.1), {"images_best.pt", "labels_best.pt", "syn_lr_best.pt"}) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lr_teacher", "lr7", "lr_img_best", "last_lr", "my_lr", "synlr", "lrbest", "bestlr", "step_size"),
+        *("learning_rate_img", "softlabels_best", "soft_targets", "teacher_logits", "probs", "y", "y_syn", "syn_ys"),
+        *("labels_of_images", "targets_zca", "label_syn_7", "images_labels_lr"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".npy", ".npz", ".csv", ".txt", ".json"])
+def test_whatever_looks_like_labels_or_an_lr_is_named(tmp_path, name, suffix):
+    folder = pair(tmp_path, X, Y, 0.1)
+    (folder / f"{name}{suffix}").write_bytes(b"x")
+    assert unused(folder, {"images_best.pt", "labels_best.pt", "syn_lr_best.pt"}) == [
+        f"Not used, though named like labels or a student lr: {name}{suffix}."
+    ]
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.csv", "software.txt", "log.txt", "images_7.pt", "yes.txt"])
+def test_what_looks_like_neither_is_not_named(tmp_path, name):
+    folder = pair(tmp_path, X, Y, 0.1)
+    (folder / name).write_bytes(b"x")
+    assert unused(folder, {"images_best.pt", "labels_best.pt", "syn_lr_best.pt"}) == []
+
+
+def test_of_averages_beside_plain_checkpoints_is_said_which_ones_were_read(tmp_path):
+    folder = saved(tmp_path, images_best=X, labels_best=Y, ema_images_best=X + 1, ema_labels_best=Y, lr_best=0.1)
+    found = read(folder)
+    assert torch.equal(found.sets[0].images, X)
+    assert found.notes[0] == "Read images_best.pt and labels_best.pt."
+    names = "ema_images_best.pt, ema_labels_best.pt"
+    said = f"The average (ema) of this checkpoint lies beside it and was not read: {names}; give its images to read it."
+    assert said in found.notes
+    other = read(folder / "ema_images_best.pt")
+    assert torch.equal(other.sets[0].images, X + 1)
+    assert any(note.startswith("The plain checkpoint lies beside it and was not read: images_") for note in other.notes)
+    assert not any("Not used" in note for note in (*found.notes, *other.notes))
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_what_lies_beside_one_file_of_a_whole_set_is_named_too(tmp_path, form):
+    np.savez(tmp_path / "set.npz", images=X.numpy(), labels=Y.numpy())
+    saved(tmp_path, syn_lr=torch.tensor(0.5))
+    found = read(tmp_path if form == "folder" else tmp_path / "set.npz")
+    assert found.notes[-1] == "Not used, though named like labels or a student lr: syn_lr.pt."
+
+
+def test_what_lies_beside_stages_is_named_with_its_stage(tmp_path):
+    for stage in (1, 2):
+        folder = saved(tmp_path / f"stage_{stage}", images_best=X[: 2 * stage], labels_best=Y[: 2 * stage])
+        saved(folder, soft_labels=X)
+    found = read(tmp_path)
+    assert len(found.sets) == 2
+    for stage in (1, 2):
+        assert f"Of stage_{stage}: Not used, though named like labels or a student lr: soft_labels.pt." in found.notes
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "images_of_labels.pt", ".labels.pt", "log.txt"])

@@ -16,8 +16,7 @@ from refusals import refused
 
 from ddbench.data.dataset import Dataset
 from ddbench.errors import DataError
-from ddbench.files.class_names import WNIDS, by_names, labels_of, numbered
-from ddbench.files.exporter import _safe
+from ddbench.files.class_names import WNIDS, by_names, folder_name, labels_of, numbered
 from ddbench.files.formats import read
 from ddbench.files.importer import adopt
 from ddbench.grade.protocol import Protocol
@@ -99,7 +98,7 @@ def test_what_leaves_a_choice_or_none_is_refused_with_the_way_out(names, classes
 @pytest.mark.parametrize("classes", [["c+", "c-"], ["B", "A", "b"], ["2", "0", "1"], ["Öre / ..\\x", "öre x", "z"]])
 def test_folders_as_export_calls_them_come_back(classes):
     """Numbers tell classes apart whose names lose their symbols in a file system."""
-    names = [_safe(i, name) for i, name in enumerate(classes)]
+    names = [folder_name(i, name) for i, name in enumerate(classes)]
     assert told(names, classes) == list(range(len(classes)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,59 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left"):
         export(distilled(some(0)), "pt", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------- folders read back always
+
+
+AWKWARD = [
+    ("cat", "dog", "owl"),
+    ("a", "A", "b"),
+    ("10", "2", "0"),
+    ("+", "-", "x"),
+    ("c", "c++", "c#"),
+    ("red, green", 'the "best"', " spaced "),
+    ("é" * 100, "é" * 100 + "x", "."),
+    ("0000_a", "0001_b", "0"),
+]
+
+
+@pytest.mark.parametrize("classes", AWKWARD)
+@pytest.mark.parametrize("kind", ["hard", "soft", "logit", "real"])
+@pytest.mark.parametrize("copied", ["whole", "without empty folders"])
+def test_an_exported_folder_reads_back_whichever_classes_have_a_picture(tmp_path, classes, kind, copied):
+    made = replace(distilled(some(0, kind, count=6)), classes=classes)
+    if kind != "hard":  # nobody's largest label is the first or the last class
+        one = made.curriculum.sets[0]
+        labels = one.labels.sort(1).values[:, [0, 2, 1]]
+        made = replace(made, curriculum=Curriculum((replace(one, labels=labels),), ((0,),)))
+    out, notes = exported(tmp_path, "folder", made)
+    empty = [p for p in out.iterdir() if p.is_dir() and not [*p.iterdir()]]
+    assert len(empty) == (0 if kind == "hard" else 2)
+    for folder in empty if copied != "whole" else ():
+        folder.rmdir()
+    meant = "auto" if kind == "hard" or f"--labels {kind}" not in notes else kind
+    (after,) = read(out, names=classes, labels=meant).sets
+    numbers = [int(p.stem) for f in sorted(out.iterdir()) if f.is_dir() for p in sorted(f.iterdir())]
+    assert torch.equal(after.labels, made.curriculum.sets[0].labels[numbers])
+    assert after.label_kind == made.curriculum.sets[0].label_kind
+    alone = read(out, labels=meant).sets[0]
+    assert alone.labels.shape == after.labels.shape
+
+
+def test_without_labels_beside_them_empty_folders_are_refused(tmp_path):
+    out, _ = exported(tmp_path, "folder", distilled(some(0)))
+    (out / "0003_new").mkdir()
+    with pytest.raises(DataError, match=r"has folders without pictures \(0003_new\); remove them, or fill them"):
+        read(out)
+
+
+@pytest.mark.parametrize("head", ["", "file,a\n", "\0", '"' + "x" * 200_000, "file,a,b,c,d\n"])
+def test_a_table_that_names_other_classes_does_not_fill_folders_in(tmp_path, head):
+    out, _ = exported(tmp_path, "folder", distilled(some(0, "soft")))
+    for folder in out.iterdir():
+        if folder.name.startswith("0002"):
+            shutil.rmtree(folder)
+    (out / "labels.csv").write_text(head)
+    with pytest.raises(DataError):
+        read(out, names=CLASSES)

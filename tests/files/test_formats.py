@@ -16,7 +16,8 @@ from refusals import refused
 from torch import Tensor
 
 from ddbench.errors import DataError, DDBenchError, UsageError
-from ddbench.files.formats import Foreign, read
+from ddbench.files.foreign import Foreign
+from ddbench.files.formats import read
 
 SHAPE, K = (3, 8, 8), 4
 

@@ -101,6 +101,43 @@ def test_pixels_that_are_unlike_images_in_every_space_are_refused_until_they_are
     assert taken(tmp_path, digits, pixels="0/0.1")[0].about["source"]["pixels"] == "0/0.1"
 
 
+BYTES = [lambda x: x.round(), lambda x: (x * 15).round(), lambda x: (x > 0.5).float(), torch.zeros_like]
+
+
+def laid_out(root: Path, form: str, levels: torch.Tensor, y: torch.Tensor) -> Path:
+    """Bytes as an array with labels, or as pictures in folders of classes."""
+    if form == "npz":
+        np.savez(root / "set.npz", images=levels.byte().numpy(), labels=y.numpy())
+        return root / "set.npz"
+    if form == "pt":
+        return pair(root, levels.byte(), y)
+    for i, (level, label) in enumerate(zip(levels.byte().numpy(), y.tolist(), strict=True)):
+        (root / "set" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(level[0]).save(root / "set" / str(label) / f"{i}.png")
+    return root / "set"
+
+
+@pytest.mark.parametrize("form", ["npz", "pt", "folder"])
+@pytest.mark.parametrize("change", BYTES)
+def test_bytes_that_are_unlike_images_are_refused_until_they_are_said_to_be_meant(tmp_path, digits, form, change):
+    x, y = real(digits, unit(1))
+    path = laid_out(tmp_path, form, change(x), y)
+    with pytest.raises(UsageError, match=r"8 bits, from 0 to \d+ of 0 to 255, and are unlike .*say --pixels unit"):
+        taken(path, digits)
+    made, notes = taken(path, digits, pixels="unit")
+    assert made.about["source"]["pixels"] == "unit"
+    assert "Warning: the pixels are unlike real images, in 'unit' space as in all others" in notes
+
+
+@pytest.mark.parametrize("form", ["npz", "pt", "folder"])
+def test_bytes_that_are_stated_to_be_bytes_are_divided_once(tmp_path, digits, form):
+    x, y = real(digits, unit(1))
+    path = laid_out(tmp_path, form, x * 255, y)
+    found, stated = (taken(path, digits, pixels=pixels) for pixels in ("auto", "bytes"))
+    assert torch.equal(found[0].curriculum.sets[0].images, stated[0].curriculum.sets[0].images)
+    assert "Warning" not in found[1] + stated[1]
+
+
 def test_a_stated_space_is_obeyed_and_doubted(tmp_path, digits):
     x, y = real(digits, unit(1))
     made, notes = taken(pair(tmp_path, x, y), digits, pixels="dataset")

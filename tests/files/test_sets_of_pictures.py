@@ -102,6 +102,21 @@ def test_what_is_no_picture_is_named_with_the_way_out(plain, data, why):
     assert message.endswith("; get it again, or remove it")
 
 
+@pytest.mark.parametrize("name", ["{}_mask.png", "mask_{}.png", "{}-label.tif", "{}.tif"])
+def test_masks_beside_pictures_are_refused(plain, name):
+    for i in range(3):
+        Image.new("L", (16, 16)).save(plain / "b" / name.format(i))
+    message = refused(lambda: read(plain))
+    assert f"{plain} has 3 pictures in b that are named as masks or copies of others beside them" in message
+    assert message.endswith("; move them elsewhere, or rename them if they are pictures of the set")
+
+
+def test_folders_of_tools_beside_the_classes_of_a_set_are_no_classes(plain):
+    before = images(plain)
+    (plain / "__MACOSX").mkdir()
+    assert torch.equal(images(plain), before)
+
+
 def test_a_pipe_among_the_pictures_is_refused_without_waiting(plain):
     os.mkfifo(plain / "b" / "9.png")
     assert "b/9.png is no plain file" in refused(lambda: read(plain))

@@ -1,0 +1,138 @@
+"""The commands that make the runs of an entry again: derived from their specs, read back before they are told.
+
+People paste them into a shell, so a line does nothing but call ddbench, and what it says is what the runs were.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from ddbench.base.options import changed, label, make, options
+from ddbench.errors import DataError, UsageError
+from ddbench.grade.protocol import Protocol, named
+from ddbench.plugins import main_option, registry
+from ddbench.results.tables import UNSAFE
+from ddbench.run.record import PLACES, SpecRecord
+from ddbench.run.spec import EXPERTS, GROUPS, PLUGGED, Request, RunSpec, from_record, known_options, resolve
+
+LONGEST = 20_000  # letters of a line: the names of a thousand classes
+NONE = "no command can be told: a plugin is not here, or a value cannot be written on a line"
+_UNSEEN = re.compile(f"[\n\t\ud800-\udfff\ufffe\uffff]|{UNSAFE.pattern}")
+
+
+def command_of(specs: Sequence[SpecRecord], students: int, networks: Sequence[str] = ()) -> str:
+    """The commands that make these specs: every option that is not a field's default, whatever recipes give today.
+
+    ``DATA`` is where the reader has the data, ``RUN`` each of the runs: they were evaluated on ``networks`` as well.
+    Seeds that are not consecutive get a line each. Threads and device are part of a run's key and of its bits. Nothing
+    where a plugin is not here, since only it knows its options, or where the options would not be read as they are.
+    """
+    spec, seeds = specs[0], sorted(s.seed for s in specs)
+    try:
+        made = from_record(known_options(spec.json_value()))
+        protocol = named(made.protocol.name.partition("-custom-")[0])
+        names = {kind: getattr(made, kind).name for kind in PLUGGED}
+        plain = Request(**names, ipc=made.ipc, protocol=protocol.name, device="cpu")
+        usual = resolve(plain).spec.record()
+        told = [pair for group in GROUPS for pair in _differing(group, made, usual[group], protocol)]
+        if not _reads_back(made, plain, told):
+            return ""
+    except (UsageError, DataError):
+        return ""
+    place = main_option(registry().get("dataset", names["dataset"]))
+    if place in PLACES and (where := spec.dataset.options.get(place, "DATA")):
+        names["dataset"] += f":{where}"
+    words = [*([f"DDBENCH_THREADS={spec.threads}"] if spec.threads else []), "ddbench", "run"]
+    for name, value in (names | {"ipc": spec.ipc, "protocol": protocol.name, "device": spec.device}).items():
+        default = getattr(Request, name)
+        words += [f"--{name}", str(value)] if value != default or name in ("dataset", "matcher", "ipc") else []
+    lines = [seeds] if seeds == list(range(seeds[0], seeds[0] + len(seeds))) else [[seed] for seed in seeds]
+    runs = [
+        [*words, "--seed", str(part[0]), "--repeats", str(len(part)), "--students", str(students), *_flags(told)]
+        for part in lines
+    ]
+    found = [shlex.join(line) for line in (*runs, *(_again(network, students) for network in networks)) if line]
+    return "\n".join(found) if all(is_command(line) for line in found) else ""
+
+
+def is_command(line: str) -> bool:
+    """Whether a line does nothing but call ``ddbench run`` or ``ddbench eval``, and can be shown as it is."""
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return False
+    if len(line) > LONGEST or _UNSEEN.search(line):
+        return False
+    threads = bool(words) and re.fullmatch(r"DDBENCH_THREADS=[1-9]\d*", words[0]) is not None
+    return shlex.join(words) == line and words[threads : threads + 2] in (["ddbench", "run"], ["ddbench", "eval"])
+
+
+def option_text(value: Any) -> str:
+    """A value as ``-o`` reads it; of a list, what commas, quotes and spaces would change stands in double quotes."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(_part(option_text(part), alone=len(value) == 1) for part in value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def flags_text(group: str, given: dict[str, Any]) -> str:
+    """``-o`` for each of the options of a group, as a shell takes them, with a space before each; else nothing."""
+    told = [(f"{group}.{name}", option_text(value)) for name, value in given.items()]
+    return "".join(f" {word}" for word in map(shlex.quote, _flags(told)))
+
+
+def _part(text: str, *, alone: bool) -> str:
+    """A part of a list; ``none`` alone would be read as no list."""
+    plain = text == text.strip() and "," not in text and not text.startswith('"')
+    return text if plain and not (alone and text.lower() in ("none", "null")) else '"' + text.replace('"', '""') + '"'
+
+
+def _flags(told: Sequence[tuple[str, str]]) -> list[str]:
+    return [word for name, text in told for word in ("-o", f"{name}={text}")]
+
+
+def _again(network: str, students: int) -> list[str]:
+    """The command that evaluates a run on another network, by its label, ``convnet(width=64)``; else nothing."""
+    name, _, text = network.removesuffix(")").partition("(")
+    try:
+        cls = registry().get("network", name).cls
+        known = "|".join(re.escape(f.name) for f in fields(cls))
+        parts = [part.partition("=") for part in re.split(rf",(?=(?:{known})=)", text) if part]
+        given = {option: ast.literal_eval(value) if value[:1] in "([" else value for option, _, value in parts}
+        if label(make(cls, given, "network")) != network:
+            return []
+    except (UsageError, DataError, ValueError, SyntaxError):
+        return []
+    told = [(f"network.{option}", option_text(value)) for option, value in given.items()]
+    return ["ddbench", "eval", "RUN", "--network", name, "--students", str(students), *_flags(told)]
+
+
+def _differing(group: str, spec: RunSpec, usual: dict[str, Any], protocol: Protocol) -> list[tuple[str, str]]:
+    """The options of a group that are not fields' defaults, or that a recipe would make others today."""
+    made: Any = getattr(spec, group)
+    usual = usual["options"] if group in PLUGGED else usual
+    base = {"experts": EXPERTS, "protocol": protocol}.get(group)
+    told = changed(made) if base is None else {n: v for n, v in options(made).items() if v != options(base)[n]}
+    told |= {name: value for name, value in options(made).items() if usual.get(name) != value}
+    shown = [(name, value) for name, value in options(made).items() if name in told and name not in _left(group)]
+    return [(f"{group}.{name}", option_text(value)) for name, value in shown]
+
+
+def _left(group: str) -> tuple[str, ...]:
+    """Options that no flag says: where data lie here, and which rules these are, which ``--protocol`` says."""
+    return ("name", "version") if group == "protocol" else PLACES if group == "dataset" else ()
+
+
+def _reads_back(made: RunSpec, plain: Request, told: Sequence[tuple[str, str]]) -> bool:
+    """Whether the flags, read as the command line reads them, give the options that the runs had."""
+    flags = tuple((name, text.strip()) for name, text in told)
+    again = resolve(replace(plain, flags=flags)).spec
+    return all(
+        {n: v for n, v in options(getattr(held, group)).items() if n not in _left(group)}
+        == {n: v for n, v in options(getattr(made, group)).items() if n not in _left(group)}
+        for held, group in ((again, group) for group in GROUPS)
+    )

@@ -114,7 +114,7 @@ class Target:
             "phases": distilled.curriculum.phases,
             "data": work.dataset.digest,
             "preprocessing": distilled.preprocessing.digest,
-            "network": self.network.identity,
+            "network": self.network.lineage,
             "protocol": changed(work.protocol),
             "training": [changed(distilled.teaching.recipe), distilled.teaching.steps, distilled.teaching.phases],
             "students": work.students,

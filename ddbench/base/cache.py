@@ -6,6 +6,7 @@ everything that decides them. Deleting any of it costs time, never results.
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import hashlib
 import json
@@ -24,6 +25,7 @@ from ddbench.base.opening import TEXT_BYTES, may_store, parse_json, read_text, r
 from ddbench.base.progress import note
 from ddbench.errors import DamagedError, DataError, UsageError
 
+SET_ASIDE = ".before-"  # and when, in the name of what something else was made in place of
 SEAL = "seal"  # the name of a JSON record's own digest in it
 
 
@@ -127,6 +129,12 @@ def _temporary(path: Path) -> tuple[int, Path]:
 
 
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or a folder so that another can be made in its place, and nothing is lost; returns where it is."""
+    moment = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
+    return path.rename(path.with_name(f"{path.name}{SET_ASIDE}{moment}"))
 
 
 def sweep(folder: Path, name: str | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,20 @@ from pydantic import Field
 from ddbench.base.cache import Cache, digest, home, lock, read_json, write_json
 from ddbench.base.options import changed, label
 from ddbench.base.progress import note
-from ddbench.base.schema import Fraction, Held, Number, Whole
+from ddbench.base.schema import Digest, Fraction, Held, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Dataset
 from ddbench.errors import DamagedError, DataError
 from ddbench.grade.distilled import Distilled
+from ddbench.grade.made_by import (
+    Code,
+    code_of_metrics,
+    code_of_students,
+    differing,
+    outdated,
+    replaced,
+    without_outdated,
+)
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import at_chosen, best_lr, tuned
 from ddbench.grade.student import accuracy, measured_students
@@ -74,34 +83,58 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
     path = folder / f"{digest(_identity(plan, network, seed, threads, together))[:12]}.json"
     metrics = default_metrics() if plan.metrics is None else plan.metrics
     due = {label(m): name for name, m in metrics.items()}
+    code, measuring = code_of_students(distilled), code_of_metrics(metrics)
     if path.exists():
         record = read_record(path)
-        if record["complete"] and not _lacking(record, plan.students, due):
+        other = differing(record.get("sources", {}), code) or outdated(record, measuring)
+        if record["complete"] and not other and not _lacking(record, plan.students, due):
             return record  # also from a folder that may not be written to
     with lock(folder / f".{path.stem}.lock"):
-        record = read_record(path) if path.exists() else _fresh(plan, distilled, network, seed, path.stem)
+        record = _begun(path, code) or _fresh(plan, distilled, network, seed, path.stem)
+        without_outdated(record, measuring, path)
         lacking = _lacking(record, plan.students, due)
         if record["complete"] and not lacking:
             return record
-        lessons = _tuned(plan, distilled, network, record, Seed(seed) / "evaluation")
-        record["lrs"] = [s.lr or distilled.teaching.recipe.lr for s in lessons.sets]
         record["together"] = together
-        graded = measured_students(
-            lessons,
-            network,
-            distilled.teaching,
-            replace(plan.dataset.test, preprocessing=distilled.preprocessing),
-            metrics,
-            Seed(seed) / "evaluation",
-            lacking,
-            protocol=plan.protocol,
-            together=together,
-        )
-        for i, numbers in zip(lacking, graded, strict=True):
+        students = _students(replace(plan, distilled=distilled, metrics=metrics), network, record, lacking, seed)
+        for i, numbers in zip(lacking, students, strict=True):
             _note(record, i, numbers, due, path)
+            _note_code(record, code, measuring)
             write_json(path, record, sealed=True)
         record["complete"] = True
         write_json(path, record, sealed=True)
+    return record
+
+
+def _students(
+    plan: Evaluation, network: Network, record: dict[str, Any], lacking: Sequence[int], seed: int
+) -> Iterator[dict[str, float]]:
+    """Train and measure the students that a record lacks, at the student lr that it holds or that is selected now."""
+    distilled, root = plan.distilled, Seed(seed) / "evaluation"
+    lessons = _tuned(plan, distilled, network, record, root)
+    record["lrs"] = [s.lr or distilled.teaching.recipe.lr for s in lessons.sets]
+    return measured_students(
+        lessons,
+        network,
+        distilled.teaching,
+        replace(plan.dataset.test, preprocessing=distilled.preprocessing),
+        plan.metrics or {},
+        root,
+        lacking,
+        protocol=plan.protocol,
+        together=record["together"],
+    )
+
+
+def _begun(path: Path, code: Code) -> dict[str, Any] | None:
+    """The record that is there, if this code made it; that of other code is set aside."""
+    if not path.exists():
+        return None
+    record = read_record(path)
+    other = differing(record.get("sources", {}), code)
+    if other:
+        replaced(path, other)
+        return None
     return record
 
 
@@ -109,6 +142,14 @@ def _lacking(record: dict[str, Any], students: int, due: Mapping[str, str]) -> l
     """The students that a record has not, or not with every metric that is due."""
     there, measured = len(record["students"]), record["metrics"]
     return [i for i in range(students) if i >= there or any(measured.get(words, 0) <= i for words in due)]
+
+
+def _note_code(record: dict[str, Any], code: Code, measuring: Mapping[str, Code]) -> None:
+    """Note by which third-party code a record is made; those of built-ins alone have nothing of it."""
+    if code:
+        record["sources"] = code
+    if measuring:
+        record["metric_sources"] = record.get("metric_sources", {}) | measuring
 
 
 class _Student(Held):
@@ -122,6 +163,8 @@ class _Record(Held):
     complete: bool
     students: list[_Student]
     metrics: dict[str, Whole]
+    sources: dict[str, Digest] = Field(default={})
+    metric_sources: dict[str, dict[str, Digest]] = Field(default={})
     student_lr: str | None = None
     tried: dict[str, Number] = Field(default={})
 
@@ -242,7 +285,7 @@ def ceiling(
     recipe = replace(protocol.recipe(epochs).on(dataset.augment), online=False)  # real labels need no teacher
     identity = {
         "dataset": dataset.digest,
-        "network": network.identity,
+        "network": network.lineage,
         "recipe": changed(recipe),
         "lrs": protocol.lrs,
         "students": students,

@@ -217,9 +217,11 @@ class Starts:
     @property
     def identity(self) -> dict[str, Any]:
         """What the start networks depend on, as JSON. Untaught, that is network and seed alone."""
-        base = {"network": self.network.identity, "seed": [self.seed.root, *self.seed.path]}
+        base = {"network": self.network.lineage, "seed": [self.seed.root, *self.seed.path]}
         if not self.taught.phases:
             return base
         lessons = [changed(self.teaching.lesson(j)) for j in range(len(self.taught.phases))]
         taught = self.taught.identity(len(self.taught.phases))
-        return base | {"lessons": lessons, "taught": taught, "threads": self.threads, "trainer": TRAINER_VERSION}
+        code = self.taught.code if self.teaching.recipe.online else {}
+        told = {"teachers": code} if code else {}
+        return base | {"lessons": lessons, "taught": taught, "threads": self.threads, "trainer": TRAINER_VERSION} | told

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddbench.base.cache import digest
+from ddbench.base.code import foreign_code
 from ddbench.data.dataset import Examples
 from ddbench.errors import UsageError
 from ddbench.problem.decode import IDENTITY, Decoder
@@ -164,6 +165,12 @@ class Curriculum:
         """What the first ``phases`` phases depend on, as JSON: the key of a lesson."""
         used = self.phases[:phases]
         return [[list(p) for p in used], [self.sets[i].digest for i in sorted({i for p in used for i in p})]]
+
+    @property
+    def code(self) -> dict[str, str]:
+        """The digests of the third-party source of the sets' teachers, by module."""
+        teachers = [s.teacher for s in self.sets if s.teacher is not None]
+        return {name: value for t in teachers for name, value in foreign_code(type(t.source)).items()}
 
     @cached_property
     def frozen_examples(self) -> Examples | None:

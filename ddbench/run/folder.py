@@ -6,12 +6,12 @@ import os.path
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ddbench.base.cache import SET_ASIDE as SET_ASIDE
 from ddbench.errors import DataError
 from ddbench.run.record import ResultRecord, RunRecord, plain_name
 from ddbench.run.row import DAMAGED, Row
 
 FINAL = ("ok", "diverged")
-SET_ASIDE = ".before-"  # and when, in the name of a run that another was made in place of
 
 
 def run_folders(out: Path, *, set_aside: bool = False) -> list[Path]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import glob
 from pathlib import Path
 from typing import Any
 
+from ddbench.base import cache
 from ddbench.base.cache import lock
 from ddbench.errors import DDBenchError
 from ddbench.run.folder import SET_ASIDE
@@ -61,5 +61,4 @@ def deleted(folder: Path) -> str:
 def set_aside(folder: Path) -> Path:
     """Rename the folder of a run so that another can be made, and nothing is lost. Raises BusyError for one at work."""
     with lock(folder / ".lock", wait=False):
-        moment = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
-        return folder.rename(folder.with_name(f"{folder.name}{SET_ASIDE}{moment}"))
+        return cache.set_aside(folder)

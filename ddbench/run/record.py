@@ -207,6 +207,8 @@ class EvaluationRecord(Held):
     lrs: list[Number] | None = None  # in use, one for each set
     student_lr: Text | None = None  # the one that selection chose; ``own`` for the sets' own
     together: bool = False
+    sources: dict[Text, Digest] = Field(default={})  # sha256 of the third-party source that students depend on
+    metric_sources: dict[Text, dict[Text, Digest]] = Field(default={})  # and of metrics, by metric
 
     @property
     def scores(self) -> list[float]:

@@ -1,28 +1,23 @@
-"""The code that a run was made by: the digest of the source of each plugin that it uses, and of ddbench.
+"""The code that a run was made by: the digests of the source of the plugins that it uses, and of ddbench.
 
 Keys hold the versions that plugins declare, which their authors may forget to raise. The digests stand beside the key,
-in ``sources.json`` from the start and in ``result.json`` at the end, so that a run made by other code is noticed.
+in ``sources.json`` from the start and in ``result.json`` at the end, so that a run made by other code is noticed. What
+counts as a plugin's code is decided in :mod:`ddbench.base.code`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import site
-import sys
-import sysconfig
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
-from ddbench.base.cache import file_digest
+from ddbench.base import code
 from ddbench.base.schema import Digest, Held, Text
-from ddbench.plugins import registry
 from ddbench.run.folder import finished
 from ddbench.run.spec import PLUGGED, RunSpec
 
 FILE = "sources.json"
-BUILT_IN = "ddbench"  # the distribution
 # What of ddbench decides the numbers of a run: not how it is asked for, stored, compared and shown.
 _DECIDING = (
     "base/seeds.py",
@@ -45,11 +40,11 @@ class SourcesRecord(Held):
 
 
 def sources(spec: RunSpec) -> dict[str, str]:
-    """sha256 (hex) of the Python files of each plugin's package or module, by its name, and of ddbench's own."""
-    roots = dict(filter(None, (_root(type(getattr(spec, kind))) for kind in PLUGGED)))
-    home = Path(__file__).parents[1]
-    own = [file for part in _DECIDING for file in _files(home / part)]
-    return {"ddbench": _digest(home, own)} | {name: _digest(root, _files(root)) for name, root in roots.items()}
+    """sha256 (hex) of the source behind each plugin, by package or module, and of ddbench's own."""
+    found = {code.BUILT_IN: _own()}
+    for kind in PLUGGED:
+        found |= code.code_of(type(getattr(spec, kind)))
+    return found
 
 
 def recorded(folder: Path) -> dict[str, str]:
@@ -76,35 +71,16 @@ def outdated(spec: RunSpec, folder: Path) -> list[str]:
 
 
 def in_development(spec: RunSpec) -> set[str]:
-    """The sources of third parties' plugins that are edited where they lie: installed editable, or on PYTHONPATH."""
-    kept = {path for name in ("purelib", "platlib") if (path := sysconfig.get_paths().get(name))}
-    kept |= {*site.getsitepackages(), site.getusersitepackages()}
-    found = set()
-    for kind in PLUGGED:
-        plugin: Any = getattr(spec, kind)
-        root, own = _root(type(plugin)), registry().plugins.get((kind, plugin.name))
-        if root and own and own.package != BUILT_IN and not any(root[1].is_relative_to(path) for path in kept):
-            found.add(root[0])
-    return found
+    """The sources of third parties' plugins that are edited where they lie."""
+    return {name for kind in PLUGGED for name in code.in_development(type(getattr(spec, kind)))}
 
 
-def _root(cls: type) -> tuple[str, Path] | None:
-    """The outermost package (not a namespace) or module that defines a class, and where its source is."""
-    parts = cls.__module__.split(".")
-    for name in (".".join(parts[: i + 1]) for i in range(len(parts))):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file:
-            path = Path(file)
-            return name, path.parent if path.stem == "__init__" else path
-    return None
+def deciding() -> list[Path]:
+    """The files of ddbench that decide the numbers of a run."""
+    home = Path(__file__).parents[1]
+    return [file for part in _DECIDING for file in code.Root(part, home / part).files]
 
 
-def _files(root: Path) -> list[Path]:
-    return sorted(root.rglob("*.py")) if root.is_dir() else [root] if root.is_file() else []
-
-
-def _digest(root: Path, files: list[Path]) -> str:
-    found = hashlib.sha256()
-    for file in files:
-        found.update(f"{file.relative_to(root.parent).as_posix()} {file_digest(file)}\n".encode())
-    return found.hexdigest()
+@cache
+def _own() -> str:
+    return code.digest_of(Path(__file__).parents[1], deciding())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ddbench.base.code import foreign_code
 from ddbench.base.guard import guarded
 from ddbench.base.seeds import Seed
 from ddbench.errors import PluginError, UsageError
@@ -226,3 +227,13 @@ class Network:
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+
+    @property
+    def code(self) -> dict[str, str]:
+        """The digests of the third-party source that builds it, by module; empty for built-in networks."""
+        return foreign_code(type(self.source))
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What anything that is derived from it is kept by: its identity, and the code of one that is not built in."""
+        return self.identity | ({"code": self.code} if self.code else {})

@@ -245,27 +245,9 @@ def test_a_run_at_work_is_not_set_aside(tmp_path):
     assert folder.exists()
 
 
-def test_sources_of_packages_modules_and_namespaces_are_found(tmp_path, monkeypatch):
-    (tmp_path / "space" / "inner").mkdir(parents=True)
-    (tmp_path / "space" / "inner" / "__init__.py").write_text("class A: pass\n")
-    (tmp_path / "space" / "inner" / "other.py").write_text("class B: pass\n")
-    (tmp_path / "a_single_module.py").write_text("class C: pass\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import importlib
-
-    inner, other, single = map(importlib.import_module, ("space.inner", "space.inner.other", "a_single_module"))
-    assert code._root(inner.A) == code._root(other.B) == ("space.inner", tmp_path / "space" / "inner")
-    assert code._root(single.C) == ("a_single_module", tmp_path / "a_single_module.py")
-    assert code._root(type("Nowhere", (), {"__module__": "no_such_module"})) is None
-    root, path = tmp_path / "space" / "inner", tmp_path / "space" / "inner" / "other.py"
-    before = code._digest(root, code._files(root))
-    path.write_text("class B: x = 1\n")
-    assert code._digest(root, code._files(root)) != before
-
-
 def test_what_shows_runs_is_no_source_of_them():
     home = Path(package.__file__).parent
-    deciding = {file for part in code._DECIDING for file in code._files(home / part)}
+    deciding = set(code.deciding())
     assert home / "train" / "fit.py" in deciding
     assert not {part for file in deciding for part in file.relative_to(home).parts} & {"cli", "boards", "results"}
 

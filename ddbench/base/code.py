@@ -28,10 +28,24 @@ BUILT_IN = "ddbench"  # the distribution, and its package
 _CODE = (".py", ".so", ".pyd", ".pyx", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp")
 _LIBRARIES = frozenset(
     (
-        "annotated_types", "click", "numpy", "pandas", "PIL", "platformdirs", "pluggy", "pydantic", "pydantic_core",
-        "rich", "safetensors", "scipy", "sklearn", "torch", "torchvision", "typing_extensions",
+        "annotated_types",
+        "click",
+        "numpy",
+        "pandas",
+        "PIL",
+        "platformdirs",
+        "pluggy",
+        "pydantic",
+        "pydantic_core",
+        "rich",
+        "safetensors",
+        "scipy",
+        "sklearn",
+        "torch",
+        "torchvision",
+        "typing_extensions",
     )
-)  # fmt: skip
+)
 _NOT_PLUGINS = sys.stdlib_module_names | _LIBRARIES | {BUILT_IN}
 
 

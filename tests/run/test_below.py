@@ -21,11 +21,24 @@ from ddbench.run.row import Row
 def row(scores: list[float], matcher: str = "tesla", **more: Any) -> Row:
     """A graded run with these students."""
     base: dict[str, Any] = {
-        "dataset": "toy", "dataset_digest": "d" * 8, "matcher": matcher, "scheduler": "single", "network": "convnet",
-        "ipc": 1, "seed": 0, "protocol": "default", "protocol_digest": "aaaa", "label_type": "hard", "status": "ok",
-        "accuracy_mean": fmean(scores), "accuracy_std": pstdev(scores) if len(scores) > 1 else None, "n": len(scores),
-        "run": f"toy-{matcher}", "distil_network": "convnet", "distil_rules": "aaaa",
-    }  # fmt: skip
+        "dataset": "toy",
+        "dataset_digest": "d" * 8,
+        "matcher": matcher,
+        "scheduler": "single",
+        "network": "convnet",
+        "ipc": 1,
+        "seed": 0,
+        "protocol": "default",
+        "protocol_digest": "aaaa",
+        "label_type": "hard",
+        "status": "ok",
+        "accuracy_mean": fmean(scores),
+        "accuracy_std": pstdev(scores) if len(scores) > 1 else None,
+        "n": len(scores),
+        "run": f"toy-{matcher}",
+        "distil_network": "convnet",
+        "distil_rules": "aaaa",
+    }
     return Row(**base | more)
 
 

@@ -154,13 +154,36 @@ def own(rows: Sequence[Row]) -> Row | None:
     return max(due, key=lambda row: row.weight, default=None)
 
 
-def store(folder: Path, found: Sequence[RandomRecord]) -> None:
-    """Write into ``result.json`` of a finished run how it compares; nothing else in it changes."""
-    path, due = folder / "result.json", [record.json_value() for record in found]
-    if ResultRecord.from_file(path).json_value().get("random", []) == due:
+def store(folder: Path, found: Sequence[RandomRecord], flaw: str | None = None) -> None:
+    """Write into ``result.json`` of a finished run how it compares, and a ``flaw`` that shows beside random images."""
+    path = folder / "result.json"
+
+    def due() -> dict[str, Any]:
+        held = ResultRecord.from_file(path).json_value()
+        told = held.get("warnings", [])
+        warned = {"warnings": [*told, flaw]} if flaw is not None and flaw not in told else {}
+        return held | {"random": [record.json_value() for record in found]} | warned
+
+    if due() == {"random": []} | ResultRecord.from_file(path).json_value():
         return
     with suppress(BusyError), lock(folder / ".lock", wait=False, within=folder.parent):  # who has it writes the same
-        write_json(path, ResultRecord.from_file(path).json_value() | {"random": due}, sealed=True)
+        write_json(path, due(), sealed=True)
+
+
+def weak_experts(result: ResultRecord, classes: int | None, found: Sequence[RandomRecord]) -> str | None:
+    """Why no set could be good, where experts know less than half of what random images teach above chance."""
+    seen = [stage.experts for stage in result.stages[:1] if stage.experts is not None]
+    hard = [record.accuracy_mean for record in found if record.label_type in (None, "hard")]
+    if not seen or not hard or not classes:
+        return None
+    best, wanted = max(seen[0].accuracies), (1 / classes + max(hard)) / 2
+    if best > wanted:
+        return None
+    return (
+        f"its experts classify {100 * best:.1f} % of validation images right at best, and random images teach students "
+        f"{100 * max(hard):.1f} %: a set teaches no more than its experts know; train them for longer "
+        "(-o matcher.max_start, -o experts.epoch_steps) or at another -o experts.lr"
+    )
 
 
 def sentence(row: Row, found: Sequence[RandomRecord]) -> str:

@@ -17,6 +17,7 @@ from ddbench.problem.decode import Decoder
 from ddbench.run import below
 from ddbench.run.baseline import baseline
 from ddbench.run.defaults import BASELINE
+from ddbench.run.record import ResultRecord
 from ddbench.run.row import Row, deviation
 from ddbench.run.run import Run, Settings
 from ddbench.run.spec import RunSpec
@@ -51,8 +52,10 @@ def against_random(folder: Path, rows: Sequence[Row], beside: Sequence[Row]) -> 
     if row is None or row.matcher == BASELINE:
         return []
     found = below.compare(row, beside)
-    below.store(folder, found)
-    return [text] if (text := below.sentence(row, found)) else []
+    flaw = below.weak_experts(ResultRecord.from_file(folder / "result.json"), row.classes, found)
+    below.store(folder, found, flaw)
+    said = [f"warning: {row.run}: {flaw}"] if flaw else []
+    return [*said, text] if (text := below.sentence(row, found)) else said
 
 
 def _label_kinds(spec: RunSpec) -> list[str]:

@@ -203,3 +203,32 @@ def test_records_of_earlier_versions_are_read_as_runs_of_which_nothing_is_known(
     write_json(tmp_path / "result.json", {"status": "ok"})
     assert ResultRecord.from_file(tmp_path / "result.json").random == []
     assert RandomRecord(accuracy_mean=0.5, difference=0.1).above is None
+
+
+def test_experts_that_know_less_than_half_of_what_random_images_teach_are_told(tmp_path):
+    """Between chance, 10 %, and the 30 % that random images teach, half-way is 20 %."""
+    record = RandomRecord(accuracy_mean=0.3, difference=-0.1, label_type="hard")
+    softer = RandomRecord(accuracy_mean=0.9, difference=-0.1, label_type="teacher")
+
+    def result(*best: float) -> ResultRecord:
+        stages = [{"experts": {"epochs": [0, 2], "accuracies": [0.1, b], "images": 100}} for b in best]
+        return ResultRecord.model_validate({"status": "ok", "stages": stages})
+
+    said = below.weak_experts(result(0.2), 10, [record, softer])
+    assert said
+    assert (
+        "its experts classify 20.0 % of validation images right at best, and random images teach students 30.0 %"
+        in said
+    )
+    assert below.weak_experts(result(0.21), 10, [record]) is None
+    assert (
+        below.weak_experts(result(0.3, 0.1), 10, [record]) is None
+    )  # later stages' experts go on from taught networks
+    for unknown in (result(), ResultRecord(status="ok")):
+        assert below.weak_experts(unknown, 10, [record]) is None
+    assert below.weak_experts(result(0.1), None, [record]) is None
+    assert below.weak_experts(result(0.1), 10, [softer]) is None
+    write_json(tmp_path / "result.json", result(0.2).json_value() | {"warnings": ["first"]}, sealed=True)
+    for _ in range(2):
+        below.store(tmp_path, [record], said)
+    assert ResultRecord.from_file(tmp_path / "result.json").warnings == ["first", said]

@@ -105,12 +105,16 @@ def _parted(name: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
 
 
 def _pattern(name: str, other: str, word: str) -> str:
-    """``*_mask.png`` or ``*_mask_*.png``, where the name begins as the other; else the word in any place."""
+    """``*_mask.png`` or ``*_mask_*.png``, where the name begins as the other; else the word in any place.
+
+    What lists of options and shells would read otherwise is left to match any letter.
+    """
     stem, dot, suffix = name.rpartition(".")
     start = other.rpartition(".")[0]
     if not stem.startswith(start):
         return f"*{word}*"
-    return f"*{re.sub('[0-9]+', '*', glob.escape(stem.removeprefix(start)))}{dot}{suffix}"
+    end = glob.escape(stem.removeprefix(start))
+    return re.sub(r"""[,'"]""", "?", f"*{re.sub('[0-9]+', '*', end)}{dot}{suffix}")
 
 
 def _twins(names: Sequence[str]) -> dict[str, str]:

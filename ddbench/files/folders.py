@@ -62,7 +62,7 @@ def _check(path: Path, held: dict[str, list[Path]], rows: Tensor | None) -> None
     for name, found in held.items():
         if odd := beside_others([p.name for p in found]):
             raise DataError(
-                f"{path} has {len(odd)} pictures in {name} that are named as masks or copies of others beside them "
+                f"{path} has pictures in {name} that are named as masks or copies of others beside them, {len(odd)} "
                 f"({', '.join([*odd][:4])}); move them elsewhere, or rename them if they are pictures of the set"
             )
 

@@ -7,6 +7,8 @@ asked.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +130,8 @@ def planned(distilled: Distilled, options: EvalOptions) -> Planned:
         network = _plugin("network", spec["network"], options.network, given)
     elif options.network is None:
         require_modest(distilled.build_network("cpu"), "the network of the file")
-    recorded = make(Protocol, spec["protocol"], "protocol")
+    with _of_the_file("protocol"):
+        recorded = make(Protocol, spec["protocol"], "protocol")
     protocol = recorded
     if options.protocol or "protocol" in given:
         protocol = _rules(spec, options.protocol, recorded, given.get("protocol", {}))
@@ -186,8 +189,23 @@ def _dataset(
 
 def _plugin(kind: str, recorded: dict[str, Any], name: str | None, given: dict[str, dict[str, str]]) -> Any:
     """The recorded dataset or network, or another by name, with the options given."""
-    held = recorded["options"] if name in (None, recorded["name"]) else {}
-    return make(registry().get(kind, name or recorded["name"]).cls, held | given.get(kind, {}), kind)
+    if name is not None and name != recorded["name"]:
+        return make(registry().get(kind, name).cls, given.get(kind, {}), kind)
+    with _of_the_file(kind):
+        make(registry().get(kind, recorded["name"]).cls, recorded["options"], kind)
+    return make(registry().get(kind, recorded["name"]).cls, recorded["options"] | given.get(kind, {}), kind)
+
+
+@contextmanager
+def _of_the_file(kind: str) -> Iterator[None]:
+    """What is wrong with a file's own words is the file's fault, not of what was typed."""
+    try:
+        yield
+    except UsageError as error:
+        raise DataError(
+            f"the file names a {kind} that cannot be made here: {error}; get its plugin or its version of ddbench"
+            f"{'' if kind == 'protocol' else f', or say another one with --{kind}'}"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -230,11 +230,11 @@ def _check_alone(tree: Tree, root: str, wanted: Sequence[str] | None, within: st
             folders.setdefault(folder, []).append(name)
         odd = {name: pattern for held in folders.values() for name, pattern in beside_others(held).items()}
         if odd:
-            patterns = ",".join(dict.fromkeys([*odd.values()][:1000]))
+            patterns = shown(",".join([*dict.fromkeys(odd.values())][:5]))
             raise DataError(
-                f"{len(odd)} images of {shown(label)!r} in {root} are called as masks or copies of others beside them, "
-                f"{listed([*odd])}; leave such files out by -o 'dataset.without={shown(patterns)}', or pass "
-                "-o dataset.within=all if each is an image of its class"
+                f"{len(odd)} of the images of {shown(label)!r} in {root} are called as masks or copies of others "
+                f"beside them, {listed(sorted(odd, key=natural))}; leave such files out by "
+                f"-o 'dataset.without={patterns}', or pass -o dataset.within=all if each is an image of its class"
             )
 
 

@@ -351,7 +351,14 @@ def beside(form: str) -> dict[str, bytes]:
             "{}.bmp",
             "{}_depth.jpg",
         ),
-        *("{}_image_mask.png", "{}_labelIds.png", "{}_thumb.png", "{}_x_annotation.png"),
+        *(
+            "{}_image_mask.png",
+            "{}_labelIds.png",
+            "{}_thumb.png",
+            '{}, "mask".png',
+            "{} [mask].png",
+            "{}_x_annotation.png",
+        ),
     ],
 )
 @pytest.mark.parametrize("parts", [True, False])
@@ -359,7 +366,7 @@ def test_masks_beside_images_are_refused_until_it_is_said_what_counts(tmp_path, 
     files = beside(form)
     where = folder(tmp_path / "set", files if parts else flat(files))
     message = refusal(root=where)
-    assert message.startswith("6 images of 'cat' in")
+    assert message.startswith("6 of the images of 'cat' in")
     pattern = re.search(r"-o 'dataset\.without=([^']*)'", message)[1]
     plain = Images(root=folder(tmp_path / "plain", tree(train=6) if parts else flat(tree(train=6)))).load()
     alone = make(Images, {"root": where, "without": pattern}, "dataset").load()

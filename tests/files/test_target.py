@@ -50,6 +50,25 @@ def asked(folder: Path, **options) -> list[Row]:
     return evaluated(str(folder), folder.parent, EvalOptions(**({"students": 2, "device": "cpu"} | options)))
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("dataset", {"options": {"colour": 1}}, "dataset has no option 'colour'"),
+        ("dataset", {"name": "elsewhere"}, "no dataset called 'elsewhere'"),
+        ("dataset", {"options": {"per_class": -1}}, "dataset.per_class: "),
+        ("protocol", {"colour": 1}, "protocol has no option 'colour'"),
+    ],
+)
+def test_what_a_file_says_and_nobody_typed_is_the_files_fault(folder, kind, change, said):
+    distilled = Distilled.load(folder / "distilled.safetensors")
+    held = distilled.about["spec"]
+    changed = replace(distilled, about=distilled.about | {"spec": held | {kind: held[kind] | change}})
+    with pytest.raises(DataError, match=f"the file names a {kind} that cannot be made here: {said}.*; get its plugin"):
+        planned(changed, EvalOptions(students=1, device="cpu"))
+    with pytest.raises(UsageError, match=r"^dataset has no option 'colour'"):
+        planned(distilled, EvalOptions(students=1, device="cpu", flags=(("dataset.colour", "1"),)))
+
+
 # --------------------------------------------------------------------------------- what is selected anew
 
 

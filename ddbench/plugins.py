@@ -320,6 +320,11 @@ def remote(plugin: Plugin) -> bool:
     return bool(getattr(plugin.cls, "remote", False))
 
 
+def downloads(plugin: Plugin) -> bool:
+    """Whether a dataset is got from the network where it is not here yet."""
+    return bool(getattr(plugin.cls, "downloads", False))
+
+
 def costly(plugin: Plugin) -> bool:
     """Whether a metric is computed only when asked for."""
     return bool(getattr(plugin.cls, "costly", False))

@@ -33,7 +33,7 @@ _FORMS = click.Choice(["pt", "npz", "folder", "datasets"])
 @click.option("--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which of a res_*.pt file.")
 @click.option("--controls", is_flag=True, help="Also images of coresets, hard and soft labels, without augmentation.")
 @click.option("--transfer", is_flag=True, help="Test on another dataset of the same classes.")
-@click.option("--fetch", is_flag=True, help="Ask the network for data that the file names (hf).")
+@click.option("--fetch", is_flag=True, help="Ask the network for data that the file names.")
 @click.option("--together/--apart", default=None, help="Train students by one vectorised step (default: on CUDA).")
 @DEVICE
 @OPTIONS

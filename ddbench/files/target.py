@@ -25,7 +25,7 @@ from ddbench.grade.evaluation import Evaluation, default_metrics, evaluate
 from ddbench.grade.modest import require_modest
 from ddbench.grade.protocol import Protocol, altered
 from ddbench.hookspecs import DatasetSource
-from ddbench.plugins import loaded, main_option, registry, remote
+from ddbench.plugins import downloads, loaded, main_option, missing, registry, remote
 from ddbench.run.defaults import BASELINE, NETWORK
 from ddbench.run.folder import find_run, finished
 from ddbench.run.record import EvaluationRecord, RunRecord
@@ -183,6 +183,11 @@ def _dataset(
         raise UsageError(
             f"the file names data that may be asked for on the network: {source.name}:{place[:200]}; say yourself "
             f"where they are, with --dataset {source.name}:NAME_OR_FOLDER, or --fetch, to ask for what the file names"
+        )
+    if name is None and downloads(plugin) and not options.fetch and (lacks := missing(source)) is not None:
+        raise UsageError(
+            f"the file names the dataset {source.name!r}, which is not here ({lacks[:300]}) and would be downloaded; "
+            f"say so yourself, with --dataset {source.name}, `ddbench prepare {source.name}`, or --fetch"
         )
     return source
 

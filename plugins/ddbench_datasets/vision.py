@@ -34,6 +34,7 @@ class Downloaded(Choices):
     """A dataset that torchvision gets. What it is, a subclass says in class attributes; the code is here."""
 
     name = ""
+    downloads = True  # a file of others that names it is not enough to get it
     files = Files("", {})
     form: ClassVar[Read | Stored]
     about: ClassVar[dict[str, str]]

@@ -447,6 +447,22 @@ def test_data_that_may_be_anywhere_are_the_users_to_name(folder, tmp_path):
                 evaluated(str(path), tmp_path, asked_for)
 
 
+def test_data_that_would_be_downloaded_are_the_users_to_name_unless_they_are_here(folder, tmp_path, monkeypatch):
+    path = told(folder, "about/spec/dataset", {"name": "mnist", "options": {}})
+    options = EvalOptions(students=1, device="cpu")
+    cls = registry().get("dataset", "mnist").cls
+    monkeypatch.setenv("DDBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cls, "load", lambda self: (_ for _ in ()).throw(DataError("asked the network")))
+    with pytest.raises(UsageError, match=r"names the dataset 'mnist', which is not here.*--dataset mnist.*--fetch"):
+        evaluated(str(path), tmp_path, options)
+    for asked_for in (replace(options, fetch=True), replace(options, dataset="mnist")):
+        with pytest.raises(DataError, match="asked the network"):
+            evaluated(str(path), tmp_path, asked_for)
+    monkeypatch.setattr(cls, "missing", lambda self: None)  # they are here: the file may name them
+    with pytest.raises(DataError, match="asked the network"):
+        evaluated(str(path), tmp_path, options)
+
+
 @pytest.mark.parametrize("options", [{"width": 10**7}, {"depth": 10**6, "pooling": "none"}])
 def test_a_network_beyond_all_measure_is_the_users_to_name(folder, tmp_path, options):
     path = told(folder, "network", {"name": "convnet", "options": options})

@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_iterations_and_another_gives_others(proble
 
 def test_one_iteration_reports_the_loss_and_the_student_lr(problem):
     _, trail = play(METHODS[0], problem, 1)
-    assert set(trail[0]) == {"loss", "lr"}
+    assert set(trail[0]) == {"loss", "lr", "start"}
     assert trail[0]["loss"] > 0
     assert trail[0]["lr"] > 0
 

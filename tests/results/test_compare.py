@@ -1027,3 +1027,9 @@ def test_a_pattern_that_is_none_is_refused():
     with pytest.raises(UsageError, match="neither part of a name nor a regular expression"):
         select(runs("random", RANDOM), ["matcher~(["])
     assert len(select(runs("random", RANDOM, network="convnet(width=8)"), ["network~convnet("])) == 5
+
+
+@pytest.mark.parametrize("form", ["ascii", "CSV", "csvs", "xml", ""])
+def test_whatever_is_no_format_is_refused(form):
+    with pytest.raises(UsageError, match="unknown format"):
+        render(single(), form)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from ddbench.results.aggregate import Line, aggregate
 from ddbench.results.compare import Ask, compared
-from ddbench.results.differences import one_thing_apart
+from ddbench.results.differences import between, one_thing_apart
 from ddbench.run.row import Row
 
 SOME = [0.50, 0.51, 0.49, 0.52, 0.53]
@@ -55,6 +55,7 @@ def best(found: list[Row]) -> list[str]:
         (2, " of toy ipc 1 convnet, toy ipc 2 convnet"),
         (4, " of toy ipc 1 convnet, toy ipc 2 convnet, toy ipc 3 convnet, toy ipc 4 convnet"),
         (6, " of toy ipc 1 convnet, toy ipc 2 convnet, toy ipc 3 convnet, toy ipc 4 convnet and 2 more"),
+        (9, " of toy ipc 1 convnet, toy ipc 2 convnet, toy ipc 3 convnet, toy ipc 4 convnet and 5 more"),
     ],
 )
 def test_groups_without_a_best_are_named_once_with_the_reason(groups, where):
@@ -214,3 +215,20 @@ def test_a_line_says_how_many_of_its_runs_ended_how(statuses, said):
     ]
     (line,) = aggregate(found)
     assert line.row.status == said
+
+
+def test_averages_over_unequal_seeds_are_not_tested():
+    uneven = rows("mtt", SOME, setting="a") + rows("mtt", SOME[:2], setting="b")
+    mtt, random = aggregate(uneven + rows("random", [s + 0.1 + s * s for s in SOME], setting="c"), ["matcher"])
+    assert (mtt.testable, random.testable) == (False, True)
+    assert between(mtt, random).p is None
+    assert "are not the same" in between(mtt, random).note
+
+
+def test_the_labels_of_a_line_are_those_of_the_runs_that_finished_or_of_all_if_none_did():
+    done, lost = rows("mtt", [0.5, 0.6], setting="s")
+    lost = replace(lost, status="diverged", accuracy_mean=None, n=0, label_type=None)
+    (line,) = aggregate([done, lost])
+    assert line.row.label_type == "hard"
+    (line,) = aggregate([replace(lost, label_type="soft")])
+    assert line.row.label_type == "soft"

@@ -465,12 +465,12 @@ def campaign(room: str, count: int, seed: int, out: Path) -> None:
 def again(out: Path) -> None:
     """Run what survived once more, with more tests and those that are new; ``first`` keeps what came before.
 
-    What a reader has found to be equivalent, in ``why``, is left as it is.
+    What a reader has judged, in ``why``, is left as it is, unless it says that it is open, or not run again.
     """
     rows = _lines(out)
     suite = Suite(rows[0]["room"])
     survived = [row for row in rows[1:] if row["outcome"] in ("survived", "uncovered")]
-    left = [row for row in survived if not row.get("why", "").startswith("equivalent")]
+    left = [row for row in survived if row.get("why", "open").startswith(("open", "not run again"))]
     for row in left:
         mutant = mutant_of(row)
         assert mutant.diff() == (row["was"], row["is"]), f"the source has changed: {row}"

@@ -21,7 +21,7 @@ from ddbench.base.cache import home
 from ddbench.base.tensors import load_tensors, save_tensors
 from ddbench.errors import DataError
 from ddbench.files.target import EvalOptions, evaluated
-from ddbench.grade.distilled import FORMAT, Distilled
+from ddbench.grade.distilled import FORMAT, Distilled, _digest, step_of
 
 CLASSES = ("cat", "dog", "öre")
 
@@ -328,3 +328,80 @@ def test_a_teacher_has_the_numbers_of_its_network(tmp_path):
     replace(made, curriculum=Curriculum((s,), ((0,),))).save(tmp_path / "f.safetensors")
     with pytest.raises(DataError, match="teacher of set 0 has"):
         Distilled.load(tmp_path / "f.safetensors")
+
+
+@pytest.mark.parametrize("size", [8_000_001, 10**9, 2**63])
+def test_a_header_longer_than_any_that_is_written_is_refused_before_it_is_read(tmp_path, size):
+    (tmp_path / "f.safetensors").write_bytes(struct.pack("<Q", size) + b"{")
+    with pytest.raises(DataError, match=f"its header is said to have {size:,} bytes"):
+        Distilled.load(tmp_path / "f.safetensors")
+
+
+def test_a_header_of_eight_million_bytes_is_read(tmp_path):
+    (tmp_path / "f.safetensors").write_bytes(struct.pack("<Q", 8_000_000) + b"{")
+    with pytest.raises(DataError, match=r"is damaged or no safetensors file"):
+        Distilled.load(tmp_path / "f.safetensors")
+
+
+def test_a_description_of_too_many_values_is_refused_before_it_is_parsed(tmp_path):
+    made = distilled()
+    replace(made, about=made.about | {"more": [0] * 300_100}).save(tmp_path / "f.safetensors")
+    with pytest.raises(DataError, match="it lists more than 300,000 values"):
+        Distilled.load(tmp_path / "f.safetensors")
+
+
+def test_more_steps_than_a_student_may_take_are_refused_when_they_are_asked_for_in_epochs(tmp_path):
+    made = distilled()
+    many = Teaching(replace(made.teaching.recipe, epochs=10**9), None, 2)
+    replace(made, teaching=many).save(tmp_path / "f.safetensors")
+    with pytest.raises(DataError, match="more than the 10,000,000 steps"):
+        Distilled.load(tmp_path / "f.safetensors")
+
+
+def test_earlier_formats_are_read_and_numbers_that_no_format_will_have_are_damage(path):
+    tensors, metadata = load_tensors(path)
+    document = json.loads(metadata["ddbench"]) | {"format": 1}
+    del document["sha256"]
+    document["sha256"] = _digest(document, tensors)
+    save_tensors(path, tensors, {"ddbench": json.dumps(document)})
+    assert len(Distilled.load(path).curriculum) == 2
+    for newer in (FORMAT + 1, 13, 17, 10**6 - 1):
+        with pytest.raises(DataError, match=f"format {newer}.*update"):
+            Distilled.load(rewritten(path, format=newer))
+    for odd in (0, -1, 10**6, 2 * 10**6):
+        with pytest.raises(DataError, match="incomplete or damaged"):
+            Distilled.load(rewritten(path, format=odd))
+
+
+@pytest.mark.parametrize("row", [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0], [0.25, 0.25, 0.5]])
+def test_each_hard_label_names_one_class(tmp_path, row):
+    made = hard([0, 1, 2, 0, 1, 2], ipc=2)
+    labels = torch.cat([torch.eye(3), torch.eye(3)[:2], torch.tensor([row])])
+    s = replace(made.curriculum.sets[0], labels=labels)
+    replace(made, curriculum=Curriculum((s,), ((0,),))).save(tmp_path / "f.safetensors")
+    with pytest.raises(DataError, match="said to be"):
+        Distilled.load(tmp_path / "f.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["images", "labels"])
+def test_numbers_of_another_width_are_refused(tmp_path, dtype, name):
+    made = distilled()
+    sets = tuple(replace(s, **{name: getattr(s, name).to(dtype)}) for s in made.curriculum.sets)
+    replace(made, curriculum=replace(made.curriculum, sets=sets)).save(tmp_path / "f.safetensors")
+    with pytest.raises(DataError, match=rf"its tensor set0\.{name} is {dtype} .* not torch\.float32"):
+        Distilled.load(tmp_path / "f.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "wanted"),
+    [
+        *(("meanstd", ("mean",), "mean and std"), ("meanstd", ("mean", "std", "whiten"), "mean and std")),
+        *(("meanstd", ("mean", "whiten"), "mean and std"), ("zca", ("mean", "std"), "mean and whiten")),
+        *(("zca", ("whiten",), "mean and whiten"), ("meanstd", (), "mean and std")),
+    ],
+)
+def test_preprocessing_has_the_tensors_of_its_kind_and_no_others(kind, names, wanted):
+    parts = {"mean": torch.zeros(4), "std": torch.ones(4), "whiten": torch.eye(4)}
+    with pytest.raises(DataError, match=f"has {', '.join(sorted(names)) or 'nothing'}, not {wanted}"):
+        step_of(kind, {name: parts[name] for name in names}, (1, 2, 2))

@@ -84,3 +84,48 @@ def test_the_network_is_that_of_the_run(sound):
 @pytest.mark.parametrize(("images", "fits"), [(6, True), (5, False), (7, False), (1020, False), (0, False)])
 def test_images_are_as_many_as_the_run_was_asked_for(sound, images, fits):
     assert (Document.checked(sound, "{}").budget_fault(images) is None) is fits
+
+
+@pytest.mark.parametrize(
+    ("option", "most"), [("epochs", 10**6), ("ceiling_epochs", 10**6), ("judges", 1000), ("checks", 10_000)]
+)
+def test_rules_may_ask_for_as_much_as_anybody_does_and_no_more(sound, option, most):
+    place = f"about/spec/protocol/{option}"
+    for value in (1, most):
+        assert Document.checked(changed(sound, place, value), "{}").about.spec.protocol[option] == value
+    assert "should be at most" in refused(lambda: Document.checked(changed(sound, place, most + 1), "{}"))
+
+
+@pytest.mark.parametrize(("count", "good"), [(0, True), (5, True), (100, True), (101, False)])
+def test_a_hundred_learning_rates_may_be_tried(sound, count, good):
+    made = changed(sound, "about/spec/protocol/lrs", [0.1] * count)
+    if good:
+        Document.checked(made, "{}")
+    else:
+        assert "lrs should be at most 100" in refused(lambda: Document.checked(made, "{}"))
+
+
+@pytest.mark.parametrize("place", [1, 2, 9])
+def test_phases_name_no_set_that_is_not_there(sound, place):
+    for phase in ([place], [0, place]):
+        assert "of 1 there are" in refused(
+            lambda phase=phase: Document.checked(changed(sound, "phases", [phase]), "{}")
+        )
+
+
+@pytest.mark.parametrize(
+    ("stages", "images", "fits"),
+    [(1, 6, True), (1, 3, False), (2, 6, True), (2, 3, False), (3, 3, True), (3, 5, True), (3, 6, False)],
+)
+def test_fewer_images_than_asked_for_are_what_fewer_sets_than_stages_hold(sound, stages, images, fits):
+    two = changed(sound, "sets", sound["sets"] * 2)
+    made = Document.checked(changed(two, "about/spec/scheduler/options", {"stages": stages}), "{}")
+    assert (made.budget_fault(images) is None) is fits
+
+
+@pytest.mark.parametrize(("images", "ipc"), [(1, 1), (2, 1), (3, 1), (5, 1), (6, 2), (7, 2)])
+def test_sets_of_others_have_as_many_per_class_as_their_images_allow_and_one_at_least(sound, images, ipc):
+    unknown = changed(sound, "about/selection", "unknown")
+    for asked in (1, 2, 3):
+        fault = Document.checked(changed(unknown, "about/spec/ipc", asked), "{}").budget_fault(images)
+        assert (fault is None) is (asked == ipc)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -195,3 +196,39 @@ def test_a_set_for_other_classes_is_refused_with_six_names_at_most(made):
     for count, shown in ((3, "a, b, c"), (6, "a, b, c, d, e, f"), (7, r"a, b, c, d, e, f, \.\.\. \(7 in all\)")):
         with pytest.raises(DataError, match=f"distilled for the classes {shown}, but dataset"):
             replace(distilled, classes=tuple("abcdefg"[:count])).check_dataset(dataset)
+
+
+def test_an_evaluation_that_ended_before_it_was_called_complete_is_completed_without_training(
+    plan, tmp_path, monkeypatch
+):
+    record = graded(plan, tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(json.dumps(record | {"complete": False}))
+    monkeypatch.setattr("ddbench.grade.student.teach", None)
+    assert graded(plan, tmp_path) == record
+    assert json.loads(path.read_text())["complete"]
+
+
+def test_metrics_that_were_measured_before_stay(plan, tmp_path):
+    @dataclass(frozen=True)
+    class Share:
+        name = "share"
+
+        def __call__(self, logits, targets):
+            return 0.25
+
+    graded(replace(plan, metrics={"ece": default_metrics()["ece"]}), tmp_path)
+    both = graded(replace(plan, metrics={"share": Share()}), tmp_path)
+    assert both["metrics"] == {"ece": 2, "share": 2}
+    assert [set(s) for s in both["students"]] == [{"accuracy", "ece", "share"}] * 2
+    assert re.fullmatch("[0-9a-f]{12}", both["key"])
+
+
+def test_where_nothing_is_selected_the_sets_keep_their_learning_rate_even_if_tuning_is_asked_for(plan, tmp_path):
+    last = replace(plan, protocol=replace(plan.protocol, selects="last", lrs=(0.1,)), tune=True, students=1)
+    record = graded(last, tmp_path)
+    assert "tried" not in record
+    assert record["lrs"] == [s.lr or plan.distilled.teaching.recipe.lr for s in plan.distilled.curriculum.sets]
+    for selects in ("validation", "test"):
+        rules = replace(plan.protocol, selects=selects, lrs=(0.1,))
+        assert "0.1" in graded(replace(last, protocol=rules), tmp_path)["tried"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+import re
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,32 @@ def test_the_published_protocol_counts_epochs():
     assert paper.evaluation(100, 5).lesson(3).epochs == 501
     assert paper.starting(100, 5).lesson(0).epochs == 1001
     assert paper.recipe().carry
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        *(("momentum", (0, 0.5), (-0.5,)), ("looks_after", (0, 0.99), (-0.1, 1, 1.5)), ("steps", (1,), (0, -1))),
+        *(("mix_probability", (0, 1), (-0.5, 1.1)), ("mix_alpha", (0.01,), (0, -0.5)), ("batch", (1,), (0,))),
+        *(("temperature", (0.01,), (0,)), ("checks", (1,), (0,)), ("judges", (1,), (0,)), ("lr", (1e-9,), (0,))),
+    ],
+)
+def test_options_have_the_bounds_within_which_they_mean_something(name, good, bad):
+    for value in good:
+        assert getattr(altered(Protocol(), {name: value}), name) == value
+    for value in bad:
+        with pytest.raises(UsageError, match=rf"protocol\.{name}"):
+            altered(Protocol(), {name: value})
+
+
+def test_looks_come_after_an_epoch_at_least():
+    rules = {"selects": "test", "epochs": 5}
+    assert altered(Protocol(), rules | {"looks": 1}).looks == 1
+    with pytest.raises(UsageError, match=r"protocol\.looks"):
+        altered(Protocol(), rules | {"looks": 0})
+
+
+def test_rules_cannot_be_changed_under_their_name():
+    with pytest.raises(FrozenInstanceError):
+        named("default").lr = 1.0
+    assert re.fullmatch(r"default-custom-[0-9a-f]{6}", altered(named("default"), {"lr": 1.0}).name)

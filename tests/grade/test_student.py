@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from cohorts import TEN_STEPS, examples, gap, network
 from tiny import spec
 
-from ddbench import Curriculum, Network, Seed, Student, SyntheticSet, Teaching, teach
+from ddbench import Curriculum, Network, Recipe, Seed, Student, SyntheticSet, Teaching, teach
+from ddbench.base.progress import listening
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.student import Pupil, accuracy, look_steps, measured_students, taught_pupils
 from ddbench.plugins import registry
@@ -64,3 +66,38 @@ def test_the_best_look_counts_and_its_vector_is_what_metrics_see():
     assert len(by_hand) == 4
     assert found[0]["accuracy"] == max(by_hand) == found[0]["v.accuracy"]
     assert torch.equal(seen[0], trail[by_hand.index(max(by_hand))])
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_students_are_taught_one_at_a_time_or_in_groups_as_asked(monkeypatch, together):
+    groups: list[int] = []
+
+    def one(_network, student, *_):
+        groups.append(1)
+        return student
+
+    def several(_network, students, *_):
+        groups.append(len(students))
+        return students
+
+    monkeypatch.setattr("ddbench.grade.student.teach", one)
+    monkeypatch.setattr("ddbench.grade.student.teach_together", several)
+    net, plan = network("mlp"), Curriculum((SyntheticSet(examples().images, examples().labels, lr=0.01),), ((0,),))
+    pupils = [Pupil(Student(net.init(Seed(i))), plan, Seed(i)) for i in range(TOGETHER + 2)]
+    assert len(list(taught_pupils(net, pupils, Teaching(TEN_STEPS), together=together))) == len(pupils)
+    assert groups == ([TOGETHER, 2] if together else [1] * len(pupils))
+
+
+def test_progress_counts_the_students_that_are_graded():
+    dataset = registry().get("dataset", "toy").cls().load()
+    net = Network(spec("random").network, dataset.train.shape, dataset.train.classes)
+    shown = dataset.train.draw(1)
+    plan = Curriculum((SyntheticSet(shown.images, shown.labels, lr=0.02),), ((0,),))
+    seen: list[tuple[int, int]] = []
+    with listening(lambda event: seen.append((event.done, event.total)) if event.what == "evaluation" else None):
+        list(
+            measured_students(
+                plan, net, Teaching(Recipe(batch=3, augment=""), steps=1), dataset.test, {}, Seed(0), [4, 7, 9]
+            )
+        )
+    assert seen == [(1, 3), (2, 3), (3, 3)]

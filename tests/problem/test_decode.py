@@ -11,6 +11,7 @@ from tiny import ddbench, options, run, spec
 from torch import Tensor
 
 from ddbench import Curriculum, Problem, SyntheticSet, UsageError
+from ddbench.base.options import make
 from ddbench.grade.distilled import Distilled
 from ddbench.problem.decode import Decoder
 from ddbench.run.record import RunRecord
@@ -169,3 +170,12 @@ def test_the_random_images_beside_a_run_come_with_and_without_its_decoder(tmp_pa
     assert answer.code == 0, answer.err
     factors = [json.loads((f / "spec.json").read_text())["decoder"]["factor"] for f in sorted(tmp_path.glob("*-ipc1*"))]
     assert sorted(factors) == [1, 2]
+
+
+@pytest.mark.parametrize(("factor", "good"), [(0, False), (1, True), (8, True), (9, False)])
+def test_factors_are_from_one_to_eight(factor, good):
+    if good:
+        assert make(Decoder, {"factor": factor}, "decoder").copies == factor * factor
+    else:
+        with pytest.raises(UsageError, match=r"decoder\.factor"):
+            make(Decoder, {"factor": factor}, "decoder")

@@ -25,8 +25,8 @@ from ddbench.base import tensors
 from ddbench.base.cache import Cache, read_json, write_json
 from ddbench.base.progress import Event, listening, noting
 from ddbench.base.tensors import load_tensors, save_rows, save_tensors
-from ddbench.errors import DamagedError, DDBenchError, InterruptedRun
-from ddbench.problem.expert_files import Trajectory
+from ddbench.errors import DamagedError, DataError, DDBenchError, InterruptedRun
+from ddbench.problem.expert_files import Trajectory, epochs_in, path_of, snapshot_in
 from ddbench.problem.experts import layout
 from ddbench.train.fit import Student
 
@@ -532,3 +532,60 @@ def test_experts_that_train_together_go_on_where_they_were_interrupted(tmp_path)
             assert torch.equal(stopped.snapshot(index, epoch), whole.snapshot(index, epoch))
     leftover = [p for p in stopped.folder.iterdir() if p.suffix in (".partial", ".rows")]
     assert leftover == []
+
+
+def test_an_expert_is_made_again_with_the_snapshots_that_it_had_and_no_others(cache):
+    made = experts(cache)
+    made.build(2, (0, 1))
+    made.build(1, (0, 2))
+    had = {index: epochs_in(path_of(made.folder, index)) for index in range(2)}
+    assert had == {0: {0, 1, 2}, 1: {0, 1}}
+    for index in range(2):
+        path_of(made.folder, index).unlink()
+        with noting(str):
+            made.snapshot(index, 0)
+        assert epochs_in(path_of(made.folder, index)) == had[index]
+
+
+def test_an_expert_that_another_process_made_again_meanwhile_is_not_trained(cache, monkeypatch):
+    """It was damaged when it was read, and is whole when its lock is there."""
+    made = experts(cache)
+    made.build(1, (0, 2))
+    before, damaged = made.snapshot(0, 2), [True]
+
+    def read(path, key):
+        if damaged:
+            damaged.pop()
+            raise DamagedError(f"{path} is damaged; nobody needs this advice")
+        return snapshot_in(path, key)
+
+    monkeypatch.setattr("ddbench.problem.experts.snapshot_in", read)
+    with noting(str), listening(counting := Counting()):
+        assert torch.equal(made.snapshot(0, 2), before)
+    assert counting.trained == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "refused"), [(1, 2, False), (2, 1, False), (2, 2, False), (3, 2, True), (2, 3, True)]
+)
+def test_imported_experts_serve_whoever_needs_no_more_than_there_are(cache, count, epochs, refused):
+    folder = cache.root / "experts" / "imported1"
+    for index in range(2):
+        save_rows(folder / f"{index:06d}.safetensors", [0, 1, 2], torch.zeros(3, NETWORK.length) + index)
+    write_json(folder / "identity.json", {"layout": layout(NETWORK), "experts": 2, "epochs": 2}, sealed=True)
+    brought = experts(cache, recipe=replace(RECIPE, imported="imported1"))
+    if refused:
+        with pytest.raises(
+            DataError, match=f"{count} experts of {epochs} epochs are needed, but imported1 holds 2 of 2"
+        ):
+            brought.build(count, (0, epochs))
+    else:
+        brought.build(count, (0, epochs))
+        assert brought.snapshot(count - 1, epochs).mean() == count - 1
+
+
+def test_progress_over_experts_begins_at_none_and_ends_at_all(cache):
+    seen: list[tuple[int, int]] = []
+    with listening(lambda event: seen.append((event.done, event.total)) if event.what == "experts" else None):
+        experts(cache).build(3, (0, 1))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]

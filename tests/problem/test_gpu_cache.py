@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -228,3 +229,46 @@ def test_on_a_gpu_a_snapshot_comes_without_waiting(cache, monkeypatch):
     few = module.Shelf(made._read, torch.device("cuda"), 2 * slow.starts.network.length * 4)
     for index, epoch in ((0, 0), (0, 1), (1, 1), (0, 0)):
         assert torch.equal(few[index, epoch].cpu(), slow.snapshot(index, epoch))
+
+
+def test_what_is_asked_for_while_other_tensors_wait_is_not_one_of_them():
+    expected, gate = [(1, 1), (1, 3), (3, 1)], threading.Event()
+
+    def read(key: tuple[int, int]) -> torch.Tensor:
+        if key in expected:
+            gate.wait(2)
+        return vector(key)
+
+    shelf = Shelf(read, CPU, 10 * SIZE)
+    shelf.expect(expected, SIZE)
+    for key in ((1, 0), (0, 1), (1, 2), (2, 2), (4, 0)):
+        assert torch.equal(shelf[key], vector(key))
+    gate.set()
+    for key in expected:
+        assert torch.equal(shelf[key], vector(key))
+
+
+def test_no_thread_is_left_when_what_was_expected_has_been_asked_for_before_it_was_read(monkeypatch):
+    monkeypatch.setattr("ddbench.problem.gpu_cache.AHEAD", 1)  # one at a time
+    file = File()
+    file.open.clear()
+    shelf = Shelf(file, CPU, 10 * SIZE)
+    shelf.expect([(0, 0), (0, 1)], SIZE)
+    threading.Timer(0.05, file.open.set).start()
+    assert torch.equal(shelf[0, 1], vector((0, 1)))  # read by whoever asks: the thread is at the one before
+    all_read(shelf)
+    assert torch.equal(shelf[0, 0], vector((0, 0)))
+    assert file.reads == Counter({(0, 0): 1, (0, 1): 1})
+    ends = time.monotonic() + 5
+    while own := [t for t in threading.enumerate() if t.name in file.threads and t.name.startswith("shelf")]:
+        assert time.monotonic() < ends, own
+        time.sleep(0.01)
+
+
+def test_of_tensors_larger_than_what_may_wait_one_waits(monkeypatch):
+    monkeypatch.setattr("ddbench.problem.gpu_cache.AHEAD", SIZE // 2)
+    file = File()
+    shelf = Shelf(file, CPU, 10 * SIZE)
+    shelf.expect([(0, 0), (0, 1), (0, 2)], SIZE)
+    all_read(shelf)
+    assert file.reads == Counter({(0, 0): 1})

@@ -10,6 +10,7 @@ from beginnings import CLASSES, RECIPE, real, starts
 
 from ddbench import Curriculum, Experts, Problem, Seed, SyntheticSet, UsageError
 from ddbench.base.cache import Cache
+from ddbench.problem.problem import Needs, state_bytes
 
 
 def problem(cache: Cache, ipc: int, stages: int = 0) -> Problem:
@@ -48,3 +49,13 @@ def test_sample_is_a_function_of_the_runs_seed(cache):
 def test_more_images_than_a_class_has_are_refused(cache):
     with pytest.raises(UsageError, match="ipc 8 asked for, but the smallest class has 7"):
         problem(cache, 8).sample()
+
+
+def test_the_bytes_of_a_set_are_its_numbers_their_momenta_and_labels_in_float32():
+    assert state_bytes(5, 13, 7) == 5 * 13 * 4 + 5 * 13 * 4 + 5 * 7 * 4
+    assert state_bytes(5, 13, 7, moments=2) == 5 * 13 * 4 * 3 + 5 * 7 * 4
+    assert state_bytes(1, 3, 2, moments=0) == 3 * 4 + 2 * 4
+
+
+def test_who_needs_nothing_has_nothing_made():
+    assert Needs() == Needs(experts=0, snapshots=(), teachers=0)

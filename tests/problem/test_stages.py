@@ -12,6 +12,8 @@ from ddbench_schedulers.seqmatch import SeqMatch
 from problems import stage_problems
 
 from ddbench import Curriculum, Problem, UsageError
+from ddbench.base.options import make
+from ddbench.problem.stages import Staged
 from ddbench.testing import toy_task
 
 
@@ -47,3 +49,10 @@ def test_fresh_stages_draw_other_initialisations_and_learn_all_earlier_sets(plan
     assert [len(p.starts.taught.sets) for p in stages] == [0, 1, 2]
     assert stages[2].starts.taught.phases == ((0,), (0, 1))
     assert torch.equal(stages[0].starts[3], task.starts[3])
+
+
+@pytest.mark.parametrize("kind", [Staged, Progressive, SeqMatch, Boost])
+def test_fewer_than_one_stage_is_refused(kind):
+    assert make(kind, {"stages": 1}, "scheduler").stages == 1
+    with pytest.raises(UsageError, match=r"scheduler\.stages"):
+        make(kind, {"stages": 0}, "scheduler")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 
@@ -41,6 +42,7 @@ from ddbench.base.cache import Cache
 from ddbench.base.progress import listening, noting
 from ddbench.base.tensors import save_tensors
 from ddbench.errors import InterruptedRun
+from ddbench.problem.decode import Decoder
 from ddbench.problem.starts import teach_together
 from ddbench.train.fit import Student, Watch
 
@@ -303,3 +305,13 @@ def test_stored_labels_do_not_matter_to_online_protocols_and_a_missing_teacher_i
         taught(data.labels, None)
     with pytest.raises(UsageError, match="labelled online, but there is no teacher"):
         fit(net, student, data.examples(), Recipe(online=True), Seed(0))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_passes_over_a_set_count_the_images_that_it_decodes_to(factor):
+    sets = (some_set(3, 0, decoder=Decoder(factor)), some_set(2, 1))
+    shown = Curriculum(sets, ((0,), (0, 1)))
+    teaching = Teaching(Recipe(batch=4, epochs=5))
+    expected = [5 * math.ceil(n / 4) for n in (3 * factor**2, 3 * factor**2 + 2)]
+    assert [teaching.steps_of(phase, shown) for phase in range(2)] == expected
+    assert teaching.total(shown) == sum(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sets import some_set as any_set
+from sets import some_teacher
 
 from ddbench import Curriculum, Examples, Pool, SyntheticSet, UsageError, share
 from ddbench.problem.decode import Decoder
@@ -245,3 +247,38 @@ def test_batches_of_a_pool_on_a_gpu_are_taken_and_scattered_without_waiting():
     expected = torch.zeros(5, 3, 4, 4)
     on_cpu.scatter(expected, index, pixels[index])
     assert torch.equal(into.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [((2, 1, 1, 3, 3), (2, 4)), ((2, 3), (2, 4)), ((2, 1, 3, 3), (1, 4)), ((3, 1, 3, 3), (4, 4))]
+)
+def test_too_many_or_too_few_dimensions_and_rows_are_refused(images, labels):
+    with pytest.raises(UsageError, match="needs images"):
+        SyntheticSet(torch.zeros(images), torch.zeros(labels))
+
+
+@pytest.mark.parametrize(("classes", "each"), [(2, 1), (255, 1), (256, 1), (257, 2), (1000, 2)])
+def test_the_number_of_a_class_takes_a_byte_as_long_as_it_fits(classes, each):
+    assert SyntheticSet(torch.zeros(3, 1, 2, 2), torch.zeros(3, classes)).label_bytes == 3 * each
+
+
+def test_a_teacher_costs_its_numbers_and_a_set_without_one_nothing():
+    teacher = some_teacher()
+    with_one = any_set(2, shape=(1, 8, 8), teacher=teacher)
+    assert any_set(2).teacher_bytes == 0
+    assert with_one.teacher_bytes == 4 * len(teacher.vector) > 0
+    double = replace(with_one, teacher=replace(teacher, vector=teacher.vector.double()))
+    assert double.teacher_bytes == 8 * len(teacher.vector)
+
+
+def test_a_detached_copy_has_a_teacher_of_its_own():
+    original = any_set(2, shape=(1, 8, 8), teacher=some_teacher())
+    copy = original.detached()
+    assert torch.equal(copy.teacher.vector, original.teacher.vector)
+    original.teacher.vector.zero_()
+    assert copy.teacher.vector.abs().sum() > 0
+
+
+def test_a_phase_of_one_set_is_that_set_and_no_copy_of_it(curriculum):
+    """It may be gigabytes."""
+    assert curriculum.phase(0).images.data_ptr() == curriculum.sets[0].images.data_ptr()

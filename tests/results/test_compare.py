@@ -1027,3 +1027,31 @@ def test_a_pattern_that_is_none_is_refused():
     with pytest.raises(UsageError, match="neither part of a name nor a regular expression"):
         select(runs("random", RANDOM), ["matcher~(["])
     assert len(select(runs("random", RANDOM, network="convnet(width=8)"), ["network~convnet("])) == 5
+
+
+@pytest.mark.parametrize("form", ["ascii", "CSV", "csvs", "xml", ""])
+def test_whatever_is_no_format_is_refused(form):
+    with pytest.raises(UsageError, match="unknown format"):
+        render(single(), form)
+
+
+def test_conditions_in_brackets_in_brackets_are_not_divided():
+    assert divided("a=f(g((1)),2),b=[{(0),1},2]") == ["a=f(g((1)),2)", "b=[{(0),1},2]"]
+
+
+def test_a_row_without_a_baseline_has_not_passed():
+    for baseline in (None, "", "random"):
+        (said,) = compare.tripped([{"matcher": "mtt", "ipc": 1, "p": None, "baseline": baseline}], ["p<0.05"])
+        assert "p no value" in said
+    assert compare.tripped([{"matcher": "mtt", "ipc": 1, "p": None, "baseline": "(itself)"}], ["p<0.05"]) == []
+
+
+def test_the_header_of_a_row_in_html_is_its_first_cell():
+    text = render(Table([{"a": "one", "b": "two"}, {"a": "three", "b": "four"}], {"a": "A", "b": "B"}), "html")
+    assert re.findall('<th scope="row">([^<]*)</th>', text) == ["one", "three"]
+    assert re.findall("<td>([^<]*)</td>", text) == ["two", "four"]
+
+
+def test_latex_has_the_titles_above_the_rows():
+    text = render(Table([{"a": "one", "b": "two"}, {"a": "three", "b": "four"}], {"a": "A", "b": "B"}), "latex")
+    assert [row for row in text.splitlines() if "&" in row] == [r"A & B \\", r"one & two \\", r"three & four \\"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy import stats
 
 from ddbench.results.aggregate import Line, aggregate
 from ddbench.results.compare import Ask, compared
-from ddbench.results.differences import one_thing_apart
+from ddbench.results.differences import between, one_thing_apart
 from ddbench.run.row import Row
 
 SOME = [0.50, 0.51, 0.49, 0.52, 0.53]
@@ -32,6 +33,7 @@ def best(found: list[Row]) -> list[str]:
         (2, " of toy ipc 1 convnet, toy ipc 2 convnet"),
         (4, " of toy ipc 1 convnet, toy ipc 2 convnet, toy ipc 3 convnet, toy ipc 4 convnet"),
         (6, " of toy ipc 1 convnet, toy ipc 2 convnet, toy ipc 3 convnet, toy ipc 4 convnet and 2 more"),
+        (9, " of toy ipc 1 convnet, toy ipc 2 convnet, toy ipc 3 convnet, toy ipc 4 convnet and 5 more"),
     ],
 )
 def test_groups_without_a_best_are_named_once_with_the_reason(groups, where):
@@ -127,3 +129,84 @@ def test_costs_of_a_line_are_means_and_those_that_agree_stay_whole(costs):
     (line,) = lines
     assert line.row.steps == sum(costs) / 2
     assert type(line.row.steps) is (int if costs[0] == costs[1] else float)
+
+
+def test_a_student_that_gets_nothing_right_counts_as_nothing():
+    (line,) = aggregate(rows("mtt", [0.0, 0.5]))
+    assert line.row.accuracy_mean == 0.25
+    assert line.scores == {0: 0.0, 1: 0.5}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_evaluations_with_other_seeds_the_one_with_the_smaller_seed_counts(turned):
+    (found,) = rows("mtt", [0.5])
+    both = [replace(found, seed=7, evaluation_seed=seed, accuracy_mean=score) for seed, score in ((0, 0.1), (1, 0.9))]
+    (line,) = aggregate(both[::-1] if turned else both)
+    assert line.scores == {7: 0.1}
+
+
+def test_every_pair_that_differs_in_one_thing_is_told_whatever_stands_before_it():
+    lines = aggregate(
+        [
+            r
+            for ipc, labels in ((1, "hard"), (2, "hard"), (2, "soft"), (3, "hard"), (3, "soft"))
+            for r in rows("tesla", SOME[:2], ipc=ipc, label_type=labels)
+        ]
+    )
+    assert [told["ipc"] for told in one_thing_apart(named(*lines))] == [2, 3]
+
+
+def test_images_that_are_not_said_to_be_packed_are_not_packed():
+    plain, packed = rows("random", SOME[:2]), rows("random", [0.7, 0.71], options={"decoder.factor": 2})
+    for options, gain in (({}, 0.2), ({"decoder.factor": 1}, 0.2), ({"decoder.factor": 2}, 0.0)):
+        other = rows("mtt", [0.70, 0.71], options=options)
+        (mtt,) = [row for row in compared(plain + packed + other, Ask())[0].rows if row["matcher"] == "mtt"]
+        assert mtt["difference"] == pytest.approx(gain)
+
+
+@pytest.mark.parametrize(("scheduler", "before"), [("pdd", True), ("tandem", False)])
+def test_random_images_in_one_set_are_the_baseline_whatever_the_stages_of_others_are_called(scheduler, before):
+    assert (scheduler < "single") == before
+    one, staged = rows("random", SOME[:2]), rows("random", [0.8, 0.81], scheduler=scheduler)
+    table = compared(one + staged + rows("mtt", [s + 0.1 for s in SOME[:2]]), Ask())[0]
+    (mtt,) = [row for row in table.rows if row["matcher"] == "mtt"]
+    assert mtt["difference"] == pytest.approx(0.1)
+    assert not any("choose the baseline" in note for note in table.captions)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "said"),
+    [
+        (["ok"], "ok"),
+        (["ok", "ok", "ok"], "ok"),
+        (["diverged"], "diverged"),
+        (["diverged", "diverged"], "2 diverged"),
+        (["diverged", "ok", "ok"], "2 ok, 1 diverged"),
+        (["incomplete", "diverged", "ok"], "1 ok, 1 diverged, 1 incomplete"),
+    ],
+)
+def test_a_line_says_how_many_of_its_runs_ended_how(statuses, said):
+    made = rows("mtt", [0.5 + 0.01 * i for i in range(len(statuses))], setting="s")
+    found = [
+        row if status == "ok" else replace(row, status=status, accuracy_mean=None, n=0)
+        for row, status in zip(made, statuses, strict=True)
+    ]
+    (line,) = aggregate(found)
+    assert line.row.status == said
+
+
+def test_averages_over_unequal_seeds_are_not_tested():
+    uneven = rows("mtt", SOME, setting="a") + rows("mtt", SOME[:2], setting="b")
+    mtt, random = aggregate(uneven + rows("random", [s + 0.1 + s * s for s in SOME], setting="c"), ["matcher"])
+    assert (mtt.testable, random.testable) == (False, True)
+    assert between(mtt, random).p is None
+    assert "are not the same" in between(mtt, random).note
+
+
+def test_the_labels_of_a_line_are_those_of_the_runs_that_finished_or_of_all_if_none_did():
+    done, lost = rows("mtt", [0.5, 0.6], setting="s")
+    lost = replace(lost, status="diverged", accuracy_mean=None, n=0, label_type=None)
+    (line,) = aggregate([done, lost])
+    assert line.row.label_type == "hard"
+    (line,) = aggregate([replace(lost, label_type="soft")])
+    assert line.row.label_type == "soft"

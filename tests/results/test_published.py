@@ -230,3 +230,49 @@ def test_a_record_is_in_fractions_as_rows_are():
     assert (found.cells["accuracy_mean"], found.cells["accuracy_std"]) == (0.664, 0.008)
     assert found.short == "DATM Table 1"
     assert all(len(r.short) < 80 for r in everything())
+
+
+SIZES = {  # classes and training images, as their publishers say
+    "cifar10": (10, 50_000),
+    "cifar100": (100, 50_000),
+    "mnist": (10, 60_000),
+    "fashionmnist": (10, 60_000),
+    "svhn": (10, 73_257),
+    "tinyimagenet": (200, 100_000),
+    "imagenet": (1000, 1_281_167),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_dataset_has_the_classes_and_images_that_its_publishers_say_give_or_take_one_per_class(name):
+    classes, images = SIZES[name]
+    options = {"dataset.size": 64} if name == "imagenet" else {}
+    (matcher, labels) = next(
+        (m, kind)
+        for m in registry().names("matcher")
+        for kind in ("hard", "teacher")
+        for ipc in (10,)
+        if beside(of(name, m, labels=kind, options=options, ipc=ipc))
+        or beside(of(name, m, labels=kind, options=options, ipc=1))
+    )
+    ipc = 10 if beside(of(name, matcher, labels=labels, options=options)) else 1
+    for k, n, stands in (
+        *((classes, images, True), (classes, images - classes, True), (classes, images + classes, True)),
+        *((classes, images - classes - 1, False), (classes, images + classes + 1, False)),
+        *((classes + 1, images, False), (classes - 1, images, False), (classes, None, True), (None, images, True)),
+    ):
+        found = of(name, matcher, labels=labels, options=options, ipc=ipc, classes=k, train_images=n)
+        assert bool(beside(found)) == stands, (k, n)
+
+
+@pytest.mark.parametrize(
+    ("source", "short"),
+    [
+        ("Cui et al., ICML 2023 (TESLA Table 2)", "TESLA Table 2"),
+        ("Doe et al. (a workshop), 2022; see also Roe", "Doe et al."),
+        ("secondary: Roe, Survey, 2021", "Roe"),
+        ("A leaderboard; read in May, 2024", "A leaderboard"),
+    ],
+)
+def test_a_source_in_few_words_is_its_table_or_how_it_begins(source, short):
+    assert published.Reported("m", "none", "d", "n", 1, 50.0, None, source).short == short

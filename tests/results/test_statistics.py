@@ -197,3 +197,20 @@ def test_scipy_loads_when_a_test_needs_it_and_not_before():
 def test_pairing_finds_what_welch_does_not():
     a = [x + d for x, d in zip(OTHER, (0.011, 0.010, 0.012, 0.009, 0.010), strict=True)]
     assert paired(a, OTHER).p < 0.001 < 0.1 < welch(a, OTHER).p
+
+
+def test_one_and_nothing_are_p_values_and_no_levels():
+    assert holm([0.0, 1.0, 0.25]) == [0.0, 1.0, 0.5]
+    for wrong in (-0.1, -1e-9, 1.0001, 1.5, 2.0):
+        with pytest.raises(UsageError, match="p values lie between 0 and 1"):
+            holm([0.5, wrong])
+    for wrong in (-0.5, 0.0, 1.0, 1.5):
+        with pytest.raises(UsageError, match="level of an interval lies between 0 and 1"):
+            interval(ONE, wrong)
+
+
+@pytest.mark.parametrize("values", [[2.0, 5.0], [1.0, 2.0, 3.0], ONE, OTHER, [0.1 * i * i for i in range(9)]])
+def test_intervals_are_those_of_scipy(values):
+    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    middle = math.fsum(values) / len(values)
+    assert interval(values) == pytest.approx((middle - half, middle + half), rel=1e-12, abs=1e-12)

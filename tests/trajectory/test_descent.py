@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -354,3 +356,61 @@ def test_teacher_labels_of_every_iteration_are_those_of_its_segment(problem):
             step_along(method, problem, state, k, seen)
     assert len(pools) == 3
     assert len({float(pool.new.labels.square().sum()) for pool in pools}) > 1
+
+
+# --------------------------------------------------------------------------------- clipping, and large sets
+
+
+def test_a_gradient_is_bounded_by_a_multiple_of_the_running_mean_of_bounded_norms():
+    """The first goes through; then mean <- 0.9 mean + 0.1 bounded norm, by hand in Python's floats."""
+    method = Tesla(**HARD | {"momentum": 0.0, "lr_img": 1.0, "clip": 2.0})
+    state = PixelState.start(torch.zeros(1, 1, 1, 2, dtype=torch.float64), torch.eye(4)[:1], 0.01)
+    direction, mean = torch.tensor([[[[0.6, 0.8]]]], dtype=torch.float64), 0.0
+    for norm in (3.0, 1.0, 100.0, 0.0, 4.5, 1e-3, 7.0):
+        before = state.images.clone()
+        descend(method, state, torch.arange(1), fed(norm * direction))
+        bounded = min(norm, 2 * mean) if mean else norm
+        mean = 0.9 * mean + 0.1 * bounded if mean else bounded
+        torch.testing.assert_close(before - state.images, bounded * direction, rtol=1e-12, atol=1e-12)
+
+
+def test_thousands_of_rows_that_waited_are_where_sgd_with_momentum_has_them():
+    """Images and logits, against all rows moving in every step, in float64."""
+    n = 2003
+    method = Tesla(**TINY | {"labels": "learned", "momentum": 0.5, "lr_img": 0.3, "lr_label": 0.2, "clip": None})
+    generator = torch.Generator().manual_seed(1)
+    images, logits, fall, pull = (torch.randn(n, 4, dtype=torch.float64, generator=generator) for _ in range(4))
+    state = PixelState.start(images.view(n, 1, 2, 2).clone(), logits.clone(), 0.01, learn_labels=True)
+    everything = torch.arange(n)
+    momenta = torch.zeros(2, n, 4, dtype=torch.float64)
+    for rows in (everything, torch.tensor([7]), torch.tensor([7, 1500])):
+        catch_up(method, state, rows)
+        descend(method, state, rows, replace(fed(fall.view(n, 1, 2, 2)[rows]), labels=pull[rows]))
+        found, pulled = torch.zeros(n, 4, dtype=torch.float64), torch.zeros(n, 4, dtype=torch.float64)
+        p = logits[rows].exp() / logits[rows].exp().sum(1, keepdim=True)
+        found[rows], pulled[rows] = fall[rows], p * (pull[rows] - (p * pull[rows]).sum(1, keepdim=True))
+        momenta = torch.stack([0.5 * momenta[0] + found, 0.9 * momenta[1] + pulled])
+        images, logits = images - 0.3 * momenta[0], logits - 0.2 * momenta[1]
+    late = caught_up(method, state)
+    catch_up(method, state, everything)
+    for moved, expected in zip((state.images.view(n, 4), state.labels), (images, logits), strict=True):
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-12)
+    for moved, expected in zip((state.images_momentum.view(n, 4), state.labels_momentum), momenta, strict=True):
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(late[0], state.images)
+    assert torch.equal(late[1], state.labels)
+
+
+def test_hundreds_of_rows_that_waited_are_where_adam_has_them():
+    n = 203
+    method = Tesla(**HARD | {"outer": "adam", "lr_img": 0.3, "momentum": 0.5, "clip": None})
+    state = PixelState.start(torch.zeros(n, 1, 1, 1, dtype=torch.float64), torch.eye(n), 0.01, outer="adam")
+    dense = torch.zeros(n, 1, 1, 1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([dense], 0.3, (0.5, 0.999), eps=1e-16)
+    for rows in (torch.arange(n), torch.tensor([7]), torch.tensor([7, 150])):
+        catch_up(method, state, rows)
+        descend(method, state, rows, fed((rows + 1.0).double().view(-1, 1, 1, 1)))
+        dense.grad = torch.zeros_like(dense)
+        dense.grad[rows] = (rows + 1.0).double().view(-1, 1, 1, 1)
+        optimiser.step()
+    torch.testing.assert_close(caught_up(method, state)[0], dense.detach(), rtol=1e-10, atol=1e-10)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -430,3 +431,94 @@ def test_a_lower_precision_is_judged_by_the_last_expert_that_segments_begin_at(t
         plain = spec("tesla")
         assert engine_for(plain.matcher, problem).probe is None
         assert engine_for(made.matcher).probe is None, "without a problem there are no experts"
+
+
+# -- what a stage began with -----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_stage_that_began_with_compiled_steps_goes_on_with_them():
+    c = case(3, batch=None)
+    began = time.monotonic()
+    c.reverse(engine=COMPILED)
+    notes = compiling.verdicts()
+    assert 0 < account()[0]["seconds"] <= time.monotonic() - began
+    compiling._made.clear()
+    compiling.settle(notes)
+    c.reverse(engine=COMPILED)
+    (note,) = account()
+    assert note["engine"] == "compiled"
+    assert "reason" not in note
+
+
+def test_a_stage_that_began_without_a_compiler_goes_on_without(monkeypatch):
+    def broken(function, **options):
+        raise RuntimeError("no compiler is installed")
+
+    c = case(3, batch=None)
+    with monkeypatch.context() as then:
+        then.setattr(torch, "compile", broken)
+        c.reverse(engine=COMPILED)
+    notes = compiling.verdicts()
+    compiling._made.clear()
+    compiling.settle(notes)
+    c.reverse(engine=COMPILED)  # now there would be one
+    (note,) = account()
+    assert (note["engine"], note["reason"]) == ("eager", "RuntimeError: no compiler is installed")
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_stage_goes_on_in_the_precision_that_it_began_with(monkeypatch, good):
+    work = on_noise(width=4, images=4)
+    with monkeypatch.context() as then:
+        then.setattr(engine, "ROUNDED", (10.0, 10.0) if good else (0.0, 0.0))
+        first = work(engine=Engine(precision="bf16"))
+    notes = compiling.verdicts()
+    compiling._made.clear()
+    compiling.settle(notes)
+    monkeypatch.setattr(engine, "ROUNDED", (10.0, 10.0))
+    assert same_bits(work(engine=Engine(precision="bf16")), first)
+    (note,) = account()
+    assert note["precision"] == ("bf16" if good else "float32")
+
+
+# -- how far off is too far ------------------------------------------------------------------------------------
+
+
+def off_by(share, name, loss):
+    """In place of ``torch.compile``: what is named is off by a share of its size, and ``value`` by one of |u| |g|."""
+
+    def compiled(function, **options):
+        def wrong(theta, buffers, images, labels, *direction):
+            made = function(theta, buffers, images, labels, *direction)
+            if not direction:
+                return made * (1 + share) if name == "gradient" else made
+            if name == "value":
+                leaf = theta.detach().requires_grad_()
+                (g,) = torch.autograd.grad(loss(leaf, images, labels), leaf)
+                return made._replace(value=made.value + share * g.norm() * direction[0].norm())
+            return made if name == "gradient" else made._replace(**{name: (1 + share) * getattr(made, name)})
+
+        return wrong
+
+    return compiled
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "good"),
+    [
+        *(("images", 2e-5, True), ("images", 1e-2, False), ("labels", 1e-2, False)),
+        *(("gradient", 5e-3, True), ("gradient", 3e-2, False), ("value", 5e-3, True), ("value", 3e-2, False)),
+    ],
+)
+def test_compiled_code_is_compared_in_each_of_what_it_computes(monkeypatch, name, share, good):
+    """Errors relative to the size of a tensor; that of <u, g>, which may be next to nothing, to |u| |g|."""
+    c = case(2, batch=None)
+    monkeypatch.setattr(torch, "compile", off_by(share, name, c.loss))
+    c.reverse(engine=COMPILED)
+    (note,) = account()
+    assert note["engine"] == ("compiled" if good else "eager")
+    if good:
+        assert note["errors"][name] == pytest.approx(share, rel=1e-6)
+    else:
+        assert f"{name} by {share:.1e}" in note["reason"]

@@ -78,3 +78,20 @@ def test_an_iteration_is_of_the_decoded_images_or_of_as_many_as_a_batch_has(batc
     predicted = method.memory(problem)
     assert predicted.iteration == unroll_bytes(method.differentiate, problem.network, problem.augment, batch, 3)
     assert predicted.state == state_bytes(6, 64, 3)
+
+
+def squares(task: Task) -> None:
+    """4 MB times the square of the steps."""
+    torch.empty(len(task.plan.batches) ** 2, 1_000_000)
+
+
+def lines(task: Task) -> None:
+    """4 MB for each step."""
+    torch.empty(len(task.plan.batches), 1_000_000)
+
+
+def test_few_steps_are_played_and_many_take_what_their_number_adds():
+    few = [unroll_bytes(squares, network(), "flip", 4, steps) for steps in (2, 3, 7)]
+    assert [few[1] - few[0], few[2] - few[1]] == [4_000_000 * (9 - 4), 4_000_000 * (49 - 9)]
+    some, many = (unroll_bytes(lines, network(), "flip", 4, steps) for steps in (10, 137))
+    assert many - some == 127 * 4_000_000

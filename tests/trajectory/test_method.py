@@ -11,9 +11,11 @@ from ddbench_tesla import Tesla
 from ddbench_trajectories.mtt import Mtt
 from problems import TINY, begin, gradient_of_ones, play, step_along
 
-from ddbench import Curriculum, DivergedError, Problem, SyntheticSet
+from ddbench import Curriculum, DivergedError, Problem, SyntheticSet, UsageError
+from ddbench.base.options import make
 from ddbench.problem.labels import teacher_labels
 from ddbench.trajectory.descent import PixelState, catch_up
+from ddbench.trajectory.labelling import teacher_epoch
 from ddbench.trajectory.method import Method, Swept, ensemble_labels, finish, needs, report_of
 from ddbench.trajectory.unroll import Gradient, Task, reverse
 
@@ -288,3 +290,21 @@ def test_every_tenth_iteration_asks_whether_the_student_lr_lives(k):
             report_of(method, state, gradient_of_ones(state), k)
     else:
         assert float(report_of(method, state, gradient_of_ones(state), k)["lr"]) == float(state.lr)
+
+
+def test_experts_label_where_the_last_segment_ends_unless_told():
+    assert teacher_epoch(Tesla(max_start=4, span=3)) == 6
+    assert teacher_epoch(Tesla(max_start=4, span=1)) == 4
+    assert teacher_epoch(Tesla(max_start=4, span=3, teacher_epochs=9)) == 9
+    assert needs(Tesla(max_start=4, span=3, labels="teacher", teacher_epochs=9)).snapshots == (*range(7), 9)
+    assert needs(Tesla(max_start=4, span=3, labels="hard", teacher_epochs=9)).snapshots == tuple(range(7))
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "below"),
+    [("window", 1, 0), ("lr_img", 1e-9, 0.0), ("lr_init", 1e-9, 0.0), ("syn_steps", 1, 0), ("lr_lr", 0.0, -1e-9)],
+)
+def test_options_go_down_to_their_least_value_and_no_further(name, least, below):
+    assert getattr(make(Tesla, {name: least}, "matcher"), name) == least
+    with pytest.raises(UsageError, match=rf"matcher\.{name}"):
+        make(Tesla, {name: below}, "matcher")

@@ -123,3 +123,14 @@ def test_what_is_neither_a_number_nor_auto_is_refused():
     for wrong in ("best", "-1", "0", "nan"):
         with pytest.raises(UsageError, match=r"matcher\.lr_init.*(auto|greater than 0|finite)"):
             make(Tesla, {"lr_init": wrong}, "matcher")
+
+
+def test_larger_steps_than_one_that_ran_away_are_not_tried():
+    tried: list[float] = []
+
+    def lost(beta: float) -> float:
+        tried.append(beta)
+        return math.inf if beta > 0.002 else abs(beta - 0.001)
+
+    assert least(lost) == pytest.approx(FIRST / 16)
+    assert max(tried) == FIRST * FACTOR

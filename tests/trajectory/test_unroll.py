@@ -28,7 +28,7 @@ from unrolls import (
 from ddbench import DSA, Examples, Pool, Seed
 from ddbench.data.augment import Draw
 from ddbench.train.optimisers import SGD
-from ddbench.trajectory.unroll import Plan, autograd_unroll, matching, reverse
+from ddbench.trajectory.unroll import Plan, Task, autograd_unroll, by_task, matching, reverse
 
 # -- the exact gradient --------------------------------------------------------------------------------------
 
@@ -375,3 +375,22 @@ def test_a_window_stores_no_vectors_of_the_steps_before_it():
     path, states, kept = _forward(loss, theta, pool, torch.tensor(0.1), plan, SGD(0.9), 4)
     assert (len(whole), len(path), len(states), len(kept)) == (8, 4, 4, 3)
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], path, strict=True))
+
+
+def test_a_compact_plan_counts_all_rows_as_new_unless_told():
+    rows = [torch.tensor([5, 2, 2]), torch.tensor([9, 0])]
+    used, plan = Plan.plain(rows).compact()
+    assert used.tolist() == [0, 2, 5, 9]
+    assert [batch.tolist() for batch in plan.batches] == [[2, 1, 1], [3, 0]]
+
+
+def test_the_warning_about_the_old_form_names_the_place_that_gave_it():
+    def old(loss, terminal, start, pool, lr, plan):
+        return reverse(loss, terminal, start, pool, lr, plan)
+
+    with pytest.warns(DeprecationWarning, match="old takes the six parts") as told:
+        adapted = by_task(old)
+    assert [warning.filename for warning in told] == [__file__]
+    c = case(2)
+    task = Task(c.loss, c.terminal, c.theta, c.pool, c.lr, c.plan)
+    assert torch.equal(adapted(task).images, c.reverse().images)

@@ -155,8 +155,8 @@ class Stage:
     def _look_at_rows(self, stream: Log) -> None:
         """Ask the matcher, early on, whether it gets anywhere."""
         self._read(stream)
-        stream.sync()
-        self._warn(stuck_of(self.matcher, self.problem, rows_of(self.metrics, self.index)))
+        rows = rows_of(self.metrics, self.index, stream.sync())
+        self._warn(stuck_of(self.matcher, self.problem, rows))
 
     def _warn(self, text: str | None) -> None:
         if text is not None:

@@ -5,13 +5,13 @@ Nothing is stopped by it. What is seen is said once, and kept in ``result.json``
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ddbench.base.cache import parse_json
 from ddbench.base.opening import reading
 from ddbench.data.dataset import RealData
 from ddbench.errors import DataError
@@ -89,8 +89,18 @@ def _accuracy(problem: Problem, vector: torch.Tensor, shown: RealData) -> float:
     return float((logits.argmax(1) == targets).float().mean())
 
 
-def rows_of(log: Path, stage: int) -> list[dict[str, float]]:
-    """The metrics of a stage's iterations so far, from the log of the run."""
+def rows_of(log: Path, stage: int, end: int) -> list[dict[str, float]]:
+    """The metrics of a stage's iterations so far, from the first ``end`` bytes of a run's log, less damaged lines."""
     with reading(log) as file:
-        rows = [json.loads(line) for line in file.read().splitlines()]
-    return [row for row in rows if row.get("stage") == stage]
+        found = [_numbers(line) for line in file.read(end).splitlines()]
+    return [row for row in found if row.get("stage") == stage]
+
+
+def _numbers(line: bytes) -> dict[str, float]:
+    """What a line of the log holds; nothing if that is not numbers by their names."""
+    try:
+        row = parse_json(line.decode())
+    except ValueError:
+        return {}
+    plain = isinstance(row, dict) and all(isinstance(value, (int, float)) for value in row.values())
+    return row if plain else {}

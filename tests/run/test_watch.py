@@ -17,7 +17,7 @@ from ddbench.base.cache import read_json
 from ddbench.base.progress import noting
 from ddbench.plugins import needs_of, stuck_of
 from ddbench.run.record import RunRecord
-from ddbench.run.watch import IMAGES, SNAPSHOTS, ExpertsSeen, look_after, seen_of_experts
+from ddbench.run.watch import IMAGES, SNAPSHOTS, ExpertsSeen, look_after, rows_of, seen_of_experts
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,21 @@ def test_a_matcher_that_does_not_look_says_nothing():
 def test_a_loss_without_scale_is_compared_with_where_it_began(losses, said):
     found = not_falling([{"loss": loss} for loss in losses])
     assert found is None if said is None else said in str(found)
+
+
+def test_lines_of_the_log_that_are_damaged_are_left_out(tmp_path):
+    good = {"stage": 1, "step": 3, "loss": 0.5}
+    lines = [
+        b'{"stage": 1, "loss" 0.5}',
+        b"[]",
+        b"3",
+        b'{"stage": 1, "loss": "x"}',
+        b"\xff",
+        b"[" * 5000,
+        b'{"stage": 0}',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines, json.dumps(good).encode(), b""]))
+    assert rows_of(tmp_path / "metrics.jsonl", 1, 10_000) == [good]
 
 
 def test_what_a_run_sees_is_said_once_and_kept_and_nothing_is_stopped(tmp_path, monkeypatch):

@@ -242,6 +242,23 @@ def _set_mkldnn(before: bool) -> None:
     torch.backends.mkldnn.enabled = before  # type: ignore[assignment]
 
 
+_HOOKED = tuple(  # on every module of the process
+    held
+    for name, held in vars(torch.nn.modules.module).items()
+    if name.startswith("_global_") and isinstance(held, dict)
+)
+
+
+def _hooks() -> tuple[tuple[Any, ...], ...]:
+    return tuple(tuple(held.items()) for held in _HOOKED)
+
+
+def _set_hooks(before: tuple[tuple[Any, ...], ...]) -> None:
+    for held, items in zip(_HOOKED, before, strict=True):
+        held.clear()
+        held.update(items)
+
+
 _PARTS = (
     _Part(torch.get_default_dtype, torch.set_default_dtype, "torch's default dtype"),
     _Part(_default_device, _set_default_device, "torch's default device"),
@@ -254,6 +271,7 @@ _PARTS = (
     _Part(torch._C._get_mkldnn_enabled, _set_mkldnn, "whether torch uses oneDNN"),
     _Part(_cudnn, _set_cudnn, "how torch uses cuDNN"),
     _Part(_products, _set_products, "torch's precision of products"),
+    _Part(_hooks, _set_hooks, "the hooks on all modules"),
     _Part(lambda: tuple(warnings.filters), _set_filters),
     _Part(np.geterr, lambda before: np.seterr(**before)),
     _Part(_folder, lambda before: before and os.chdir(before), "the working folder"),

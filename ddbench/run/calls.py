@@ -6,6 +6,7 @@ is undone (:mod:`ddbench.base.guard`). A flaw is a :class:`PluginError`, and not
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -116,6 +117,9 @@ def set_flaw(made: Any, images: tuple[int, ...], classes: int) -> str | None:
             return f"must make dense float32 {name}, got {tensor.dtype} on {tensor.device}; use .float()"
     if made.lr is not None and (isinstance(made.lr, bool) or not isinstance(made.lr, (int, float))):
         return f"must give a number or None as lr, got {made.lr!r:.80}"
+    sound = bool(made.images.isfinite().all() and made.labels.isfinite().all())  # others have diverged
+    if sound and made.lr is not None and not (math.isfinite(made.lr) and made.lr > 0):
+        return f"must give a positive number or None as lr, got {made.lr!r:.80}"
     if not (isinstance(made.label_type, str) and _WORD.fullmatch(made.label_type)):
         return f"must give a word as label_type, got {made.label_type!r:.80}"
     if made.teacher is not None and not isinstance(made.teacher, Teacher):

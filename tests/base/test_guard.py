@@ -37,6 +37,8 @@ CHANGES: dict[str, Callable[[], object]] = {
     "inference mode": lambda: entered(torch.inference_mode()),
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
     "determinism": lambda: torch.use_deterministic_algorithms(True),
+    "hooks on all modules": lambda: torch.nn.modules.module.register_module_forward_hook(lambda *_: None),
+    "hooks with names": lambda: torch.nn.modules.module.register_module_forward_hook(lambda *_: None, with_kwargs=True),
     "oneDNN": lambda: setattr(torch.backends.mkldnn, "enabled", False),
     "cuDNN": lambda: setattr(torch.backends.cudnn, "benchmark", True),
     "precision": lambda: torch.set_float32_matmul_precision("medium"),

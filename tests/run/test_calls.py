@@ -105,6 +105,11 @@ SETS: dict[str, tuple[Hook, str]] = {
     "labels that are no probabilities": (of_set(lambda x, y: SyntheticSet(x, 2 * y, label_type="soft")), "sum to 1"),
     "a negative probability": (of_set(lambda x, y: SyntheticSet(x, 3 * y - 2 / 3, label_type="soft")), "sum to 1"),
     "a tensor for an lr": (of_set(lambda x, y: SyntheticSet(x, y, lr=torch.tensor(0.1))), "a number or None as lr"),
+    "a negative lr": (of_set(lambda x, y: SyntheticSet(x, y, lr=-0.01)), "a positive number or None as lr"),
+    "an lr that is no number": (
+        of_set(lambda x, y: SyntheticSet(x, y, lr=float("nan"))),
+        "a positive number or None as lr",
+    ),
     "text for an lr": (of_set(lambda x, y: SyntheticSet(x, y, lr="0.1")), "a number or None as lr"),  # type: ignore[arg-type]
     "a label type that is no word": (
         of_set(lambda x, y: SyntheticSet(x, y, label_type="../x")),

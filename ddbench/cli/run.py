@@ -148,12 +148,12 @@ def _say_if_long(work: Run) -> None:
     from ddbench.plugins import registry
     from ddbench.run.folder import finished
     from ddbench.run.price import LONG, seconds_of, told
-    from ddbench.run.run import first_problem
+    from ddbench.run.run import build_task
 
     spec = work.spec
     if finished(work.folder) is not None:
         return
-    seconds = seconds_of(spec, first_problem(spec, work.dataset), work.settings.students)
+    seconds = seconds_of(spec, build_task(spec, work.dataset), work.settings.students)
     if seconds is None or seconds < LONG:
         return
     situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": spec.scheduler.name}

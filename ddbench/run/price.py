@@ -61,7 +61,10 @@ def work_of(spec: RunSpec, task: Problem, students: int) -> Work:
 
 def seconds_of(spec: RunSpec, task: Problem, students: int) -> float | None:
     """About what a run takes; None of a matcher that does not tell its work, and of little work."""
-    work = work_of(spec, task, students)
+    try:
+        work = work_of(spec, task, students)
+    except DDBenchError:  # a matcher may refuse the whole budget and take a stage's; the run will say what is wrong
+        return None
     if work.distilling is None or work.known < LITTLE:
         return None
     held = _held().get(_place(spec, task), {})
@@ -74,7 +77,11 @@ def seconds_of(spec: RunSpec, task: Problem, students: int) -> float | None:
 
 def remember(spec: RunSpec, task: Problem, notes: list[dict[str, Any]]) -> None:
     """Keep what a pass took in a run that is done, for the next one's forecast. Fails nothing."""
-    work, found = work_of(spec, task, 0), {}
+    found: dict[str, float] = {}
+    try:
+        work = work_of(spec, task, 0)
+    except DDBenchError:  # a run that is done is not to fail over a forecast
+        return
     spent = sum(note["seconds"] for note in notes)
     training = [note["expert_seconds"] for note in notes]
     if work.distilling and spent > 1:

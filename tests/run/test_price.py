@@ -6,6 +6,7 @@ import pytest
 from problems import task_of
 from tiny import ddbench, spec, words
 
+from ddbench.errors import UsageError
 from ddbench.plugins import passes_of
 from ddbench.run import price
 from ddbench.run.forecast import forecast
@@ -104,4 +105,19 @@ def test_a_run_of_more_than_an_hour_says_so_and_names_the_other_recipe(tmp_path,
 def test_work_of_less_than_a_second_says_nothing_of_a_machines_speed(tmp_path):
     made = spec("tesla", ipc=2)
     remember(made, task_of(made), [{"seconds": 0.2, "expert_seconds": 0.1}])
+    assert not (tmp_path / "home" / price.FILE).exists()
+
+
+@pytest.mark.parametrize("method", ["needs", "passes"])
+def test_a_matcher_that_refuses_to_tell_fails_neither_forecast_nor_run(monkeypatch, tmp_path, method):
+    """What is refused is the whole budget: a stage's may be fine, and a run that is done is not lost."""
+    made = spec("tesla", ipc=2)
+    task = task_of(made)
+
+    def refuses(self, problem):
+        raise UsageError("too many for one stage")
+
+    monkeypatch.setattr(type(made.matcher), method, refuses)
+    assert seconds_of(made, task, 5) is None
+    remember(made, task, [{"seconds": 36.0, "expert_seconds": 8.0}])
     assert not (tmp_path / "home" / price.FILE).exists()

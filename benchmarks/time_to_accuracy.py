@@ -36,7 +36,8 @@ from ddbench.trajectory.unroll import Task, matching, student_loss
 
 # What all matchers of trajectories share: small, and at full size (not measured yet).
 TRAJECTORY = "matcher.experts=5 matcher.span=2 matcher.max_start=5 matcher.syn_steps=20 matcher.batch_syn=50 "
-TRAJECTORY += "matcher.steps=40 matcher.lr_init=0.03 matcher.labels=hard matcher.lr_img=200 matcher.outer=sgd"
+TRAJECTORY += "matcher.steps=40 matcher.lr_init=0.03 matcher.labels=hard matcher.lr_img=200 matcher.outer=sgd "
+TRAJECTORY += "experts.batch=64 experts.lr=0.03 experts.epoch_steps=none"
 LONG = "matcher.experts=16 matcher.span=2 matcher.max_start=15 matcher.syn_steps=20 matcher.batch_syn=none "
 LONG += "matcher.steps=1000 matcher.lr_init=0.03 matcher.labels=hard matcher.lr_img=200 matcher.outer=sgd"
 ADAM = "matcher.outer=adam matcher.lr_img=0.1"

@@ -20,6 +20,7 @@ from ddbench.data.dataset import Examples
 from ddbench.train.fit import Labeller, Lessons, Recipe, Source, Student, Watch, paced
 from ddbench.train.network import Network
 from ddbench.train.optimisers import State, optimiser
+from ddbench.train.precision import training
 
 TOGETHER = 16  # students at once: their activations are held together
 
@@ -51,7 +52,8 @@ def fit_together(
     state = _stacked([s.state or rule.init(p) for s, p in zip(students, parameters, strict=True)])
     step = first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
-    with guarded(f"training network {network.source.name!r}", mixed=True):
+    computed = training(network.device, recipe.precision)
+    with guarded(f"training network {network.source.name!r}", mixed=True), computed:
         for epoch in range(first_epoch, int(stop)):
             plans = _plans(lessons, len(source), [seed / "epoch" / epoch for seed in seeds], total - step)
             for batch in zip(*plans, strict=True):
@@ -116,7 +118,7 @@ def _gradients(
     """The directions ``(v, p)``, and the batch-norm buffers ``(v, s)`` after these batches."""
 
     def objective(theta: Tensor, held: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits, after = network.apply_with_buffers(torch.cat([theta, held]), images)
+        logits, after = lessons.logits(network, torch.cat([theta, held]), images)
         return lessons.loss(logits, labels), after
 
     images, labels = torch.stack([b.images for b in batches]), torch.stack([b.labels for b in batches])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from ddbench import UsageError
+from ddbench.train import fused
 
 SMALL = 2**16  # numbers in a map below which the calls cost more than the work
 GROUPS = 4  # of "group" norm, as in the code of DC, DSA, DM and MTT
@@ -61,6 +62,19 @@ class HalvingPool(nn.Module):
         upper, lower = x.reshape(n * c * (h // 2), 2, w).unbind(1)
         left, right = (upper + lower).view(-1, 2).unbind(1)
         return ((left + right) * 0.25).view(n, c, h // 2, w // 2)
+
+
+class ConvBlock(nn.Sequential):
+    """A convolution and what follows it; group norm, ReLU and halving average pooling as one kernel where that is on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fits = len(self) == 4 and isinstance(self[1], nn.GroupNorm) and isinstance(self[2], nn.ReLU)
+        if not (fits and fused.on() and isinstance(self[3], HalvingPool)):
+            return super().forward(x)
+        x, norm = self[0](x), self[1]
+        if fused.serves(x, norm.num_groups):
+            return fused.normed_relu_pooled(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return self[3](self[2](norm(x)))
 
 
 def norm_layers(norm: Norm, shape: tuple[int, int, int]) -> list[nn.Module]:

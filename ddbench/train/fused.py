@@ -60,7 +60,7 @@ def _interpreted() -> bool:
 @contextmanager
 def fusing(on: bool) -> Iterator[None]:
     """Inside the block, blocks of layers may fuse what they can."""
-    global _on  # noqa: PLW0603
+    global _on
     before, _on = _on, on
     try:
         yield
@@ -109,12 +109,12 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
         from ddbench.train import kernels
 
         x, weight, bias, means, scales = ctx.saved_tensors
         n, channels = x.shape[:2]
-        d_out, d_x = d_out.contiguous(memory_format=ctx.layout), torch.empty_like(x)
+        d_out, d_x = grad_outputs[0].contiguous(memory_format=ctx.layout), torch.empty_like(x)
         parts = torch.empty((2, n, channels), dtype=torch.float32, device=x.device)
         grid, sizes = _launch(x, ctx.groups)
         with torch.cuda.device_of(x):

@@ -1,10 +1,10 @@
 """Triton kernels of ``relu(norm(x) weight + bias)`` averaged 2x2: :mod:`ddbench.train.fused` calls them.
 
 Planes are the (h, w) maps of one channel of one image, counted n C + c; a quad is the four pixels of a pooled one: top
-left, top right, bottom left, bottom right. Where no channels share statistics (``SHARED`` = 1), a program takes ``ROWS``
-planes, each normalised by itself; otherwise the ``SHARED`` planes of a group, ``ROWS`` at a time. ``HIGH`` and ``WIDE``
-are the sides of pooled maps, ``LAST`` says that channels are. Whatever the storage, numbers are float32 inside. Nothing
-is added up atomically: results are the same in every run.
+left, top right, bottom left, bottom right. Where no channels share statistics (``SHARED`` = 1), a program takes
+``ROWS`` planes, each by itself; otherwise the ``SHARED`` planes of a group, ``ROWS`` at a time. ``HIGH`` and ``WIDE`` are the
+sides of pooled maps, ``LAST`` says that channels are stored last. Whatever the storage, numbers are float32 inside.
+Nothing is added up atomically: results are the same in every run.
 
 With xhat = (x - mean) scale, scale = 1 / sqrt(var + eps), y = w xhat + b, and g = dL/dout / 4 where y > 0:
 
@@ -47,7 +47,7 @@ def _offsets(plane, pixel, channels, pixels, LAST: tl.constexpr):
 
 @triton.jit
 def _pixels(plane, channels, HIGH: tl.constexpr, WIDE: tl.constexpr, QUADS: tl.constexpr, LAST: tl.constexpr):
-    """Where the upper pixels of the quads lie, pair by pair ``(rows, 2 quads)``, and how far below are the lower ones."""
+    """Where the upper pixels of quads lie, pair by pair ``(rows, 2 quads)``, and how far below them the lower ones."""
     column = tl.arange(0, 2 * QUADS)
     pixel = 4 * WIDE * (column // (2 * WIDE)) + column % (2 * WIDE)
     below = 2 * WIDE

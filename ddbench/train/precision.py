@@ -9,7 +9,7 @@
 Out of the box torch lets convolutions on CUDA round to TF32, and matrix products not. That is what judging and
 everything else here runs with, and training unless a recipe's ``precision`` says more than ``device``. Student steps of
 the gradient engine say what they want instead, around each step: their second-order pass multiplies rounding errors by
-ten to fifty, and a switch thrown for the whole process would change what experts are whose cache keys know nothing of it.
+ten to fifty, and a switch thrown for the whole process would change experts whose cache keys know nothing of it.
 """
 
 from __future__ import annotations

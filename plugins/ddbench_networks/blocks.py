@@ -65,16 +65,19 @@ class HalvingPool(nn.Module):
 
 
 class ConvBlock(nn.Sequential):
-    """A convolution and what follows it; group norm, ReLU and halving average pooling as one kernel where that is on."""
+    """A convolution and what follows it, of which group norm, ReLU and halving pooling may be one kernel."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        fits = len(self) == 4 and isinstance(self[1], nn.GroupNorm) and isinstance(self[2], nn.ReLU)
-        if not (fits and fused.on() and isinstance(self[3], HalvingPool)):
-            return super().forward(x)
-        x, norm = self[0](x), self[1]
-        if fused.serves(x, norm.num_groups):
-            return fused.normed_relu_pooled(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-        return self[3](self[2](norm(x)))
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        if not fused.on():
+            return super().forward(input)
+        convolution, *rest = self
+        x = convolution(input)
+        match rest:
+            case [nn.GroupNorm() as norm, nn.ReLU(), HalvingPool()] if fused.serves(x, norm.num_groups):
+                return fused.normed_relu_pooled(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        for layer in rest:
+            x = layer(x)
+        return x
 
 
 def norm_layers(norm: Norm, shape: tuple[int, int, int]) -> list[nn.Module]:

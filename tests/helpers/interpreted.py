@@ -13,14 +13,14 @@ from dataclasses import replace
 if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "1"
 
-import torch  # noqa: E402
-from ddbench_networks import ConvNet  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn.functional import avg_pool2d, group_norm  # noqa: E402
+import torch
+from ddbench_networks import ConvNet
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, group_norm
 
-from ddbench import Examples, Network, Recipe, Seed, Student, fit  # noqa: E402
-from ddbench.train import fused  # noqa: E402
-from ddbench.train.fit_together import fit_together  # noqa: E402
+from ddbench import Examples, Network, Recipe, Seed, Student, fit
+from ddbench.train import fused
+from ddbench.train.fit_together import fit_together
 
 EPS = 1e-5
 # (n, c, h, w), groups: whole and broken blocks, channels that share statistics in one block, in several, and in 5 of 8

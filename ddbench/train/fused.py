@@ -109,7 +109,9 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+    def backward(  # type: ignore[reportIncompatibleMethodOverride] # the decorator's doing
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, None, Tensor, Tensor, None]:
         from ddbench.train import kernels
 
         x, weight, bias, means, scales = ctx.saved_tensors

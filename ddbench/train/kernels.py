@@ -2,9 +2,9 @@
 
 Planes are the (h, w) maps of one channel of one image, counted n C + c; a quad is the four pixels of a pooled one: top
 left, top right, bottom left, bottom right. Where no channels share statistics (``SHARED`` = 1), a program takes
-``ROWS`` planes, each by itself; otherwise the ``SHARED`` planes of a group, ``ROWS`` at a time. ``HIGH`` and ``WIDE`` are the
-sides of pooled maps, ``LAST`` says that channels are stored last. Whatever the storage, numbers are float32 inside.
-Nothing is added up atomically: results are the same in every run.
+``ROWS`` planes, each by itself; otherwise the ``SHARED`` planes of a group, ``ROWS`` at a time. ``HIGH`` and ``WIDE``
+are the sides of pooled maps, ``LAST`` says that channels are stored last. Whatever the storage, numbers are float32
+inside. Nothing is added up atomically: results are the same in every run.
 
 With xhat = (x - mean) scale, scale = 1 / sqrt(var + eps), y = w xhat + b, and g = dL/dout / 4 where y > 0:
 

@@ -57,8 +57,7 @@ def fit_together(
     state = _stacked([s.state or rule.init(p) for s, p in zip(students, parameters, strict=True)])
     step = first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
-    computed = training(network.device, recipe.precision)
-    with guarded(f"training network {network.source.name!r}", mixed=True), computed:
+    with guarded(f"training network {network.source.name!r}", mixed=True), training(network.device, recipe.precision):
         for epoch in range(first_epoch, int(stop)):
             plans = _plans(lessons, len(source), [seed / "epoch" / epoch for seed in seeds], total - step)
             for batch in zip(*plans, strict=True):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -31,7 +32,7 @@ WORTH = 1.05
 LARGEST = 4096  # quads that a program holds in registers: a map of 128x128
 AT_ONCE = 1024  # where planes are small
 NEIGHBOURS = 8  # planes at least that a program takes where channels lie last: 32 bytes are read at once
-_on = False
+_on: ContextVar[bool] = ContextVar("ddbench_fusing", default=False)
 
 
 def chosen(asked: Kernels, device: torch.device) -> bool:
@@ -60,17 +61,16 @@ def _interpreted() -> bool:
 @contextmanager
 def fusing(on: bool) -> Iterator[None]:
     """Inside the block, blocks of layers may fuse what they can."""
-    global _on
-    before, _on = _on, on
+    token = _on.set(on)
     try:
         yield
     finally:
-        _on = before
+        _on.reset(token)
 
 
 def on() -> bool:
     """Whether the caller wants fused layers, and no transform or compiler takes apart what is called."""
-    return _on and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return not torch.compiler.is_compiling() and _on.get() and not torch._C._are_functorch_transforms_active()
 
 
 def serves(x: Tensor, groups: int) -> bool:

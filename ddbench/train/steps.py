@@ -157,6 +157,7 @@ class Recorded:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._graphs: dict[Any, torch.cuda.CUDAGraph | None] = {}
+        self._stream: torch.cuda.Stream | None = None  # one for all: memory is kept for each stream
         self._pool: Any = (
             None  # memory that all recordings share: they are replayed one at a time, and leave nothing in it
         )
@@ -173,7 +174,8 @@ class Recorded:
 
     def _aside(self, call: Callable[[], None]) -> None:
         """On a stream of its own, as a recording will be."""
-        stream, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        self._stream = self._stream or torch.cuda.Stream(self.device)
+        stream, current = self._stream, torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             call()
@@ -182,7 +184,7 @@ class Recorded:
     def _record(self, key: Any, call: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads go on, such as the one that reads snapshots ahead
-        recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
         with torch.cuda.device(self.device), recording:
             call()
         self._graphs[key], self._pool = graph, graph.pool()

@@ -58,6 +58,35 @@ def test_so_they_are_for_every_shape_storage_and_layout():
 
 
 @needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [128, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("side", "layout"), [(32, torch.channels_last), (32, None), (8, None), (128, None)])
+def test_the_kernels_of_the_usual_network_compile_for_an_h100_without_a_gpu(side, layout, dtype, groups):
+    """The interpreter takes what the compiler does not."""
+    from triton import compile as build
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from ddbench.train import kernels
+
+    x = torch.empty(2, 128, side, side, dtype=dtype, device="meta")
+    x = x.contiguous(memory_format=layout or torch.contiguous_format)
+    _, sizes = fused._launch(x, groups)
+    warps = sizes.pop("num_warps")
+    stored = {"x", "out", "d_out", "d_x"}
+    types = {"planes": "i32", "channels": "i32", "eps": "fp32"}
+    for kernel in (kernels.forward, kernels.backward):
+        pointers = {n: "*bf16" if n in stored and dtype == torch.bfloat16 else "*fp32" for n in kernel.arg_names}
+        signature = pointers | {n: t for n, t in types.items() if n in pointers} | dict.fromkeys(sizes, "constexpr")
+        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n not in {"eps", *sizes}}
+        source = ASTSource(kernel, signature, constexprs=sizes, attrs=aligned)
+        built = build(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+        assert len(built.asm["cubin"]) > 0
+        assert built.metadata.shared < 48 * 1024
+
+
+@needs_triton
 def test_a_training_with_fused_layers_is_that_with_plain_ones_up_to_rounding(found):
     trained = found["trained"]
     assert trained["ran"] == {"plain": 0, "auto": 0, "fused": 4, "graph": 4, "bf16": 4, "gsam": 8, "together": 0}

@@ -93,11 +93,10 @@ def test_real_data_as_it_lies_on_a_gpu(stepped):
 def test_what_is_seen_on_the_way_does_not_change_afterwards():
     recipe, seen = replace(TEN_STEPS, steps=None, epochs=3), {"eager": [], "graph": []}
     for launch, kept in seen.items():
-        fit(
-            network(), Student(network().init(Seed(0))), examples(), replace(recipe, launch=launch), SEED, what=None,
-            watch=Watch(frozenset({2, 5}), lambda step, student, kept=kept: kept.append(student)),
-            on_epoch=lambda epoch, student, kept=kept: kept.append(student),
-        )  # fmt: skip
+        asked, watch = replace(recipe, launch=launch), Watch(frozenset({2, 5}), lambda _, s, kept=kept: kept.append(s))
+        note = lambda _, student, kept=kept: kept.append(student)
+        begin = Student(network().init(Seed(0)))
+        fit(network(), begin, examples(), asked, SEED, what=None, watch=watch, on_epoch=note)
     assert len(seen["graph"]) == 5
     assert all(same(a, b) for a, b in zip(*seen.values(), strict=True))
     assert not torch.equal(seen["graph"][0].vector, seen["graph"][1].vector)
@@ -162,7 +161,8 @@ def test_a_shape_runs_once_as_it_is_is_recorded_once_and_replayed_from_then_on(m
             return "pool"
 
     class Capture:
-        def __init__(self, graph, pool, capture_error_mode):
+        def __init__(self, graph, pool, stream, capture_error_mode):
+            assert stream is aside
             log.append(f"record in {pool}")
 
         def __enter__(self):
@@ -171,12 +171,13 @@ def test_a_shape_runs_once_as_it_is_is_recorded_once_and_replayed_from_then_on(m
         def __exit__(self, *error):
             capturing.pop()
 
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    for name, fake in {
-        "CUDAGraph": Graph, "graph": Capture, "Stream": lambda device: stream, "current_stream": lambda device: stream,
-        "stream": lambda stream: nullcontext(), "device": lambda device: nullcontext(),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, fake)
+    current, aside = (SimpleNamespace(wait_stream=lambda other: None) for _ in range(2))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: aside)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     recorded = Recorded(torch.device("cuda", 0))
     for key in "aabaab":
         recorded(key, lambda key=key: None if capturing else log.append(f"run {key}"))

@@ -252,9 +252,11 @@ class Lessons:
 
     def logits(self, network: Network, vector: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The logits ``(n, k)`` in training, at the recipe's precision, and the batch-norm buffers after this batch."""
+        if self.recipe.precision != "bf16" and not self.fused:
+            return network.apply_with_buffers(vector, images)
         with autocast(images.device, self.recipe.precision), fusing(self.fused):
             logits, after = network.apply_with_buffers(vector, images)
-        return (logits.to(images.dtype) if self.recipe.precision == "bf16" else logits), after
+        return logits.to(images.dtype), after
 
     def gradient(self, network: Network, parameters: Tensor, buffers: Tensor, batch: Examples) -> tuple[Tensor, Tensor]:
         """The direction ``(p,)`` at ``parameters``, and the batch-norm buffers after this batch."""

@@ -88,9 +88,11 @@ def pays_together(network: Network, batch: int) -> bool:
 def trains_together(network: Network, recipe: Recipe, batch: int, asked: bool | None = None) -> bool:
     """Whether students train by one vectorised step: where that pays for their largest ``batch``, and where it can.
 
-    ``asked`` overrides the rule; a network that does not allow it trains one student at a time all the same.
+    ``asked`` overrides the rule, and so does a recipe that asks for what only one student at a time has. A network
+    that does not allow it trains one student at a time all the same.
     """
-    wanted = pays_together(network, batch) if asked is None else asked
+    alone = recipe.kernels == "fused" or recipe.launch == "graph"
+    wanted = pays_together(network, batch) and not alone if asked is None else asked
     return wanted and stackable(network, recipe)
 
 

@@ -87,7 +87,7 @@ def normed_relu_pooled(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps
     Differentiable once. Maps are stored as ``x`` is, in float32 or bfloat16, channels-last or not; statistics and
     everything in between are float32. A group norm with a group per channel is what the field calls instance norm.
     """
-    return _Fused.apply(x, groups, weight, bias, eps)  # type: ignore[return-value]
+    return _Fused.apply(x, groups, weight.contiguous(), bias.contiguous(), eps)  # type: ignore[return-value]
 
 
 class _Fused(torch.autograd.Function):

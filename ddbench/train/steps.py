@@ -116,7 +116,7 @@ class InPlace:
     def _moved(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Tensors of one type on the device, by one transfer for which nobody waits."""
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        if self.network.device.type == "cuda":
+        if self.network.device.type == "cuda" and len(flat):  # nothing augmented has no parameters
             flat = flat.pin_memory().to(self.network.device, non_blocking=True)
         return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
 

@@ -148,6 +148,9 @@ def test_on_cuda_students_train_together_while_a_batch_of_one_leaves_the_device_
         ):
             assert trains_together(net, TEN_STEPS, batch) is expected
         assert not trains_together(usual, TEN_STEPS, 10, False)
+        for asked in (replace(TEN_STEPS, launch="graph"), replace(TEN_STEPS, kernels="fused")):
+            assert not trains_together(usual, asked, 10)  # which several together do not have
+            assert trains_together(usual, asked, 10, True)
         assert trains_together(usual, TEN_STEPS, 256, True)
 
 

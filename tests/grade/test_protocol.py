@@ -56,6 +56,7 @@ def test_the_default_values_of_options_are_part_of_every_protocol():
         "mix_alpha": 1.0,
         "online": False,
         "temperature": 1.0,
+        "precision": "device",
         "checks": 2,
         "judges": 2,
         "ceiling_epochs": 30,

@@ -12,12 +12,16 @@ import torch
 from cohorts import CLASSES, SHAPE, TEN_STEPS, examples, network
 from ddbench_networks import ConvNet
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ddbench import Examples, Network, Preprocessing, RealData, Recipe, Seed, Student, UsageError, fit
 from ddbench.data.dataset import Resident
 from ddbench.train import fit_together as together
 from ddbench.train import steps
-from ddbench.train.fit import Watch
+from ddbench.train.fit import Lessons, Watch
+from ddbench.train.optimisers import optimiser
 from ddbench.train.steps import InPlace, Recorded, in_place
 
 SEED = Seed(7)
@@ -183,6 +187,49 @@ def test_a_shape_runs_once_as_it_is_is_recorded_once_and_replayed_from_then_on(m
         recorded(key, lambda key=key: None if capturing else log.append(f"run {key}"))
     expected = ["run a", "record in None", "replay", "run b", "replay", "replay", "record in pool", "replay"]
     assert log == expected
+
+
+class Elsewhere(TorchDispatchMode):
+    """Notes operations that touch more than one kind of device, or another one than ``place``."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place, self.calls, self.found = place, 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        self.calls += 1
+        self.found += [str(func)] * ({t.device.type for t in tensors} != {self.place})
+        return out
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "gsam"])
+@pytest.mark.parametrize("place", ["meta", "cuda"])
+def test_a_step_asks_the_device_for_no_number_and_sends_it_none(place, optimizer, monkeypatch):
+    """What a recording must not do, without a GPU: tensors there are shapes alone, and to read one is an error."""
+    device, shape = torch.device(place), (3, 32, 32)
+    if place == "cuda":  # the branches for CUDA, but for autograd's engine, which wants a driver
+        monkeypatch.setattr(Lessons, "gradient", lambda _, network, p, buffers, shown: (torch.empty_like(p), buffers))
+        monkeypatch.setattr(torch.backends.cudnn, "enabled", False)  # its sampler knows no shapes
+    with FakeTensorMode() if place == "cuda" else nullcontext(), torch.device(place):
+        net = Network(ConvNet(width=8), shape, 10, device)
+        real = Resident(
+            torch.empty(20, *shape, dtype=torch.uint8),
+            torch.empty(20, dtype=torch.int64),
+            Preprocessing(torch.empty(3), torch.empty(3)),
+            10,
+        )
+        recipe = Recipe(optimizer=optimizer, momentum=0.9, weight_decay=1e-4, augment="")
+        rule = optimiser(optimizer, 0.9, 1e-4)
+        at = InPlace(net, torch.empty(net.length), (), real, Lessons(recipe, None), rule)
+        rows, widths = torch.empty(16, dtype=torch.int64), {"color": 3, "crop": 2, "cutout": 2, "scale": 2}
+        for operation in ("none", *TEN_STEPS.augment.split("_")):
+            drawn = torch.empty(16, widths.get(operation, 1))
+            with Elsewhere(place) as seen:
+                at._step(rows, drawn, operation)
+            assert seen.calls > 20
+            assert not seen.found
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

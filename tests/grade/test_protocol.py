@@ -167,3 +167,10 @@ def test_rules_cannot_be_changed_under_their_name():
     with pytest.raises(FrozenInstanceError):
         named("default").lr = 1.0
     assert re.fullmatch(r"default-custom-[0-9a-f]{6}", altered(named("default"), {"lr": 1.0}).name)
+
+
+def test_students_train_in_the_precision_that_the_protocol_says():
+    lower = altered(PROTOCOLS["default"], {"precision": "bf16"})
+    assert lower.recipe().precision == "bf16"
+    assert lower.digest != PROTOCOLS["default"].digest
+    assert lower.name != "default"

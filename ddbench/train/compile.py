@@ -12,11 +12,13 @@ import importlib
 import logging
 import math
 import os
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from io import StringIO
+from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddbench.base.cache import digest, home
+from ddbench.base.progress import note
 from ddbench.train.network import Network
 from ddbench.train.precision import Precision
 
@@ -125,13 +128,26 @@ def ready() -> None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # loads the whole compiler
 
     if os.environ.get(CODE_FOLDER) in (None, default_cache_dir()):  # parts of torch set it to their own when they load
-        os.environ[CODE_FOLDER] = str(home() / "compiled")
+        folder = home() / f"compiled-{os.getuid()}"
+        if _private(folder):
+            os.environ[CODE_FOLDER] = str(folder)
+        else:
+            note(f"{folder} is not this user's alone, so compiled code is not kept there: it would be run")
     if not torch.cuda.is_available():  # then the module tells, once it is loaded, of every toolkit that it finds
         logger = logging.getLogger("torch.utils.cpp_extension")
         before, logger.disabled = logger.disabled, True
         with redirect_stderr(StringIO()), suppress(ImportError):
             importlib.import_module(logger.name)
         logger.disabled = before
+
+
+def _private(folder: Path) -> bool:
+    """Whether a folder, made where there is none, is this user's and closed to everybody else."""
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return False
 
 
 _flops: dict[str, int] = {}

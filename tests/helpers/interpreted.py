@@ -23,10 +23,10 @@ from ddbench.train import fused
 from ddbench.train.fit_together import fit_together
 
 EPS = 1e-5
-# (n, c, h, w), groups: whole and broken blocks, channels that share statistics in one block, in several, and in 5 of 8
-CASES = [((3, 8, 8, 8), 8), ((3, 5, 4, 12), 5), ((2, 12, 8, 6), 4), ((1, 20, 4, 4), 4), ((1, 8, 32, 32), 1)]
+# (n, c, h, w), groups: whole and broken blocks, channels that share statistics in one block, in 5 of its 8 rows, in two
+CASES = [((3, 8, 8, 8), 8), ((3, 5, 4, 12), 5), ((2, 12, 8, 6), 4), ((1, 20, 4, 4), 4), ((1, 10, 32, 32), 2)]
 
-FEW = [(*CASES[0], torch.float32, False), (*CASES[1], torch.bfloat16, True), (*CASES[3], torch.float32, False)]
+FEW = [(*CASES[0], torch.float32, False), (*CASES[1], torch.bfloat16, True), (*CASES[4], torch.float32, False)]
 
 
 def by_hand(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:

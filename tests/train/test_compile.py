@@ -17,7 +17,7 @@ from unrolls import on_noise, same_bits
 
 from ddbench import Network
 from ddbench.base.cache import home
-from ddbench.base.progress import listening
+from ddbench.base.progress import listening, noting
 from ddbench.base.state import load_state
 from ddbench.errors import InterruptedRun
 from ddbench.train import compile as compiling
@@ -90,7 +90,7 @@ def test_a_second_process_finds_compiled_code_in_the_cache_folder_and_nothing_is
     first, second = (json.loads(run.stdout) for run in runs)
     assert first["fxgraph_cache_miss"] == 1
     assert second["fxgraph_cache_hit"] == 1
-    assert any((tmp_path / "compiled").iterdir())
+    assert any((tmp_path / f"compiled-{os.getuid()}").iterdir())
     assert [run.stderr for run in runs] == ["", ""]
 
 
@@ -100,7 +100,23 @@ def test_a_folder_that_the_user_names_for_compiled_code_is_used(monkeypatch):
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     compiling.ready()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(home() / "compiled")
+    folder = home() / f"compiled-{os.getuid()}"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("spoil", [lambda folder: folder.chmod(0o770), lambda folder: folder.rmdir()])
+def test_compiled_code_is_not_kept_where_others_could_put_code(monkeypatch, tmp_path, spoil):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    folder, said = home() / f"compiled-{os.getuid()}", []
+    folder.mkdir(parents=True, mode=0o700)
+    spoil(folder)
+    if not folder.exists():
+        folder.symlink_to(tmp_path)  # a folder that somebody else may have chosen
+    with noting(said.append):
+        compiling.ready()
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR", "").find(str(home())) < 0
+    assert "compiled code is not kept there" in str(said)
 
 
 def test_a_verdict_holds_in_later_processes_even_where_another_would_be_reached(monkeypatch):

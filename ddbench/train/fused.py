@@ -99,11 +99,11 @@ class _Fused(torch.autograd.Function):
         layout = torch.channels_last if _last(x) else torch.contiguous_format
         x = x.contiguous(memory_format=layout)
         out = torch.empty((n, channels, high // 2, wide // 2), dtype=x.dtype, device=x.device, memory_format=layout)
-        means, scales = torch.empty((2, n * channels), dtype=torch.float32, device=x.device)
+        moments = torch.empty((2, n * channels), dtype=torch.float32, device=x.device)
         grid, sizes = _launch(x, groups)
         with torch.cuda.device_of(x):
-            kernels.forward[grid](x, weight, bias, out, means, scales, n * channels, channels, eps, **sizes)
-        ctx.save_for_backward(x, weight, bias, means, scales)
+            kernels.forward[grid](x, weight, bias, out, moments, n * channels, eps, **sizes)
+        ctx.save_for_backward(x, weight, bias, moments)
         ctx.groups, ctx.layout = groups, layout
         return out
 
@@ -114,15 +114,13 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, None, Tensor, Tensor, None]:
         from ddbench.train import kernels
 
-        x, weight, bias, means, scales = ctx.saved_tensors
+        x, weight, bias, moments = ctx.saved_tensors
         n, channels = x.shape[:2]
         d_out, d_x = grad_outputs[0].contiguous(memory_format=ctx.layout), torch.empty_like(x)
         parts = torch.empty((2, n, channels), dtype=torch.float32, device=x.device)
         grid, sizes = _launch(x, ctx.groups)
         with torch.cuda.device_of(x):
-            kernels.backward[grid](
-                x, weight, bias, d_out, means, scales, d_x, parts[0], parts[1], n * channels, channels, **sizes
-            )
+            kernels.backward[grid](x, weight, bias, d_out, moments, d_x, parts, n * channels, **sizes)
         d_weight, d_bias = parts.sum(1)
         return d_x, None, d_weight.to(weight.dtype), d_bias.to(bias.dtype), None
 
@@ -144,7 +142,15 @@ def _launch(x: Tensor, groups: int) -> tuple[tuple[int], dict[str, Any]]:
     if shared > 1:
         rows = min(rows, _power_of_two(shared))
     programs = n * groups if shared > 1 else -(-n * channels // rows)
-    sizes = {"SHARED": shared, "ROWS": rows, "HIGH": high // 2, "WIDE": wide // 2, "QUADS": quads, "LAST": _last(x)}
+    sizes = {
+        "CHANNELS": channels,
+        "SHARED": shared,
+        "ROWS": rows,
+        "HIGH": high // 2,
+        "WIDE": wide // 2,
+        "QUADS": quads,
+        "LAST": _last(x),
+    }
     return (programs,), sizes | {"num_warps": min(16, max(4, rows * quads // 256))}
 
 

@@ -1,10 +1,11 @@
 """Triton kernels of ``relu(norm(x) weight + bias)`` averaged 2x2: :mod:`ddbench.train.fused` calls them.
 
-Planes are the (h, w) maps of one channel of one image, counted n C + c; a quad is the four pixels of a pooled one: top
-left, top right, bottom left, bottom right. Where no channels share statistics (``SHARED`` = 1), a program takes
-``ROWS`` planes, each by itself; otherwise the ``SHARED`` planes of a group, ``ROWS`` at a time. ``HIGH`` and ``WIDE``
-are the sides of pooled maps, ``LAST`` says that channels are stored last. Whatever the storage, numbers are float32
-inside. Nothing is added up atomically: results are the same in every run.
+Planes are the (h, w) maps of one channel of one image, counted n C + c; a quad is the four pixels of a pooled one. A
+block is the upper rows of the quads of some planes, ``(rows, 2 quads)``, and their lower ones. Where no channels share
+statistics (``SHARED`` = 1), a program takes ``ROWS`` planes, each by itself; otherwise the ``SHARED`` planes of a
+group, ``ROWS`` at a time. ``HIGH`` and ``WIDE`` are the sides of pooled maps, ``LAST`` says that channels are stored
+last. Whatever the storage, numbers are float32 inside. Nothing is added up atomically: results are the same in every
+run.
 
 With xhat = (x - mean) scale, scale = 1 / sqrt(var + eps), y = w xhat + b, and g = dL/dout / 4 where y > 0:
 
@@ -29,46 +30,42 @@ def _first(SHARED: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def _rows(first, k, planes, SHARED: tl.constexpr, ROWS: tl.constexpr):
-    """The planes of a block, int64, and which of them are there."""
+    """The planes of a block, and which of them are there."""
     plane = first + k + tl.arange(0, ROWS)
     if SHARED == 1:
-        return plane.to(tl.int64), plane < planes
-    return plane.to(tl.int64), plane < first + SHARED
+        return plane, plane < planes
+    return plane, plane < first + SHARED
 
 
 @triton.jit
-def _offsets(plane, pixel, channels, pixels, LAST: tl.constexpr):
-    """Where ``pixel`` ``(quads,)`` of each plane lies, ``(rows, quads)``."""
+def _pointers(x, plane, pixel, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, LAST: tl.constexpr):
+    """Of ``pixel`` ``(n,)`` in each plane of ``PIXELS``: ``(rows, n)``."""
     if LAST:
-        image, channel = plane // channels, plane % channels
-        return (image[:, None] * pixels + pixel[None, :]) * channels + channel[:, None]
-    return plane[:, None] * pixels + pixel[None, :]
+        first = (plane // CHANNELS).to(tl.int64) * (PIXELS * CHANNELS) + plane % CHANNELS
+        return x + first[:, None] + (pixel * CHANNELS)[None, :]
+    return x + (plane.to(tl.int64) * PIXELS)[:, None] + pixel[None, :]
 
 
 @triton.jit
-def _pixels(plane, channels, HIGH: tl.constexpr, WIDE: tl.constexpr, QUADS: tl.constexpr, LAST: tl.constexpr):
-    """Where the upper pixels of quads lie, pair by pair ``(rows, 2 quads)``, and how far below them the lower ones."""
+def _load(
+    x,
+    plane,
+    there,
+    CHANNELS: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+    QUADS: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """Pointers to the upper and lower pixels of quads ``(rows, 2 quads)``, which of them are there, and the pixels."""
     column = tl.arange(0, 2 * QUADS)
     pixel = 4 * WIDE * (column // (2 * WIDE)) + column % (2 * WIDE)
-    below = 2 * WIDE
-    if LAST:
-        below = 2 * WIDE * channels
-    return _offsets(plane, pixel, channels, 4 * HIGH * WIDE, LAST), below
-
-
-@triton.jit
-def _inside(there, size: tl.constexpr, block: tl.constexpr):
-    return there[:, None] & (tl.arange(0, block) < size)[None, :]
-
-
-@triton.jit
-def _load(x, at, below, inside, ROWS: tl.constexpr, QUADS: tl.constexpr):
-    """The pixels of each quad, four times ``(rows, quads)``; zeros where there are none. Neighbours come in pairs."""
-    upper = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    lower = tl.load(x + at + below, mask=inside, other=0.0).to(tl.float32)
-    a, b = tl.split(tl.reshape(upper, [ROWS, QUADS, 2]))
-    c, d = tl.split(tl.reshape(lower, [ROWS, QUADS, 2]))
-    return a, b, c, d
+    inside = there[:, None] & (column < 2 * HIGH * WIDE)[None, :]
+    above = _pointers(x, plane, pixel, CHANNELS, 4 * HIGH * WIDE, LAST)
+    below = _pointers(x, plane, pixel + 2 * WIDE, CHANNELS, 4 * HIGH * WIDE, LAST)
+    upper = tl.load(above, mask=inside, other=0.0).to(tl.float32)
+    lower = tl.load(below, mask=inside, other=0.0).to(tl.float32)
+    return above, below, inside, upper, lower
 
 
 @triton.jit
@@ -80,12 +77,44 @@ def _shared(own, SHARED: tl.constexpr):
 
 
 @triton.jit
-def _moments(a, b, c, d, inside, count, SHARED: tl.constexpr):
+def _moments(upper, lower, inside, count, SHARED: tl.constexpr):
     """The mean, and the sum of squared distances from it."""
-    mean = _shared(tl.sum(a + b + c + d, 1), SHARED) / count
-    m = mean[:, None]
-    squares = (a - m) * (a - m) + (b - m) * (b - m) + (c - m) * (c - m) + (d - m) * (d - m)
-    return mean, _shared(tl.sum(tl.where(inside, squares, 0.0), 1), SHARED)
+    mean = _shared(tl.sum(upper + lower, 1), SHARED) / count
+    u, d = upper - mean[:, None], lower - mean[:, None]
+    return mean, _shared(tl.sum(tl.where(inside, u * u + d * d, 0.0), 1), SHARED)
+
+
+@triton.jit
+def _affine(weight, bias, plane, there, CHANNELS: tl.constexpr):
+    w = tl.load(weight + plane % CHANNELS, mask=there, other=0.0).to(tl.float32)
+    return w, tl.load(bias + plane % CHANNELS, mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _pool(
+    out,
+    upper,
+    lower,
+    mean,
+    scale,
+    w,
+    b,
+    plane,
+    there,
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+    QUADS: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """Store what a block becomes."""
+    s, t = (scale * w)[:, None], (b - mean * scale * w)[:, None]
+    pairs = tl.maximum(upper * s + t, 0.0) + tl.maximum(lower * s + t, 0.0)
+    left, right = tl.split(tl.reshape(pairs, [ROWS, QUADS, 2]))
+    quad = tl.arange(0, QUADS)
+    inside = there[:, None] & (quad < HIGH * WIDE)[None, :]
+    tl.store(_pointers(out, plane, quad, CHANNELS, HIGH * WIDE, LAST), 0.25 * (left + right), mask=inside)
 
 
 @triton.jit
@@ -94,11 +123,10 @@ def forward(
     weight,
     bias,
     out,
-    means,
-    scales,
+    moments,
     planes,
-    channels,
     eps,
+    CHANNELS: tl.constexpr,
     SHARED: tl.constexpr,
     ROWS: tl.constexpr,
     HIGH: tl.constexpr,
@@ -106,16 +134,15 @@ def forward(
     QUADS: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """Pooled maps, and the mean and scale of each plane."""
+    """Pooled maps, and in ``moments`` ``(2, planes)`` the mean and the scale of each plane."""
     first = _first(SHARED, ROWS)
     mean, spread = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
     count = 0.0
     for k in range(0, SHARED, ROWS):
         plane, there = _rows(first, k, planes, SHARED, ROWS)
-        at, below = _pixels(plane, channels, HIGH, WIDE, QUADS, LAST)
-        a, b, c, d = _load(x, at, below, _inside(there, 2 * HIGH * WIDE, 2 * QUADS), ROWS, QUADS)
+        _, _, inside, upper, lower = _load(x, plane, there, CHANNELS, HIGH, WIDE, QUADS, LAST)
         more = 4.0 * HIGH * WIDE * min(ROWS, SHARED - k)
-        mean_, spread_ = _moments(a, b, c, d, _inside(there, HIGH * WIDE, QUADS), more, SHARED)
+        mean_, spread_ = _moments(upper, lower, inside, more, SHARED)
         delta, share = mean_ - mean, more / (count + more)  # Chan et al.: moments of two parts joined
         mean += delta * share
         spread += spread_ + delta * delta * count * share
@@ -123,24 +150,11 @@ def forward(
     scale = 1.0 / tl.sqrt(spread / count + eps)
     for k in range(0, SHARED, ROWS):
         plane, there = _rows(first, k, planes, SHARED, ROWS)
-        at, below = _pixels(plane, channels, HIGH, WIDE, QUADS, LAST)
-        a, b, c, d = _load(x, at, below, _inside(there, 2 * HIGH * WIDE, 2 * QUADS), ROWS, QUADS)
-        s = scale * tl.load(weight + plane % channels, mask=there, other=0.0).to(tl.float32)
-        t = (tl.load(bias + plane % channels, mask=there, other=0.0).to(tl.float32) - mean * s)[:, None]
-        s = s[:, None]
-        pooled = tl.maximum(a * s + t, 0.0) + tl.maximum(b * s + t, 0.0)
-        pooled += tl.maximum(c * s + t, 0.0) + tl.maximum(d * s + t, 0.0)
-        places = out + _offsets(plane, tl.arange(0, QUADS), channels, HIGH * WIDE, LAST)
-        tl.store(places, 0.25 * pooled, mask=_inside(there, HIGH * WIDE, QUADS))
-        tl.store(means + plane, mean, mask=there)
-        tl.store(scales + plane, scale, mask=there)
-
-
-@triton.jit
-def _passed(x, mean, scale, w, b, g):
-    """xhat of one pixel of each quad, and its g: what came to the quad, where ReLU let it pass."""
-    xhat = (x - mean[:, None]) * scale[:, None]
-    return xhat, tl.where(xhat * w[:, None] + b[:, None] > 0, g, 0.0)
+        _, _, _, upper, lower = _load(x, plane, there, CHANNELS, HIGH, WIDE, QUADS, LAST)
+        w, b = _affine(weight, bias, plane, there, CHANNELS)
+        _pool(out, upper, lower, mean, scale, w, b, plane, there, CHANNELS, ROWS, HIGH, WIDE, QUADS, LAST)
+        tl.store(moments + plane, mean, mask=there)
+        tl.store(moments + planes + plane, scale, mask=there)
 
 
 @triton.jit
@@ -149,30 +163,66 @@ def _recomputed(
     weight,
     bias,
     d_out,
-    means,
-    scales,
+    moments,
     plane,
     there,
-    channels,
-    ROWS: tl.constexpr,
+    planes,
+    CHANNELS: tl.constexpr,
     HIGH: tl.constexpr,
     WIDE: tl.constexpr,
     QUADS: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """Of a block: xhat and g of each quad's pixels, and the scales and weights of planes."""
-    at, below = _pixels(plane, channels, HIGH, WIDE, QUADS, LAST)
-    a, b, c, d = _load(x, at, below, _inside(there, 2 * HIGH * WIDE, 2 * QUADS), ROWS, QUADS)
-    mean, scale = tl.load(means + plane, mask=there, other=0.0), tl.load(scales + plane, mask=there, other=0.0)
-    w = tl.load(weight + plane % channels, mask=there, other=0.0).to(tl.float32)
-    shift = tl.load(bias + plane % channels, mask=there, other=0.0).to(tl.float32)
-    places = d_out + _offsets(plane, tl.arange(0, QUADS), channels, HIGH * WIDE, LAST)
-    g = 0.25 * tl.load(places, mask=_inside(there, HIGH * WIDE, QUADS), other=0.0).to(tl.float32)
-    a, g_a = _passed(a, mean, scale, w, shift, g)
-    b, g_b = _passed(b, mean, scale, w, shift, g)
-    c, g_c = _passed(c, mean, scale, w, shift, g)
-    d, g_d = _passed(d, mean, scale, w, shift, g)
-    return a, b, c, d, g_a, g_b, g_c, g_d, scale, w
+    """Of a block: xhat of upper and of lower pixels, g of both, and the scales and weights of its planes."""
+    _, _, inside, upper, lower = _load(x, plane, there, CHANNELS, HIGH, WIDE, QUADS, LAST)
+    mean = tl.load(moments + plane, mask=there, other=0.0)
+    scale = tl.load(moments + planes + plane, mask=there, other=0.0)
+    w, b = _affine(weight, bias, plane, there, CHANNELS)
+    quad = tl.arange(0, 2 * QUADS) // 2  # each is read twice, so that all lies as the pixels do
+    g = tl.load(_pointers(d_out, plane, quad, CHANNELS, HIGH * WIDE, LAST), mask=inside, other=0.0)
+    g = 0.25 * g.to(tl.float32)
+    upper, lower = (upper - mean[:, None]) * scale[:, None], (lower - mean[:, None]) * scale[:, None]
+    g_upper = tl.where(upper * w[:, None] + b[:, None] > 0, g, 0.0)
+    return upper, lower, g_upper, tl.where(lower * w[:, None] + b[:, None] > 0, g, 0.0), scale, w
+
+
+@triton.jit
+def _summed(upper, lower, g_upper, g_lower, parts, plane, there, planes, w, SHARED: tl.constexpr):
+    """Store what planes add to the gradients of weight and bias; sums of w g and of w g xhat."""
+    own, crossed = tl.sum(g_upper + g_lower, 1), tl.sum(g_upper * upper + g_lower * lower, 1)
+    tl.store(parts + plane, crossed, mask=there)
+    tl.store(parts + planes + plane, own, mask=there)
+    return _shared(w * own, SHARED), _shared(w * crossed, SHARED)
+
+
+@triton.jit
+def _store(
+    d_x,
+    upper,
+    lower,
+    g_upper,
+    g_lower,
+    scale,
+    w,
+    plain,
+    along,
+    plane,
+    there,
+    CHANNELS: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+    QUADS: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """Store dL/dx of a block, from the means of w g and of w g xhat."""
+    column = tl.arange(0, 2 * QUADS)
+    pixel = 4 * WIDE * (column // (2 * WIDE)) + column % (2 * WIDE)
+    inside = there[:, None] & (column < 2 * HIGH * WIDE)[None, :]
+    s, w, plain, along = scale[:, None], w[:, None], plain[:, None], along[:, None]
+    above = _pointers(d_x, plane, pixel, CHANNELS, 4 * HIGH * WIDE, LAST)
+    below = _pointers(d_x, plane, pixel + 2 * WIDE, CHANNELS, 4 * HIGH * WIDE, LAST)
+    tl.store(above, s * (w * g_upper - plain - upper * along), mask=inside)
+    tl.store(below, s * (w * g_lower - plain - lower * along), mask=inside)
 
 
 @triton.jit
@@ -181,13 +231,11 @@ def backward(
     weight,
     bias,
     d_out,
-    means,
-    scales,
+    moments,
     d_x,
-    d_weight,
-    d_bias,
+    parts,
     planes,
-    channels,
+    CHANNELS: tl.constexpr,
     SHARED: tl.constexpr,
     ROWS: tl.constexpr,
     HIGH: tl.constexpr,
@@ -195,29 +243,30 @@ def backward(
     QUADS: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """The gradient of x, and what each plane adds to those of weight and bias."""
+    """The gradient of x, and in ``parts`` ``(2, planes)`` what each plane adds to those of weight and bias."""
     first = _first(SHARED, ROWS)
-    plain, along = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)  # sums of w g, and of w g xhat
-    for k in range(0, SHARED, ROWS):
-        plane, there = _rows(first, k, planes, SHARED, ROWS)
-        a, b, c, d, g_a, g_b, g_c, g_d, scale, w = _recomputed(
-            x, weight, bias, d_out, means, scales, plane, there, channels, ROWS, HIGH, WIDE, QUADS, LAST
+    if SHARED <= ROWS:  # one block, which stays in registers
+        plane, there = _rows(first, 0, planes, SHARED, ROWS)
+        u, d, g_u, g_d, scale, w = _recomputed(
+            x, weight, bias, d_out, moments, plane, there, planes, CHANNELS, HIGH, WIDE, QUADS, LAST
         )
-        own, crossed = tl.sum(g_a + g_b + g_c + g_d, 1), tl.sum(g_a * a + g_b * b + g_c * c + g_d * d, 1)
-        tl.store(d_bias + plane, own, mask=there)
-        tl.store(d_weight + plane, crossed, mask=there)
-        plain += _shared(w * own, SHARED)
-        along += _shared(w * crossed, SHARED)
-    plain, along = plain[:, None] / (4.0 * HIGH * WIDE * SHARED), along[:, None] / (4.0 * HIGH * WIDE * SHARED)
-    for k in range(0, SHARED, ROWS):
-        plane, there = _rows(first, k, planes, SHARED, ROWS)
-        a, b, c, d, g_a, g_b, g_c, g_d, scale, w = _recomputed(
-            x, weight, bias, d_out, means, scales, plane, there, channels, ROWS, HIGH, WIDE, QUADS, LAST
-        )
-        s, w = scale[:, None], w[:, None]
-        upper = tl.join(s * (w * g_a - plain - a * along), s * (w * g_b - plain - b * along))
-        lower = tl.join(s * (w * g_c - plain - c * along), s * (w * g_d - plain - d * along))
-        at, below = _pixels(plane, channels, HIGH, WIDE, QUADS, LAST)
-        inside = _inside(there, 2 * HIGH * WIDE, 2 * QUADS)
-        tl.store(d_x + at, tl.reshape(upper, [ROWS, 2 * QUADS]), mask=inside)
-        tl.store(d_x + at + below, tl.reshape(lower, [ROWS, 2 * QUADS]), mask=inside)
+        plain, along = _summed(u, d, g_u, g_d, parts, plane, there, planes, w, SHARED)
+        plain, along = plain / (4.0 * HIGH * WIDE * SHARED), along / (4.0 * HIGH * WIDE * SHARED)
+        _store(d_x, u, d, g_u, g_d, scale, w, plain, along, plane, there, CHANNELS, HIGH, WIDE, QUADS, LAST)
+    else:
+        plain, along = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
+        for k in range(0, SHARED, ROWS):
+            plane, there = _rows(first, k, planes, SHARED, ROWS)
+            u, d, g_u, g_d, scale, w = _recomputed(
+                x, weight, bias, d_out, moments, plane, there, planes, CHANNELS, HIGH, WIDE, QUADS, LAST
+            )
+            own, crossed = _summed(u, d, g_u, g_d, parts, plane, there, planes, w, SHARED)
+            plain += own
+            along += crossed
+        plain, along = plain / (4.0 * HIGH * WIDE * SHARED), along / (4.0 * HIGH * WIDE * SHARED)
+        for k in range(0, SHARED, ROWS):
+            plane, there = _rows(first, k, planes, SHARED, ROWS)
+            u, d, g_u, g_d, scale, w = _recomputed(
+                x, weight, bias, d_out, moments, plane, there, planes, CHANNELS, HIGH, WIDE, QUADS, LAST
+            )
+            _store(d_x, u, d, g_u, g_d, scale, w, plain, along, plane, there, CHANNELS, HIGH, WIDE, QUADS, LAST)

@@ -75,7 +75,7 @@ def test_the_kernels_of_the_usual_network_compile_for_an_h100_without_a_gpu(side
     _, sizes = fused._launch(x, groups)
     warps = sizes.pop("num_warps")
     stored = {"x", "out", "d_out", "d_x"}
-    types = {"planes": "i32", "channels": "i32", "eps": "fp32"}
+    types = {"planes": "i32", "eps": "fp32"}
     for kernel in (kernels.forward, kernels.backward):
         pointers = {n: "*bf16" if n in stored and dtype == torch.bfloat16 else "*fp32" for n in kernel.arg_names}
         signature = pointers | {n: t for n, t in types.items() if n in pointers} | dict.fromkeys(sizes, "constexpr")

@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddbench.base.cache import digest
 from ddbench.train.network import Network
@@ -103,8 +102,11 @@ def pays(network: Network, batch: int, steps: int) -> bool:
     """
     if network.device.type != "cpu":
         return False
-    saved = SAVED * batch * forward_flops(network) / 1e9 / torch.get_num_threads()
-    return steps * saved > COMPILE_SECONDS
+    saved = SAVED * batch * steps / 1e9 / torch.get_num_threads()  # seconds for each operation of a forward pass
+    # Counting loads torch's compiler, which takes seconds: not where no network of this size could pay. A parameter
+    # works once at each position of the image, at most.
+    most = 2 * network.parameters * math.prod(network.shape[1:])
+    return most * saved > COMPILE_SECONDS and forward_flops(network) * saved > COMPILE_SECONDS
 
 
 _flops: dict[str, int] = {}
@@ -112,6 +114,8 @@ _flops: dict[str, int] = {}
 
 def forward_flops(network: Network) -> int:
     """Multiplications and additions of a forward pass of one image, counted on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads Triton, which most commands have no use for
+
     key = digest(network.identity)
     if key not in _flops:
         shapes = Network(network.source, network.shape, network.classes, torch.device("meta"), network.dtype)

@@ -87,6 +87,7 @@ PUBLIC_MODULES = {
     "ddbench.trajectory.descent": "young",  # how images, labels and student lr move
     "ddbench.trajectory.engine": "young",  # compiled and lower-precision student steps
     "ddbench.trajectory.method": "young",  # the skeleton of a trajectory matcher
+    "ddbench.trajectory.student_lr": "young",  # the student lr of least loss
     "ddbench.trajectory.unroll": "stable",  # the gradient of a student's training
 }
 

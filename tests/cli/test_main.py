@@ -973,7 +973,7 @@ def fails_with(monkeypatch, error: BaseException) -> None:
     def work(*_, **__):
         raise error
 
-    monkeypatch.setattr("ddbench.cli.run.carry_out", work)
+    monkeypatch.setattr("ddbench.run.runs.carry_out", work)
     monkeypatch.setattr("sys.argv", ["ddbench", "run", "--dataset", "toy", "-q"])
     main()
 

@@ -25,7 +25,8 @@ from ddbench.base.progress import Event, listening
 from ddbench.base.seeds import Seed
 from ddbench.base.state import load_state
 from ddbench.errors import DataError, DivergedError, InterruptedRun, PluginError, UsageError
-from ddbench.files.target import EvalOptions, evaluated
+from ddbench.files.asked import EvalOptions
+from ddbench.files.target import evaluated
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import ceiling
 from ddbench.grade.protocol import Protocol

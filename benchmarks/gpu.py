@@ -342,6 +342,7 @@ def _begun(given: argparse.Namespace) -> Campaign:
         print("torch finds no CUDA device here: nothing was measured (--rehearse tries it on a CPU)", file=sys.stderr)
         sys.exit(3)
     about = machine("cuda")
+    about |= {"ddbench": given.code or about["ddbench"]}
     told = {name: about[name] for name in ("device", "torch", "ddbench", "python", "system")} | {"date": _today()}
     everything = sources_of({*ALL, *(name for part in PARTS for name in part.measures)}, about["torch"])
     record = Record.begun(given.records, told, everything)
@@ -359,6 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help="an archive of CIFAR-10's images, {train,test}/<class>/*")
     parser.add_argument("--only", nargs="+", metavar="PART", default=[], choices=list(TITLES), help="these parts")
     parser.add_argument("--again", nargs="+", metavar="PART", default=[], choices=list(TITLES), help="measured anew")
+    parser.add_argument("--code", default="", help="which ddbench this is, where no checkout tells")
     parser.add_argument("--dry-run", action="store_true", help="what would be done")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny sizes; nothing is measured")
     parser.add_argument("--table", action="store_true", help="write the tables of all records into docs/performance.md")

@@ -18,6 +18,7 @@ from ddbench.base.opening import TEXT_BYTES, parse_json, read_text, require_regu
 from ddbench.base.schema import RECORD_BYTES, Digest, Held, Number, Seed, Text, Whole
 from ddbench.base.tensors import content_digest
 from ddbench.boards.picture import Picture, file_name, opened
+from ddbench.boards.race import WALL, Clock
 from ddbench.errors import DataError, UsageError
 from ddbench.results.tables import clean
 from ddbench.run.defaults import ONE_STAGE
@@ -57,6 +58,7 @@ class EntryRun(RunRecord):
     stages: list[StageRecord]
     tensors: Digest | None = None  # sha256 of their content
     curves: list[Curve]
+    wall_seconds: Number | None = None  # in all, nothing cached: what a race ranks by
 
     @model_validator(mode="after")
     def _has_one_seed(self) -> Self:
@@ -178,6 +180,7 @@ def pack(folder: Path) -> EntryRun:
         tensors=content_digest(distilled) if distilled.name in result.sha256 else None,
         evaluations=[e for e in run.evaluations if e.complete and e.students],
         curves=curves(folder / "metrics.jsonl"),
+        **({"wall_seconds": Clock.from_file(folder / WALL).seconds} if (folder / WALL).exists() else {}),
     )
 
 

@@ -27,12 +27,13 @@ WITH = (
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
 TAKEN = ("tests", "benchmarks", "leaderboards/speedrun", "pyproject.toml")
 DICTIONARY = 64 << 20
-GO = """#!/bin/sh
+GO = r"""#!/bin/sh
 # usage: sh go FOLDER [MINUTES [ARGUMENTS of benchmarks.gpu]]: the campaign on this machine; its records go into FOLDER
 set -eu
 mkdir -p "$1"; out=$(cd "$1" && pwd); minutes=${2:-8}; shift; test $# -eq 0 || shift
 cd "$(dirname "$0")"; python=${PYTHON:-python3}; home=${TMPDIR:-/tmp}/ddbench-gpu; mkdir -p "$home"
-"$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$home/site" wheels/*.whl
+"$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+  --target "$home/site" wheels/*.whl
 export PYTHONPATH="$home/site" DDBENCH_HOME="$home/home"
 for record in records/*.json; do test ! -e "$record" || cp -n "$record" "$out"; done
 for data in *.tar.xz; do test ! -e "$data" || { unpacked="$home/${data%.xz}"; "$python" -c 'import lzma, shutil, sys

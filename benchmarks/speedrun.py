@@ -45,9 +45,14 @@ students = 2
 seeds = [0]
 [[matrix]]
 dataset = {{ name = "images", options = {{ root = "${{{data}}}" }} }}
-matcher = {{ name = "tesla", label = "tiny", options = {{ steps = 2, experts = 1, syn_steps = 2, span = 1, max_start = 1 }} }}
+matcher = {{ name = "tesla", label = "tiny" }}
 ipc = 1
 [matrix.options]
+"matcher.steps" = 2
+"matcher.experts" = 1
+"matcher.syn_steps" = 2
+"matcher.span" = 1
+"matcher.max_start" = 1
 "network.width" = 4
 "experts.batch" = 60
 "protocol.steps" = 3

@@ -31,6 +31,10 @@ SHOWN = {
     "expert_seconds": "of these experts s", "distil_seconds": "distil s", "selection_seconds": "selection s",
     "hardware": "hardware", "author": "by", "date": "date", "entry": "entry",
 }  # fmt: skip
+OVERVIEW = {
+    "target": "accuracy", "entries": "entries", "title": "first place", "wall": "seconds",
+    "accuracy_mean": "accuracy %", "hardware": "hardware",
+}  # fmt: skip
 HISTORY = {
     "date": "date", "title": "method", "wall": "seconds", "accuracy_mean": "accuracy %", "n": "seeds",
     "hardware": "hardware", "entry": "record", "note": "note",
@@ -104,36 +108,31 @@ def tables(found: Standings) -> list[str]:
     race = found.board.race
     assert race is not None
     parts = [_listed("What counts", race.counts), _listed("What does not count", race.does_not_count)]
-    for target in race.targets:
-        rows = [_cells(place, rank) for place, rank in _ranked(found, target)]
-        parts += [
-            f"## At least {100 * target:g} %",
-            render(Table(rows, SHOWN), "md").strip() if rows else "No entry yet.",
-        ]
-    past = [_cells(place, None) for place in found.flat() if place.mean is not None] + [
-        _earlier(e) for e in race.earlier
-    ]
+    for title, rows in ranked(found):
+        parts += [f"## {title}", render(Table(rows, SHOWN), "md").strip() if rows else "No entry yet."]
+    past = [_cells(place, None) for place in found.flat() if place.mean is not None]
+    past += [_earlier(run) for run in race.earlier]
     if past:
         past.sort(key=lambda row: (str(row["date"]), str(row["title"])))
         parts += ["## History", render(Table(past, HISTORY), "md").strip()]
     return [part for part in parts if part]
 
 
+def ranked(found: Standings) -> list[tuple[str, list[Cells]]]:
+    """For each accuracy, what its table is called, and its rows."""
+    targets = found.board.race.targets if found.board.race else []
+    return [(f"At least {100 * t:g} %", [_cells(place, rank) for place, rank in _ranked(found, t)]) for t in targets]
+
+
 def leaders(found: Standings) -> list[Cells]:
-    """Who is first at each accuracy of a race, for the overview."""
-    race = found.board.race
-    assert race is not None
+    """Who is first at each accuracy of a race, for overviews."""
     rows = []
-    for target in race.targets:
-        first = next((_cells(place, rank) for place, rank in _ranked(found, target)), {"title": "no entry yet"})
-        rows.append(first | {"target": f"at least {100 * target:g} %", "entries": len(_ranked(found, target))})
+    for title, places in ranked(found):
+        first = places[0] if places else {"title": "no entry yet", "wall": ""}
+        in_all = f", {first['wall']} s" if first["wall"] else ""
+        about = {"target": title.lower(), "first": f"{title.lower()}: {first['title']}{in_all}"}
+        rows.append(first | about | {"entries": len(places), "ipc": ", ".join(map(str, found.board.ipc))})
     return rows
-
-
-OVERVIEW = {
-    "target": "accuracy", "entries": "entries", "title": "first place", "wall": "seconds", "accuracy_mean": "accuracy %",
-    "hardware": "hardware",
-}  # fmt: skip
 
 
 def seconds(place: Place) -> list[float]:

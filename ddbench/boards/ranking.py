@@ -231,7 +231,7 @@ def rules(board: Board) -> list[tuple[str, str]]:
         ("images per class", ", ".join(map(str, board.ipc))),
         ("students per seed", str(board.students)),
         ("seeds", "; ".join([_listed(board.seeds), *fewer])),
-        ("a first place is marked", often),
+        *([] if board.race else [("a first place is marked", often)]),
     ]
 
 

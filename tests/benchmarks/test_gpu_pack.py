@@ -47,10 +47,10 @@ def test_a_pack_holds_what_such_a_machine_needs_and_says_the_one_command(packed)
         assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
     assert {p.name for p in (folder / "records").iterdir()} >= {"h200-2026-11-27.json"}
     with lzma.open(folder / "images.tar.xz") as stream:
-        archive = tarfile.open(fileobj=io.BytesIO(stream.read()))
-    assert archive.getnames() == ["test/a/0.png", "train/a/0.png", "train/b/1.png"]
-    held = archive.extractfile("train/b/1.png")
-    assert held.read() == b"the bytes of train/b/1.png"
+        held = io.BytesIO(stream.read())
+    with tarfile.open(fileobj=held) as archive:
+        assert archive.getnames() == ["test/a/0.png", "train/a/0.png", "train/b/1.png"]
+        assert archive.extractfile("train/b/1.png").read() == b"the bytes of train/b/1.png"
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path, images):

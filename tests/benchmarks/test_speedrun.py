@@ -45,7 +45,6 @@ def test_tars_of_all_seeds_become_an_entry_and_a_table(tmp_path, speedrun):
 @pytest.mark.slow
 def test_a_run_begins_with_empty_caches_and_its_seconds_are_more_than_its_parts(tmp_path, speedrun, monkeypatch):
     import benchmarks.gpu
-
     from ddbench.suite.grid import read
 
     benchmarks.gpu._images(tmp_path / "images.zip")

@@ -14,6 +14,7 @@ from ddbench.boards.board import Board, found
 from ddbench.boards.entry import pack
 from ddbench.boards.race import WALL
 from ddbench.boards.ranking import board_text, build, overview, stale, standings
+from ddbench.boards.site import site
 from ddbench.boards.submit import submit
 from ddbench.errors import DataError, UsageError
 
@@ -80,6 +81,9 @@ def test_a_race_ranks_by_seconds_those_that_reach_an_accuracy(tmp_path, folder):
     assert "- Everything." in text
     assert "a/record.json" in text
     assert "| at least 60 % | 1 | k-means | 110 ± 14 |" in overview([standings(rules)])
+    pages = site([standings(rules)])
+    assert "at least 60 %: k-means, 110 ± 14 s" in pages["index.html"]
+    assert "At least 50 %: ranked by seconds" in pages["toys.html"]
 
 
 def test_ranks_are_among_entries_of_the_same_hardware_and_a_seed_that_diverged_ranks_nobody(tmp_path, folder):

@@ -127,6 +127,9 @@ class Campaign:
 
     def __post_init__(self) -> None:
         self.began = self.began or time.monotonic()
+        self.record.figures = [figure for figure in self.record.figures if figure["part"] not in self.again]
+        for name in self.again:
+            self.record.parts.pop(name, None)
 
     @property
     def left(self) -> float:
@@ -135,17 +138,19 @@ class Campaign:
     def sources(self, part: Part) -> str:
         return sources_of(part.measures, self.record.about["torch"], part.version)
 
+    def _counted(self, part: Part) -> list[Record]:
+        """The records whose figures of a part stand."""
+        return [self.record] if part.name in self.again else [*self.known, self.record]
+
     def done(self, part: Part) -> dict[str, Any]:
         """The figures of a part that need not be measured, by variant."""
-        if part.name in self.again:
-            return {}
-        return on_record([*self.known, self.record], self.record.about["device"], part.name, self.sources(part))
+        return on_record(self._counted(part), self.record.about["device"], part.name, self.sources(part))
 
     def _before(self, part: Part) -> list[dict[str, Any]]:
         """What records say of this part on this device and of these sources."""
-        held = [r.parts[part.name] for r in (*self.known, self.record) if part.name in r.parts and self._here(r)]
+        held = [r.parts[part.name] for r in self._counted(part) if part.name in r.parts and self._here(r)]
         due = self.sources(part)
-        return [] if part.name in self.again else [entry for entry in held if entry["sources"] == due]
+        return [entry for entry in held if entry["sources"] == due]
 
     def _here(self, record: Record) -> bool:
         return record.about["device"] == self.record.about["device"]
@@ -167,11 +172,16 @@ class Campaign:
         """All parts that fit; the names of those in which something failed."""
         failed = []
         for part in self.parts:
-            reason = self.verdict(part)
+            reason, fine, known = self.verdict(part), True, -1
             if reason:
                 self.say(f"{part.name}: {reason}")
-            elif not self._measured(part):
-                failed.append(part.name)
+            # a process that broke goes on as another one, as long as each of them finds something out
+            while not self.verdict(part) and len(self.done(part)) > known:
+                known = len(self.done(part))
+                fine = self._measured(part) and fine
+                if self.record.parts[part.name]["status"] in ("killed", "left over"):
+                    break
+            failed += [] if fine else [part.name]
         return failed
 
     def _measured(self, part: Part) -> bool:
@@ -186,8 +196,11 @@ class Campaign:
         self.say(f"{part.name}: at most {limit:.0f} s")
         code, doing, left, log = process.wait()
         entry["seconds"] = round(process.seconds, 1)
-        if code is None and doing not in ("", "rounds"):  # what it was at is not tried again: it may hang again
-            self.record.add({"part": part.name, "variant": doing, "error": f"killed at the limit of {limit:.0f} s"})
+        why = (
+            f"killed at the limit of {limit:.0f} s" if code is None else f"ended by signal {-code}" if code < 0 else ""
+        )
+        if why and doing not in ("", "rounds"):  # what it was at is not tried again: it may do so again
+            self.record.add({"part": part.name, "variant": doing, "error": why})
         entry["kills"] += code is None
         entry["status"] = "killed" if code is None else "left over" if left and not code else "done"
         if code:
@@ -230,9 +243,15 @@ class Process:
         self._broken: Exception | None = None
         own = os.environ | {"PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HERE.parent, env=own,
-            start_new_session=True, errors="replace",
-        )  # fmt: skip
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=HERE.parent,
+            env=own,
+            start_new_session=True,
+            errors="replace",
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

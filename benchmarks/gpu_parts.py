@@ -31,12 +31,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(1, str(HERE.parent))
 
 from benchmarks.gpu_records import timed  # noqa: E402 - this is a script beside others, and one of a package
-from ddbench import Network, Preprocessing, RealData, Recipe, Seed, Student, fit  # noqa: E402
+from ddbench import DDBenchError, Network, Preprocessing, RealData, Recipe, Seed, Student, fit  # noqa: E402
 from ddbench.plugins import registry  # noqa: E402
 from ddbench.train.compile import account  # noqa: E402
 from ddbench.train.fit_together import fit_together  # noqa: E402
 
 ROUNDS = 5
+LOST = 4  # exit code
 MARGIN = 15.0  # seconds for the rounds, when the last variant has warmed up
 BATCH, IPC, T = 256, 10, 20
 _out: TextIO | None = None  # a copy of stdout, which pytest captures
@@ -100,8 +101,10 @@ def race(part: str, unit: str, variants: dict[str, Variant], base: str, orders: 
                 work()
             orders.done()
             reason = variants[name].honest()
+        except DDBenchError as error:  # it is not for this device
+            say(part=part, variant=name, unit=unit, refused=str(error)[:500])
         except Exception as error:  # noqa: BLE001 - one variant fails, the others go on
-            say(part=part, variant=name, unit=unit, error=f"{type(error).__name__}: {error}"[:500])
+            failed(error, orders, part=part, variant=name, unit=unit)
         else:
             if reason:
                 say(part=part, variant=name, unit=unit, refused=reason)
@@ -110,12 +113,16 @@ def race(part: str, unit: str, variants: dict[str, Variant], base: str, orders: 
     say(doing="rounds")
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(ROUNDS):
-        for name, work in ready.items():
-            orders.done()
-            began = time.perf_counter()
-            work()
-            orders.done()
-            seconds[name].append(time.perf_counter() - began)
+        for name in list(ready):
+            try:
+                orders.done()
+                began = time.perf_counter()
+                ready[name]()
+                orders.done()
+                seconds[name].append(time.perf_counter() - began)
+            except Exception as error:  # noqa: BLE001 - as above
+                del ready[name]
+                failed(error, orders, part=part, variant=name, unit=unit)
 
     def values(name: str) -> list[float]:
         amount = variants[name].amount
@@ -123,6 +130,24 @@ def race(part: str, unit: str, variants: dict[str, Variant], base: str, orders: 
 
     for name in ready:
         say(**timed(part, name, unit, values(name), values(base) if base in ready else None))
+
+
+def failed(error: Exception, orders: Orders, **figure: str) -> None:
+    """Say why a variant is none; ends the process where the error took the device along, for another to go on."""
+    say(**figure, error=f"{type(error).__name__}: {error}"[:500])
+    if not answers(orders):
+        say(left="what follows: the device answers no more")
+        sys.exit(LOST)
+
+
+def answers(orders: Orders) -> bool:
+    """Whether the device can still be used: CUDA reports an illegal access in every later call, too."""
+    try:
+        orders.done()
+        torch.ones(1, device=orders.device).sum().item()
+    except Exception:  # noqa: BLE001 - of whatever kind
+        return False
+    return True
 
 
 # -- training --------------------------------------------------------------------------------------------------
@@ -188,9 +213,7 @@ def recipe(steps: int, augment: str, options: dict[str, Any]) -> Recipe | None:
 def ours(orders: Orders, made: Recipe, data: RealData, warm: float = 3.0) -> Variant:
     own = network(orders)
     start = Student(own.init(Seed(0)))
-    return Variant(
-        lambda: lambda: fit(own, start, data, made, Seed(0), what=None), BATCH * (made.steps or 0), warm
-    )  # fmt: skip
+    return Variant(lambda: lambda: fit(own, start, data, made, Seed(0), what=None), BATCH * (made.steps or 0), warm)
 
 
 # How an expert is trained, by switches of its recipe; a combination that a ddbench does not have is left out.
@@ -202,6 +225,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "ddbench, fused kernels, graph": {"kernels": "fused", "launch": "graph"},
     "ddbench, fused kernels, graph, tf32": {"kernels": "fused", "launch": "graph", "precision": "tf32"},
     "ddbench, fused kernels, graph, bf16": {"kernels": "fused", "launch": "graph", "precision": "bf16"},
+    "ddbench, plain kernels, graph, bf16": {"kernels": "plain", "launch": "graph", "precision": "bf16"},
     "ddbench, fused kernels, graph, float32": {"kernels": "fused", "launch": "graph", "precision": "float32"},
 }
 
@@ -274,11 +298,9 @@ def unrolls(orders: Orders) -> None:
     work = methods(made, kinds, ("float32", "tf32", "bf16"))
     order = sorted(work, key=lambda name: ("compiled" in name and ("tf32" in name or "bf16" in name), "bf16" in name))
     variants = {
-        name: Variant(
-            lambda name=name: work[name], steps, 60.0 if "compiled" in name else 5.0, _as_asked(name)
-        )
+        name: Variant(lambda name=name: work[name], steps, 60.0 if "compiled" in name else 5.0, _as_asked(name))
         for name in order
-    }  # fmt: skip
+    }
     race("unrolls", "ms per student step", variants, "two-pass", orders, rate=False)
 
 
@@ -297,7 +319,7 @@ def memory(orders: Orders) -> None:
             work[name]()
             say(part="memory", variant=name, unit="MB", value=round(peak(work[name]) / 1e6, 1))
         except Exception as error:  # noqa: BLE001 - one variant fails, the others go on
-            say(part="memory", variant=name, unit="MB", error=f"{type(error).__name__}: {error}"[:500])
+            failed(error, orders, part="memory", variant=name, unit="MB")
 
 
 def precision(orders: Orders) -> None:
@@ -324,19 +346,19 @@ def tests(orders: Orders) -> None:
     root = HERE.parent
     files = [str(path) for path in sorted((root / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     words = ["-q", "-p", "no:cacheprovider", "-m", "gpu", f"--rootdir={root}", "-c", str(root / "pyproject.toml")]
-    pytest.main([*words, *files], plugins=[_Outcomes(orders.known)])
+    pytest.main([*words, *files], plugins=[_Outcomes(orders)])
 
 
 class _Outcomes:
     """Tells what came of each test, and leaves out those that are known."""
 
-    def __init__(self, known: frozenset[str]) -> None:
-        self.known = known
+    def __init__(self, orders: Orders) -> None:
+        self.orders = orders
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
-        gone = [item for item in items if item.nodeid in self.known]
+        gone = [item for item in items if item.nodeid in self.orders.known]
         config.hook.pytest_deselected(items=gone)
-        items[:] = [item for item in items if item.nodeid not in self.known]
+        items[:] = [item for item in items if item.nodeid not in self.orders.known]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         say(doing=nodeid)
@@ -345,6 +367,9 @@ class _Outcomes:
         told = {"part": "tests", "variant": report.nodeid, "unit": "s"}
         if report.failed:
             say(**told, error=str(report.longrepr)[-1500:])
+            if not answers(self.orders):
+                say(left="what follows: the device answers no more")
+                os._exit(LOST)  # pytest would go on, and every test after this one fail
         elif report.when == "call" and report.passed:
             say(**told, value=round(report.duration, 2))
 
@@ -394,10 +419,24 @@ def cell(orders: Orders) -> None:
             return
         (row,) = json.loads(done.stdout)
         notes = json.loads((Path(folder) / row["run"] / "stage-0" / "result.json").read_text())
-        kept = ("matcher", "scheduler", "ipc", "protocol", "accuracy_mean", "accuracy_std", "n", "distil_seconds",
-                "expert_seconds", "selection_seconds", "peak_bytes", "device")  # fmt: skip
-        say(run={name: row[name] for name in kept} | {"seconds": round(took, 1), "options": options,
-                                                      "checks": notes.get("checks", []), "note": CELL})  # fmt: skip
+        kept = (
+            "matcher",
+            "scheduler",
+            "ipc",
+            "protocol",
+            "accuracy_mean",
+            "accuracy_std",
+            "n",
+            "distil_seconds",
+            "expert_seconds",
+            "selection_seconds",
+            "peak_bytes",
+            "device",
+        )
+        say(
+            run={name: row[name] for name in kept}
+            | {"seconds": round(took, 1), "options": options, "checks": notes.get("checks", []), "note": CELL}
+        )
         say(part="cell", variant=CELL, unit="s", value=round(took, 1))
 
 

@@ -70,8 +70,12 @@ def raced(cell: Cell, suite: Suite, out: Path) -> tuple[Path, dict[str, float]]:
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "ddbench", *words(cell, suite, runs), "--quiet"],
-            env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
+            env=own,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         seconds = round(time.monotonic() - began, 1)
         if done.returncode:
             raise RuntimeError(f"{cell.name} ended with exit code {done.returncode}: {done.stderr.strip()[-1500:]}")

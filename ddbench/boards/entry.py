@@ -168,7 +168,7 @@ def pack(folder: Path) -> EntryRun:
     spec = _current(run.spec, folder)
     told = {name: value for name, value in spec.dataset.options.items() if not _private(name, value)}
     distilled = folder / "distilled.safetensors"
-    return EntryRun(
+    packed = EntryRun(
         run=run.run,
         seed=spec.seed,
         spec=spec.model_copy(update={"dataset": Described(name=spec.dataset.name, options=told)}),
@@ -180,8 +180,9 @@ def pack(folder: Path) -> EntryRun:
         tensors=content_digest(distilled) if distilled.name in result.sha256 else None,
         evaluations=[e for e in run.evaluations if e.complete and e.students],
         curves=curves(folder / "metrics.jsonl"),
-        **({"wall_seconds": Clock.from_file(folder / WALL).seconds} if (folder / WALL).exists() else {}),
     )
+    clock = folder / WALL
+    return packed.model_copy(update={"wall_seconds": Clock.from_file(clock).seconds}) if clock.exists() else packed
 
 
 def verified(folder: Path) -> ResultRecord:

@@ -27,18 +27,37 @@ if TYPE_CHECKING:
 WALL = "wall.json"
 COMMAND = "python -m benchmarks.speedrun"
 SHOWN = {
-    "rank": "#", "title": "method", "wall": "seconds", "accuracy_mean": "accuracy %", "n": "seeds",
-    "expert_seconds": "of these experts s", "distil_seconds": "distil s", "selection_seconds": "selection s",
-    "hardware": "hardware", "author": "by", "date": "date", "entry": "entry",
-}  # fmt: skip
+    "rank": "#",
+    "title": "method",
+    "wall": "seconds",
+    "accuracy_mean": "accuracy %",
+    "n": "seeds",
+    "expert_seconds": "of these experts s",
+    "distil_seconds": "distil s",
+    "selection_seconds": "selection s",
+    "hardware": "hardware",
+    "author": "by",
+    "date": "date",
+    "entry": "entry",
+}
 OVERVIEW = {
-    "target": "accuracy", "entries": "entries", "title": "first place", "wall": "seconds",
-    "accuracy_mean": "accuracy %", "hardware": "hardware",
-}  # fmt: skip
+    "target": "accuracy",
+    "entries": "entries",
+    "title": "first place",
+    "wall": "seconds",
+    "accuracy_mean": "accuracy %",
+    "hardware": "hardware",
+}
 HISTORY = {
-    "date": "date", "title": "method", "wall": "seconds", "accuracy_mean": "accuracy %", "n": "seeds",
-    "hardware": "hardware", "entry": "record", "note": "note",
-}  # fmt: skip
+    "date": "date",
+    "title": "method",
+    "wall": "seconds",
+    "accuracy_mean": "accuracy %",
+    "n": "seeds",
+    "hardware": "hardware",
+    "entry": "record",
+    "note": "note",
+}
 
 
 class Clock(Held):

@@ -221,6 +221,22 @@ def test_a_part_that_breaks_leaves_its_log_and_stops_no_other(campaign, part):
     assert work.verdict(broken) == "", "it is tried again"
 
 
+def test_a_part_whose_process_breaks_goes_on_in_another_as_long_as_each_finds_something_out(campaign, part):
+    code = """
+import signal
+for name in due("a", "crash", "b"):
+    say(doing=name)
+    if name == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    figure(name, value=1.0)
+"""
+    work = campaign(part(code))
+    assert work.carry_out() == ["planted"]
+    assert values(work) == {"a": 1.0, "b": 1.0}
+    assert work.done(work.parts[0])["crash"]["error"] == "ended by signal 11"
+    assert on_disk(work)["parts"]["planted"]["status"] == "done"
+
+
 def test_a_disk_that_refuses_a_figure_ends_the_campaign(campaign, part, monkeypatch):
     work = campaign(part('figure("a", value=1.0)'))
     monkeypatch.setattr(work.record, "add", lambda figure: (_ for _ in ()).throw(OSError("disk full")))
@@ -291,6 +307,27 @@ def test_a_variant_that_fails_is_refused_or_has_no_time_stops_no_other(parts):
     assert {"left": "long"} in parts.told
     assert "value" in by["fine"]
     assert "known" not in by
+
+
+def test_a_variant_that_takes_the_device_along_ends_the_process(parts, monkeypatch):
+    """CUDA reports an illegal access in every later call: none of the others is to be blamed for it."""
+    gone = []
+
+    def broken():
+        gone.append(True)
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def done(self):
+        if gone:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(parts.Orders, "done", done)
+    variants = {"base": parts.Variant(lambda: lambda: None), "broken": parts.Variant(lambda: broken)}
+    variants["innocent"] = parts.Variant(lambda: lambda: None)
+    with pytest.raises(SystemExit) as end:
+        parts.race("planted", "ms", variants, "base", parts.Orders("cpu"), rate=False)
+    assert end.value.code == parts.LOST
+    assert [line["variant"] for line in parts.told if "error" in line] == ["broken"]
 
 
 def test_where_all_is_known_nothing_is_measured(parts):

@@ -90,12 +90,19 @@ PARTS = (
         "From raw images to five graded students, nothing cached: one seed of the "
         "[speedrun](../leaderboards/speedrun/README.md).",
         200,
-        330,
+        450,
         ALL,
         needs_data=True,
         command=(sys.executable, "-m", "benchmarks.speedrun", "--orders"),
     ),
-    Part("memory", "The most that such a gradient holds at one time, beyond its arguments.", 25, 150, ENGINE),
+    Part(
+        "memory",
+        "The most that such a gradient holds at one time, beyond its arguments, and what torch keeps for it, where "
+        "that is known: a CUDA graph lies in what is kept.",
+        25,
+        150,
+        ENGINE,
+    ),
     Part(
         "precision",
         "Of the median image's gradient in one student step, against float32: for a fresh network, and for one that "

@@ -35,7 +35,7 @@ cd "$(dirname "$0")"; python=${PYTHON:-python3}; home=${TMPDIR:-/tmp}/ddbench-gp
 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
   --target "$home/site" wheels/*.whl
 export PYTHONPATH="$home/site" DDBENCH_HOME="$home/home"
-for record in records/*.json; do test ! -e "$record" || cp -n "$record" "$out"; done
+for record in records/*.json; do test -e "$out/${record##*/}" || cp "$record" "$out"; done
 for data in *.tar.xz; do test ! -e "$data" || { unpacked="$home/${data%.xz}"; "$python" -c 'import lzma, shutil, sys
 with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as out: shutil.copyfileobj(packed, out, 1 << 20)
 ' "$data" "$unpacked"; set -- --data "$unpacked" "$@"; }; done

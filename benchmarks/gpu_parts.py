@@ -11,6 +11,7 @@ is no variant. The figures of shapes alone are on noise.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -35,6 +36,7 @@ from ddbench import DDBenchError, Network, Preprocessing, RealData, Recipe, Seed
 from ddbench.plugins import registry  # noqa: E402
 from ddbench.train.compile import account  # noqa: E402
 from ddbench.train.fit_together import fit_together  # noqa: E402
+from ddbench.train.precision import switched  # noqa: E402
 
 ROUNDS = 5
 LOST = 4  # exit code
@@ -75,7 +77,10 @@ class Orders:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """``make()`` gives the work of one round, which is ``amount`` of the unit; ``warm`` seconds until it runs fast."""
+    """``make()`` gives the work of one round, which is ``amount`` of the unit; ``warm`` seconds until it runs fast.
+
+    Work that gives a number has its own clock: these are its seconds.
+    """
 
     make: Callable[[], Callable[[], object]]
     amount: float = 1.0
@@ -117,9 +122,9 @@ def race(part: str, unit: str, variants: dict[str, Variant], base: str, orders: 
             try:
                 orders.done()
                 began = time.perf_counter()
-                ready[name]()
+                own = ready[name]()
                 orders.done()
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(own if isinstance(own, float) else time.perf_counter() - began)
             except Exception as error:  # noqa: BLE001 - as above
                 del ready[name]
                 failed(error, orders, part=part, variant=name, unit=unit)
@@ -174,46 +179,29 @@ def module(orders: Orders) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * width, CLASSES)).to(orders.device)
 
 
-def plain(orders: Orders, steps: int, *, tf32: bool = True, bf16: bool = False, compiled: bool = False) -> Variant:
+def plain(orders: Orders, *, tf32: bool = True, bf16: bool = False, compiled: bool = False) -> Variant:
     """A loop of plain torch over one batch that lies there: no data to draw, nothing augmented."""
+    steps = 2 if orders.tiny else 150
 
     def make() -> Callable[[], None]:
-        own, form = module(orders), torch.channels_last if bf16 else torch.contiguous_format
-        own = own.to(memory_format=form)
+        form = torch.channels_last if bf16 else torch.contiguous_format
+        own = module(orders).to(memory_format=form)
         x = torch.randn(BATCH, *SHAPE, device=orders.device).contiguous(memory_format=form)
         y = torch.arange(BATCH, device=orders.device) % CLASSES
         optimiser, model = torch.optim.SGD(own.parameters(), 0.01), torch.compile(own) if compiled else own
 
         def work() -> None:
-            held = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-            try:
+            with switched(tf32=tf32):
                 for _ in range(steps):
                     optimiser.zero_grad(set_to_none=True)
                     with torch.autocast(orders.device, torch.bfloat16, enabled=bf16):
                         loss = cross_entropy(model(x).float(), y)
                     loss.backward()
                     optimiser.step()
-            finally:
-                torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = held
 
         return work
 
     return Variant(make, BATCH * steps, 40.0 if compiled else 2.0)
-
-
-def recipe(steps: int, augment: str, options: dict[str, Any]) -> Recipe | None:
-    """None where this ddbench has no such option."""
-    known = {f.name for f in dataclasses.fields(Recipe)}
-    if not options.keys() <= known:
-        return None
-    return Recipe(steps=steps, batch=BATCH, lr=0.01, augment=augment, **options)
-
-
-def ours(orders: Orders, made: Recipe, data: RealData, warm: float = 3.0) -> Variant:
-    own = network(orders)
-    start = Student(own.init(Seed(0)))
-    return Variant(lambda: lambda: fit(own, start, data, made, Seed(0), what=None), BATCH * (made.steps or 0), warm)
 
 
 # How an expert is trained, by switches of its recipe; a combination that a ddbench does not have is left out.
@@ -228,23 +216,49 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "ddbench, plain kernels, graph, bf16": {"kernels": "plain", "launch": "graph", "precision": "bf16"},
     "ddbench, fused kernels, graph, float32": {"kernels": "fused", "launch": "graph", "precision": "float32"},
 }
+UNAUGMENTED = ("ddbench", "ddbench, fused kernels, graph", "ddbench, fused kernels, graph, bf16")
+EPOCHS = 3
+
+
+def recipe(augment: str, options: dict[str, Any]) -> Recipe | None:
+    """None where this ddbench has no such option."""
+    if not options.keys() <= {f.name for f in dataclasses.fields(Recipe)}:
+        return None
+    return Recipe(epochs=EPOCHS, batch=BATCH, lr=0.01, augment=augment, **options)
+
+
+def ours(orders: Orders, made: Recipe, data: RealData) -> Variant:
+    """The trainer, by its own clock: without the first epoch, in which kernels are built and graphs recorded."""
+    own = network(orders)
+    start = Student(own.init(Seed(0)))
+
+    def work() -> float:
+        ends: list[float] = []
+
+        def ended(*_: object) -> None:
+            orders.done()
+            ends.append(time.perf_counter())
+
+        fit(own, start, data, made, Seed(0), what=None, on_epoch=ended)
+        return ends[-1] - ends[0]
+
+    return Variant(lambda: work, BATCH * made.per_epoch(len(data)) * (EPOCHS - 1), 15.0)
 
 
 def training(orders: Orders) -> None:
     """Images per second of one expert, of ddbench and of its peers."""
-    steps, data = (2, real(orders)) if orders.tiny else (150, real(orders))
-    base = "plain torch, TF32"
-    variants = {base: plain(orders, steps)}
+    data, base = real(orders), "plain torch, TF32"
+    variants = {base: plain(orders)}
     for augment, how in ((STRATEGY, ", DSA"), ("", ", nothing augmented")):
         for name, options in SWITCHES.items():
-            made = recipe(steps, augment, options)
-            if made is not None and (augment or not options or "precision" in options):
-                variants[name + how] = ours(orders, made, data, 20.0 if options else 3.0)
+            made = recipe(augment, options)
+            if made is not None and (augment or name in UNAUGMENTED):
+                variants[name + how] = ours(orders, made, data)
     variants |= {
-        "plain torch, float32": plain(orders, steps, tf32=False),
-        "plain torch, bf16, channels-last": plain(orders, steps, bf16=True),
-        "torch.compile, TF32": plain(orders, steps, compiled=True),
-        "torch.compile, bf16, channels-last": plain(orders, steps, bf16=True, compiled=True),
+        "plain torch, float32": plain(orders, tf32=False),
+        "plain torch, bf16, channels-last": plain(orders, bf16=True),
+        "torch.compile, TF32": plain(orders, compiled=True),
+        "torch.compile, bf16, channels-last": plain(orders, bf16=True, compiled=True),
     }
     race("training", "images/s", variants, base, orders, rate=True)
 
@@ -254,14 +268,16 @@ def together(orders: Orders) -> None:
     steps, data, own = 2 if orders.tiny else 40, real(orders), network(orders)
     made = Recipe(steps=steps, batch=BATCH, lr=0.01, augment=STRATEGY)
     base = "one at a time"
-    variants = {base: ours(orders, made, data)}
+    alone = recipe(STRATEGY, {})
+    assert alone is not None
+    variants = {base: ours(orders, alone, data)}
 
     def several(count: int) -> Variant:
         seeds = [Seed(0) / i for i in range(count)]
         starts = [Student(own.init(seed)) for seed in seeds]
 
-        def work() -> object:
-            return fit_together(own, starts, data, made, seeds, lrs=[None] * count, what=None)
+        def work() -> None:
+            fit_together(own, starts, data, made, seeds, lrs=[None] * count, what=None)
 
         return Variant(lambda: work, BATCH * steps * count)
 
@@ -305,21 +321,36 @@ def unrolls(orders: Orders) -> None:
 
 
 def memory(orders: Orders) -> None:
-    """The most bytes that an unroll holds at one time, beyond its arguments."""
+    """The most bytes that an unroll holds at one time beyond its arguments, and what torch keeps for it.
+
+    What a CUDA graph needs lies in memory of its own, which counts as kept and not as held.
+    """
     width, images, steps = shapes(orders)
     made = task(width, images, steps, device=orders.device)
     work = methods(made, ("eager", "compiled"))
-    peak = _cuda_peak if orders.device == "cuda" else _cpu_peak
     for name in orders.due(work):
         if orders.left < (60.0 if "compiled" in name else 5.0):
             say(left=name)
             continue
         say(doing=name)
         try:
-            work[name]()
-            say(part="memory", variant=name, unit="MB", value=round(peak(work[name]) / 1e6, 1))
+            for unit, value in _peaks(work[name], orders).items():
+                say(part="memory", variant=name, unit=unit, value=round(value / 1e6, 1))
         except Exception as error:  # noqa: BLE001 - one variant fails, the others go on
             failed(error, orders, part="memory", variant=name, unit="MB")
+
+
+def _peaks(work: Callable[[], object], orders: Orders) -> dict[str, float]:
+    if orders.device != "cuda":
+        work()
+        return {"MB": _cpu_peak(work)}
+    gc.collect()
+    torch.cuda.empty_cache()
+    kept = torch.cuda.memory_reserved()
+    for _ in range(3):  # compiled, recorded, replayed
+        work()
+    torch.cuda.reset_peak_memory_stats()
+    return {"MB": _cuda_peak(work), "MB kept": torch.cuda.max_memory_reserved() - kept}
 
 
 def precision(orders: Orders) -> None:

@@ -66,6 +66,7 @@ def raced(cell: Cell, suite: Suite, out: Path) -> tuple[Path, dict[str, float]]:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         own = os.environ | {name: str(Path(scratch) / name.lower()) for name in CACHES}
+        own |= {name: str(cell.spec.threads) for name in ("DDBENCH_THREADS", "OMP_NUM_THREADS")}
         runs = Path(scratch) / "runs"
         began = time.monotonic()
         done = subprocess.run(

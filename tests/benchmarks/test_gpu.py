@@ -338,8 +338,8 @@ def test_where_all_is_known_nothing_is_measured(parts):
 
 
 def test_options_that_this_ddbench_does_not_have_are_no_variant(parts):
-    assert parts.recipe(3, "", {"no_such_switch": "on"}) is None
-    assert parts.recipe(3, "", {"momentum": 0.5}).momentum == 0.5
+    assert parts.recipe("", {"no_such_switch": "on"}) is None
+    assert parts.recipe("", {"momentum": 0.5}).momentum == 0.5
 
 
 # -- tables ----------------------------------------------------------------------------------------------------

@@ -203,13 +203,12 @@ class Campaign:
         self.say(f"{part.name}: at most {limit:.0f} s")
         code, doing, left, log = process.wait()
         entry["seconds"] = round(process.seconds, 1)
-        why = (
-            f"killed at the limit of {limit:.0f} s" if code is None else f"ended by signal {-code}" if code < 0 else ""
-        )
-        if why and doing not in ("", "rounds"):  # what it was at is not tried again: it may do so again
+        late = code is None and limit >= part.limit  # it had all the time that it may have
+        entry["kills"] += late
+        if (late or (code or 0) < 0) and doing not in ("", "rounds"):  # it may hang or crash again: not tried again
+            why = f"killed at the limit of {limit:.0f} s" if late else f"ended by signal {-(code or 0)}"
             self.record.add({"part": part.name, "variant": doing, "error": why})
-        entry["kills"] += code is None
-        entry["status"] = "killed" if code is None else "left over" if left and not code else "done"
+        entry["status"] = "killed" if code is None else "left over" if left else "done"
         if code:
             entry |= {"status": f"exit code {code}", "log": log[-TAIL:]}
         self.record.write()
@@ -217,7 +216,7 @@ class Campaign:
             f for f in self.record.figures if f["part"] == part.name and "error" in f and f["variant"] not in known
         ]
         self.say(f"{part.name}: {entry['status']} after {process.seconds:.0f} s" + (f"\n{log[-TAIL:]}" if code else ""))
-        return not code and not errors
+        return not code and not late and not errors
 
     def _heard(self, part: Part) -> Callable[[dict[str, Any]], None]:
         """What is done with what a part says: figures and runs go on disk at once."""

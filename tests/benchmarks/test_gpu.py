@@ -211,6 +211,13 @@ def test_what_a_kill_found_at_work_is_not_tried_again_and_two_kills_are_enough(c
     assert "twice" in campaign(part(code)).verdict(part(code))
 
 
+def test_a_kill_because_the_call_is_over_blames_nobody(campaign, part):
+    work = campaign(part('say(doing="slow"); time.sleep(100)', expected=0.1), seconds=1.0)
+    assert work.carry_out() == []
+    assert on_disk(work)["parts"]["planted"]["status"] == "killed"
+    assert (work.record.parts["planted"]["kills"], work.record.figures) == (0, [])
+
+
 def test_a_part_that_breaks_leaves_its_log_and_stops_no_other(campaign, part):
     broken, fine = part("raise SystemExit('out of luck')", name="broken"), part('figure("a", value=1.0)')
     work = campaign(broken, fine)

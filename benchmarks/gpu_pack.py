@@ -29,6 +29,7 @@ TAKEN = ("tests", "benchmarks", "leaderboards/speedrun", "pyproject.toml")
 DICTIONARY = 64 << 20
 GO = r"""#!/bin/sh
 # usage: sh go FOLDER [MINUTES [ARGUMENTS of benchmarks.gpu]]: the campaign on this machine; its records go into FOLDER
+#        sh go FOLDER speedrun [ARGUMENTS of benchmarks.speedrun]: seeds of the speedrun; their tars go into FOLDER
 set -eu
 mkdir -p "$1"; out=$(cd "$1" && pwd); minutes=${2:-8}; shift; test $# -eq 0 || shift
 cd "$(dirname "$0")"; python=${PYTHON:-python3}; home=${TMPDIR:-/tmp}/ddbench-gpu; mkdir -p "$home"
@@ -39,6 +40,7 @@ for record in records/*.json; do test -e "$out/${record##*/}" || cp "$record" "$
 for data in *.tar.xz; do test ! -e "$data" || { unpacked="$home/${data%.xz}"; "$python" -c 'import lzma, shutil, sys
 with lzma.open(sys.argv[1]) as packed, open(sys.argv[2], "wb") as out: shutil.copyfileobj(packed, out, 1 << 20)
 ' "$data" "$unpacked"; set -- --data "$unpacked" "$@"; }; done
+test "$minutes" != speedrun || exec "$python" -m benchmarks.speedrun --out "$out" "$@"
 exec "$python" -m benchmarks.gpu --minutes "$minutes" --records "$out" --code "CODE" "$@"
 """
 

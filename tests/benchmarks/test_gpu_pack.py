@@ -76,3 +76,9 @@ def test_what_is_packed_runs_without_this_checkout(packed, tmp_path):
     assert (tmp_path / "scratch" / "ddbench-gpu" / "site" / "ddbench" / "__init__.py").exists()
     assert (tmp_path / "scratch" / "ddbench-gpu" / "images.tar").exists()
     assert (tmp_path / "results" / "h200-2026-11-27.json").exists()
+
+
+def test_the_script_of_a_pack_is_one_that_a_shell_reads(packed):
+    folder, _ = packed
+    done = subprocess.run(["sh", "-n", str(folder / "go")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -162,7 +162,10 @@ def main() -> None:
     for cell in suite.cells:
         chosen = given.seeds is None or cell.spec.seed in given.seeds
         if chosen and (not given.only or any(word in cell.name for word in given.only)):
-            tar, figures = raced(cell, suite, given.out)
+            try:
+                tar, figures = raced(cell, suite, given.out)
+            except RuntimeError as error:
+                sys.exit(str(error))
             print(f"{cell.name}: {figures['s']:.0f} s, {figures['accuracy %']:.1f} %: {tar}", flush=True)
 
 

@@ -11,6 +11,7 @@ from boardkit import board, made
 from ddbench.base.cache import read_json, write_json
 from ddbench.boards.board import Board
 from ddbench.boards.race import WALL
+from ddbench.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,22 +24,23 @@ def speedrun(monkeypatch):
     return benchmarks.speedrun
 
 
-def test_tars_of_all_seeds_become_an_entry_and_a_table(tmp_path, speedrun):
-    runs = made(tmp_path / "runs")
-    rules = board(tmp_path / "boards", runs[0]).folder
+def test_a_tar_with_its_seconds_becomes_an_entry_and_a_table(tmp_path, speedrun):
+    (folder,) = made(tmp_path / "runs", seeds=(0,))
+    rules = board(tmp_path / "boards", folder, seeds=[0]).folder
     path = rules / "board.toml"
     path.write_text(path.read_text() + "[race]\ntargets = [0.01]\n")
-    tars = []
-    for folder, seconds in zip(runs, (300.0, 310.0), strict=True):
-        write_json(folder / WALL, {"seconds": seconds})
-        tars.append(tmp_path / f"{folder.name}.tar")
-        with tarfile.open(tars[-1], "w") as archive:
+
+    def packed(name: str) -> Path:
+        with tarfile.open(tmp_path / name, "w") as archive:
             archive.add(folder, folder.name)
-    with pytest.raises(speedrun.submit.__globals__["UsageError"], match="lacks seed 1"):
-        speedrun.enter(tars[:1], Board.load(rules))
-    (entry,) = speedrun.enter(tars, Board.load(rules), author="Somebody")
-    assert [run["wall_seconds"] for run in read_json(entry)["runs"]] == [300.0, 310.0]
-    assert "| 1 | random | 305 ± 7 |" in (rules / "README.md").read_text()
+        return tmp_path / name
+
+    with pytest.raises(UsageError, match=r"has no wall\.json"):
+        speedrun.enter([packed("a.tar")], Board.load(rules))
+    write_json(folder / WALL, {"seconds": 300.0})
+    (entry,) = speedrun.enter([packed("b.tar")], Board.load(rules), author="Somebody")
+    assert [run["wall_seconds"] for run in read_json(entry)["runs"]] == [300.0]
+    assert "| 1 | random | 300 |" in (rules / "README.md").read_text()
     assert "Somebody" in (rules / "README.md").read_text()
 
 

@@ -111,7 +111,13 @@ PARTS = (
         60,
         ENGINE,
     ),
-    Part("together", "Several experts by one vectorised step, with DSA; x is against one at a time.", 30, 90, TRAINER),
+    Part(
+        "together",
+        "Students by one vectorised step, with DSA, by images in a batch; x is against one at a time.",
+        40,
+        120,
+        TRAINER,
+    ),
     Part(
         "cell", "A cell of a paper's table at its size, in seconds from start to end.", 300, 420, ALL, needs_data=True
     ),

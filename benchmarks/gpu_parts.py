@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(1, str(HERE.parent))
 
 from benchmarks.gpu_records import timed  # noqa: E402 - this is a script beside others, and one of a package
-from ddbench import DDBenchError, Network, Preprocessing, RealData, Recipe, Seed, Student, fit  # noqa: E402
+from ddbench import DDBenchError, Examples, Network, Preprocessing, RealData, Recipe, Seed, Student, fit  # noqa: E402
 from ddbench.plugins import registry  # noqa: E402
 from ddbench.train.compile import account  # noqa: E402
 from ddbench.train.fit_together import fit_together  # noqa: E402
@@ -264,25 +264,30 @@ def training(orders: Orders) -> None:
 
 
 def together(orders: Orders) -> None:
-    """Images per second of several experts by one vectorised step, against one at a time."""
-    steps, data, own = 2 if orders.tiny else 40, real(orders), network(orders)
-    made = Recipe(steps=steps, batch=BATCH, lr=0.01, augment=STRATEGY)
-    base = "one at a time"
-    alone = recipe(STRATEGY, {})
-    assert alone is not None
-    variants = {base: ours(orders, alone, data)}
+    """Images per second of several students by one vectorised step, against one at a time, by images in a batch."""
+    own, steps = network(orders), 2 if orders.tiny else 40
+    for batch in (4, 10) if orders.tiny else (10, 50, 100, BATCH):
+        images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0)).to(orders.device)
+        labels = torch.eye(CLASSES, device=orders.device)[torch.arange(batch) % CLASSES]
+        made = Recipe(steps=steps, batch=batch, lr=0.01, augment=STRATEGY)
+        base = f"{batch} images, one at a time"
+        variants = {base: _students(own, Examples(images, labels), made, 1)}
+        for count in (2,) if orders.tiny else (5, 10):
+            variants[f"{batch} images, {count} together"] = _students(own, Examples(images, labels), made, count)
+        race("together", "images/s", variants, base, orders, rate=True)
 
-    def several(count: int) -> Variant:
-        seeds = [Seed(0) / i for i in range(count)]
-        starts = [Student(own.init(seed)) for seed in seeds]
 
-        def work() -> None:
-            fit_together(own, starts, data, made, seeds, lrs=[None] * count, what=None)
+def _students(own: Network, examples: Examples, made: Recipe, count: int) -> Variant:
+    seeds = [Seed(0) / i for i in range(count)]
+    starts = [Student(own.init(seed)) for seed in seeds]
 
-        return Variant(lambda: work, BATCH * steps * count)
+    def work() -> None:
+        if count == 1:
+            fit(own, starts[0], examples, made, seeds[0], what=None)
+        else:
+            fit_together(own, starts, examples, made, seeds, lrs=[None] * count, what=None)
 
-    variants |= {f"{count} by one vectorised step": several(count) for count in ((2,) if orders.tiny else (5, 10))}
-    race("together", "images/s", variants, base, orders, rate=True)
+    return Variant(lambda: work, len(examples) * (made.steps or 0) * count)
 
 
 # -- unrolls ---------------------------------------------------------------------------------------------------

@@ -165,10 +165,38 @@ def _table(part: str, title: str, records: Sequence[Record]) -> str:
     one = len(units) == 1
     named = f"{part}, {units.pop()}" if one else part
     lines = [["", *(r.title for r in having)], ["---"] + ["---:"] * len(having)]
-    for variant, unit in sorted(rows, key=list(rows).index):
+    for variant, unit in rows:
         name = variant if one or not unit else f"{variant}, {unit}"
         lines.append([name, *(_cell(held.get((variant, unit))) for held in cells)])
-    return f"**{named[0].upper()}{named[1:]}.** {title}\n\n{_markdown(lines)}"
+    text = f"**{named[0].upper()}{named[1:]}.** {title}\n\n{_markdown(lines)}"
+    gains = [line for record in having if (line := _gains(part, record))]
+    return "\n\n".join([text, *gains])
+
+
+# What a switch gains: how it is called, with it, without it. Rules of ddbench are set by these.
+GAINS = {
+    "training": {
+        "fused kernels": ("ddbench, fused kernels, eager, DSA", "ddbench, plain kernels, eager, DSA"),
+        "graphs": ("ddbench, plain kernels, graph, DSA", "ddbench, plain kernels, eager, DSA"),
+        "both": ("ddbench, fused kernels, graph, DSA", "ddbench, plain kernels, eager, DSA"),
+    },
+    "unrolls": {
+        "compiled steps, zero": ("zero compiled", "zero eager"),
+        "compiled steps, exact": ("exact compiled", "exact eager"),
+        "compiled steps in tf32, zero": ("zero compiled tf32", "zero compiled"),
+    },
+}
+
+
+def _gains(part: str, record: Record) -> str:
+    """How many times as fast each switch makes it, by the medians of one record."""
+    found = {f["variant"]: f["value"] for f in record.figures if f["part"] == part and "value" in f}
+    told = []
+    for name, (on, off) in GAINS.get(part, {}).items():
+        if on in found and off in found:
+            times = found[off] / found[on] if part == "unrolls" else found[on] / found[off]
+            told.append(f"{name} {times:.2f}")
+    return f"Times as fast ({record.title}): {', '.join(told)}." if told else ""
 
 
 def _outcomes(figures: list[Figure]) -> list[Figure]:
@@ -191,6 +219,8 @@ def _cell(figure: Figure | None) -> str:
 
 def number(value: float) -> str:
     """Four significant digits, thousands apart, and two below one: 71,060; 5.479; 0.03; 2e-04."""
+    if isinstance(value, int):
+        return f"{value:,}"
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) < 1:

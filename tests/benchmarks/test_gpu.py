@@ -372,9 +372,22 @@ def test_a_table_has_a_row_for_each_variant_and_a_column_for_each_record(records
     )
     assert "| ours | 5.000 (x 2.00) | 71,060 (x 2.00) |" in shown
     assert "| theirs |  | failed: RuntimeError: no |" in shown
-    assert "| passed |" in shown
+    assert "| passed | 2 |" in shown
     assert "| t9 | failed: AssertionError: no |" in shown
     assert "t1" not in shown
+
+
+def test_what_a_switch_gains_is_told_of_each_record_that_measured_both(records, tmp_path):
+    def figures(**values: float):
+        return [
+            {"part": "unrolls", "variant": n.replace("_", " "), "unit": "ms", "value": v} for n, v in values.items()
+        ]
+
+    both = records.Record(tmp_path / "a.json", ABOUT, figures=figures(zero_eager=17.0, zero_compiled=5.0))
+    one = records.Record(tmp_path / "b.json", ABOUT | {"date": "2026-01-02"}, figures=figures(zero_eager=17.0))
+    shown = records.tables({"unrolls": "Unrolls."}, [both, one])
+    assert shown.count("Times as fast") == 1
+    assert "Times as fast (Imaginary, 2026-01-01): compiled steps, zero 3.40." in shown
 
 
 def test_a_record_is_read_as_it_was_written(records, tmp_path):

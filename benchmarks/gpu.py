@@ -302,7 +302,7 @@ class Process:
                 with suppress(ValueError):
                     told = json.loads(line[1:])
             if not isinstance(told, dict):
-                self._log.append(line.rstrip())
+                self._log += [line.rstrip()] if line.strip() else []
             elif "doing" in told:
                 self._doing = told["doing"]
             elif "left" in told:

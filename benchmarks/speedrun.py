@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--orders", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.orders:
-        part(json.loads(given.orders), lambda **told: print("@" + json.dumps(told), flush=True))
+        part(json.loads(given.orders), lambda **told: print("\n@" + json.dumps(told), flush=True))
         return
     board = BOARDS / given.board
     if given.enter:

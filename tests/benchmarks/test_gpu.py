@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -16,7 +17,7 @@ ABOUT = {"device": "NVIDIA Imaginary", "torch": "2.99", "ddbench": "0.1.0 (abc)"
 SAY = """
 import json, sys, time, os, subprocess
 orders = json.loads(sys.argv[-1])
-def say(**told): print("@" + json.dumps(told), flush=True)
+def say(**told): print("\\n@" + json.dumps(told), flush=True)
 def figure(name, **told): say(**({"part": "planted", "variant": name, "unit": "ms"} | told))
 def due(*names): return [name for name in names if name not in orders["known"]]
 """
@@ -347,6 +348,29 @@ def test_where_all_is_known_nothing_is_measured(parts):
 def test_options_that_this_ddbench_does_not_have_are_no_variant(parts):
     assert parts.recipe("", {"no_such_switch": "on"}) is None
     assert parts.recipe("", {"momentum": 0.5}).momentum == 0.5
+
+
+# -- tests -------------------------------------------------------------------------------------------------------
+
+
+def test_each_test_says_what_came_of_it_and_the_known_ones_are_left_out(gpu, tmp_path):
+    """As a process of its own, with ``-W error``, as the tests of this repository are run."""
+    (tmp_path / "test_planted.py").write_text(
+        "def test_fine(): pass\ndef test_known(): assert False\ndef test_bad(): assert 1 == 2\n"
+    )
+    told: list[dict] = []
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "-p", "gpu_outcomes"]
+    own = {"DDBENCH_GPU_TESTS": '["test_planted.py::test_known"]', "PYTHONPATH": str(ROOT / "benchmarks")}
+    own["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # for the time that it takes
+    with patch.dict(os.environ, own):
+        process = gpu.Process([*words, f"--rootdir={tmp_path}", str(tmp_path)], told.append, 60)
+    code, doing, _, log = process.wait()
+    assert code == 1, log
+    assert doing == "test_planted.py::test_bad"
+    fine, bad = told
+    assert fine["variant"] == "test_planted.py::test_fine"
+    assert fine["value"] >= 0
+    assert "assert 1 == 2" in bad["error"]
 
 
 # -- tables ----------------------------------------------------------------------------------------------------

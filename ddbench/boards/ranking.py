@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.opening import read_bytes, read_text
+from ddbench.boards import race
 from ddbench.boards.board import Board
 from ddbench.boards.command import NONE, option_text
 from ddbench.boards.entry import Entry, shown
@@ -191,7 +192,9 @@ def board_text(found: Standings) -> str:
     board = found.board
     parts = [MADE, f"# {_typeset(board.title)}", *([_typeset(board.about)] if board.about else [])]
     parts.append("\n".join(f"- {name}: {_typeset(value)}" for name, value in rules(board)))
-    for ipc in board.ipc:
+    if board.race:
+        parts += race.tables(found)
+    for ipc in board.ipc if not board.race else ():
         parts.append(f"## {ipc} image{'s' if ipc > 1 else ''} per class")
         rows = [place.cells for place in found.places.get(ipc, [])]
         parts.append(render(Table(rows, SHOWN), "md").strip() if rows else "No entries yet.")
@@ -228,7 +231,7 @@ def rules(board: Board) -> list[tuple[str, str]]:
         ("images per class", ", ".join(map(str, board.ipc))),
         ("students per seed", str(board.students)),
         ("seeds", "; ".join([_listed(board.seeds), *fewer])),
-        ("a first place is marked", often),
+        *([] if board.race else [("a first place is marked", often)]),
     ]
 
 
@@ -247,8 +250,12 @@ def overview(every: Sequence[Standings]) -> str:
     for found in every:
         board = found.board
         parts.append(f"### [{_typeset(board.title)}]({board.name}/README.md)")
-        rows = [first_place(found, ipc) for ipc in board.ipc]
-        shown = {"ipc": "ipc", "entries": "entries", "first": "first place", "accuracy_mean": "accuracy %"}
+        rows = race.leaders(found) if board.race else [first_place(found, ipc) for ipc in board.ipc]
+        shown = (
+            race.OVERVIEW
+            if board.race
+            else {"ipc": "ipc", "entries": "entries", "first": "first place", "accuracy_mean": "accuracy %"}
+        )
         parts.append(render(Table(rows, shown), "md").strip())
     if any(place.line.best for found in every for place in found.flat()):
         parts.append(r"\*: differs significantly from every other entry of its table.")

@@ -123,6 +123,12 @@ _ALL = (
         name="idc-paper", selects="test", looks=10, epochs=1000, batch=64, lrs=(), schedule="multistep",
         augment="diffaug:color_crop_flip_scale_rotate", mixing="cutmix", checks=1,
     ),
+    # Wang et al.'s released evaluation (CVPR 2025): AdamW with torch's own weight decay, its rate halved after every
+    # fifth, CutMix on half the batches, and the best test accuracy of looks every 100 epochs.
+    Protocol(
+        name="ncfm-paper", selects="test", looks=100, epochs=2000, batch=128, lr=0.001, lrs=(), optimizer="adamw",
+        weight_decay=0.01, schedule="fifths", augment="diffaug:color_crop_flip_scale_rotate", mixing="cutmix", checks=1,
+    ),
     # Sun et al.'s released evaluation (CVPR 2024): AdamW, CutMix on every batch, and a teacher that labels what comes
     # out; the best test accuracy of the last fifth. Batches of 50 are those of ipc 10 (10 at ipc 1, 100 at ipc 50: set
     # protocol.batch).

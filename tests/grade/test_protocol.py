@@ -15,7 +15,17 @@ from ddbench.base.options import changed
 from ddbench.grade.protocol import PROTOCOLS, Protocol, altered, named
 
 FROZEN = Path(__file__).parent / "protocols.json"
-PAPERS = ("mtt-paper", "pdd-paper", "dc-paper", "dsa-paper", "idc-paper", "rded-paper", "sre2l-paper", "ddranking")
+PAPERS = (
+    "mtt-paper",
+    "pdd-paper",
+    "dc-paper",
+    "dsa-paper",
+    "idc-paper",
+    "ncfm-paper",
+    "rded-paper",
+    "sre2l-paper",
+    "ddranking",
+)
 
 
 def test_protocols_are_frozen_and_versioned():
@@ -65,7 +75,7 @@ def test_the_default_values_of_options_are_part_of_every_protocol():
 def test_every_protocol_of_the_field_is_there_and_says_what_it_selects_on():
     assert set(PROTOCOLS) == {"default", *PAPERS}
     on_test = {name for name, protocol in PROTOCOLS.items() if protocol.selects == "test"}
-    assert on_test == {"mtt-paper", "pdd-paper", "idc-paper", "rded-paper", "ddranking"}
+    assert on_test == {"mtt-paper", "pdd-paper", "idc-paper", "ncfm-paper", "rded-paper", "ddranking"}
     assert {name for name, protocol in PROTOCOLS.items() if protocol.selects == "last"} == {
         "dc-paper",
         "dsa-paper",
@@ -110,6 +120,12 @@ def test_protocols_with_online_labels_train_as_published(name):
     assert recipe.epochs == {"rded-paper": 300, "sre2l-paper": 400}[name]
     assert recipe.mixing == {"rded-paper": "cutmix", "sre2l-paper": "mixup"}[name]
     assert recipe.temperature == {"rded-paper": 20, "sre2l-paper": 30}[name]
+
+
+def test_ncfms_students_train_as_released():
+    recipe = named("ncfm-paper").evaluation(100, 1).lesson(0)
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.batch) == ("adamw", 0.001, 0.01, 128)
+    assert (recipe.epochs, recipe.schedule, recipe.mixing, recipe.mix_probability) == (2000, "fifths", "cutmix", 0.5)
 
 
 def test_students_of_a_protocol_are_mixed_as_it_says():

@@ -180,6 +180,17 @@ def test_the_multistep_rate_falls_by_five_after_two_thirds_and_after_five_sixths
     assert rates == pytest.approx([1.0] * 40 + [0.2] * 10 + [0.04] * 10)
 
 
+def test_the_rate_of_fifths_is_that_of_torchs_multistep_schedule():
+    descent = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(descent, [4, 8, 12, 16], gamma=0.5)
+    recipe, rates = Recipe(steps=20, schedule="fifths"), []
+    for _ in range(20):
+        rates.append(descent.param_groups[0]["lr"])
+        descent.step()
+        schedule.step()
+    assert [recipe.rate(step, 20, 1.0) for step in range(20)] == rates
+
+
 def test_half_a_cosine_ends_at_half_the_rate():
     recipe = Recipe(schedule="cosine-half", lr=2.0, steps=10)
     assert [recipe.rate(step, 10, 2.0) for step in (0, 5, 10)] == pytest.approx([2.0, 1 + math.sqrt(0.5), 1.0])

@@ -36,6 +36,18 @@ def test_epochs_of_steps_and_stages_are_counted_as_they_are():
     assert work_of(spec("random", ipc=2), task_of(made), 0).experts == 0
 
 
+def test_lessons_of_start_networks_are_counted_for_matchers_that_draw_them():
+    """12 student steps in two phases of 6, on 2 x 3 images of the first stage: what each of 4 draws is taught."""
+    made = spec("dm", "pdd", ipc=4, matcher__steps=4, scheduler__stages=2)
+    assert work_of(made, task_of(made), 0).lessons == 4 * 6 * 6
+    few = spec("dm", "pdd", ipc=4, matcher__steps=4, scheduler__stages=2, scheduler__networks=3)
+    assert work_of(few, task_of(few), 0).lessons == 3 * 6 * 6
+    third = spec("dm", "pdd", ipc=6, matcher__steps=4, scheduler__stages=3)  # 4 steps each, on 6 and on 12 images
+    assert work_of(third, task_of(third), 0).lessons == 4 * (4 * 6) + 4 * (4 * 6 + 4 * 12)
+    for name, scheduler in (("dm", "single"), ("dm", "boost"), ("tesla", "pdd")):
+        assert work_of(spec(name, scheduler, ipc=4), task_of(made), 0).lessons == 0
+
+
 def test_matchers_tell_their_work_or_nothing():
     task = task_of(spec("dm", ipc=2))
     assert passes_of(spec("dm", matcher__batch_real=4).matcher, task) == 3 * (0.5 * 4 + 2)

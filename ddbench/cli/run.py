@@ -67,7 +67,9 @@ def run(ctx: click.Context, **given: Any) -> int:
         specs = [spec]
     else:
         seeds = range(request.seed, request.seed + given["repeats"])
-        specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
+        resolved = [resolve(request.with_seed(seed)) for seed in seeds]
+        specs = [one.spec for one in resolved]
+        _warn(resolved[0].warning)
     renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
     settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
     rows, said = carry_out(
@@ -142,24 +144,33 @@ def carry_out(
     return rows, said if with_random or quiet else _ungraded(specs)
 
 
+def _warn(text: str | None) -> None:
+    if text is not None:
+        console.say(f"warning: {text}")
+
+
 def _say_if_long(work: Run) -> None:
     """Say what a run takes if that is more than an hour, and which recipe takes less."""
     from ddbench.base.recipes import NAMES
     from ddbench.plugins import registry
     from ddbench.run.folder import finished
-    from ddbench.run.price import LONG, seconds_of, told
+    from ddbench.run.price import LONG, seconds_of, told, work_of
     from ddbench.run.run import build_task
 
     spec = work.spec
     if finished(work.folder) is not None:
         return
-    seconds = seconds_of(spec, build_task(spec, work.dataset), work.settings.students)
+    task = build_task(spec, work.dataset)
+    seconds = seconds_of(spec, task, work.settings.students)
     if seconds is None or seconds < LONG:
         return
     situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": spec.scheduler.name}
     recipes = [registry().get("matcher", spec.matcher.name).recipe(situation, asked=name) for name in NAMES]
     other = [f"--recipe {found.name}" for found in recipes if found is not None and not _taken(spec, found)]
     way = f"; {' or '.join(other)} is another way" if other else ""
+    passes = work_of(spec, task, work.settings.students)
+    if passes.lessons > passes.known / 2:
+        way += "; most of it teaches a network for every draw of later stages: -o scheduler.networks=10 teaches ten"
     console.say(f"this run will take about {told(seconds)} on this machine{way}")
 
 
@@ -183,6 +194,7 @@ def _dry_run(request: Request) -> dict[str, Any]:
     from ddbench.run.spec import resolve
 
     resolved = resolve(request)
+    _warn(resolved.warning)
     dataset = loaded(resolved.spec.dataset)
     values = {name: {"value": value, "from": origin} for name, (value, origin) in resolved.origins.items()}
     return {
@@ -191,6 +203,7 @@ def _dry_run(request: Request) -> dict[str, Any]:
         "device": resolved.spec.device,
         "threads": resolved.spec.threads,
         "options": values,
+        **({"warning": resolved.warning} if resolved.warning else {}),
         "forecast": forecast(resolved.spec, dataset),
     }
 

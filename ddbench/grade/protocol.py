@@ -37,6 +37,7 @@ class Protocol:
     looks: Annotated[int | None, Ge(1), "epochs between looks at test data, of which the best counts"] = None
     looks_after: Annotated[float, Ge(0), Lt(1), "fraction of a student's training before the first look"] = 0.0
     steps: Annotated[int | None, Ge(1), "optimiser steps N of a student; none for 1000 ceil(n / batch)"] = None
+    most_steps: Annotated[int | None, Ge(1), "N is no more than this where it follows from the images"] = None
     epochs: Annotated[int | None, Ge(1), "passes per phase, instead of N"] = None
     start_epochs: Annotated[int | None, Ge(1), "passes per phase when teaching start networks, if other"] = None
     batch: Annotated[int, Ge(1), "student batch size"] = 256
@@ -91,7 +92,8 @@ class Protocol:
         """N for a budget of ``images`` synthetic images; None where phases count epochs."""
         if self.epochs is not None:
             return None
-        return self.steps or 1000 * math.ceil(images / self.batch)
+        usual = 1000 * math.ceil(images / self.batch)
+        return self.steps or min(usual, self.most_steps or usual)
 
     def evaluation(self, images: int, phases: int) -> Teaching:
         """How evaluated students learn."""

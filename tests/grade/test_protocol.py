@@ -50,6 +50,7 @@ def test_the_default_values_of_options_are_part_of_every_protocol():
         "looks": None,
         "looks_after": 0.0,
         "steps": None,
+        "most_steps": None,
         "epochs": None,
         "start_epochs": None,
         "batch": 256,
@@ -141,6 +142,8 @@ def test_the_default_protocol_gives_every_schedule_the_same_steps():
     protocol = Protocol()
     assert protocol.budget(10) == 1000
     assert protocol.budget(257) == 2000
+    assert [replace(protocol, most_steps=1500).budget(images) for images in (10, 257)] == [1000, 1500]
+    assert replace(protocol, most_steps=1500, steps=3000).budget(10) == 3000
     for phases in (1, 2, 3, 5, 7):
         teaching = protocol.evaluation(500, phases)
         assert sum(teaching.lesson(j).steps for j in range(phases)) == 2000

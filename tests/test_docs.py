@@ -165,7 +165,7 @@ def test_recipes_name_a_source_and_resolve():
                     device="cpu",
                 )
                 values = tuple(
-                    (f"{group}.{key}", str(value))
+                    (f"{group}.{key}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
                     for group, given in recipe.options.items()
                     for key, value in given.items()
                     if key != "name"

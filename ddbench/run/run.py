@@ -29,6 +29,7 @@ from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, evaluate
 from ddbench.grade.preview import preview
 from ddbench.hookspecs import Scheduler
+from ddbench.plugins import staged
 from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
@@ -243,7 +244,7 @@ class Run:
         return Stage(
             index=index,
             problem=problem,
-            matcher=spec.matcher,
+            matcher=staged(spec.matcher, problem),
             protocol=spec.protocol,
             phases=phases_of(spec.scheduler, index + 1),
             judges=judges,

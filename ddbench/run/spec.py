@@ -146,7 +146,7 @@ def resolve(request: Request) -> Resolved:
     recipes = recipes_for(chosen, request)
     made: dict[str, Any] = {}
     for group in GROUPS:
-        base = {"experts": EXPERTS, "protocol": named(request.protocol), "decoder": Decoder()}.get(group)
+        base = {"experts": EXPERTS, "protocol": named(request.protocol, dataset), "decoder": Decoder()}.get(group)
         made[group] = fill(group, chosen.get(group), base, recipes, flags.get(group, {}), origins)
     spec = RunSpec(
         **{group: made[group] for group in GROUPS},

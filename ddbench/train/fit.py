@@ -21,7 +21,7 @@ from ddbench.data.dataset import Examples, RealData
 from ddbench.data.mixing import Mix, Mixing
 from ddbench.errors import UsageError
 from ddbench.train.network import Network
-from ddbench.train.optimisers import State, optimiser
+from ddbench.train.optimisers import Optimiser, State, optimiser
 
 PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64x64
 TRAINER_VERSION = 2  # part of every expert's and lesson's key: raise it when fit computes other numbers
@@ -59,6 +59,7 @@ class Recipe:
     schedule: Annotated[Schedule, "learning-rate schedule"] = "constant"
     momentum: Annotated[float, Ge(0), "momentum of SGD"] = 0.0
     weight_decay: Annotated[float, Ge(0), "weight decay"] = 0.0
+    decay: Annotated[Literal["all", "weights"], "what decays; weights: no biases, no scales of norms"] = "all"
     augment: Annotated[str, "DSA or 'diffaug:' strategy; 'dataset' for the dataset's own, '' for none"] = "dataset"
     carry: Annotated[bool, "keep optimiser state between phases"] = False
     mixing: Annotated[Literal["none", "cutmix", "mixup"], "mixing of augmented images and their labels"] = "none"
@@ -78,6 +79,11 @@ class Recipe:
     def on(self, augment: str) -> Recipe:
         """The recipe on a dataset whose own augmentation is ``augment``."""
         return replace(self, augment=strategy(self.augment, augment))
+
+    def rule(self, network: Network) -> Optimiser:
+        """The optimiser's rule for the parameters of a network."""
+        decayed = network.weights if self.decay == "weights" else None
+        return optimiser(self.optimizer, self.momentum, self.weight_decay, decayed)
 
     def per_epoch(self, count: int) -> int:
         """The optimiser steps of an epoch over ``count`` images."""
@@ -192,7 +198,7 @@ def fit(
     optimiser; empty starts a fresh one. Progress is reported as ``what``; None reports nothing.
     """
     source, per_epoch, total = paced(source, recipe)
-    rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
+    rule, lessons = recipe.rule(network), Lessons(recipe, teacher)
     parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
     state, step = student.state or rule.init(parameters), first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)

@@ -70,6 +70,15 @@ def assert_close(seen: Tensor, expected: Tensor) -> None:
     assert error(seen, expected) < 1e-11
 
 
+def grouped(parameters) -> list[dict]:
+    """Biases and scales of norms in a group without weight decay, as RDED's script has it."""
+    kinds: dict[bool, list] = {True: [], False: []}
+    for parameter in parameters:
+        kinds[parameter.ndim > 1].append(parameter)
+    assert all(kinds.values())
+    return [{"params": kinds[True]}, {"params": kinds[False], "weight_decay": 0.0}]
+
+
 OPTIMISERS = {
     "sgd": (Recipe("sgd"), lambda p, lr: torch.optim.SGD(p, lr)),
     "weight decay": (Recipe("sgd", weight_decay=0.05), lambda p, lr: torch.optim.SGD(p, lr, weight_decay=0.05)),
@@ -78,6 +87,14 @@ OPTIMISERS = {
         lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=5e-3),
     ),
     "adam": (Recipe("adam", weight_decay=0.01), lambda p, lr: torch.optim.Adam(p, lr, weight_decay=0.01)),
+    "adamw of weights": (
+        Recipe("adamw", weight_decay=0.3, decay="weights"),
+        lambda p, lr: torch.optim.AdamW(grouped(p), lr, weight_decay=0.3),
+    ),
+    "sgd of weights": (
+        Recipe("sgd", weight_decay=0.3, decay="weights"),
+        lambda p, lr: torch.optim.SGD(grouped(p), lr, weight_decay=0.3),
+    ),
     "adamw": (Recipe("adamw", weight_decay=0.3), lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.3)),
 }
 

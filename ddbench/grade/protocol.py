@@ -156,6 +156,9 @@ _ALL = (
         weight_decay=0.01, schedule="cosine", augment="diffaug:crop_flip", mixing="mixup", mix_probability=1.0,
         mix_alpha=0.8, online=True, temperature=30.0, checks=1,
     ),
+    # Qin et al.'s released evaluation of random images with an expert's labels (NeurIPS 2024) on CIFAR: MTT's students
+    # for 3000 epochs, x 0.3 after every quarter, and the best test accuracy of looks every 200.
+    Protocol(name="label-paper", selects="test", looks=200, epochs=3000, lrs=(), schedule="quarters", checks=1),
     # DD-Ranking 0.2 for matching methods (Li et al., 2025): five learning rates and the best of the looks, both by test
     # accuracy, for every set alike.
     Protocol(

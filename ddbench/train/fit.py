@@ -27,7 +27,7 @@ PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64
 TRAINER_VERSION = 2  # part of every expert's and lesson's key: raise it when fit computes other numbers
 
 
-Schedule = Literal["constant", "step", "step-restart", "multistep", "fifths", "cosine", "cosine-half"]
+Schedule = Literal["constant", "step", "step-restart", "multistep", "quarters", "fifths", "cosine", "cosine-half"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Recipe:
     anew each time, or several passes. All that counts epochs (snapshots of experts, segments) counts these then.
 
     ``schedule="step"`` multiplies the learning rate by 0.1 at half time; ``step-restart`` also restarts
-    the momentum there, as MTT's evaluation does; ``multistep`` divides it by 5 after 2/3 and after 5/6,
-    and ``fifths`` halves it after each fifth.
+    the momentum there, as MTT's evaluation does; ``multistep`` divides it by 5 after 2/3 and after 5/6;
+    ``quarters`` multiplies it by 0.3 after each quarter, and ``fifths`` halves it after each fifth.
     ``carry`` keeps optimiser state from one phase of a curriculum to the next. Batches are augmented first
     and mixed then, as in IDC, whose strategies name no ``cutout`` where CutMix follows. ``online`` batches
     are labelled after that, by a teacher.
@@ -102,6 +102,8 @@ class Recipe:
             return lr * (0.1 if step >= self.half(total) else 1.0)
         if self.schedule == "multistep":  # as in IDC's evaluation
             return lr * 0.2 ** ((step >= total * 2 // 3) + (step >= total * 5 // 6))
+        if self.schedule == "quarters":  # as students of random images with an expert's labels
+            return lr * 0.3 ** sum(step >= total * i // 4 for i in range(1, 4))
         if self.schedule == "fifths":  # as in NCFM's evaluation
             return lr * 0.5 ** sum(step >= total * i // 5 for i in range(1, 5))
         if self.schedule == "cosine":

@@ -197,15 +197,18 @@ def test_the_multistep_rate_falls_by_five_after_two_thirds_and_after_five_sixths
     assert rates == pytest.approx([1.0] * 40 + [0.2] * 10 + [0.04] * 10)
 
 
-def test_the_rate_of_fifths_is_that_of_torchs_multistep_schedule():
+@pytest.mark.parametrize(
+    ("schedule", "falls", "gamma"), [("fifths", [4, 8, 12, 16], 0.5), ("quarters", [5, 10, 15], 0.3)]
+)
+def test_rates_that_fall_in_equal_parts_are_those_of_torchs_multistep_schedule(schedule, falls, gamma):
     descent = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(descent, [4, 8, 12, 16], gamma=0.5)
-    recipe, rates = Recipe(steps=20, schedule="fifths"), []
+    torchs = torch.optim.lr_scheduler.MultiStepLR(descent, falls, gamma=gamma)
+    recipe, rates = Recipe(steps=20, schedule=schedule), []
     for _ in range(20):
         rates.append(descent.param_groups[0]["lr"])
         descent.step()
-        schedule.step()
-    assert [recipe.rate(step, 20, 1.0) for step in range(20)] == rates
+        torchs.step()
+    assert [recipe.rate(step, 20, 1.0) for step in range(20)] == pytest.approx(rates)
 
 
 def test_half_a_cosine_ends_at_half_the_rate():

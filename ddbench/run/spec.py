@@ -158,6 +158,12 @@ def resolve(request: Request) -> Resolved:
     )
     if spec.decoder.factor > 1 and not decodes(spec.matcher):
         raise UsageError(f"matcher {spec.matcher.name!r} works on stored images alone; leave decoder.factor at 1")
+    if spec.protocol.selects == "validation" and getattr(spec.dataset, "validation", None) == 0:
+        raise UsageError(
+            f"protocol {spec.protocol.name!r} selects on validation images, and dataset.validation=0 holds none out; "
+            "hold some out (0.1 is usual), or take a published protocol, which selects on test data (mtt-paper, say) "
+            "or on nothing (dsa-paper)"
+        )
     return Resolved(spec, origins, unfitted(request))
 
 

@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ddbench import DataError, Dataset, Pixels, Preprocessing, RealData, Store, UsageError, did_you_mean, stratified
@@ -47,7 +47,10 @@ class Choices:
     """The options of every dataset: which of its images, with which labels, prepared how. Fields only."""
 
     validation: Annotated[
-        float, Gt(0), Lt(1), "fraction of the train images held out to select on, where there is no part for it"
+        float,
+        Ge(0),
+        Lt(1),
+        "fraction of train held out to select on, if it has no part for that; 0 where none is needed",
     ] = 0.1
     zca: Annotated[bool, "whiten the images (ZCA) instead of the mean/std step"] = False
     statistics: Annotated[

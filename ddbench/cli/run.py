@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options
+from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options, varied
 from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE
 
@@ -50,6 +50,7 @@ def run(ctx: click.Context, **given: Any) -> int:
     from ddbench.run.spec import Request, resolve
 
     names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
+    given["options"] = varied(given["options"], given["vary"])
     request = Request(**{name: given[name] for name in (*names, "recipe")}, flags=given["options"])
     out, form = given["out"], "json" if given["as_json"] else given["form"]
     if given["fresh"] and given["resume"]:
@@ -89,12 +90,12 @@ def run(ctx: click.Context, **given: Any) -> int:
 @click.command()
 @request_options
 @QUIET
-def experts(quiet: bool, options: tuple, **given: Any) -> int:
+def experts(quiet: bool, options: tuple, vary: str | None, **given: Any) -> int:
     """Train the expert trajectories of a run's first stage ahead of it."""
     from ddbench.run.spec import Request
 
     console.warn_broken()
-    _build(Request(**given, flags=options), quiet)
+    _build(Request(**given, flags=varied(options, vary)), quiet)
     return 0
 
 

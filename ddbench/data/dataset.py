@@ -237,8 +237,7 @@ class Dataset:
         for part, (pixels, targets) in {"train": train, "test": test}.items():
             _check_part(name, part, pixels, targets, len(classes))
         pixels, targets = Pixels.of(train[0]), train[1]
-        if preprocessing is None:
-            preprocessing = Preprocessing.cached(pixels, zca=zca)
+        preprocessing = preprocessing or Preprocessing.cached(pixels, zca=zca)
         keep = torch.ones(len(targets), dtype=torch.bool)
         if validation:
             held = stratified(targets, max(1, round(len(targets) * validation)), seed)

@@ -72,6 +72,7 @@ class Recipe:
     alpha: Annotated[float, Ge(0), "how much of the gradient orthogonal to that neighbour's GSAM descends against"] = (
         0.3
     )
+    vary: Annotated[bool, "start networks and experts come of the run's seed, and not of one for all"] = False
     imported: Annotated[
         str, "id of trajectories brought in by `ddbench import --experts`, instead of training (experts only)"
     ] = ""

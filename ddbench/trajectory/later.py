@@ -10,8 +10,10 @@ from ddbench.problem.problem import Problem
 
 
 class _Later(Protocol):
-    later_max_start: tuple[int, ...]
-    later_lr_init: tuple[float, ...]
+    @property
+    def later_max_start(self) -> tuple[int, ...]: ...
+    @property
+    def later_lr_init(self) -> tuple[float, ...]: ...
 
 
 _M = TypeVar("_M", bound=_Later)

@@ -78,15 +78,13 @@ def test_restarts_are_the_phases_of_stages_with_one_set(tmp_path):
     assert [made.teaching.lesson(j).steps for j in range(3)] == [4, 4, 4]
     single = Distilled.load(run(tmp_path, spec("random", "single", 4)) / "distilled.safetensors")
     assert torch.equal(made.curriculum.sets[0].images, single.curriculum.sets[0].images)
-    network, start = made.build_network("cpu"), torch.zeros(0)
+    network = made.build_network("cpu")
     start = network.init(Seed(1))
     once = teach(network, Student(start), made.curriculum, made.teaching, Seed(2)).vector
     by_hand = Student(start)
     for phase in range(3):  # a fresh optimiser and the whole schedule, three times
-        by_hand = fit(
-            network, Student(by_hand.vector), made.curriculum.phase(phase), made.teaching.lesson(phase),
-            Seed(2) / "phase" / phase, lr=made.curriculum.lr(phase),
-        )  # fmt: skip
+        pool, lesson, lr = made.curriculum.phase(phase), made.teaching.lesson(phase), made.curriculum.lr(phase)
+        by_hand = fit(network, Student(by_hand.vector), pool, lesson, Seed(2) / "phase" / phase, lr=lr)
     assert torch.equal(once, by_hand.vector)
 
 

@@ -110,12 +110,13 @@ def test_recipes_of_built_in_matchers_are_named_by_where_they_come_from():
             assert recipe.name == ("fast" if own or "ddbench" in recipe.source else "paper"), recipe
 
 
-def test_a_recipes_record_is_shown_and_one_without_says_not_run():
+def test_a_recipes_record_is_shown_and_one_without_says_no():
     recorded = {"accuracy": 57.44, "std": 0.78, "n": 5, "seconds": 193, "device": "NVIDIA H200", "where": "x.json"}
     made = RecipeEntry({}, {}, "s", True, "fast", recorded)
     cls = registry().get("matcher", "tesla").cls
     shown = about_plugin(Plugin("matcher", "tesla", cls, "p", "1", (made, entry({}))))
-    assert [r["record"] for r in shown["recipes"]] == ["57.4 ± 0.8 % (n 5), 193 s, NVIDIA H200", "not run"]
+    told = "yes (x.json): 57.4 ± 0.8 % (n 5), 193 s, NVIDIA H200"
+    assert [r["record"] for r in shown["recipes"]] == [told, "no"]
     assert [r["recipe"] for r in shown["recipes"]] == ["fast", "paper"]
 
 
@@ -228,3 +229,27 @@ def test_tesla_on_the_whole_imagenet_fits_a_gpu_of_24_gb():
     held = memory_of(spec.matcher, task)
     assert held.iteration is not None
     assert held.state + held.iteration < 24e9
+
+
+@pytest.mark.parametrize(
+    ("verified", "shown_in", "said"),
+    [
+        (True, "", "yes"),
+        (True, "docs/x.md", "yes (docs/x.md)"),
+        (False, "docs/x.md", "reduced (docs/x.md)"),
+        (False, "", "no"),
+    ],
+)
+def test_a_recipe_says_whether_ddbench_has_run_it_and_where(tmp_path, verified, shown_in, said):
+    path = tmp_path / "recipes.toml"
+    path.write_text(f'[[recipe]]\nsource = "s"\nverified = {str(verified).lower()}\nshown_in = "{shown_in}"\n')
+    assert read(path, "m")[0].ran == said
+
+
+def test_where_recipes_say_that_runs_are_shown_the_method_is_named():
+    for made in registry().plugins.values():
+        for recipe in made.recipes if made.kind == "matcher" else ():
+            if recipe.shown_in:
+                page = ROOT / recipe.shown_in
+                text = (page / "README.md" if page.is_dir() else page).read_text()
+                assert f"| {made.name} " in text, recipe

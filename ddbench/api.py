@@ -86,7 +86,10 @@ def _distilled(request: Request, settings: Settings, beside: tuple[bool, bool], 
     failed: list[str] = []
     say, (with_random, with_ceiling) = _silent if quiet else console.say, beside
     with console.working(quiet, AGAIN):
-        spec = resolve(request).spec
+        resolved = resolve(request)
+        if resolved.warning is not None:
+            say(f"warning: {resolved.warning}")
+        spec = resolved.spec
         rows, _ = carry_out(
             [spec], settings, with_random=with_random, with_ceiling=with_ceiling, say=say, fail=failed.append
         )

@@ -284,7 +284,7 @@ class Board:
         """The protocol. Raises DataError where this ddbench gives other rules under that name and those options."""
         path = self.folder / "board.toml"
         try:
-            found = altered(named(self.protocol.name), self.protocol.options)
+            found = altered(named(self.protocol.name, self.dataset.name), self.protocol.options)
         except UsageError as error:
             raise DataError(f"{path} has a [protocol] that is none: {error}") from error
         # a dataset's recipe changes options under the protocol's own name; what people change gets another

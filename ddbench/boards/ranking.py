@@ -18,6 +18,7 @@ from ddbench.boards import race
 from ddbench.boards.board import Board
 from ddbench.boards.command import NONE, option_text
 from ddbench.boards.entry import Entry, shown
+from ddbench.boards.matched import ABOUT_MATCHED, MATCHED, matched
 from ddbench.boards.rules import Digested
 from ddbench.errors import DataError
 from ddbench.results import published
@@ -85,6 +86,7 @@ class Standings:
     notes: list[str]
     reported: list[Cells]
     pairs: list[Cells]
+    matched: list[Cells]
 
     def flat(self) -> list[Place]:
         return [place for ipc in sorted(self.places) for place in self.places[ipc]]
@@ -121,8 +123,11 @@ def standings(board: Board) -> Standings:
     for place in other:
         transfer.setdefault(place.entry.name, []).append(place)
     ranked = {ipc: _ranked(group) for ipc, group in groups.items()}
-    pairs = one_thing_apart([(place.title, place.line) for place in own])
-    return Standings(board, ranked, transfer, notes, _reported(lines), pairs)
+    pairs = one_thing_apart([(place.title, place.line) for place in own], board.mark_seeds)
+    losses = [
+        row for ipc, group in sorted(ranked.items()) for p in group for row in matched(p.title, ipc, p.entry.runs)
+    ]
+    return Standings(board, ranked, transfer, notes, _reported(lines), pairs, losses)
 
 
 def _placed(board: Board, held: Sequence[Entry], *, main: bool) -> list[Place]:
@@ -203,6 +208,8 @@ def board_text(found: Standings) -> str:
         parts.append("All tables of this page count as one table in the correction of p.")
     if found.pairs:
         parts += ["## Differences in one thing", ABOUT_ONE_THING, render(Table(found.pairs, ONE_THING), "md").strip()]
+    if found.matched:
+        parts += ["## What was matched", ABOUT_MATCHED, render(Table(found.matched, MATCHED), "md").strip()]
     if found.reported:
         parts += ["## Reported elsewhere", CAUTION, render(Table(found.reported, REPORTED), "md").strip()]
     if found.places:

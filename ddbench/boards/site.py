@@ -18,6 +18,7 @@ from ddbench.boards import race
 from ddbench.boards.command import command_of
 from ddbench.boards.entry import EntryRun, pack, shown
 from ddbench.boards.figures import figures, ranked_view, transfers
+from ddbench.boards.matched import ABOUT_MATCHED, MATCHED
 from ddbench.boards.picture import opened, picture_of
 from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules
 from ddbench.boards.site_data import PageData, experts_view, parts, table_view
@@ -186,6 +187,8 @@ def _board(page: Environment, found: Standings) -> str:
         transfer=transfers(places, found.transfer, board.network_label),
         pairs=table_view("Pairs of entries", ONE_THING, found.pairs) if found.pairs else None,
         about_pairs=ABOUT_ONE_THING,
+        matched=table_view("What was matched", MATCHED, found.matched) if found.matched else None,
+        about_matched=ABOUT_MATCHED,
         reported=table_view("Published accuracies", REPORTED, found.reported) if found.reported else None,
         caution=CAUTION,
         entries=[_entry(board, place) for place in places],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options
+from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options, varied
 from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE
 
@@ -49,6 +49,7 @@ def run(ctx: click.Context, **given: Any) -> int:
     from ddbench.run.spec import Request, resolve
 
     names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
+    given["options"] = varied(given["options"], given["vary"])
     request = Request(**{name: given[name] for name in (*names, "recipe")}, flags=given["options"])
     out, form = given["out"], "json" if given["as_json"] else given["form"]
     if given["fresh"] and given["resume"]:
@@ -66,7 +67,9 @@ def run(ctx: click.Context, **given: Any) -> int:
         specs = [spec]
     else:
         seeds = range(request.seed, request.seed + given["repeats"])
-        specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
+        resolved = [resolve(request.with_seed(seed)) for seed in seeds]
+        specs = [one.spec for one in resolved]
+        _warn(resolved[0].warning)
     renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
     settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
     with console.working(given["quiet"]):
@@ -89,13 +92,18 @@ def run(ctx: click.Context, **given: Any) -> int:
 @click.command()
 @request_options
 @QUIET
-def experts(quiet: bool, options: tuple, **given: Any) -> int:
+def experts(quiet: bool, options: tuple, vary: str | None, **given: Any) -> int:
     """Train the expert trajectories of a run's first stage ahead of it."""
     from ddbench.run.spec import Request
 
     console.warn_broken()
-    _build(Request(**given, flags=options), quiet)
+    _build(Request(**given, flags=varied(options, vary)), quiet)
     return 0
+
+
+def _warn(text: str | None) -> None:
+    if text is not None:
+        console.say(f"warning: {text}")
 
 
 def _dry_run(request: Request) -> dict[str, Any]:
@@ -105,6 +113,7 @@ def _dry_run(request: Request) -> dict[str, Any]:
     from ddbench.run.spec import resolve
 
     resolved = resolve(request)
+    _warn(resolved.warning)
     dataset = loaded(resolved.spec.dataset)
     values = {name: {"value": value, "from": origin} for name, (value, origin) in resolved.origins.items()}
     return {
@@ -113,6 +122,7 @@ def _dry_run(request: Request) -> dict[str, Any]:
         "device": resolved.spec.device,
         "threads": resolved.spec.threads,
         "options": values,
+        **({"warning": resolved.warning} if resolved.warning else {}),
         "forecast": forecast(resolved.spec, dataset),
     }
 

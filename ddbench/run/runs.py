@@ -11,7 +11,7 @@ from ddbench.base.recipes import NAMES, RecipeEntry
 from ddbench.plugins import loaded, registry
 from ddbench.run import trackers as tracking
 from ddbench.run.folder import finished
-from ddbench.run.price import LONG, seconds_of, told
+from ddbench.run.price import LONG, seconds_of, told, work_of
 from ddbench.run.references import against_random, references
 from ddbench.run.row import Row
 from ddbench.run.run import Run, Settings, build_task
@@ -63,13 +63,17 @@ def _say_if_long(work: Run, say: Say) -> None:
     spec = work.spec
     if finished(work.folder) is not None:
         return
-    seconds = seconds_of(spec, build_task(spec, work.dataset), work.settings.students)
+    task = build_task(spec, work.dataset)
+    seconds = seconds_of(spec, task, work.settings.students)
     if seconds is None or seconds < LONG:
         return
     situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": spec.scheduler.name}
     recipes = [registry().get("matcher", spec.matcher.name).recipe(situation, asked=name) for name in NAMES]
     other = [f"--recipe {found.name}" for found in recipes if found is not None and not _taken(spec, found)]
     way = f"; {' or '.join(other)} is another way" if other else ""
+    passes = work_of(spec, task, work.settings.students)
+    if passes.lessons > passes.known / 2:
+        way += "; most of it teaches a network for every draw of later stages: -o scheduler.networks=10 teaches ten"
     say(f"this run will take about {told(seconds)} on this machine{way}")
 
 

@@ -19,7 +19,7 @@ from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Examples
 from ddbench.train.fit import Labeller, Lessons, Recipe, Source, Student, Watch, paced
 from ddbench.train.network import Network
-from ddbench.train.optimisers import State, optimiser
+from ddbench.train.optimisers import State
 
 TOGETHER = 16  # students at once: their activations are held together
 
@@ -45,7 +45,7 @@ def fit_together(
     vmap cannot run the network; :func:`stackable` tells beforehand.
     """
     source, per_epoch, total = paced(source, recipe)
-    rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
+    rule, lessons = recipe.rule(network), Lessons(recipe, teacher)
     vectors = torch.stack([s.vector.detach() for s in students])
     parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)
     state = _stacked([s.state or rule.init(p) for s, p in zip(students, parameters, strict=True)])

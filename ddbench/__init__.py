@@ -14,6 +14,7 @@ TYPE_CHECKING = False  # typing's takes longer to load than all of this: signals
 if TYPE_CHECKING:
     from typing import Any
 
+    from ddbench.api import Grade, Result, compare, distil, load
     from ddbench.base.progress import note, report
     from ddbench.base.seeds import Seed
     from ddbench.data.augment import DSA
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from ddbench.train.fit import Recipe, Student, fit, predict, soft_cross_entropy, squared_error
     from ddbench.train.network import Network
 
+    __version__: str
+
 _HOME = {
     "DSA": "data.augment",
     "Curriculum": "problem.synthetic",
@@ -36,6 +39,11 @@ _HOME = {
     "DataError": "errors",
     "Dataset": "data.dataset",
     "DivergedError": "errors",
+    "Grade": "api",
+    "Result": "api",
+    "compare": "api",
+    "distil": "api",
+    "load": "api",
     "Examinee": "hookspecs",
     "Examples": "data.dataset",
     "Experts": "problem.experts",
@@ -88,20 +96,25 @@ PUBLIC_MODULES = {
     "ddbench.trajectory.descent": "young",  # how images, labels and student lr move
     "ddbench.trajectory.engine": "young",  # compiled and lower-precision student steps
     "ddbench.trajectory.method": "young",  # the skeleton of a trajectory matcher
+    "ddbench.trajectory.student_lr": "young",  # the student lr of least loss
     "ddbench.trajectory.unroll": "stable",  # the gradient of a student's training
 }
 
 # Written out for type checkers, which take a name of an installed package for public only if it stands here.
 __all__ = [
     "DSA", "PUBLIC_MODULES", "Curriculum", "DDBenchError", "DataError", "Dataset", "DivergedError", "Examinee",
-    "Examples", "Experts", "Memory", "Needs", "Network", "Pixels", "Pool", "Preprocessing", "Problem", "Published",
-    "RealData", "Recipe", "Seed", "Starts", "Store", "Student", "SyntheticSet", "Teacher", "Teaching",
-    "UsageError", "did_you_mean", "fit", "hookimpl", "note", "predict", "report", "share", "soft_cross_entropy",
-    "squared_error", "stratified", "teach",
+    "Examples", "Experts", "Grade", "Memory", "Needs", "Network", "Pixels", "Pool", "Preprocessing", "Problem",
+    "Published", "RealData", "Recipe", "Result", "Seed", "Starts", "Store", "Student", "SyntheticSet", "Teacher",
+    "Teaching", "UsageError", "__version__", "compare", "did_you_mean", "distil", "fit", "hookimpl", "load", "note",
+    "predict", "report", "share", "soft_cross_entropy", "squared_error", "stratified", "teach",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ddbench")
     if name not in _HOME:
         raise AttributeError(f"module 'ddbench' has no attribute {name!r}")
     from ddbench.errors import require_posix

@@ -90,8 +90,8 @@ class Matcher(Protocol[State]):
     ``loss`` and ``lr`` are shown while it runs. ``steps = 0`` is a coreset: ``init`` does it all.
     Raise ``ddbench.DivergedError`` with advice when a step cannot go on.
 
-    What a matcher may offer besides, each on its own: :class:`Needing`, :class:`Forecasting`, :class:`Noting`,
-    :class:`Watching`, :class:`Pricing`, :class:`Differentiating`; and the class attribute or option
+    What a matcher may offer besides, each on its own: :class:`Needing`, :class:`Staging`, :class:`Forecasting`,
+    :class:`Noting`, :class:`Watching`, :class:`Pricing`, :class:`Differentiating`; and the class attribute or option
 
     - ``version``: of what it computes, a short text that keys hold ("1" without one); so for every kind of plugin;
     - ``paper``: authors, venue and year in a few words, for lists;
@@ -130,6 +130,13 @@ class Needing(Protocol):
     """A matcher that wants experts or teachers made before ``init``; without it nothing is made."""
 
     def needs(self, problem: Problem) -> Needs: ...
+
+
+@runtime_checkable
+class Staging(Protocol):
+    """A matcher whose options differ from stage to stage: ``staged`` is what solves this problem."""
+
+    def staged(self, problem: Problem) -> Matcher[object]: ...
 
 
 @runtime_checkable

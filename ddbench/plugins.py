@@ -221,6 +221,13 @@ def memory_of(matcher: Matcher[object], problem: Problem) -> Memory:
     return Memory(problem.state_bytes())
 
 
+def staged(matcher: Matcher[object], problem: Problem) -> Matcher[object]:
+    """A matcher as it is in a problem's stage: itself, where it does not say otherwise."""
+    if not isinstance(matcher, hookspecs.Staging) or not callable(matcher.staged):
+        return matcher
+    return _called(matcher, "matcher", "staged", type(matcher), problem)
+
+
 def notes_of(matcher: Matcher[object]) -> dict[str, dict[str, object]]:
     """How a matcher works in this stage, for its record."""
     return _called(matcher, "matcher", "notes", dict) if _noting(matcher) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from pydoc import locate
@@ -165,7 +166,7 @@ def test_recipes_name_a_source_and_resolve():
                     device="cpu",
                 )
                 values = tuple(
-                    (f"{group}.{key}", str(value))
+                    (f"{group}.{key}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
                     for group, given in recipe.options.items()
                     for key, value in given.items()
                     if key != "name"
@@ -198,3 +199,16 @@ def test_every_dataset_stands_in_the_docs_with_its_licence():
         (row,) = [line for line in text.splitlines() if re.match(rf"\| \[?`{name}`", line)]
         for value in (about["licence"], about["images"], about.get("licence_url", ""), about.get("homepage", "")):
             assert value in row
+
+
+def test_the_page_of_recipes_is_that_of_the_recipes():
+    made = runpy.run_path(str(ROOT / "docs" / "recipes.py"))["page"]()
+    assert (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8") == made, "run: python docs/recipes.py"
+
+
+def test_every_method_says_where_it_differs_from_its_released_code():
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `") and line.count("|") == 7]
+    told = {row[0].strip("| `"): row[-1].rstrip(" |") for row in rows}
+    assert set(told) == set(registry().names("matcher"))
+    assert all(told.values()), told

@@ -43,6 +43,7 @@ CASES = {
     "random single": ("random", "single", {"matcher__labels": "hard"}),
     "random teacher pdd": ("random", "pdd", {"matcher__labels": "teacher"}),
     "random seqmatch": ("random", "seqmatch", {}),
+    "random restarts": ("random", "restarts", {"scheduler__restarts": 2}),
     "random boost": ("random", "boost", {"scheduler__stages": 2}),
     "random pdd without easy": ("random", "pdd", {"scheduler__drop": "correct", "scheduler__judges": 2}),
     "random decoded": ("random", "single", {"decoder__factor": 2}),

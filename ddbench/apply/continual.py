@@ -25,7 +25,8 @@ from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import RealData
 from ddbench.errors import DataError, UsageError
-from ddbench.files.target import EvalOptions, opened, planned
+from ddbench.files.asked import EvalOptions
+from ddbench.files.target import opened, planned
 from ddbench.grade.evaluation import Evaluation
 from ddbench.grade.selection import at_chosen, tuned
 from ddbench.grade.student import accuracy

@@ -23,8 +23,9 @@ from torch.nn.functional import one_hot
 
 from ddbench.base.cache import write_json
 from ddbench.errors import UsageError
+from ddbench.files.asked import EvalOptions
 from ddbench.files.pixelspace import applied
-from ddbench.files.target import EvalOptions, Opened, Planned, adopted, graded, planned
+from ddbench.files.target import Opened, Planned, adopted, graded, planned
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation
 from ddbench.grade.protocol import altered

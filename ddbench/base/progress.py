@@ -7,6 +7,7 @@ test) installs a listener with :func:`listening`; with none, reports go nowhere.
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,8 +111,9 @@ class Interrupts:
         return self._heard > 0
 
     def __enter__(self) -> Interrupts:
-        for number in interrupts.SIGNALS:
-            self._old[number] = signal.signal(number, self._request)
+        if threading.current_thread() is threading.main_thread():  # signals are heard nowhere else
+            for number in interrupts.SIGNALS:
+                self._old[number] = signal.signal(number, self._request)
         _listening.append(self)
         return self
 

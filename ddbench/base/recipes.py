@@ -18,7 +18,8 @@ class RecipeEntry:
 
     ``name`` says what they are for: ``paper`` as published, ``fast`` for minutes on the device at hand. ``record`` is
     a run on record, if there is one: ``accuracy`` and ``std`` (percent) of ``n`` students, ``seconds`` in all,
-    ``device``, and ``where`` it is written down.
+    ``device``, and ``where`` it is written down. ``shown_in`` names where runs are shown that took these settings, or,
+    of a recipe that is not verified, a part of them: fewer images or iterations, a narrower network.
     """
 
     match: dict[str, Any]
@@ -27,6 +28,7 @@ class RecipeEntry:
     verified: bool
     name: str = "paper"
     record: dict[str, Any] = field(default_factory=dict)
+    shown_in: str = ""
 
     def fits(self, situation: dict[str, Any]) -> bool:
         """Whether every key of ``match`` holds; an ipc may be a number or a range [low, high]."""
@@ -38,6 +40,13 @@ class RecipeEntry:
             elif value not in (wanted if isinstance(wanted, list) else [wanted]):
                 return False
         return True
+
+    @property
+    def ran(self) -> str:
+        """Whether ddbench has run it: ``yes``, ``reduced`` or ``no``, and where that is on record."""
+        where = self.record.get("where") or self.shown_in
+        word = "yes" if self.verified or self.record else "reduced" if where else "no"
+        return f"{word} ({where})" if where else word
 
     @property
     def datasets(self) -> list[str]:
@@ -63,4 +72,4 @@ def _entry(entry: dict[str, Any], path: Path) -> RecipeEntry:
         raise ValueError(f"a recipe in {path} is called {called!r}; it can be called {' or '.join(NAMES)}")
     if record and set(record) != _RECORD:
         raise ValueError(f"the record of a recipe in {path} must hold {', '.join(sorted(_RECORD))}, got {record}")
-    return RecipeEntry(match, options, entry["source"], entry["verified"], called, record)
+    return RecipeEntry(match, options, entry["source"], entry["verified"], called, record, entry.get("shown_in", ""))

@@ -20,6 +20,7 @@ from ddbench.base.schema import RECORD_BYTES
 from ddbench.boards.budget import check_recorded, classes_of, usual
 from ddbench.boards.command import command_of, flags_text
 from ddbench.boards.entry import NAME, Entry, EntryRun, shown
+from ddbench.boards.race import Race, check_clock
 from ddbench.boards.rules import Digested, Rule, Rules
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.grade.protocol import Protocol, altered, named
@@ -59,6 +60,7 @@ class Board:
     seeds: tuple[int, ...]
     mark_seeds: int = SEEDS_FOR_BEST
     about: str = ""
+    race: Race | None = None
     fewer_seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
@@ -175,6 +177,8 @@ class Board:
             self._check_data(run)
             self._check_rules(run)
             _check_numbers(run, self.graded(run))
+            if self.race is not None:
+                check_clock(run)
             if run.result.status == "ok":
                 check_recorded(run, self.dataset.classes or classes_of(run), self.dataset.shape)
         if len({current(run).spec.setting for run in runs}) != 1:
@@ -183,14 +187,14 @@ class Board:
 
     def _check_data(self, run: EntryRun) -> None:
         spec, name, ours = run.spec, run.run, self.dataset
-        digest = (run.result.dataset and run.result.dataset.digest) or "none"
-        if (spec.dataset.name, digest) != (ours.name, ours.digest):
+        digest, free = _data_of(run) or "none", self.race.freed("dataset") if self.race else frozenset()
+        if spec.dataset.name != ours.name or digest not in (ours.digest, *(self.race.data if self.race else ())):
             raise UsageError(
                 f"{name} is of dataset {spec.dataset.name!r} with digest {digest[:12]}, but board {self.name!r} is of "
                 f"{ours.name!r} with {ours.digest[:12]}; run on those data with --dataset {ours.name}"
                 f"{flags_text('dataset', ours.options)}"
             )
-        if apart := _apart("dataset", ours, spec.dataset):
+        if apart := _apart("dataset", ours, spec.dataset, free):
             raise UsageError(f"{name} prepares the data in another way than board {self.name!r} ({apart})")
         if apart := _apart("network", self.network, spec.network):
             raise UsageError(
@@ -203,7 +207,8 @@ class Board:
         if spec.ipc not in self.ipc:
             few = ", ".join(map(str, self.ipc))
             raise UsageError(f"{name} has {spec.ipc} images per class; board {self.name!r} takes --ipc {few}")
-        if spec.rules != self.protocol.digest:
+        allowed = self.race is not None and self.race.allows(self.rules, spec.protocol.json_value())
+        if spec.rules != self.protocol.digest and not allowed:
             raise UsageError(
                 f"{name} follows protocol {spec.protocol.name!r} ({spec.rules[:8]}), but board "
                 f"{self.name!r} is of {self.rules.name!r} ({self.protocol.digest[:8]}): run it with "
@@ -254,7 +259,9 @@ class Board:
 
     def _counted(self, run: EntryRun) -> list[EvaluationRecord]:
         """Evaluations under the board's rules, on its data, with the run's own seed."""
-        rules = (self.protocol.digest, self.dataset.digest)
+        rules: tuple[str, str | None] = (self.protocol.digest, self.dataset.digest)
+        if self.race is not None:  # which of the data and rules that it allows, is the run's choice
+            rules = (run.spec.rules, _data_of(run))
         return [
             e for e in run.evaluations if (e.protocol_digest, e.dataset_digest) == rules and e.seed in (None, run.seed)
         ]
@@ -277,7 +284,7 @@ class Board:
         """The protocol. Raises DataError where this ddbench gives other rules under that name and those options."""
         path = self.folder / "board.toml"
         try:
-            found = altered(named(self.protocol.name), self.protocol.options)
+            found = altered(named(self.protocol.name, self.dataset.name), self.protocol.options)
         except UsageError as error:
             raise DataError(f"{path} has a [protocol] that is none: {error}") from error
         # a dataset's recipe changes options under the protocol's own name; what people change gets another
@@ -288,6 +295,10 @@ class Board:
             f"{path} records digest {self.protocol.digest[:12]} for its protocol, but name and options give "
             f"{found.digest[:12]}; give all options that differ from those of {self.protocol.name!r}"
         )
+
+
+def _data_of(run: EntryRun) -> str | None:
+    return run.result.dataset and run.result.dataset.digest
 
 
 def _boards(folder: Path) -> str:
@@ -308,12 +319,12 @@ def _check_numbers(run: EntryRun, graded: Sequence[EvaluationRecord]) -> None:
             raise UsageError(f"{run.run} has {value!r} for {name}, which is no cost; run it again")
 
 
-def _apart(kind: str, ours: Described, theirs: Described) -> str:
-    """What differs in all but the place of the data; options that neither names have their defaults."""
+def _apart(kind: str, ours: Described, theirs: Described, free: frozenset[str] = frozenset()) -> str:
+    """What differs in all but the place of the data and what is free; options that neither names have defaults."""
     if ours.name != theirs.name:
         return f"{theirs.name} instead of {ours.name}"
     board, run = (changed(plugin(kind, described)) for described in (ours, theirs))
-    names = [name for name in sorted({*board, *run}) if board.get(name) != run.get(name)]
+    names = [name for name in sorted({*board, *run} - free) if board.get(name) != run.get(name)]
     return ", ".join(f"{n}={run.get(n, 'default')} instead of {board.get(n, 'default')}" for n in names)
 
 

@@ -35,7 +35,7 @@ def command_of(specs: Sequence[SpecRecord], students: int, networks: Sequence[st
     spec, seeds = specs[0], sorted(s.seed for s in specs)
     try:
         made = from_record(known_options(spec.json_value()))
-        protocol = named(made.protocol.name.partition("-custom-")[0])
+        protocol = named(made.protocol.name.partition("-custom-")[0], made.dataset.name)
         names = {kind: getattr(made, kind).name for kind in PLUGGED}
         plain = Request(**names, ipc=made.ipc, protocol=protocol.name, device="cpu")
         usual = resolve(plain).spec.record()

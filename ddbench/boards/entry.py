@@ -18,6 +18,7 @@ from ddbench.base.opening import TEXT_BYTES, parse_json, read_text, require_regu
 from ddbench.base.schema import RECORD_BYTES, Digest, Held, Number, Seed, Text, Whole
 from ddbench.base.tensors import content_digest
 from ddbench.boards.picture import Picture, file_name, opened
+from ddbench.boards.race import WALL, Clock
 from ddbench.errors import DataError, UsageError
 from ddbench.results.tables import clean
 from ddbench.run.defaults import ONE_STAGE
@@ -57,6 +58,7 @@ class EntryRun(RunRecord):
     stages: list[StageRecord]
     tensors: Digest | None = None  # sha256 of their content
     curves: list[Curve]
+    wall_seconds: Number | None = None  # in all, nothing cached: what a race ranks by
 
     @model_validator(mode="after")
     def _has_one_seed(self) -> Self:
@@ -166,7 +168,7 @@ def pack(folder: Path) -> EntryRun:
     spec = _current(run.spec, folder)
     told = {name: value for name, value in spec.dataset.options.items() if not _private(name, value)}
     distilled = folder / "distilled.safetensors"
-    return EntryRun(
+    packed = EntryRun(
         run=run.run,
         seed=spec.seed,
         spec=spec.model_copy(update={"dataset": Described(name=spec.dataset.name, options=told)}),
@@ -179,6 +181,8 @@ def pack(folder: Path) -> EntryRun:
         evaluations=[e for e in run.evaluations if e.complete and e.students],
         curves=curves(folder / "metrics.jsonl"),
     )
+    clock = folder / WALL
+    return packed.model_copy(update={"wall_seconds": Clock.from_file(clock).seconds}) if clock.exists() else packed
 
 
 def verified(folder: Path) -> ResultRecord:

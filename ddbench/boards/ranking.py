@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.opening import read_bytes, read_text
+from ddbench.boards import race
 from ddbench.boards.board import Board
 from ddbench.boards.command import NONE, option_text
 from ddbench.boards.entry import Entry, shown
+from ddbench.boards.matched import ABOUT_MATCHED, MATCHED, matched
 from ddbench.boards.rules import Digested
 from ddbench.errors import DataError
 from ddbench.results import published
@@ -84,6 +86,7 @@ class Standings:
     notes: list[str]
     reported: list[Cells]
     pairs: list[Cells]
+    matched: list[Cells]
 
     def flat(self) -> list[Place]:
         return [place for ipc in sorted(self.places) for place in self.places[ipc]]
@@ -120,8 +123,11 @@ def standings(board: Board) -> Standings:
     for place in other:
         transfer.setdefault(place.entry.name, []).append(place)
     ranked = {ipc: _ranked(group) for ipc, group in groups.items()}
-    pairs = one_thing_apart([(place.title, place.line) for place in own])
-    return Standings(board, ranked, transfer, notes, _reported(lines), pairs)
+    pairs = one_thing_apart([(place.title, place.line) for place in own], board.mark_seeds)
+    losses = [
+        row for ipc, group in sorted(ranked.items()) for p in group for row in matched(p.title, ipc, p.entry.runs)
+    ]
+    return Standings(board, ranked, transfer, notes, _reported(lines), pairs, losses)
 
 
 def _placed(board: Board, held: Sequence[Entry], *, main: bool) -> list[Place]:
@@ -191,7 +197,9 @@ def board_text(found: Standings) -> str:
     board = found.board
     parts = [MADE, f"# {_typeset(board.title)}", *([_typeset(board.about)] if board.about else [])]
     parts.append("\n".join(f"- {name}: {_typeset(value)}" for name, value in rules(board)))
-    for ipc in board.ipc:
+    if board.race:
+        parts += race.tables(found)
+    for ipc in board.ipc if not board.race else ():
         parts.append(f"## {ipc} image{'s' if ipc > 1 else ''} per class")
         rows = [place.cells for place in found.places.get(ipc, [])]
         parts.append(render(Table(rows, SHOWN), "md").strip() if rows else "No entries yet.")
@@ -200,6 +208,8 @@ def board_text(found: Standings) -> str:
         parts.append("All tables of this page count as one table in the correction of p.")
     if found.pairs:
         parts += ["## Differences in one thing", ABOUT_ONE_THING, render(Table(found.pairs, ONE_THING), "md").strip()]
+    if found.matched:
+        parts += ["## What was matched", ABOUT_MATCHED, render(Table(found.matched, MATCHED), "md").strip()]
     if found.reported:
         parts += ["## Reported elsewhere", CAUTION, render(Table(found.reported, REPORTED), "md").strip()]
     if found.places:
@@ -228,7 +238,7 @@ def rules(board: Board) -> list[tuple[str, str]]:
         ("images per class", ", ".join(map(str, board.ipc))),
         ("students per seed", str(board.students)),
         ("seeds", "; ".join([_listed(board.seeds), *fewer])),
-        ("a first place is marked", often),
+        *([] if board.race else [("a first place is marked", often)]),
     ]
 
 
@@ -247,8 +257,12 @@ def overview(every: Sequence[Standings]) -> str:
     for found in every:
         board = found.board
         parts.append(f"### [{_typeset(board.title)}]({board.name}/README.md)")
-        rows = [first_place(found, ipc) for ipc in board.ipc]
-        shown = {"ipc": "ipc", "entries": "entries", "first": "first place", "accuracy_mean": "accuracy %"}
+        rows = race.leaders(found) if board.race else [first_place(found, ipc) for ipc in board.ipc]
+        shown = (
+            race.OVERVIEW
+            if board.race
+            else {"ipc": "ipc", "entries": "entries", "first": "first place", "accuracy_mean": "accuracy %"}
+        )
         parts.append(render(Table(rows, shown), "md").strip())
     if any(place.line.best for found in every for place in found.flat()):
         parts.append(r"\*: differs significantly from every other entry of its table.")

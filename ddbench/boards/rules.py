@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from ddbench.base.schema import Count, Digest, Held, Text, Whole
+from ddbench.boards.race import Race
 from ddbench.results.differences import SEEDS_FOR_BEST
 from ddbench.run.record import Described
 
@@ -47,6 +48,7 @@ class Rules(Held):
     seeds: Annotated[list[Whole], Field(min_length=1, max_length=1000), Once]
     mark_seeds: Annotated[int, Field(ge=SEEDS_FOR_BEST, le=1000)] = SEEDS_FOR_BEST
     about: Text = ""
+    race: Race | None = None  # where entries are ranked by seconds
     fewer_seeds: dict[str, Annotated[list[Whole], Field(min_length=1, max_length=1000), Once]] = Field(default={})
 
     @model_validator(mode="after")

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddbench.base.cache import atomic_write
+from ddbench.boards import race
 from ddbench.boards.command import command_of
 from ddbench.boards.entry import EntryRun, pack, shown
 from ddbench.boards.figures import figures, ranked_view, transfers
+from ddbench.boards.matched import ABOUT_MATCHED, MATCHED
 from ddbench.boards.picture import opened, picture_of
 from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules
 from ddbench.boards.site_data import PageData, experts_view, parts, table_view
@@ -66,7 +68,7 @@ def site(every: Sequence[Standings]) -> dict[str, str]:
     page = _environment()
     made = {f"{found.board.name}.html": _board(page, found) for found in every}
     rows = [
-        first_place(found, ipc)
+        first
         | {
             "title": shown(found.board.title),
             "href": f"{found.board.name}.html",
@@ -74,7 +76,7 @@ def site(every: Sequence[Standings]) -> dict[str, str]:
             "network": found.board.network_label,
         }
         for found in every
-        for ipc in found.board.ipc
+        for first in (race.leaders(found) if found.board.race else [first_place(found, n) for n in found.board.ipc])
     ]
     boards = table_view("Boards, and who leads them", INDEX, rows) if rows else None
     return {"index.html": _render(page, "index.html", title="Dataset distillation leaderboards", boards=boards)} | made
@@ -161,6 +163,11 @@ def _controls(folder: Path) -> list[PageData]:
 def _board(page: Environment, found: Standings) -> str:
     board, places = found.board, found.flat()
     rankings = [
+        table_view(f"{title}: ranked by seconds", race.SHOWN, rows) | {"heading": title, "figure": None}
+        for title, rows in race.ranked(found)
+        if rows
+    ]
+    rankings += [
         table_view(f"{ipc} per class: ranked by the mean over seeds", SHOWN, [p.cells for p in found.places[ipc]])
         | {"heading": f"{ipc} image{'s' if ipc > 1 else ''} per class", "figure": ranked_view(found.places[ipc])}
         for ipc in board.ipc
@@ -180,6 +187,8 @@ def _board(page: Environment, found: Standings) -> str:
         transfer=transfers(places, found.transfer, board.network_label),
         pairs=table_view("Pairs of entries", ONE_THING, found.pairs) if found.pairs else None,
         about_pairs=ABOUT_ONE_THING,
+        matched=table_view("What was matched", MATCHED, found.matched) if found.matched else None,
+        about_matched=ABOUT_MATCHED,
         reported=table_view("Published accuracies", REPORTED, found.reported) if found.reported else None,
         caution=CAUTION,
         entries=[_entry(board, place) for place in places],

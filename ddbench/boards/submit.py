@@ -30,7 +30,7 @@ def drafted(folder: Path, title: str, ipc: Sequence[int], students: int, seeds: 
         raise UsageError(
             f"{folder} was made under {spec.protocol.name!r}, which selects on test data: no board ranks that"
         )
-    base = named(spec.protocol.name.partition("-custom-")[0])
+    base = named(spec.protocol.name.partition("-custom-")[0], spec.dataset.name)
     usual = options(base)
     told = {n: rules[n] for n in rules if n not in ("name", "version") and rules[n] != usual[n]}
     lines = [

@@ -41,11 +41,12 @@ def about_plugin(plugin: Plugin) -> dict[str, Any]:
 
 
 def _recorded(entry: RecipeEntry) -> str:
-    """What a recipe reached and what it cost, where that is on record."""
+    """Whether ddbench has run a recipe, what it reached and what it cost, where that is on record."""
     if not entry.record:
-        return "not run"
+        return entry.ran
     held = entry.record
-    return f"{held['accuracy']:.1f} ± {held['std']:.1f} % (n {held['n']}), {held['seconds']:.0f} s, {held['device']}"
+    told = f"{held['accuracy']:.1f} ± {held['std']:.1f} % (n {held['n']}), {held['seconds']:.0f} s, {held['device']}"
+    return f"{entry.ran}: {told}"
 
 
 def _type(hint: Any) -> str:

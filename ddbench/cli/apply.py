@@ -93,7 +93,7 @@ def _carry_out(
     work: Callable[[Target], Report], target: str, out: Path, form: str, quiet: bool, options: tuple, **given: Any
 ) -> int:
     from ddbench.apply.continual import Target
-    from ddbench.files.target import EvalOptions
+    from ddbench.files.asked import EvalOptions
 
     console.warn_broken()
     with console.working(quiet):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -188,8 +188,8 @@ class WorkTable:
 
 
 @contextmanager
-def working(quiet: bool) -> Iterator[None]:
-    """Show progress, and turn SIGINT and SIGTERM into a clean stop with the command that goes on."""
+def working(quiet: bool, farewell: Callable[[str], str] = interrupts.sentence) -> Iterator[None]:
+    """Show progress, and turn SIGINT and SIGTERM into a clean stop; ``farewell`` says how the work goes on."""
     from ddbench.base.machine import keep_freed_memory
     from ddbench.base.process import follow_parent
 
@@ -205,7 +205,7 @@ def working(quiet: bool) -> Iterator[None]:
             with listening(listener), noting(_warn, (lambda _: None) if quiet else say):
                 yield
         except InterruptedRun as error:
-            raise InterruptedRun(interrupts.sentence(str(error))) from None
+            raise InterruptedRun(farewell(str(error))) from None
 
 
 def _warn(text: str) -> None:

@@ -13,7 +13,7 @@ from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE, NETWORK
 
 if TYPE_CHECKING:
-    from ddbench.files.target import EvalOptions
+    from ddbench.files.asked import EvalOptions
 
 _PATHS = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 _LABELS = click.Choice(["auto", "hard", "probability", "logit", "real"])

@@ -138,7 +138,7 @@ def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> 
         columns = ("option", "type", "default", "what")
         console.table("options", columns, [[o[c] for c in columns] for o in about["options"]])
         if about["recipes"]:
-            columns = ("for", "recipe", "on record", "options", "verified by ddbench", "source")
+            columns = ("for", "recipe", "run by ddbench", "options", "verified by ddbench", "source")
             console.table("recipes", columns, [[r[c] for c in RECIPE] for r in about["recipes"]])
         if plugin.kind == "dataset":
             known = data[plugin.name]

@@ -42,6 +42,11 @@ OPTIONS = click.option(
 )
 
 
+def varied(options: tuple[tuple[str, str], ...], vary: str | None) -> tuple[tuple[str, str], ...]:
+    """The options with what ``--vary`` stands for."""
+    return options if vary is None else (*options, (f"{vary}.vary", "true"))
+
+
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what a run is."""
     for option in reversed(
@@ -59,6 +64,11 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--recipe",
                 metavar="fast|paper|DATASET:IPC",
                 help="Which of the matcher's recipes; by default paper on a known dataset, fast on your own images.",
+            ),
+            click.option(
+                "--vary",
+                type=click.Choice(["experts"]),
+                help="Let start networks and experts come of the run's seed, too, instead of one pool for all seeds.",
             ),
             DEVICE,
             OPTIONS,

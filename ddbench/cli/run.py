@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options
+from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options, varied
 from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE
 
 if TYPE_CHECKING:
-    from ddbench.base.recipes import RecipeEntry
-    from ddbench.run.row import Row
-    from ddbench.run.run import Run, Settings
     from ddbench.run.spec import Request, RunSpec
+
+UNGRADED = "--no-random: random images were not graded, so nothing is said of whether this is above them"
 
 
 @click.command()
@@ -47,9 +45,11 @@ if TYPE_CHECKING:
 def run(ctx: click.Context, **given: Any) -> int:
     """Distil a dataset, evaluate the result on its test set, and leave a complete run behind."""
     from ddbench.run.run import Settings
+    from ddbench.run.runs import carry_out
     from ddbench.run.spec import Request, resolve
 
     names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
+    given["options"] = varied(given["options"], given["vary"])
     request = Request(**{name: given[name] for name in (*names, "recipe")}, flags=given["options"])
     out, form = given["out"], "json" if given["as_json"] else given["form"]
     if given["fresh"] and given["resume"]:
@@ -67,19 +67,24 @@ def run(ctx: click.Context, **given: Any) -> int:
         specs = [spec]
     else:
         seeds = range(request.seed, request.seed + given["repeats"])
-        specs = [resolve(request.with_seed(seed)).spec for seed in seeds]
+        resolved = [resolve(request.with_seed(seed)) for seed in seeds]
+        specs = [one.spec for one in resolved]
+        _warn(resolved[0].warning)
     renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
     settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
-    rows, said = carry_out(
-        specs,
-        settings,
-        with_random=given["with_random"],
-        with_ceiling=given["with_ceiling"],
-        quiet=given["quiet"],
-        trackers=given["trackers"],
-    )
+    with console.working(given["quiet"]):
+        rows, said = carry_out(
+            specs,
+            settings,
+            with_random=given["with_random"],
+            with_ceiling=given["with_ceiling"],
+            trackers=given["trackers"],
+            say=console.say,
+            fail=console.fail,
+        )
     console.show_rows(rows, form, "test accuracy, mean ± std over n students")
-    for text in said:  # last, where it is seen
+    unknown = [UNGRADED] if not given["with_random"] and not given["quiet"] and request.matcher != BASELINE else []
+    for text in (*said, *unknown):  # last, where it is seen
         console.say(text)
     return 0 if all(row.status == "ok" for row in rows) else 1
 
@@ -87,93 +92,18 @@ def run(ctx: click.Context, **given: Any) -> int:
 @click.command()
 @request_options
 @QUIET
-def experts(quiet: bool, options: tuple, **given: Any) -> int:
+def experts(quiet: bool, options: tuple, vary: str | None, **given: Any) -> int:
     """Train the expert trajectories of a run's first stage ahead of it."""
     from ddbench.run.spec import Request
 
     console.warn_broken()
-    _build(Request(**given, flags=options), quiet)
+    _build(Request(**given, flags=varied(options, vary)), quiet)
     return 0
 
 
-def carry_out(
-    specs: list[RunSpec],
-    settings: Settings,
-    *,
-    with_random: bool,
-    with_ceiling: bool,
-    quiet: bool,
-    trackers: tuple[str, ...] = (),
-) -> tuple[list[Row], list[str]]:
-    """Carry out runs on one dataset, with random images beside each and the whole training set above.
-
-    Returns their rows, and what is to be said of runs that are not above random images.
-    """
-    import torch
-
-    from ddbench.plugins import loaded
-    from ddbench.run import trackers as tracking
-    from ddbench.run.references import against_random, references
-    from ddbench.run.run import Run, build_task
-
-    tracking.checked(trackers)
-    rows: list[Row] = []
-    said: list[str] = []
-    with console.working(quiet):
-        torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
-        dataset = loaded(specs[0].dataset)
-        if skipped := dataset.facts.get("skipped"):
-            console.say(f"warning: left out {skipped}")
-        _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
-        for spec in specs:
-            work = Run(spec, dataset, settings)
-            console.say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
-            _say_if_long(work)
-            with tracking.attached(trackers, work, console.say):
-                result = work.execute()
-            rows += (graded := work.rows())
-            if result.status == "diverged":
-                console.fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
-                continue
-            others = replace(settings, renew="changed")
-            beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
-            rows += [row for row in beside if row not in rows]
-            said += against_random(work.folder, graded, beside) if with_random else []
-    return rows, said if with_random or quiet else _ungraded(specs)
-
-
-def _say_if_long(work: Run) -> None:
-    """Say what a run takes if that is more than an hour, and which recipe takes less."""
-    from ddbench.base.recipes import NAMES
-    from ddbench.plugins import registry
-    from ddbench.run.folder import finished
-    from ddbench.run.price import LONG, seconds_of, told
-    from ddbench.run.run import build_task
-
-    spec = work.spec
-    if finished(work.folder) is not None:
-        return
-    seconds = seconds_of(spec, build_task(spec, work.dataset), work.settings.students)
-    if seconds is None or seconds < LONG:
-        return
-    situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": spec.scheduler.name}
-    recipes = [registry().get("matcher", spec.matcher.name).recipe(situation, asked=name) for name in NAMES]
-    other = [f"--recipe {found.name}" for found in recipes if found is not None and not _taken(spec, found)]
-    way = f"; {' or '.join(other)} is another way" if other else ""
-    console.say(f"this run will take about {told(seconds)} on this machine{way}")
-
-
-def _taken(spec: RunSpec, recipe: RecipeEntry) -> bool:
-    """Whether a run goes by a recipe of its matcher."""
-    given = recipe.options.get("matcher", {})
-    return all(getattr(spec.matcher, name) == (None if value == "none" else value) for name, value in given.items())
-
-
-def _ungraded(specs: list[RunSpec]) -> list[str]:
-    """What --no-random leaves unknown, once for all repeats."""
-    if specs[0].matcher.name == BASELINE:
-        return []
-    return ["--no-random: random images were not graded, so nothing is said of whether this is above them"]
+def _warn(text: str | None) -> None:
+    if text is not None:
+        console.say(f"warning: {text}")
 
 
 def _dry_run(request: Request) -> dict[str, Any]:
@@ -183,6 +113,7 @@ def _dry_run(request: Request) -> dict[str, Any]:
     from ddbench.run.spec import resolve
 
     resolved = resolve(request)
+    _warn(resolved.warning)
     dataset = loaded(resolved.spec.dataset)
     values = {name: {"value": value, "from": origin} for name, (value, origin) in resolved.origins.items()}
     return {
@@ -191,6 +122,7 @@ def _dry_run(request: Request) -> dict[str, Any]:
         "device": resolved.spec.device,
         "threads": resolved.spec.threads,
         "options": values,
+        **({"warning": resolved.warning} if resolved.warning else {}),
         "forecast": forecast(resolved.spec, dataset),
     }
 

@@ -49,6 +49,8 @@ def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, devic
     console.warn_broken()
     asked, as_json, quiet = read(file, jobs=jobs, device=device, dry=dry_run), given.pop("as_json"), given.pop("quiet")
     trackers.checked(asked.trackers)
+    for text in asked.unfitted:
+        console.say(f"warning: {text}")
     if dry_run:
         existing(asked, out, on_existing)
         again = {"on_existing": on_existing, "retry": given["retry_failed"], "limit": given["limit"]}

@@ -5,7 +5,8 @@
 | ``color_crop_flip`` | one of the named operations: mode S of DSA (Zhao & Bilen, ICML 2021) |
 | ``diffaug:color_crop_flip`` | those named, one after the other: DiffAug of IDC (Kim et al., ICML 2022) |
 
-IDC's order is flip, colours, one of crop, scale and rotate (drawn for the batch), cutout. Parameters are
+IDC's order is flip, colours, one of crop, scale, rotate and rrc (drawn for the batch), cutout. ``rrc50`` is a random
+resized crop of at least 50 % of the area, as torchvision draws it for RDED (Sun et al., CVPR 2024). Parameters are
 drawn for each image, or once for all (siamese). ``draw`` gives a :class:`Draw` that can be applied again and
 again, so that both passes of an unrolled gradient see the same images, and so do real and synthetic ones.
 Draws come from torch's CPU generator, on any device.
@@ -19,8 +20,10 @@ whose own images are pixels in [0, 1], as IDC's are, normalises them before it a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import islice
 
 import torch
@@ -35,6 +38,7 @@ CROP_PAD, CUTOUT, SCALE, ROTATE = 0.125, 0.5, 1.2, 15.0
 
 COMPOSED = "diffaug:"
 COLOURS, SPATIAL = ("color", "brightness", "saturation", "contrast"), ("crop", "scale", "rotate")
+RESIZED, RATIO, TRIES = re.compile(r"rrc([1-9]\d?)"), (3 / 4, 4 / 3), 10  # of random resized crops, as in torchvision
 
 
 def strategy(asked: str, own: str) -> str:
@@ -60,7 +64,7 @@ class Draw:
         parameters = self.parameters.to(images.device, images.dtype, non_blocking=True)
         columns = iter(parameters[:, :, None, None, None].expand(len(images), -1, 1, 1, 1).unbind(1))
         for name in self.operation.split("_"):
-            operation = _OPERATIONS[name]
+            operation = _operation(name)
             images = operation.apply(images, *islice(columns, operation.width))
         return images
 
@@ -76,8 +80,9 @@ class DSA:
 
     def __post_init__(self) -> None:
         for name in self.operations:
-            if name not in _OPERATIONS:
-                raise UsageError(f"unknown augmentation {name!r}; valid ones: {', '.join(_OPERATIONS)}")
+            if name not in _OPERATIONS and not RESIZED.fullmatch(name):
+                valid = ", ".join(_OPERATIONS)
+                raise UsageError(f"unknown augmentation {name!r}; valid ones: {valid}, rrc1 to rrc99")
 
     @property
     def composed(self) -> bool:
@@ -98,7 +103,7 @@ class DSA:
         if not self.operations:
             return NO_DRAW
         names = self._choose()
-        width = sum(_OPERATIONS[name].width for name in names)
+        width = sum(_operation(name).width for name in names)
         return Draw("_".join(names), torch.rand(1 if siamese else count, width))
 
     def _choose(self) -> list[str]:
@@ -107,7 +112,7 @@ class DSA:
         if not self.composed:
             return [_one_of(names)]
         # The order is that of IDC's code, however they are named, and there too one spatial operation is drawn.
-        spatial = [name for name in names if name in SPATIAL]
+        spatial = [name for name in names if name in SPATIAL or RESIZED.fullmatch(name)]
         chosen = [name for name in ("flip", *COLOURS) if name in names]
         chosen += [_one_of(spatial)] if spatial else []
         return [*chosen, "cutout"] if "cutout" in names else chosen
@@ -218,6 +223,37 @@ def _rotate(x: Tensor, p: Tensor) -> Tensor:
     angle = (p - 0.5) * 2 * ROTATE * math.pi / 180
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     return _sample(x, [cos, -sin, zero, sin, cos, zero])
+
+
+def _resized_crop(x: Tensor, *p: Tensor, least: float) -> Tensor:
+    """A rectangle of ``least`` to all of the area, at an aspect ratio from 3/4 to 4/3, resized to the whole (bilinear).
+
+    As torchvision's RandomResizedCrop: of ``TRIES`` draws the first that fits, or all of the image. Its corners are
+    not rounded to whole pixels.
+    """
+    places = torch.cat(p, 1).flatten(1).view(len(x), TRIES, 4)  # (n, tries, area and ratio and corner)
+    _, _, h, w = x.shape
+    area, ratio = places[..., 0] * (1 - least) + least, (places[..., 1] * 2 - 1) * math.log(RATIO[1])
+    across, down = (area * h / w * ratio.exp()).sqrt(), (area * w / h * (-ratio).exp()).sqrt()  # shares of the sides
+    fits = (across <= 1) & (down <= 1)
+    first = torch.where(fits.any(1), fits.int().argmax(1), 0)
+    rows = torch.arange(len(x), device=x.device)
+
+    def chosen(values: Tensor, otherwise: float) -> Tensor:
+        return torch.where(fits.any(1), values[rows, first], otherwise).view(-1, 1, 1, 1)
+
+    across, down = chosen(across, 1.0), chosen(down, 1.0)
+    left, top = chosen(places[..., 2], 0.5) * 2 - 1, chosen(places[..., 3], 0.5) * 2 - 1
+    zero = torch.zeros_like(across)
+    return _sample(x, [across, zero, left * (1 - across), zero, down, top * (1 - down)])
+
+
+@cache
+def _operation(name: str) -> _Operation:
+    resized = RESIZED.fullmatch(name)
+    if resized is None:
+        return _OPERATIONS[name]
+    return _Operation(4 * TRIES, partial(_resized_crop, least=int(resized[1]) / 100))
 
 
 _OPERATIONS = {

@@ -232,20 +232,20 @@ class Dataset:
 
         Pixels are a tensor ``(n, c, h, w)`` uint8, which may be mapped from a file: parts share it and nothing is
         copied. The split is stratified and seeded by the dataset's own seed, so every run on the dataset
-        selects on the same images.
+        selects on the same images. ``validation`` 0 holds none out, for protocols that select on other data.
         """
         for part, (pixels, targets) in {"train": train, "test": test}.items():
             _check_part(name, part, pixels, targets, len(classes))
         pixels, targets = Pixels.of(train[0]), train[1]
-        if preprocessing is None:
-            preprocessing = Preprocessing.cached(pixels, zca=zca)
-        held = stratified(targets, max(1, round(len(targets) * validation)), seed)
+        preprocessing = preprocessing or Preprocessing.cached(pixels, zca=zca)
         keep = torch.ones(len(targets), dtype=torch.bool)
-        keep[held] = False
-        left = torch.bincount(targets[keep], minlength=len(classes))
-        keep[held[left[targets[held]] == 0]] = True  # the only image of a class is for training
+        if validation:
+            held = stratified(targets, max(1, round(len(targets) * validation)), seed)
+            keep[held] = False
+            left = torch.bincount(targets[keep], minlength=len(classes))
+            keep[held[left[targets[held]] == 0]] = True  # the only image of a class is for training
         held = torch.nonzero(~keep).flatten()
-        if not len(held):
+        if validation and not len(held):
             raise DataError(
                 f"dataset {name!r} is too small to hold out validation images: {len(targets)} in {len(classes)} classes"
             )
@@ -302,6 +302,8 @@ def _check_part(name: str, part: str, pixels: Tensor | Pixels, targets: Tensor, 
         raise DataError(f"dataset {name!r}: {len(pixels)} {part} images but {len(targets)} targets")
     if classes < 2:
         raise DataError(f"dataset {name!r} has {classes} class; classification needs at least two")
+    if not len(targets) and part == "validation":
+        return  # nothing is held out: protocols that select on it are refused
     if not len(targets):
         raise DataError(f"dataset {name!r} has no {part} images")
     if int(targets.min()) < 0 or int(targets.max()) >= classes:

@@ -1,7 +1,6 @@
 """``ddbench eval``: a run, a file that describes itself, or a foreign set, graded on test data.
 
-In the order of the work: the set that a target means, what is done with it, where its numbers go; last, what may be
-asked.
+In the order of the work: the set that a target means, what is done with it, where its numbers go.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from ddbench.base.options import label, make
 from ddbench.base.progress import Say
 from ddbench.base.tensors import is_safetensors
 from ddbench.errors import DataError, UsageError
+from ddbench.files.asked import EvalOptions
 from ddbench.files.class_order import NAME as ORDER
 from ddbench.files.class_order import Reordered, misordered
 from ddbench.grade.distilled import Distilled
-from ddbench.grade.evaluation import Evaluation, default_metrics, evaluate
+from ddbench.grade.evaluation import Evaluation, evaluate
 from ddbench.grade.modest import require_modest
 from ddbench.grade.protocol import Protocol, altered
 from ddbench.hookspecs import DatasetSource
@@ -35,6 +35,29 @@ from ddbench.run.spec import Request, pick_device, resolve, split_dataset, split
 
 def evaluated(target: str, out: Path, options: EvalOptions, say: Say = lambda _: None) -> list[Row]:
     """Grade a set on each of the networks named, and return its rows: of a run, all that it has by now."""
+    done = grades(target, out, options, say)
+    rows = [row for folder in dict.fromkeys(one.folder for one in done) for row in RunRecord.read(folder).rows()]
+    if done[0].of_run:
+        return rows
+    keys = [one.key for one in done]
+    return sorted((row for row in rows if row.evaluation in keys), key=lambda row: keys.index(row.evaluation))
+
+
+@dataclass(frozen=True)
+class Graded:
+    """An evaluation: where it is, its key, and whether the set is that of a run or lies in a file."""
+
+    folder: Path
+    key: str | None
+    of_run: bool
+
+    def row(self) -> Row:
+        """It, as a row of a table."""
+        return next(row for row in RunRecord.read(self.folder).rows() if row.evaluation == self.key)
+
+
+def grades(target: str, out: Path, options: EvalOptions, say: Say = lambda _: None) -> list[Graded]:
+    """Grade a set on each of the networks named."""
     asked = options.per_network()
     sources = [opened(target, out, each) for each in asked]
     plans = [planned(source.distilled, each) for source, each in zip(sources, asked, strict=True)]
@@ -43,16 +66,13 @@ def evaluated(target: str, out: Path, options: EvalOptions, say: Say = lambda _:
     for note in (*sources[0].notes, *_doubts(plans[0].evaluation)):
         say(note)
     folders = [source.folder or adopted(source, out) for source in sources]
-    done: list[str | None] = []
-    for plan, folder in zip(plans, folders, strict=True):
+    done: list[Graded] = []
+    for plan, folder, source in zip(plans, folders, sources, strict=True):
         record = graded(plan, folder / "evaluations")
         if warning := misordered(record):
             say(f"warning: {warning}")
-        done.append(record.key)
-    rows = [row for folder in dict.fromkeys(folders) for row in RunRecord.read(folder).rows()]
-    if sources[0].folder is not None:
-        return rows
-    return sorted((row for row in rows if row.evaluation in done), key=lambda row: done.index(row.evaluation))
+        done.append(Graded(folder, record.key, source.folder is not None))
+    return done
 
 
 def opened(target: str, out: Path, options: EvalOptions) -> Opened:
@@ -276,75 +296,3 @@ def graded(plan: Planned, folder: Path) -> EvaluationRecord:
     return EvaluationRecord.checked(
         made, f"an evaluation in {folder} is damaged ({{}}); delete it to have it made again"
     )
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """What ``ddbench eval`` may be told; by default everything comes from the file."""
-
-    students: int = 5
-    seed: int | None = None
-    device: str = "auto"
-    dataset: str | None = None
-    network: str | None = None
-    protocol: str | None = None
-    metrics: str | None = None
-    pixels: str = "auto"
-    labels: str = "auto"
-    experiment: int = 0
-    together: bool | None = None
-    transfer: bool = False
-    fetch: bool = False
-    flags: tuple[tuple[str, str], ...] = ()
-    quiet: bool = False
-
-    def per_network(self) -> list[EvalOptions]:
-        """One set of options for each of the networks named, separated by commas.
-
-        With several, an option of networks goes to those that have it.
-        """
-        names = [name.strip() for name in (self.network or "").split(",") if name.strip()]
-        if self.network is not None and not names:
-            raise UsageError("--network is empty; name one, or several separated by commas")
-        if len(names) < 2:
-            return [self]
-        known = {name: {f.name for f in fields(registry().get("network", name).cls)} for name in names}
-        for option, _ in self.flags:
-            group, _, field = option.partition(".")
-            if group == "network" and not any(field in has for has in known.values()):
-                raise UsageError(f"none of the networks {', '.join(names)} has an option {field!r}")
-        return [replace(self, network=name, flags=self._flags_for(known[name])) for name in names]
-
-    def _flags_for(self, has: set[str]) -> tuple[tuple[str, str], ...]:
-        return tuple(
-            flag for flag in self.flags if not flag[0].startswith("network.") or flag[0].partition(".")[2] in has
-        )
-
-    def chosen_metrics(self) -> dict[str, Any]:
-        """The metrics asked for with their options: by default all that are not costly, and any that has an option.
-
-        Options are flags ``metric.NAME.OPTION``; ``--metrics all`` means every one there is.
-        """
-        given: dict[str, dict[str, str]] = {}
-        for option, value in self.flags:
-            group, _, rest = option.partition(".")
-            name, _, field = rest.partition(".")
-            if group == "metric":
-                if not field:
-                    raise UsageError(f"option {option!r} must be metric.NAME.OPTION, such as metric.ece.bins=10")
-                given.setdefault(name, {})[field] = value
-        if self.metrics is None:
-            names = [*default_metrics(), *given]
-        else:
-            names = [n.strip() for n in self.metrics.split(",") if n.strip()]
-            if not names:
-                raise UsageError("--metrics is empty; name some, or say all")
-            names = registry().names("metric") if names == ["all"] else names
-        classes = {name: registry().get("metric", name).cls for name in dict.fromkeys(names)}
-        if lost := [name for name in given if name not in classes]:
-            raise UsageError(f"options are given for the metric {lost[0]!r}, which --metrics leaves out; name it there")
-        return {name: make(cls, given.get(name, {}), f"metric.{name}") for name, cls in classes.items()}
-
-    def plain_flags(self) -> tuple[tuple[str, str], ...]:
-        """The flags that are not of metrics."""
-        return tuple(flag for flag in self.flags if not flag[0].startswith("metric."))

@@ -17,7 +17,7 @@ from ddbench.base.progress import note
 from ddbench.base.schema import Digest, Fraction, Held, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Dataset
-from ddbench.errors import DamagedError, DataError
+from ddbench.errors import DamagedError, DataError, UsageError
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.made_by import (
     Code,
@@ -30,7 +30,7 @@ from ddbench.grade.made_by import (
 )
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import at_chosen, best_lr, tuned
-from ddbench.grade.student import accuracy, measured_students
+from ddbench.grade.student import NOTHING, accuracy, measured_students
 from ddbench.hookspecs import Metric
 from ddbench.plugins import costly, registry
 from ddbench.problem.starts import Starts
@@ -216,6 +216,8 @@ def _tuned(plan: Evaluation, distilled: Distilled, network: Network, record: dic
         return curriculum
     if "tried" not in record:
         part = plan.dataset.test if protocol.selects == "test" else plan.dataset.validation
+        if protocol.lrs and not len(part):
+            raise UsageError(NOTHING)
         data = replace(part, preprocessing=distilled.preprocessing)
         students = Starts(network, seed / "tuning", distilled.teaching, Cache(home()))
         record["student_lr"], record["tried"] = tuned(curriculum, students, data, protocol)
@@ -306,6 +308,8 @@ def ceiling(
         return fit(network, student, train, recipe, seed, lr=lr, what="ceiling").vector
 
     validation, grid = dataset.validation.to(device), protocol.lrs or (protocol.lr,)
+    if not len(validation):  # as the protocol selects then
+        validation = test
     scores = {lr: accuracy(network, train_one(Seed(0) / "ceiling" / "judge", lr), validation) for lr in grid}
     lr = best_lr(scores)
     graded = [accuracy(network, train_one(Seed(0) / "ceiling" / i, lr), test) for i in range(students)]

@@ -12,7 +12,7 @@ from ddbench.data.dataset import RealData
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.student import Pupil, accuracy, look_steps, taught_pupils
 from ddbench.problem.starts import Starts
-from ddbench.problem.synthetic import Curriculum, SyntheticSet
+from ddbench.problem.synthetic import Curriculum, SyntheticSet, first_with
 from ddbench.train.fit import Student
 from ddbench.train.fit_together import trains_together
 
@@ -42,14 +42,14 @@ def judge(
     """Try student learning rates for a candidate set on the ``data`` that the protocol selects on.
 
     ``students`` are start networks taught the earlier sets; each of the protocol's first ``judges`` of them learns
-    the next phase with every lr of the grid and the candidate's own. The best mean wins, the smallest lr
-    among equals.
+    the phases that the candidate is in with every lr of the grid and the candidate's own. The best mean wins, the
+    smallest lr among equals.
     """
     own = [candidate.lr] if candidate.lr is not None else []
     grid = sorted({*protocol.lrs, *own}) or [students.teaching.recipe.lr]
     trials = {lr: Curriculum((*done.sets, replace(candidate, lr=lr)), phases) for lr in grid}
     begins = [students.student(i) for i in range(protocol.judges)]
-    scores = _scores(students, begins, trials, data, protocol, first=len(phases) - 1)
+    scores = _scores(students, begins, trials, data, protocol, first=first_with(len(done), phases))
     best = best_lr(scores)
     return Verdict(best, scores[best], {repr(lr): scores[lr] for lr in grid})
 

@@ -14,7 +14,7 @@ from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import RealData
 from ddbench.data.untouched import Untouched
-from ddbench.errors import PluginError
+from ddbench.errors import PluginError, UsageError
 from ddbench.grade.protocol import Protocol
 from ddbench.hookspecs import Examinee, Examining, Metric, Scoring
 from ddbench.plugins import marks
@@ -24,11 +24,17 @@ from ddbench.train.fit import Student, Watch, predict
 from ddbench.train.fit_together import TOGETHER
 from ddbench.train.network import Network
 
+NOTHING = (
+    "there are no validation images to select on (dataset.validation=0); hold some out, or take a protocol that "
+    "selects on test data"
+)
 _KEY = re.compile(r"[A-Za-z0-9_][\w .:/()%@+-]{0,63}")  # of a number that a metric names
 
 
 def accuracy(network: Network, vector: Tensor, data: RealData) -> float:
-    """The share of ``data`` that a student gets right."""
+    """The share of ``data`` that a student gets right. Raises UsageError where there are none."""
+    if not len(data):
+        raise UsageError(NOTHING)
     return share_right(*predict(network, vector, data))
 
 

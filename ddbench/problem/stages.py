@@ -62,7 +62,14 @@ def growing(n: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(stage + 1)) for stage in range(n))
 
 
-def taught(starts: Starts, done: Curriculum, *, chain: bool) -> Starts:
-    """Start networks that have learned what is done: the same initialisations in every stage, or others each time."""
+Networks = Annotated[int | None, Ge(1), "taught start networks that later stages draw from; none: one for each draw"]
+
+
+def taught(starts: Starts, done: Curriculum, *, chain: bool, networks: int | None = None) -> Starts:
+    """Start networks that have learned what is done: the same initialisations in every stage, or others each time.
+
+    A matcher that draws networks draws from ``networks`` of them, or without that number another one each time, as it
+    does in the first stage and as released code does. Experts have as many starts as there are experts.
+    """
     seed = starts.seed if chain or not len(done) else starts.seed / "fresh" / len(done)
-    return replace(starts, taught=done, seed=seed)
+    return replace(starts, taught=done, seed=seed, count=networks)

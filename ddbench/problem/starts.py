@@ -174,9 +174,10 @@ def student_in(path: Path, network: Network) -> Student:
 class Starts:
     """The distribution of start networks: initialisation i, taught the earlier sets.
 
-    Untaught, ``starts[i]`` is a fresh initialisation for any i, and nothing is stored. Taught, there
-    are ``count`` networks (i counts modulo ``count``), and each lesson is cached by its prefix, so that
-    teaching P stages costs P lessons.
+    Untaught, ``starts[i]`` is a fresh initialisation for any i, and nothing is stored. Taught, each lesson of
+    ``starts[i]`` is cached by its prefix, so that teaching P stages costs P lessons. With ``count`` there are so many
+    taught networks (i counts modulo ``count``); without, every ``draw`` teaches another one, of which nothing is
+    stored: as many as a matcher asks for, and none of them again.
     """
 
     network: Network
@@ -185,7 +186,7 @@ class Starts:
     cache: Cache
     threads: int = 1
     taught: Curriculum = field(default_factory=Curriculum)
-    count: int = 10
+    count: int | None = None
 
     def __getitem__(self, index: int) -> Tensor:
         """The flat vector of start network ``index``."""
@@ -193,7 +194,7 @@ class Starts:
 
     def student(self, index: int) -> Student:
         """The start network with its optimiser's state, for teachings that carry it over."""
-        if self.taught.phases:
+        if self.taught.phases and self.count is not None:
             index %= self.count
         seed = self.seed / index
         student = Student(self.network.init(seed / "init"))
@@ -255,8 +256,14 @@ class Starts:
         return self.cache.folder("lessons", self._until(phase).identity)
 
     def draw(self) -> Tensor:
-        """A random one: a new initialisation, or one of the ``count`` that were taught."""
-        return self[int(torch.randint(2**31, ()))]
+        """A random one: a new initialisation, taught what is to be taught, or one of the ``count`` that were."""
+        index = int(torch.randint(2**31, ()))
+        if self.count is not None or not self.taught.phases:
+            return self[index]
+        seed = self.seed / index
+        student = Student(self.network.init(seed / "init"))
+        with whoever_asks():
+            return teach(self.network, student, self.taught, self.teaching, seed).vector
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -29,6 +29,11 @@ def share(total: int, parts: int, index: int) -> int:
     return total // parts + (index < total % parts)
 
 
+def first_with(index: int, phases: Sequence[tuple[int, ...]]) -> int:
+    """The first of the phases in which students see set ``index``."""
+    return next(place for place, phase in enumerate(phases) if index in phase)
+
+
 def targets(labels: Tensor, kind: str) -> Tensor:
     """What the soft cross-entropy is taken against: logits pass through a softmax, the rest as they are."""
     return labels.softmax(1) if kind == "logit" else labels

@@ -38,16 +38,20 @@ class Ask:
     columns: tuple[str, ...] = ()
 
 
-def frame(out: Path) -> pd.DataFrame:
+def frame(out: str | Path) -> pd.DataFrame:
     """The runs in a folder as a tidy data frame: a row per evaluation, or per run without one. For notebooks.
 
     Accuracies are fractions, costs seconds and bytes; whole numbers stay whole where some are missing.
     """
+    return tabular([row.cells for row in rows_of(readable(run_folders(Path(out))))])
+
+
+def tabular(rows: Sequence[Cells]) -> pd.DataFrame:
+    """Rows as a data frame, in which whole numbers stay whole where some are missing."""
     import pandas as pd  # half a second, which tables do without
 
-    found = pd.DataFrame([row.cells for row in rows_of(readable(run_folders(out)))])
-    whole = [name for name in WHOLE if name in found]
-    return found.astype(dict.fromkeys(whole, "Int64"))
+    found = pd.DataFrame(rows)
+    return found.astype(dict.fromkeys([name for name in WHOLE if name in found], "Int64"))
 
 
 def compared(rows: Sequence[Row], ask: Ask) -> list[tables.Table]:

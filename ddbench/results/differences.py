@@ -42,7 +42,7 @@ ONE_THING = {
 ABOUT_ONE_THING = (
     "Entries of one matcher and one ipc that differ in their scheduler, in the kind of their labels, or in an option. "
     "Students get the same optimiser steps throughout; what distilling cost stands beside. p is Holm-corrected over "
-    "this table."
+    f"this table. Fewer than {SEEDS_FOR_BEST} finished seeds on a side mark no first place, and give no p here."
 )
 
 
@@ -218,8 +218,11 @@ def legend(lines: Sequence[Line]) -> list[str]:
     return found
 
 
-def one_thing_apart(titled: Sequence[tuple[str, Line]]) -> list[Cells]:
-    """A row for every pair of finished lines that differ in one thing, under the titles that people know them by."""
+def one_thing_apart(titled: Sequence[tuple[str, Line]], seeds: int = SEEDS_FOR_BEST) -> list[Cells]:
+    """A row for every pair of finished lines that differ in one thing, under the titles that people know them by.
+
+    A pair is tested where both have ``seeds`` finished seeds in common, as many as a first place takes.
+    """
     found: list[tuple[Cells, float | None]] = []
     done = [(title, line) for title, line in titled if line.scores]
     for one, other in combinations(done, 2):
@@ -227,7 +230,7 @@ def one_thing_apart(titled: Sequence[tuple[str, Line]]) -> list[Cells]:
         (title, line), (base_title, base) = ordered
         if (line.row.ipc, line.row.matcher) != (base.row.ipc, base.row.matcher) or _things(line, base) != 1:
             continue
-        result = between(line, base)
+        result = _tested(line, base, max(seeds, SEEDS_FOR_BEST))
         kept = ("ipc", "accuracy_mean", "accuracy_std", "distil_seconds")
         found.append(
             (
@@ -247,6 +250,15 @@ def one_thing_apart(titled: Sequence[tuple[str, Line]]) -> list[Cells]:
     corrected = iter(holm([p for _, p in found if p is not None]))
     rows = [row | {"p_holm": None if p is None else next(corrected)} for row, p in found]
     return sorted(rows, key=lambda row: (row["ipc"], row["title"], row["base"]))
+
+
+def _tested(line: Line, base: Line, seeds: int) -> Test:
+    """The difference of a pair, with a p where there are seeds enough to quote one."""
+    found, shared = between(line, base), len(line.scores.keys() & base.scores.keys())
+    if shared >= seeds or (shared == 0 and min(len(line.scores), len(base.scores)) >= seeds):
+        return found
+    count = shared or min(len(line.scores), len(base.scores))
+    return replace(found, name=f"none: {count} of {seeds} seeds", p=None)
 
 
 def _things(one: Line, other: Line) -> int:

@@ -6,6 +6,7 @@ from earlier runs on this machine (``speed.json`` in the cache), or else from a 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +33,19 @@ FILE = "speed.json"
 
 @dataclass(frozen=True)
 class Work:
-    """Passes of a run: of its experts, of distilling (None where the matcher does not tell), of judging and grading."""
+    """Passes of a run: of its experts, of distilling (None where the matcher does not tell), of judging and grading.
+
+    ``lessons`` are those of start networks that later stages draw.
+    """
 
     experts: float
     distilling: float | None
     grading: float
+    lessons: float = 0.0
 
     @property
     def known(self) -> float:
-        return self.experts + (self.distilling or 0.0) + self.grading
+        return self.experts + (self.distilling or 0.0) + self.grading + self.lessons
 
 
 def work_of(spec: RunSpec, task: Problem, students: int) -> Work:
@@ -56,7 +61,25 @@ def work_of(spec: RunSpec, task: Problem, students: int) -> Work:
     lesson = (spec.protocol.budget(count) or (spec.protocol.epochs or 0)) * min(spec.protocol.batch, count)
     selecting = spec.protocol.selects != "last"
     judged = stages * spec.protocol.checks * spec.protocol.judges * (len(spec.protocol.lrs) + 1) if selecting else 0
-    return Work(float(experts), distilling, float(lesson * (judged + students)))
+    drawn = 0.0 if wanted.experts else _lessons(spec, task)
+    return Work(float(experts), distilling, float(lesson * (judged + students)), drawn)
+
+
+def _lessons(spec: RunSpec, task: Problem) -> float:
+    """The passes of teaching what later stages draw, for a matcher that draws one network in each iteration."""
+    stages, count = stages_of(spec.scheduler), spec.ipc * task.classes
+    if not hasattr(spec.scheduler, "networks"):
+        return 0.0  # its stages start from fresh networks
+    teaching = spec.protocol.starting(count, stages)
+    shown = [math.ceil(count * (phase + 1) / stages) for phase in range(stages - 1)]  # images in each phase
+    phases = [
+        (lesson.steps * min(lesson.batch, n)) if lesson.steps else (lesson.epochs or 0) * n
+        for lesson, n in ((teaching.lesson(phase), n) for phase, n in enumerate(shown))
+    ]
+    networks = getattr(spec.scheduler, "networks", None)
+    if networks is not None:
+        return float(min(networks, spec.matcher.steps) * sum(phases))  # each is kept
+    return float(spec.matcher.steps * sum(sum(phases[: stage + 1]) for stage in range(stages - 1)))
 
 
 def seconds_of(spec: RunSpec, task: Problem, students: int) -> float | None:
@@ -72,7 +95,7 @@ def seconds_of(spec: RunSpec, task: Problem, students: int) -> float | None:
     pass_seconds = 0.0 if known else _timed(task)
     training = held.get("experts", pass_seconds) or pass_seconds
     matching = held.get(f"matcher {spec.matcher.name}", pass_seconds) or pass_seconds
-    return (work.experts + work.grading) * training + work.distilling * matching
+    return (work.experts + work.grading + work.lessons) * training + work.distilling * matching
 
 
 def remember(spec: RunSpec, task: Problem, notes: list[dict[str, Any]]) -> None:
@@ -84,7 +107,7 @@ def remember(spec: RunSpec, task: Problem, notes: list[dict[str, Any]]) -> None:
         return
     spent = sum(note["seconds"] for note in notes)
     training = [note["expert_seconds"] for note in notes]
-    if work.distilling and spent > 1:
+    if work.distilling and not work.lessons and spent > 1:
         found[f"matcher {spec.matcher.name}"] = spent / work.distilling
     if work.experts and all(training) and sum(training) > 1:
         found["experts"] = sum(training) / work.experts

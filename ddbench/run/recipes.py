@@ -6,11 +6,12 @@ about, it is ``fast``. Where there is none of that name, the other.
 
 from __future__ import annotations
 
+from math import log
 from typing import Any
 
 from ddbench.base.recipes import NAMES, RecipeEntry
 from ddbench.errors import UsageError, did_you_mean
-from ddbench.plugins import Plugin, main_option, registry
+from ddbench.plugins import Plugin, main_option, registry, takes_steps
 
 FORM = "fast, paper, or DATASET:IPC, such as cifar10:10"
 
@@ -41,6 +42,49 @@ def chosen(matcher: Plugin, situation: dict[str, Any], asked: str | None) -> Rec
         named = f" called {asked}" if asked in NAMES else ""
         raise UsageError(f"matcher {matcher.name!r} has no recipe{named} for {where}; {offered(matcher)}")
     return found
+
+
+LAST = ("digits", "toy")  # what their numbers are for resembles no other data
+
+
+def missing(matcher: Plugin, situation: dict[str, Any]) -> str | None:
+    """What is to be said where no recipe of a matcher is for a situation; None where one is, or none is needed.
+
+    A matcher that takes no steps, or has no recipe at all, has nothing to be nearer to.
+    """
+    if matcher.recipe(situation) is not None or not takes_steps(matcher):
+        return None
+    near = nearest(matcher, situation)
+    if near is None:
+        return None
+    return (
+        f"matcher {matcher.name!r} has no recipe for {situation['dataset']} at ipc {situation['ipc']} under "
+        f"{situation['scheduler']}: its options stand at defaults, which are small enough for toy data; the nearest "
+        f"recipe is --recipe {near}"
+    )
+
+
+def nearest(matcher: Plugin, situation: dict[str, Any]) -> str | None:
+    """The recipe nearest to a situation as ``DATASET:IPC``: on the same data before others, then by the ipc.
+
+    Of other data, the rule for anybody's images comes first, and the smallest come last.
+    """
+    found = []
+    for entry in matcher.recipes:
+        if not entry.fits(entry_place := situation | _inside(entry, situation["ipc"])):
+            continue
+        for dataset in entry.datasets:
+            far = abs(log(entry_place["ipc"] / situation["ipc"]))
+            rank = (dataset != situation["dataset"], dataset in LAST, dataset != "images", dataset != "cifar10")
+            found.append((rank, far, f"{dataset}:{entry_place['ipc']}"))
+    return min(found, default=(None, None, None))[2]
+
+
+def _inside(entry: RecipeEntry, ipc: int) -> dict[str, Any]:
+    """A dataset that an entry was made for, and the ipc nearest to ``ipc`` that it was."""
+    wanted = entry.match.get("ipc", ipc)
+    low, high = wanted if isinstance(wanted, list) else (wanted, wanted)
+    return {"dataset": entry.datasets[0] if entry.datasets else "", "ipc": min(max(ipc, low), high)}
 
 
 def offered(matcher: Plugin) -> str:

@@ -29,9 +29,10 @@ from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, evaluate
 from ddbench.grade.preview import preview
 from ddbench.hookspecs import Scheduler
+from ddbench.plugins import staged
 from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
-from ddbench.problem.synthetic import Curriculum
+from ddbench.problem.synthetic import Curriculum, first_with
 from ddbench.run.calls import next_problem, phases_of, stages_of
 from ddbench.run.folder import FINAL, finished
 from ddbench.run.place import comparable, deleted, folder_of, set_aside
@@ -67,9 +68,10 @@ def build_task(spec: RunSpec, dataset: Dataset) -> Problem:
         )
     network = Network(spec.network, train.shape, train.classes, torch.device(spec.device))
     teaching = spec.protocol.starting(spec.ipc * train.classes, phases(spec.scheduler)).on(dataset.augment)
-    # Start networks and experts do not depend on the run's seed: the pool is shared between repeats.
-    starts = Starts(network, Seed(0) / "start", teaching, Cache(home()), spec.threads)
-    experts = spec.experts.on(dataset.augment)
+    # Start networks and experts do not depend on the run's seed: the pool is shared between repeats, unless it varies.
+    pool = Seed(spec.seed if spec.experts.vary else 0)
+    starts = Starts(network, pool / "start", teaching, Cache(home()), spec.threads)
+    experts = replace(spec.experts, vary=False).on(dataset.augment)  # those of a seed are the same ones
     return Problem(train, spec.ipc, starts, experts, dataset.augment, Seed(spec.seed), decoder=spec.decoder)
 
 
@@ -236,16 +238,17 @@ class Run:
         images = spec.ipc * problem.classes
         teaching = spec.protocol.evaluation(images, phases(spec.scheduler)).on(problem.augment)
         seed = problem.seed / "selection"
-        # What students know before the phase that this set adds; nothing where that phase is their first.
-        known = phases_of(spec.scheduler, index + 1)[:-1]
+        # What students know before the first phase with this set; nothing where that phase is their first.
+        taken = phases_of(spec.scheduler, index + 1)
+        known = taken[: first_with(index, taken)]
         taught = Curriculum(done.sets, known) if known else Curriculum()
         judges = replace(problem.starts, seed=seed, teaching=teaching, taught=taught, count=spec.protocol.judges)
         return Stage(
             index=index,
             problem=problem,
-            matcher=spec.matcher,
+            matcher=staged(spec.matcher, problem),
             protocol=spec.protocol,
-            phases=phases_of(spec.scheduler, index + 1),
+            phases=taken,
             judges=judges,
             judged_on=self._judged_on().to(spec.device),
             validation=self.dataset.validation.to(spec.device),

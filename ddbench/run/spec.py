@@ -21,6 +21,7 @@ from ddbench.plugins import Plugin, declared_version, decodes, main_option, regi
 from ddbench.problem.decode import Decoder
 from ddbench.run.defaults import DATASET, MATCHER, NETWORK, SCHEDULER
 from ddbench.run.recipes import chosen as recipe_of
+from ddbench.run.recipes import missing as missing_recipe
 from ddbench.run.record import RunRecord, SpecRecord
 from ddbench.train.fit import TRAINER_VERSION, Recipe
 
@@ -123,10 +124,14 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A spec, and where each of its options came from: ``group.option`` -> (value, origin)."""
+    """A spec, and where each of its options came from: ``group.option`` -> (value, origin).
+
+    ``warning`` says that the matcher has no recipe for what is asked, with the nearest.
+    """
 
     spec: RunSpec
     origins: dict[str, tuple[Any, str]]
+    warning: str | None = None
 
 
 def resolve(request: Request) -> Resolved:
@@ -141,7 +146,7 @@ def resolve(request: Request) -> Resolved:
     recipes = recipes_for(chosen, request)
     made: dict[str, Any] = {}
     for group in GROUPS:
-        base = {"experts": EXPERTS, "protocol": named(request.protocol), "decoder": Decoder()}.get(group)
+        base = {"experts": EXPERTS, "protocol": named(request.protocol, dataset), "decoder": Decoder()}.get(group)
         made[group] = fill(group, chosen.get(group), base, recipes, flags.get(group, {}), origins)
     spec = RunSpec(
         **{group: made[group] for group in GROUPS},
@@ -153,7 +158,25 @@ def resolve(request: Request) -> Resolved:
     )
     if spec.decoder.factor > 1 and not decodes(spec.matcher):
         raise UsageError(f"matcher {spec.matcher.name!r} works on stored images alone; leave decoder.factor at 1")
-    return Resolved(spec, origins)
+    if spec.protocol.selects == "validation" and getattr(spec.dataset, "validation", None) == 0:
+        raise UsageError(
+            f"protocol {spec.protocol.name!r} selects on validation images, and dataset.validation=0 holds none out; "
+            "hold some out (0.1 is usual), or take a published protocol, which selects on test data (mtt-paper, say) "
+            "or on nothing (dsa-paper)"
+        )
+    return Resolved(spec, origins, unfitted(request))
+
+
+def situation_of(request: Request) -> dict[str, Any]:
+    """What recipes are matched on."""
+    return {"dataset": request.dataset, "ipc": request.ipc, "scheduler": request.scheduler}
+
+
+def unfitted(request: Request) -> str | None:
+    """What is to be said where the matcher has no recipe for what is asked, unless one of another place is taken."""
+    if request.recipe is not None:
+        return None
+    return missing_recipe(registry().get("matcher", request.matcher), situation_of(request))
 
 
 def known_options(record: dict[str, Any]) -> dict[str, Any]:
@@ -273,7 +296,7 @@ def split_flags(flags: tuple[tuple[str, str], ...]) -> dict[str, dict[str, str]]
 
 def recipes_for(chosen: dict[str, Plugin], request: Request) -> list[tuple[str, RecipeEntry]]:
     """The fitting recipes, weakest first: the dataset's, then the matcher's."""
-    situation = {"dataset": request.dataset, "ipc": request.ipc, "scheduler": request.scheduler}
+    situation = situation_of(request)
     found = []
     for kind in ("dataset", "matcher"):
         of_matcher = kind == "matcher"

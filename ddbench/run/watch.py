@@ -15,12 +15,18 @@ from ddbench.base.cache import parse_json
 from ddbench.base.opening import reading
 from ddbench.data.dataset import RealData
 from ddbench.errors import DataError
+from ddbench.problem.experts import Experts
 from ddbench.problem.problem import Needs, Problem
 from ddbench.train.fit import predict
+from ddbench.train.network import Network
 
 PART = 10  # a tenth of the iterations
 LEAST = 50  # and no fewer, so long as that is half of them: a loss of few iterations says little
 IMAGES, SNAPSHOTS = 1000, 12  # at most, of validation data and of an expert: seconds on a CPU
+WAYS = {  # out of experts or teachers that have learned next to nothing
+    "expert": "-o matcher.max_start, -o experts.epoch_steps) or at another -o experts.lr",
+    "teacher": "-o matcher.teacher_epochs) or at another -o matcher.teacher_lr",
+}
 CHANCES = 1.5  # experts below this many times chance have learned next to nothing
 
 
@@ -36,6 +42,7 @@ class ExpertsSeen:
     accuracies: dict[int, float]
     images: int
     chance: float
+    what: str = "expert"  # or a teacher
 
     @property
     def best(self) -> float:
@@ -45,7 +52,7 @@ class ExpertsSeen:
     def sentence(self) -> str:
         """``the first expert, on 1,000 validation images: 10.2 % at its start, 79.0 % after epoch 1, ...``."""
         told = [f"{100 * a:.1f} % {f'after epoch {e}' if e else 'at its start'}" for e, a in self.accuracies.items()]
-        return f"the first expert, on {self.images:,} validation images: {', '.join(told)}"
+        return f"the first {self.what}, on {self.images:,} validation images: {', '.join(told)}"
 
     @property
     def flaw(self) -> str | None:
@@ -53,9 +60,9 @@ class ExpertsSeen:
         if self.best >= CHANCES * self.chance:
             return None
         return (
-            f"its experts classify {100 * self.best:.1f} % of validation images right at best, where chance is "
+            f"its {self.what}s classify {100 * self.best:.1f} % of validation images right at best, where chance is "
             f"{100 * self.chance:.1f} %: a set teaches no more than they know; train them for longer "
-            "(-o matcher.max_start, -o experts.epoch_steps) or at another -o experts.lr"
+            f"({WAYS[self.what]}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -67,25 +74,32 @@ class ExpertsSeen:
 
 
 def seen_of_experts(problem: Problem, wanted: Needs, validation: RealData) -> ExpertsSeen | None:
-    """The first expert's snapshots that a matcher uses on validation data; None where it uses none."""
-    if not wanted.experts or not wanted.snapshots or not len(validation):
+    """The first expert's snapshots that a matcher uses on validation data, or its first teacher; None of neither."""
+    if not len(validation):
         return None
-    epochs = sorted(wanted.snapshots)
+    if wanted.experts and wanted.snapshots:
+        return _seen(problem.experts, sorted(wanted.snapshots), validation, "expert")
+    if wanted.teachers and problem.teachers is not None:
+        return _seen(problem.teachers, [problem.teachers.recipe.epochs or 0], validation, "teacher")
+    return None
+
+
+def _seen(made: Experts, epochs: list[int], validation: RealData, what: str) -> ExpertsSeen | None:
     if len(epochs) > SNAPSHOTS:
         epochs = [epochs[round(i * (len(epochs) - 1) / (SNAPSHOTS - 1))] for i in range(SNAPSHOTS)]
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(len(validation), generator=generator)[:IMAGES]
     shown = validation.subset(rows.sort().values)
     try:
-        found = {epoch: _accuracy(problem, problem.experts.snapshot(0, epoch), shown) for epoch in epochs}
+        found = {epoch: _accuracy(made.starts.network, made.snapshot(0, epoch), shown) for epoch in epochs}
     except DataError:  # imported trajectories may lack some
         return None
-    return ExpertsSeen(found, len(rows), 1 / problem.classes)
+    return ExpertsSeen(found, len(rows), 1 / validation.classes, what)
 
 
 @torch.no_grad()
-def _accuracy(problem: Problem, vector: torch.Tensor, shown: RealData) -> float:
-    logits, targets = predict(problem.network, vector, shown)
+def _accuracy(network: Network, vector: torch.Tensor, shown: RealData) -> float:
+    logits, targets = predict(network, vector, shown)
     return float((logits.argmax(1) == targets).float().mean())
 
 

@@ -36,7 +36,7 @@ from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.plugins import wants_networks
 from ddbench.run.defaults import BASELINE, DATASET, NETWORK, SCHEDULER
 from ddbench.run.record import PLACES
-from ddbench.run.spec import PLUGGED, Request, RunSpec, resolve, split_dataset
+from ddbench.run.spec import PLUGGED, Request, RunSpec, resolve, split_dataset, unfitted
 
 AXES: tuple[str, ...] = ("dataset", "network", "ipc", "scheduler", "matcher", "protocol", "seeds")
 NUMBERS = ("ipc", "seeds")
@@ -134,6 +134,11 @@ class Suite:
         for name in self.variables:
             text = text.replace(os.environ.get(name) or f"${{{name}}}", f"${{{name}}}")
         return text
+
+    @property
+    def unfitted(self) -> list[str]:
+        """What is to be said of cells whose matcher has no recipe for what they ask."""
+        return list(dict.fromkeys(said for c in self.cells if (said := unfitted(c.request)) is not None))
 
     @cached_property
     def key(self) -> str:

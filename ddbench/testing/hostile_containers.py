@@ -72,7 +72,7 @@ def stored(array: Any) -> bytes:
 
 def _packed(path: Path, members: dict[str, bytes | int]) -> Path:
     """An ``.npz``; a number stands for an array of so many zeros."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for member, data in members.items():
             with archive.open(f"{member}.npy", "w", force_zip64=True) as part:
                 if isinstance(data, bytes):

@@ -28,6 +28,7 @@ from ddbench.base.cache import Cache, digest
 from ddbench.base.options import describe, make
 from ddbench.hookspecs import DatasetSource, Examining, Marking, Matcher, Metric, NetworkSource, Scheduler
 from ddbench.plugins import check_class, needs_of, registry
+from ddbench.problem.synthetic import first_with
 from ddbench.run.prepare import prepared
 from ddbench.run.run import build_task
 from ddbench.run.spec import Request, resolve
@@ -288,6 +289,6 @@ def _phases(plan: Scheduler, n: int, *, grows: bool) -> tuple[tuple[int, ...], .
     inside = all(0 <= i < n and phase.count(i) == 1 for phase in phases for i in phase)
     require(inside, f"{what} must name sets 0..{n - 1}, each at most once in a phase; got {phases}")
     require(n - 1 in phases[-1], f"{what} must end with a phase that holds the newest set, {n - 1}; got {phases}")
-    grown = not grows or phases[:-1] == tuple(plan.phases(n - 1))
+    grown = not grows or phases[: first_with(n - 1, phases)] == tuple(plan.phases(n - 1))
     require(grown, f"{what} must be phases({n - 1}) and one more, since stages start from its students; got {phases}")
     return phases

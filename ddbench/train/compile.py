@@ -24,7 +24,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddbench.base.cache import digest, home
 from ddbench.base.progress import note
@@ -116,8 +115,14 @@ def pays(network: Network, batch: int, steps: int) -> bool:
     device = network.device.type
     if device not in SAVED:
         return False
-    scale = batch * forward_flops(network) / 1e9 / torch.get_num_threads() if device == "cpu" else 1.0
-    return steps * scale * SAVED[device] > COMPILE_SECONDS[device]
+    if device == "cuda":
+        return steps * SAVED[device] > COMPILE_SECONDS[device]
+    saved = (
+        SAVED[device] * batch * steps / 1e9 / torch.get_num_threads()
+    )  # seconds for each operation of a forward pass
+    # Counting loads torch's compiler, which takes seconds: not where no network of this size could pay.
+    least = COMPILE_SECONDS[device]
+    return most_flops(network) * saved > least and forward_flops(network) * saved > least
 
 
 def ready() -> None:
@@ -150,11 +155,18 @@ def _private(folder: Path) -> bool:
     return False
 
 
+def most_flops(network: Network) -> int:
+    """What :func:`forward_flops` counts at most: a parameter works once at each position of the image."""
+    return 2 * network.parameters * math.prod(network.shape[1:])
+
+
 _flops: dict[str, int] = {}
 
 
 def forward_flops(network: Network) -> int:
     """Multiplications and additions of a forward pass of one image, counted on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads Triton, which most commands have no use for
+
     key = digest(network.identity)
     if key not in _flops:
         shapes = Network(network.source, network.shape, network.classes, torch.device("meta"), network.dtype)

@@ -22,7 +22,7 @@ from ddbench.data.mixing import Mix, Mixing
 from ddbench.errors import UsageError
 from ddbench.train.fused import Kernels, chosen, fusing
 from ddbench.train.network import Network
-from ddbench.train.optimisers import State, optimiser
+from ddbench.train.optimisers import Optimiser, State, optimiser
 from ddbench.train.precision import Trained, autocast, training
 from ddbench.train.steps import Apart, InPlace, Launch, in_place
 
@@ -30,7 +30,7 @@ PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64
 TRAINER_VERSION = 2  # part of every expert's and lesson's key: raise it when fit computes other numbers
 
 
-Schedule = Literal["constant", "step", "step-restart", "multistep", "cosine", "cosine-half"]
+Schedule = Literal["constant", "step", "step-restart", "multistep", "quarters", "fifths", "cosine", "cosine-half"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Recipe:
     anew each time, or several passes. All that counts epochs (snapshots of experts, segments) counts these then.
 
     ``schedule="step"`` multiplies the learning rate by 0.1 at half time; ``step-restart`` also restarts
-    the momentum there, as MTT's evaluation does; ``multistep`` divides it by 5 after 2/3 and after 5/6.
+    the momentum there, as MTT's evaluation does; ``multistep`` divides it by 5 after 2/3 and after 5/6;
+    ``quarters`` multiplies it by 0.3 after each quarter, and ``fifths`` halves it after each fifth.
     ``carry`` keeps optimiser state from one phase of a curriculum to the next. Batches are augmented first
     and mixed then, as in IDC, whose strategies name no ``cutout`` where CutMix follows. ``online`` batches
     are labelled after that, by a teacher.
@@ -61,6 +62,7 @@ class Recipe:
     schedule: Annotated[Schedule, "learning-rate schedule"] = "constant"
     momentum: Annotated[float, Ge(0), "momentum of SGD"] = 0.0
     weight_decay: Annotated[float, Ge(0), "weight decay"] = 0.0
+    decay: Annotated[Literal["all", "weights"], "what decays; weights: no biases, no scales of norms"] = "all"
     augment: Annotated[str, "DSA or 'diffaug:' strategy; 'dataset' for the dataset's own, '' for none"] = "dataset"
     carry: Annotated[bool, "keep optimiser state between phases"] = False
     mixing: Annotated[Literal["none", "cutmix", "mixup"], "mixing of augmented images and their labels"] = "none"
@@ -73,6 +75,7 @@ class Recipe:
     alpha: Annotated[float, Ge(0), "how much of the gradient orthogonal to that neighbour's GSAM descends against"] = (
         0.3
     )
+    vary: Annotated[bool, "start networks and experts come of the run's seed, and not of one for all"] = False
     imported: Annotated[
         str, "id of trajectories brought in by `ddbench import --experts`, instead of training (experts only)"
     ] = ""
@@ -83,6 +86,11 @@ class Recipe:
     def on(self, augment: str) -> Recipe:
         """The recipe on a dataset whose own augmentation is ``augment``."""
         return replace(self, augment=strategy(self.augment, augment))
+
+    def rule(self, network: Network) -> Optimiser:
+        """The optimiser's rule for the parameters of a network."""
+        decayed = network.weights if self.decay == "weights" else None
+        return optimiser(self.optimizer, self.momentum, self.weight_decay, decayed)
 
     def per_epoch(self, count: int) -> int:
         """The optimiser steps of an epoch over ``count`` images."""
@@ -101,6 +109,10 @@ class Recipe:
             return lr * (0.1 if step >= self.half(total) else 1.0)
         if self.schedule == "multistep":  # as in IDC's evaluation
             return lr * 0.2 ** ((step >= total * 2 // 3) + (step >= total * 5 // 6))
+        if self.schedule == "quarters":  # as students of random images with an expert's labels
+            return lr * 0.3 ** sum(step >= total * i // 4 for i in range(1, 4))
+        if self.schedule == "fifths":  # as in NCFM's evaluation
+            return lr * 0.5 ** sum(step >= total * i // 5 for i in range(1, 5))
         if self.schedule == "cosine":
             return lr * (1 + math.cos(math.pi * step / total)) / 2
         if self.schedule == "cosine-half":  # a period of twice the length, as in RDED's evaluation
@@ -195,8 +207,7 @@ def fit(
     optimiser; empty starts a fresh one. Progress is reported as ``what``; None reports nothing.
     """
     source, per_epoch, total = paced(source, recipe)
-    rule = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay)
-    lessons = Lessons(recipe, teacher, fused=chosen(recipe.kernels, network.device))
+    rule, lessons = recipe.rule(network), Lessons(recipe, teacher, fused=chosen(recipe.kernels, network.device))
     kind = InPlace if in_place(recipe, network, source, total) else Apart
     at = kind(network, student.vector, student.state, source, lessons, rule)
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)

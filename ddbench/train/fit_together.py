@@ -17,10 +17,10 @@ from ddbench.base.guard import guarded
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Examples
-from ddbench.train.compile import forward_flops
+from ddbench.train.compile import forward_flops, most_flops
 from ddbench.train.fit import Labeller, Lessons, Recipe, Source, Student, Watch, paced
 from ddbench.train.network import Network
-from ddbench.train.optimisers import State, optimiser
+from ddbench.train.optimisers import State
 from ddbench.train.precision import training
 
 TOGETHER = 16  # students at once: their activations are held together
@@ -51,7 +51,7 @@ def fit_together(
     vmap cannot run the network; :func:`stackable` tells beforehand.
     """
     source, per_epoch, total = paced(source, recipe)
-    rule, lessons = optimiser(recipe.optimizer, recipe.momentum, recipe.weight_decay), Lessons(recipe, teacher)
+    rule, lessons = recipe.rule(network), Lessons(recipe, teacher)
     vectors = torch.stack([s.vector.detach() for s in students])
     parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)
     state = _stacked([s.state or rule.init(p) for s, p in zip(students, parameters, strict=True)])
@@ -82,7 +82,9 @@ def pays_together(network: Network, batch: int) -> bool:
 
     On CUDA while one student's batch does not fill the device; on the CPU never, since it is not.
     """
-    return network.device.type == "cuda" and batch * forward_flops(network) <= FILLS
+    if network.device.type != "cuda":
+        return False
+    return batch * most_flops(network) <= FILLS or batch * forward_flops(network) <= FILLS  # counting takes seconds
 
 
 def trains_together(network: Network, recipe: Recipe, batch: int, asked: bool | None = None) -> bool:

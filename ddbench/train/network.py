@@ -94,6 +94,13 @@ class Network:
         return sum(p.numel() for p in self._template.parameters())
 
     @cached_property
+    def weights(self) -> Tensor:
+        """Which parameters belong to tensors of two dimensions or more, ``(p,)`` of 0 and 1: no biases, no norms."""
+        shapes = self._shapes[: len(self._names[0])]
+        parts = [torch.full((shape.numel(),), float(len(shape) > 1)) for shape in shapes]
+        return torch.cat(parts).to(self.device, self.dtype)
+
+    @cached_property
     def length(self) -> int:
         """The length of a whole vector, buffers included."""
         return sum(s.numel() for s in self._shapes)

@@ -24,16 +24,20 @@ class Optimiser(Protocol):
 
 @dataclass(frozen=True)
 class SGD:
-    """m <- momentum m + g + weight_decay theta;  theta <- theta - lr m."""
+    """m <- momentum m + g + weight_decay theta;  theta <- theta - lr m.
+
+    ``decayed`` ``(p,)``, 0 or 1, says what weight decay applies to; None: to all.
+    """
 
     momentum: float = 0.0
     weight_decay: float = 0.0
+    decayed: Tensor | None = None
 
     def init(self, theta: Tensor) -> State:
         return (torch.zeros_like(theta),) if self.momentum else ()
 
     def update(self, theta: Tensor, state: State, gradient: Tensor, lr: Tensor | float) -> tuple[Tensor, State]:
-        step = gradient + self.weight_decay * theta if self.weight_decay else gradient
+        step = gradient + self.weight_decay * _where(theta, self.decayed) if self.weight_decay else gradient
         if not self.momentum:
             return theta - lr * step, ()
         step = self.momentum * state[0] + step
@@ -42,13 +46,17 @@ class SGD:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba), or AdamW when ``decoupled``: weight decay applied to theta directly."""
+    """Adam (Kingma & Ba), or AdamW when ``decoupled``: weight decay applied to theta directly.
+
+    ``decayed`` as in :class:`SGD`.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
     decoupled: bool = False
+    decayed: Tensor | None = None
 
     def init(self, theta: Tensor) -> State:
         return torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros((), dtype=theta.dtype, device=theta.device)
@@ -57,9 +65,9 @@ class Adam:
         first, second, count = state
         count = count + 1
         if self.weight_decay and self.decoupled:
-            theta = theta - lr * self.weight_decay * theta
+            theta = theta - lr * self.weight_decay * _where(theta, self.decayed)
         elif self.weight_decay:
-            gradient = gradient + self.weight_decay * theta
+            gradient = gradient + self.weight_decay * _where(theta, self.decayed)
         first = self.beta1 * first + (1 - self.beta1) * gradient
         second = self.beta2 * second + (1 - self.beta2) * gradient * gradient
         corrected = (second / (1 - self.beta2**count)).clamp_min(1e-30)  # sqrt has no derivative at 0
@@ -95,8 +103,12 @@ class Lamb:
         return theta - lr * trust * step, (first, second, count)
 
 
-def optimiser(name: str, momentum: float, weight_decay: float) -> Optimiser:
+def _where(theta: Tensor, mask: Tensor | None) -> Tensor:
+    return theta if mask is None else theta * mask
+
+
+def optimiser(name: str, momentum: float, weight_decay: float, decayed: Tensor | None = None) -> Optimiser:
     """The optimiser of a recipe, by the name it has there."""
     if name in ("sgd", "gsam"):  # GSAM is another gradient for the same rule
-        return SGD(momentum, weight_decay)
-    return Adam(weight_decay=weight_decay, decoupled=name == "adamw")
+        return SGD(momentum, weight_decay, decayed)
+    return Adam(weight_decay=weight_decay, decoupled=name == "adamw", decayed=decayed)

@@ -28,6 +28,7 @@ from ddbench.trajectory.decoded import View, mean_of_copies
 from ddbench.trajectory.descent import Outer, PixelState, catch_up, caught_up, check_lr, check_outer, descend
 from ddbench.trajectory.engine import Engine, Probe
 from ddbench.trajectory.labelling import at_once, ensemble_labels, teacher_epoch
+from ddbench.trajectory.later import check_later, in_stage
 from ddbench.trajectory.memory import unroll_bytes
 from ddbench.trajectory.student_lr import AUTO, SEGMENTS, least
 from ddbench.trajectory.unroll import (
@@ -75,6 +76,8 @@ class Method:
         Annotated[float, Gt(0)] | Literal["auto"],
         "initial student lr, beta_0; auto: of least matching loss before the first iteration",
     ] = 0.03
+    later_max_start: Annotated[tuple[int, ...], "max_start of stages after the first; the last holds on"] = ()
+    later_lr_init: Annotated[tuple[float, ...], "lr_init of stages after the first; the last holds on"] = ()
     momentum: Annotated[float, Ge(0), "outer momentum of images (Adam's beta_1) and student lr"] = 0.5
     labels: str = "hard"
     teacher_epochs: Annotated[int | None, Ge(1), "epochs of the experts that label; none: where segments end"] = None
@@ -85,6 +88,10 @@ class Method:
 
     def __post_init__(self) -> None:
         check_outer(self)
+        check_later(self)
+
+    def staged(self, problem: Problem) -> Method:
+        return in_stage(self, problem)
 
     def differentiate(self, task: Task) -> Gradient:
         """The gradients of an unroll as this method takes them; what ``ddbench check-grad`` examines."""
@@ -205,10 +212,7 @@ def begin(
 def following(
     method: Method, problem: Problem, state: PixelState, starts: range | None = None
 ) -> Callable[[float], float]:
-    """The mean matching loss over a few segments as a function of the student lr; drawn once, here.
-
-    Raises nothing for a student that runs away: its loss is infinite or no number.
-    """
+    """The mean matching loss over a few segments, drawn here, by the student lr; inf or nan where one runs away."""
     drawn = []
     for _ in range(SEGMENTS):
         segment, shown = Segment.draw(method, problem, starts), Shown.draw(method, problem, state)

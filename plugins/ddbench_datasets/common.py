@@ -10,10 +10,11 @@ from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ddbench import DataError, Dataset, Pixels, Preprocessing, RealData, Store, UsageError, did_you_mean, stratified
+from ddbench_datasets.wnids import MEAN, STD
 
 # A constant of the datasets, not of the run: every run with the same options sees the same images.
 SEED = 0
@@ -21,6 +22,12 @@ SEED = 0
 NO_FLIP = "color_crop_cutout_scale_rotate"
 FLIP = "color_crop_cutout_flip_scale_rotate"
 TEST_SHARE = 0.2  # of the images of a dataset that is not divided
+
+# by which published code normalises these datasets, and others too (MTT's, TESLA's and PDD's CIFAR-100, RDED's CIFAR)
+BORROWED = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet": (MEAN, STD),
+}
 
 # options of several sources
 Size = Annotated[int | None, Ge(1), "resize to size x size pixels; by default all must have one size"]
@@ -40,9 +47,15 @@ class Choices:
     """The options of every dataset: which of its images, with which labels, prepared how. Fields only."""
 
     validation: Annotated[
-        float, Gt(0), Lt(1), "fraction of the train images held out to select on, where there is no part for it"
+        float,
+        Ge(0),
+        Lt(1),
+        "fraction of train held out to select on, if it has no part for that; 0 where none is needed",
     ] = 0.1
     zca: Annotated[bool, "whiten the images (ZCA) instead of the mean/std step"] = False
+    statistics: Annotated[
+        Literal["own", "cifar10", "imagenet"], "whose mean and deviation images are normalised by (without zca)"
+    ] = "own"
     classes: Annotated[tuple[str, ...] | None, "only these classes, by name, in this order; by default all"] = None
     imbalance: Annotated[float, Ge(1), "largest over smallest class, sizes falling exponentially in between"] = 1.0
     limit: Annotated[int | None, Ge(1), "use only this many train images, in class proportions; none for all"] = None
@@ -170,11 +183,11 @@ def build(
 ) -> Dataset:
     """The dataset of the chosen images; the parts hold just those, in the order of ``chosen``.
 
-    ``preprocessing`` replaces fitted statistics, unless the images are whitened.
+    ``preprocessing`` replaces fitted statistics, unless the images are whitened; so do those that options borrow.
     """
+    fixed = None if options.zca else borrowed(options.statistics, train.shape[1]) or preprocessing
     if validation is not None and len(validation):
         images = Pixels.of(train)
-        fixed = None if options.zca else preprocessing
         step = fixed or Preprocessing.cached(images, zca=options.zca)
         parts = ((images, chosen.train_targets), (validation, chosen.validation_targets), (test, chosen.test_targets))
         data = (RealData(Pixels.of(held), targets, step, len(chosen.classes)) for held, targets in parts)
@@ -187,10 +200,19 @@ def build(
         validation=options.validation,
         seed=SEED,
         zca=options.zca,
-        preprocessing=None if options.zca else preprocessing,
+        preprocessing=fixed,
         augment=augment,
         facts=facts,
     )
+
+
+def borrowed(statistics: str, channels: int) -> Preprocessing | None:
+    """The mean/std step of another dataset, as published code has it; None for a dataset's own."""
+    if statistics == "own":
+        return None
+    if channels != 3:
+        raise UsageError(f"dataset.statistics={statistics} is of colour images, and these are grey; leave it out")
+    return Preprocessing(*(torch.tensor(values) for values in BORROWED[statistics]))
 
 
 def _picked(images: Pixels | Tensor, rows: Tensor) -> Pixels | Tensor:

@@ -51,7 +51,7 @@ class Toy(Choices):
         train = _draw(textures, self.per_class, generator)
         test = _draw(textures, self.test_per_class, generator)
         return assemble(
-            Choices(self.validation, self.zca, None, self.imbalance, self.limit, self.noise),
+            Choices(self.validation, self.zca, self.statistics, None, self.imbalance, self.limit, self.noise),
             self.name,
             Whole(tuple(str(k) for k in range(self.classes)), *train, *test),
             augment=NO_FLIP,

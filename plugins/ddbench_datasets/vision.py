@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Le, MultipleOf
 
 from ddbench import Dataset, Preprocessing
 from ddbench_datasets import vision_read as read
-from ddbench_datasets.common import FLIP, NO_FLIP, Choices, assemble, origin
+from ddbench_datasets.common import BORROWED, FLIP, NO_FLIP, Choices, assemble, origin
 from ddbench_datasets.vision_get import Files
 from ddbench_datasets.vision_store import Read, Stored, arrays, images
 
@@ -20,7 +20,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 # Mean and deviation of the channels, as the code of DC, DSA, DM and their successors has them. The deviation of
 # CIFAR-10 is the mean of the deviations within single images, smaller than that of all pixels (.247, .243, .262),
 # which Preprocessing.fit would give.
-CIFAR10_STATISTICS: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR10_STATISTICS: Statistics = BORROWED["cifar10"]
 CIFAR100_STATISTICS: Statistics = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 SVHN_STATISTICS: Statistics = ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
 MNIST_STATISTICS: Statistics = ((0.1307,), (0.3081,))
@@ -149,6 +149,7 @@ class CIFAR100(Downloaded):
     """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 colour images, 32x32, 100 classes."""
 
     name = "cifar100"
+    constants = CIFAR100_STATISTICS
     files = Files("CIFAR-100", {"cifar-100-python.tar.gz": ("cifar-100-python",)})
     form = Read(read.cifar("CIFAR100"))
     about: ClassVar[dict[str, str]] = {
@@ -157,12 +158,6 @@ class CIFAR100(Downloaded):
         "citation": "Krizhevsky: Learning multiple layers of features from tiny images, 2009",
         "images": "50,000 train, 10,000 test; 32x32, colour; 100 classes",
     }
-    statistics: Annotated[
-        Literal["own", "cifar10"], "mean and deviation: its own as in DC and DM, or CIFAR-10's as in MTT, TESLA and PDD"
-    ] = "own"
-
-    def normalised_by(self) -> Statistics:
-        return {"own": CIFAR100_STATISTICS, "cifar10": CIFAR10_STATISTICS}[self.statistics]
 
 
 @dataclass(frozen=True)

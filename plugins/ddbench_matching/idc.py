@@ -26,7 +26,6 @@ from ddbench_matching.common import (
     drawn_seed,
     not_falling,
     parameters_of,
-    per_class,
     real_images,
     rows_of,
     shown_images,
@@ -64,13 +63,15 @@ class Idc:
     synthetic images share one draw of the augmentation. The synthetic batch holds the class's decoded images, frozen
     ones included, or a random ``batch_syn`` of them.
 
-    ``lr_img`` is for pixels in [0, 1] and 10 stored images per class, and scales with their number, as in the
-    released code; images are clamped to that range whenever the network is renewed, and when they are returned. Under
-    ZCA there is no such range: nothing is clamped, and ``lr_img`` counts in whitened units. As in the released code,
-    one optimiser holds all images and steps after each class, so that the momentum of the others moves them on then.
+    ``lr_img`` is for pixels in [0, 1] and 10 stored images per class, and scales with their number in the stage, as in
+    the released code (and in PDD's and SeqMatch's for IDC), whatever earlier stages hold; images are clamped to that
+    range whenever the network is renewed, and when they are returned. Under ZCA there is no such range: nothing is
+    clamped, and ``lr_img`` counts in whitened units. As in the released code, one optimiser holds all images and steps
+    after each class, so that the momentum of the others moves them on then.
     """
 
     name = "idc"
+    version = "2"  # 1 scaled the learning rate of a later stage with the images of all stages so far
     paper = "Kim et al., ICML 2022"
     published = (Published("IDC-I"), Published("IDC", factor=2))
     decodes = True
@@ -100,7 +101,7 @@ class Idc:
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
         """Match every class in turn, stepping after each, then train the network or draw the next one."""
-        rate = self.lr_img * per_class(problem) / IPC * pixel_unit(problem) ** 2
+        rate = self.lr_img * problem.ipc / IPC * pixel_unit(problem) ** 2
         rule, losses = SGD(self.momentum), []
         for label in range(problem.classes):
             rows = rows_of(problem, label)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -17,14 +17,13 @@ from torch.autograd import grad
 from torch.nn.functional import normalize
 
 from ddbench import Needs, Problem, SyntheticSet, soft_cross_entropy
-from ddbench.train.optimisers import Adam
+from ddbench.train.optimisers import SGD, Adam, Optimiser
 from ddbench.train.optimisers import State as Moments
 from ddbench_matching.box import Augment, matching_augmentation, moved, pixel_unit
 from ddbench_matching.common import all_of_class, not_falling, real_images, rows_of, shown_images, siamese
 
 SCALE = 300.0  # of the discrepancy beside the calibration loss, as in the released code
 EPS = 1e-12  # under square roots, whose derivative at zero is infinite
-OUTER = Adam()
 # (problem, network vector, stored images of a class, class) -> the loss to descend on
 LossOf = Callable[[Problem, Tensor, Tensor, int], Tensor]
 LESS = 1e-4  # a loss must be lower by this share to count as a new lowest one (torch's ReduceLROnPlateau)
@@ -32,7 +31,7 @@ LESS = 1e-4  # a loss must be lower by this share to count as a new lowest one (
 
 @dataclass
 class State:
-    """Images ``(n, c, h, w)`` with hard ``labels`` ``(n, k)``, Adam's moments, and where the learning rate stands.
+    """Images ``(n, c, h, w)`` with hard ``labels`` ``(n, k)``, their moments, and where the learning rate stands.
 
     ``share`` of ``lr_img`` is left after ``waited`` iterations without a loss below ``lowest``.
     """
@@ -63,8 +62,9 @@ class Ncfm:
     The minmax of the title, a network that samples frequencies where the discrepancy is largest, is switched off in
     all released settings and is left out here; so is the weight decay of AdamW, which pulls pixels to black by 5e-6
     a step. ``lr_img`` is for pixels in [0, 1], to which images are clamped before every iteration and when they are
-    returned (not under ZCA, where ``lr_img`` counts in whitened units). As in the released code one Adam holds all
-    images and steps after each class, so that its moments of the others move them on then.
+    returned (not under ZCA, where ``lr_img`` counts in whitened units). As in the released code one optimiser holds all
+    images and steps after each class, so that its moments of the others move them on then. ``outer=sgd`` is what the
+    released settings have for CIFAR-100 at 10 images per class alone.
     """
 
     name = "ncfm"
@@ -79,6 +79,8 @@ class Ncfm:
     calibration: Annotated[float, Ge(0), "weight of the trained network's loss on the images; 0 leaves it out"] = 1.0
     batch_real: Annotated[int, Ge(1), "real images per class and iteration, as far as there are so many"] = 256
     lr_img: Annotated[float, Gt(0), "learning rate of pixels in [0, 1]"] = 0.002
+    outer: Annotated[Literal["adam", "sgd"], "optimiser of the images"] = "adam"
+    momentum: Annotated[float, Ge(0), "momentum of outer=sgd"] = 0.5
     patience: Annotated[int | None, Ge(1), "halve lr_img after so many iterations without a lower loss"] = 500
     augment: Augment = "color_crop_cutout"
 
@@ -88,7 +90,7 @@ class Ncfm:
     def init(self, problem: Problem) -> State:
         """Real images; under a decoder, packed from several."""
         examples = problem.sample()
-        return State(examples.images, examples.labels, OUTER.init(examples.images))
+        return State(examples.images, examples.labels, self._rule.init(examples.images))
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
         """Match every class in one interpolated network, then calibrate every class, stepping after each."""
@@ -129,15 +131,20 @@ class Ncfm:
         labels = all_of_class(label, shown, problem.classes)
         return self.calibration * soft_cross_entropy(problem.network.apply(vector, draw(shown)), labels)
 
+    @property
+    def _rule(self) -> Optimiser:
+        return Adam() if self.outer == "adam" else SGD(self.momentum)
+
     def _pass(self, problem: Problem, state: State, classes: range, vector: Tensor, loss_of: LossOf) -> Tensor:
         """Descend on the images of each class in turn; the mean loss."""
-        rate, losses = state.share * self.lr_img * pixel_unit(problem), []
+        unit = pixel_unit(problem)
+        rate, losses = state.share * self.lr_img * (unit if self.outer == "adam" else unit**2), []
         for label in classes:
             rows = rows_of(problem, label)
             leaf = state.images[rows].detach().requires_grad_()
             loss = loss_of(problem, vector, leaf, label)
             gradient = grad(loss, leaf)[0]
-            state.images, state.moments = moved(OUTER, state.images, state.moments, rows, gradient, rate)
+            state.images, state.moments = moved(self._rule, state.images, state.moments, rows, gradient, rate)
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 

@@ -5,6 +5,7 @@ Feng, Vedantam & Kempe, "Embarrassingly Simple Dataset Distillation", ICLR 2024.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,12 +14,13 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.autograd import grad
 
-from ddbench import DivergedError, Problem, Published, SyntheticSet, UsageError
+from ddbench import DivergedError, Examples, Problem, Published, SyntheticSet, UsageError
 from ddbench.train.compile import Kind, settle, verdicts
 from ddbench.train.optimisers import SGD, Adam, Optimiser
 from ddbench.train.optimisers import State as Moments
 from ddbench.trajectory.engine import Engine
-from ddbench.trajectory.unroll import Gradient, Plan, Terminal, reverse, student_loss
+from ddbench.trajectory.student_lr import AUTO, SEGMENTS, least
+from ddbench.trajectory.unroll import Gradient, Loss, Plan, Pool, Terminal, play, reverse, student_loss
 from ddbench_meta.common import real_batch
 
 OUTER = Adam()
@@ -39,6 +41,7 @@ class State:
     labels_moments: Moments
     lr_moments: Moments
     norm: Tensor  # 0-dim
+    lr_start: float | None = None  # the first student lr, where it was found and not given
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ class RatBptt:
     batch_syn: Annotated[int | None, Ge(1), "synthetic images per student step; none for all"] = None
     batch_real: Annotated[int, Ge(1), "real images of the loss at the end"] = 256
     optimizer: Annotated[Literal["adam", "sgd"], "the student's optimiser"] = "adam"
-    lr_init: Annotated[float, Gt(0), "the student's lr (its first value, when it is learned)"] = 0.005
+    lr_init: Annotated[
+        Annotated[float, Gt(0)] | Literal["auto"],
+        "the student's lr (its first value, when it is learned); auto: of least loss before the first iteration",
+    ] = 0.005
     lr_lr: Annotated[float, Ge(0), "outer learning rate of the log student lr; 0 keeps it as it is"] = 0.0
     lr_img: Annotated[float, Gt(0), "outer learning rate of the images"] = 0.03
     lr_label: Annotated[float, Ge(0), "outer learning rate of labels (labels=learned)"] = 0.01
@@ -93,6 +99,11 @@ class RatBptt:
             raise UsageError(
                 f"a window of {self.window} steps does not fit into an unroll of {self.total}; "
                 f"set matcher.total to {self.window} or more"
+            )
+        if self.lr_init == AUTO and self.pix_init == "noise":
+            raise UsageError(
+                "matcher.lr_init=auto asks what a student of the first images knows, and noise teaches nothing: "
+                "give a number, say -o matcher.lr_init=0.005, or start from -o matcher.pix_init=real"
             )
 
     def notes(self) -> dict[str, Any]:
@@ -110,7 +121,8 @@ class RatBptt:
         if self.pix_init == "noise":
             images = torch.randn_like(images)
             images = images / images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        log_lr = torch.tensor(self.lr_init, dtype=torch.float64, device=images.device).log()
+        start = least(self.taught(problem, examples)) if self.lr_init == AUTO else self.lr_init
+        log_lr = torch.tensor(start, dtype=torch.float64, device=images.device).log()
         return State(
             images,
             examples.labels,
@@ -119,6 +131,7 @@ class RatBptt:
             OUTER.init(examples.labels) if self.labels == "learned" else (),
             OUTER.init(log_lr) if self.lr_lr else (),
             torch.zeros((), device=images.device),
+            start if self.lr_init == AUTO else None,
         )
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
@@ -137,29 +150,53 @@ class RatBptt:
             slope = gradient.lr.to(lr.dtype) * lr  # dL/d log lr
             state.log_lr, state.lr_moments = OUTER.update(state.log_lr, state.lr_moments, slope, self.lr_lr)
             if k % 10 == 9:  # not every step: reading a number makes a GPU wait
-                self._check_lr(float(state.log_lr.exp()))
-        return state, {"loss": gradient.loss, "lr": lr}
+                _check_lr(float(state.log_lr.exp()), self._first(state))
+        found = {"lr_init": self._first(state)} if self.lr_init == AUTO and k == 0 else {}
+        return state, {"loss": gradient.loss, "lr": lr, **found}
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:
         """The set; a student lr of SGD is recommended, one of Adam says nothing about the students to come."""
-        lr = float(state.log_lr.exp()) if self.lr_lr else self.lr_init  # exactly: grids are compared with it
+        lr = float(state.log_lr.exp()) if self.lr_lr else self._first(state)  # exactly: grids are compared with it
         lr = lr if self.optimizer == "sgd" else None
         return SyntheticSet(state.images.clone(), state.labels.clone(), lr, label_type=self.labels)
 
+    def taught(self, problem: Problem, examples: Examples) -> Callable[[float], float]:
+        """The mean loss on real data of a few students after ``total`` steps on ``examples``, by their lr; drawn here.
+
+        Raises nothing for a student that runs away: its loss is infinite or no number.
+        """
+        pool = problem.frozen.pool(problem.decoder(examples.images), problem.decoder.labels(examples.labels))
+        drawn = [self._lesson(problem, pool, self.total) for _ in range(SEGMENTS)]
+
+        def mean_loss(lr: float) -> float:
+            total = 0.0
+            for loss, terminal, start, plan in drawn:
+                total += float(terminal(play(loss, start, pool, start.new_tensor(lr), plan, self._rule)))
+            return total / len(drawn)
+
+        return mean_loss
+
     def unrolled(self, problem: Problem, images: Tensor, labels: Tensor, lr: Tensor, length: int) -> Gradient:
         """The gradients by decoded ``images``, their ``labels`` and ``lr`` after ``length`` steps of a student."""
-        p = problem.network.parameters
-        start, buffers = problem.starts.draw().split([p, problem.network.length - p])
-        loss = student_loss(problem.network, buffers)
         pool = problem.frozen.pool(images, labels)
-        plan = Plan.draw(len(pool), length, self.batch_syn, problem.strategy(self.augment))
-        real = real_batch(problem, self.batch_real)
-        shown = problem.strategy(self.augment_real).draw(len(real))(real.images)
-        terminal: Terminal = lambda theta: loss(theta, shown, real.labels)  # noqa: E731
+        loss, terminal, start, plan = self._lesson(problem, pool, length)
         rate = lr.to(start.dtype)
         mean = (self.window + self.total) // 2  # lengths are drawn from this range
         engine = Engine(self.engine, steps=self.steps * mean)
         return reverse(loss, terminal, start, pool, rate, plan, optimiser=self._rule, window=self.window, engine=engine)
+
+    def _lesson(self, problem: Problem, pool: Pool, length: int) -> tuple[Loss, Terminal, Tensor, Plan]:
+        """A fresh student's loss and first parameters, its ``length`` batches, and the loss on real data at its end."""
+        p = problem.network.parameters
+        start, buffers = problem.starts.draw().split([p, problem.network.length - p])
+        loss = student_loss(problem.network, buffers)
+        plan = Plan.draw(len(pool), length, self.batch_syn, problem.strategy(self.augment))
+        real = real_batch(problem, self.batch_real)
+        shown = problem.strategy(self.augment_real).draw(len(real))(real.images)
+        return loss, lambda theta: loss(theta, shown, real.labels), start, plan
+
+    def _first(self, state: State) -> float:
+        return self.lr_init if self.lr_init != AUTO else state.lr_start or 1.0
 
     @property
     def _rule(self) -> Optimiser:
@@ -173,11 +210,10 @@ class RatBptt:
         by_images, by_labels = grad([shown, told], [images, labels], [found.images, found.labels])
         return Gradient(found.loss, by_images, by_labels, found.lr, found.end)
 
-    def _check_lr(self, lr: float) -> None:
-        if not 1e-3 * self.lr_init <= lr <= 1e3 * self.lr_init:
-            raise DivergedError(
-                f"the learned student lr went from {self.lr_init:g} to {lr:g}; try a smaller matcher.lr_lr, or 0"
-            )
+
+def _check_lr(lr: float, first: float) -> None:
+    if not 1e-3 * first <= lr <= 1e3 * first:
+        raise DivergedError(f"the learned student lr went from {first:g} to {lr:g}; try a smaller matcher.lr_lr, or 0")
 
 
 def _bounded(gradient: Tensor, norm: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from ddbench import Curriculum, Problem
-from ddbench.problem.stages import Staged, growing, taught
+from ddbench.problem.stages import Networks, Staged, growing, taught
 from ddbench_pdd.easy import Keep, without_easy
 
 
@@ -28,15 +28,21 @@ class Progressive(Staged):
     | expert k of a stage goes on from expert k's own start of the stage before | ``chain=True`` |
     | dropping easy examples in later stages (Table 6) | ``drop`` |
 
+    ``networks`` is the number of taught networks that matchers which draw networks (dm, dc, idc, ...) see in later
+    stages. Without it every draw is another one, taught from its initialisation on, as in the released code for IDC:
+    faithful, and dear where lessons are long; with it each is taught once and kept.
+
     ``chain=False`` draws other initialisations for every stage and teaches them all the earlier sets from the
     beginning, as SeqMatch does. ``drop`` leaves real examples that are easy out of the *real data* of later
     stages, for every matcher: which ones, ``ddbench_pdd.easy`` says. The final code of the paper no longer has it.
     """
 
     name = "pdd"
+    version = "2"  # 1 had ten taught networks in later stages, whatever a matcher drew
     paper = "Chen et al., ICLR 2024"
     stages: Annotated[int, Ge(1), "sets distilled one after another, P"] = 5
     chain: Annotated[bool, "each stage goes on from the networks that the stage before started from"] = True
+    networks: Networks = None
     drop: Annotated[Literal["none", "correct", "forgetting"], "which easy real examples later stages leave out"] = (
         "none"
     )
@@ -50,7 +56,7 @@ class Progressive(Staged):
         return None if self.sizes or not self.chain else f"PDD-P{self.stages}"
 
     def stage(self, problem: Problem, done: Curriculum) -> Problem:
-        problem = replace(problem, starts=taught(problem.starts, done, chain=self.chain))
+        problem = replace(problem, starts=taught(problem.starts, done, chain=self.chain, networks=self.networks))
         return without_easy(problem, self.drop, self.judges, self.interval, self.keep)
 
     def phases(self, n: int) -> tuple[tuple[int, ...], ...]:

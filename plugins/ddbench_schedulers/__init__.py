@@ -1,9 +1,10 @@
-"""Schedulers besides pdd: single (one stage), seqmatch, boost. Each works with any matcher."""
+"""Schedulers besides pdd: single and restarts (one stage), seqmatch, boost. Each works with any matcher."""
 
 from __future__ import annotations
 
 from ddbench import hookimpl
 from ddbench_schedulers.boost import Boost
+from ddbench_schedulers.restarts import Restarts
 from ddbench_schedulers.seqmatch import SeqMatch
 from ddbench_schedulers.single import Single
 
@@ -13,3 +14,4 @@ def register_schedulers(register) -> None:
     register(Single)
     register(SeqMatch)
     register(Boost)
+    register(Restarts)

@@ -11,7 +11,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from ddbench import Curriculum, Problem
-from ddbench.problem.stages import Staged, growing, taught
+from ddbench.problem.stages import Networks, Staged, growing, taught
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class SeqMatch(Staged):
     """
 
     name = "seqmatch"
+    version = "2"  # 1 had ten taught networks in later stages, whatever a matcher drew
     paper = "Du, Shi & Zhou, NeurIPS 2023"
     stages: Annotated[int, Ge(1), "subsets, K"] = 2
+    networks: Networks = None
 
     def stage(self, problem: Problem, done: Curriculum) -> Problem:
-        return replace(problem, starts=taught(problem.starts, done, chain=False))
+        return replace(problem, starts=taught(problem.starts, done, chain=False, networks=self.networks))
 
     def phases(self, n: int) -> tuple[tuple[int, ...], ...]:
         return growing(n)

@@ -31,7 +31,7 @@ from ddbench.base.options import label
 from ddbench.base.progress import Event, listening
 from ddbench.cli.apply import apply
 from ddbench.errors import InterruptedRun, UsageError
-from ddbench.files.target import EvalOptions
+from ddbench.files.asked import EvalOptions
 from ddbench.grade.student import accuracy
 from ddbench.plugins import registry
 from ddbench.problem.starts import teach

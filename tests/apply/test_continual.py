@@ -22,7 +22,7 @@ from ddbench.base.progress import Event, listening
 from ddbench.cli.apply import apply
 from ddbench.data.dataset import RealData
 from ddbench.errors import DataError, InterruptedRun, UsageError
-from ddbench.files.target import EvalOptions
+from ddbench.files.asked import EvalOptions
 from ddbench.plugins import registry
 from ddbench.problem.starts import Teaching
 from ddbench.problem.synthetic import Curriculum, SyntheticSet

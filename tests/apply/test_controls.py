@@ -21,7 +21,8 @@ from ddbench.apply.controls import (
     squashed,
 )
 from ddbench.base.cache import read_json
-from ddbench.files.target import EvalOptions, opened
+from ddbench.files.asked import EvalOptions
+from ddbench.files.target import opened
 from ddbench.run.record import RunRecord
 from ddbench.run.run import Settings
 

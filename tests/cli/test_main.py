@@ -898,7 +898,8 @@ def test_info_tells_the_recipes_with_source_and_whether_they_are_verified(with_r
 def test_info_gives_the_defaults_of_the_fields():
     options = {o["option"]: o for o in ddbench("info", "tesla", "--json").json[0]["options"]}
     declared = {f"matcher.{f.name}": f.default for f in fields(registry().get("matcher", "tesla").cls)}
-    assert {name: o["default"] for name, o in options.items()} == declared
+    texts = {name: str(value) for name, value in declared.items() if isinstance(value, tuple)}
+    assert {name: o["default"] for name, o in options.items()} == declared | texts
     assert options["matcher.syn_steps"]["type"].startswith("int")
     assert ">= 1" in options["matcher.syn_steps"]["type"]
 
@@ -973,7 +974,7 @@ def fails_with(monkeypatch, error: BaseException) -> None:
     def work(*_, **__):
         raise error
 
-    monkeypatch.setattr("ddbench.cli.run.carry_out", work)
+    monkeypatch.setattr("ddbench.run.runs.carry_out", work)
     monkeypatch.setattr("sys.argv", ["ddbench", "run", "--dataset", "toy", "-q"])
     main()
 
@@ -1129,3 +1130,17 @@ def test_progress_may_hold_text_on_a_terminal(monkeypatch):
     (line,) = {text.strip() for text in re.split(r"[\r\n]+", shown) if "1/2" in text}
     assert line.startswith("skipped broken [red] images ")
     assert "1/2 files a[/b].png  loss 0.25 left" in line
+
+
+def test_a_run_without_validation_images_selects_on_test_data_and_is_not_graded_by_other_rules(tmp_path):
+    options = {"dataset.validation": 0, "protocol.epochs": 2, "protocol.checks": 1}
+    options |= {"matcher.labels": "teacher", "matcher.teacher_epochs": 1}
+    flags = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    words = ("--dataset", "toy", "--matcher", "random", "--protocol", "mtt-paper", "--no-random", *flags)
+    made = ddbench("run", *words, "--out", tmp_path, "--students", 1, "--json", home=tmp_path / "home")
+    assert made.code == 0
+    assert {row["selection"] for row in made.json if row["matcher"] == "random"} == {"test"}
+    (folder,) = tmp_path.glob("toy-random-single-ipc1-seed0-*")
+    again = ddbench("eval", folder, "--protocol", "default", "--students", 1, home=tmp_path / "home")
+    assert again.code == 2
+    assert "there are no validation images to select on" in again.err

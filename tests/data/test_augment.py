@@ -183,6 +183,43 @@ def test_neutral_parameters_change_nothing(operation, neutral, images):
     np.testing.assert_allclose(out, images, rtol=1e-9, atol=1e-9)
 
 
+def corners(parameters: torch.Tensor, least: int) -> np.ndarray:
+    """Left, right, top and bottom of each crop, on a picture that holds its own coordinates, from -1 to 1."""
+    across = torch.linspace(-1, 1, W, dtype=torch.float64).expand(H, W)
+    down = torch.linspace(-1, 1, H, dtype=torch.float64).view(H, 1).expand(H, W)
+    shown = Draw(f"rrc{least}", parameters)(torch.stack([across, down]).expand(len(parameters), 2, H, W))
+    return torch.stack([shown[:, 0, 0, 0], shown[:, 0, 0, -1], shown[:, 1, 0, 0], shown[:, 1, -1, 0]], 1).numpy()
+
+
+def test_a_resized_crop_is_the_first_rectangle_that_fits_as_torchvision_draws_them():
+    """Area and log of the aspect ratio uniform, ten tries, and the corner anywhere that leaves it inside."""
+    parameters = torch.rand(400, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for found, row in zip(corners(parameters, 30), parameters.view(-1, 10, 4).numpy(), strict=True):
+        expected = [-1.0, 1.0, -1.0, 1.0]
+        for area, ratio, x, y in row:
+            pixels, aspect = (0.3 + 0.7 * area) * H * W, math.exp(math.log(4 / 3) * (2 * ratio - 1))
+            wide, high = math.sqrt(pixels * aspect) / W, math.sqrt(pixels / aspect) / H
+            if wide <= 1 and high <= 1:
+                left, top = 2 * x * (1 - wide) - 1, 2 * y * (1 - high) - 1
+                expected = [left, left + 2 * wide, top, top + 2 * high]
+                break
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_where_no_crop_fits_the_whole_image_is_shown():
+    nothing_fits = torch.full((2, 40), 1 - 2**-20, dtype=torch.float64)  # all of the area, at a ratio of 4/3
+    np.testing.assert_allclose(corners(nothing_fits, 99), np.tile([-1.0, 1.0, -1.0, 1.0], (2, 1)), atol=1e-12)
+
+
+def test_a_resized_crop_takes_the_place_of_the_other_spatial_operations():
+    with Seed(0).scope():
+        drawn = {DSA("diffaug:rrc50_flip").draw(3).operation for _ in range(5)}
+    assert drawn == {"flip_rrc50"}
+    for wrong in ("rrc", "rrc0", "rrc100", "rrc-5"):
+        with pytest.raises(UsageError, match="rrc1 to rrc99"):
+            DSA(wrong)
+
+
 # -- draws ---------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from ddbench import Dataset, Pixels, Store, UsageError
 from ddbench.base.options import make, options
 
 NAMES = ("ant", "bee", "cow", "dog")
-SHARED = ("validation", "zca", "classes", "imbalance", "limit", "noise")
+SHARED = ("validation", "zca", "statistics", "classes", "imbalance", "limit", "noise")
 
 
 def targets(*counts: int) -> torch.Tensor:
@@ -42,6 +42,7 @@ def test_every_source_has_all_of_them_with_the_same_defaults():
         assert {name: held[name] for name in SHARED if name != "classes"} == {
             "validation": 0.1,
             "zca": False,
+            "statistics": "own",
             "imbalance": 1.0,
             "limit": None,
             "noise": 0.0,
@@ -217,3 +218,22 @@ def test_images_without_a_published_test_part_are_divided_in_every_class():
     assert whole.test_targets.bincount().tolist() == [8] * 4
     assert torch.equal(TRAIN[whole.test[:, 0, 0, 0].long()], whole.test_targets)
     assert torch.equal(torch.cat([whole.train, whole.test]).flatten().sort().values, pixels.flatten())
+
+
+def test_images_may_be_normalised_by_the_constants_of_another_dataset():
+    pixels = torch.randint(0, 256, (160, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    whole = Whole(NAMES, pixels, TRAIN, pixels[:20], TEST)
+    step = assemble(Choices(statistics="cifar10"), "some", whole, augment="").train.preprocessing
+    expected = (pixels[:1] / 255 - torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)) / torch.tensor(
+        [0.2023, 0.1994, 0.2010]
+    ).view(1, 3, 1, 1)
+    assert torch.allclose(step(pixels[:1]), expected, atol=1e-5)
+    whitened = assemble(Choices(statistics="cifar10", zca=True), "some", whole, augment="").train.preprocessing
+    assert whitened.kind == "zca"
+    with pytest.raises(UsageError, match="of colour images, and these are grey"):
+        assemble(
+            Choices(statistics="imagenet"),
+            "some",
+            Whole(NAMES, pixels[:, :1], TRAIN, pixels[:20, :1], TEST),
+            augment="",
+        )

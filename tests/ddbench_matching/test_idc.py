@@ -180,7 +180,7 @@ def test_augmentation_keeps_to_what_the_dataset_allows(problem):
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_images_move_as_pixels_do_under_one_sgd_that_steps_after_each_class(problem, monkeypatch, earlier):
-    """Against torch.optim on pixels in [0, 1], whose learning rate is that of the paper, times ipc / 10."""
+    """Against torch.optim on pixels in [0, 1], whose learning rate is that of the paper, times the stage's ipc / 10."""
     task = second_stage(problem) if earlier else problem
     generator = torch.Generator().manual_seed(0)
     pushes = [torch.randn(2, *task.real.shape, generator=generator) for _ in range(9)]
@@ -191,7 +191,7 @@ def test_images_move_as_pixels_do_under_one_sgd_that_steps_after_each_class(prob
     state, _ = play(method, task, 3)
 
     parameter = nn.Parameter(pixels(task, start))
-    descent = torch.optim.SGD([parameter], lr=0.01 * (4 if earlier else 2) / 10, momentum=0.5)
+    descent = torch.optim.SGD([parameter], lr=0.01 * 2 / 10, momentum=0.5)
     std = task.real.preprocessing.std
     assert std is not None
     for k, push in enumerate(pushes):
@@ -274,6 +274,22 @@ def test_early_networks_have_trained_before_they_are_matched_in(problem):
     assert not torch.equal(state.vector, plain.vector)
     assert state.net_momentum[0].any()
     assert not plain.net_momentum[0].any()
+
+
+def test_a_network_of_a_later_stage_is_taught_for_every_outer_iteration(problem, monkeypatch):
+    """As PDD's code for IDC does: six outer iterations and the first network are seven taught networks."""
+    scheduler = registry().get("scheduler", "pdd").cls(stages=2)
+    first = scheduler.next(problem, Curriculum())
+    assert first is not None
+    examples = first.sample()
+    done = Curriculum((SyntheticSet(examples.images, examples.labels),), scheduler.phases(1))
+    second = scheduler.next(problem, done)
+    assert second is not None
+    seen = []
+    draw = type(second.starts).draw
+    monkeypatch.setattr(type(second.starts), "draw", lambda self: seen.append(draw(self)) or seen[-1])
+    play(replace(SMALL, inner=1), second, 6)
+    assert len({tuple(vector.tolist()) for vector in seen}) == len(seen) == 7
 
 
 def test_under_pdd_networks_start_where_students_of_the_earlier_stage_ended(problem):

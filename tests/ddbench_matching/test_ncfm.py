@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddbench import Preprocessing, Problem
 from ddbench.problem.decode import Decoder
 from ddbench.run.prepare import prepared
+from ddbench.run.spec import Request, resolve
 from ddbench.testing import toy_task
 
 SMALL = Ncfm(models=2, epochs=2, frequencies=16)
@@ -174,7 +175,17 @@ def test_without_calibration_only_the_discrepancy_counts(problem):
 # --------------------------------------------------------------------------------- how images move
 
 
-def test_images_move_as_pixels_do_under_one_adam_that_steps_after_each_class(problem, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "optimiser"),
+    [
+        (replace(SMALL, lr_img=0.02), lambda pixels: torch.optim.Adam(pixels, lr=0.02)),
+        (replace(SMALL, lr_img=0.01, outer="sgd"), lambda pixels: torch.optim.SGD(pixels, lr=0.01, momentum=0.5)),
+    ],
+    ids=["adam", "sgd"],
+)
+def test_images_move_as_pixels_do_under_one_optimiser_that_steps_after_each_class(
+    problem, monkeypatch, method, optimiser
+):
     """Against torch.optim on pixels in [0, 1], clamped before every iteration."""
     generator = torch.Generator().manual_seed(0)
     pushes = [torch.randn(2, *problem.real.shape, generator=generator) for _ in range(18)]
@@ -185,12 +196,11 @@ def test_images_move_as_pixels_do_under_one_adam_that_steps_after_each_class(pro
 
     monkeypatch.setattr(Ncfm, "match", loss)
     monkeypatch.setattr(Ncfm, "calibrate", loss)
-    method = replace(SMALL, lr_img=0.02)
     start = method.init(problem).images
     state, _ = play(method, problem, 3)
 
     parameter = nn.Parameter(pixels(problem, start))
-    descent = torch.optim.Adam([parameter], lr=0.02)
+    descent = optimiser([parameter])
     std = problem.real.preprocessing.std
     assert std is not None
     outside = 0
@@ -261,3 +271,18 @@ def test_the_same_seed_gives_the_same_iterations(problem):
     assert trail == again
     assert torch.equal(one.images, other.images)
     assert play(SMALL, replace(problem, seed=problem.seed / "other"), 3)[1] != trail
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ipc", "outer", "lr_img"),
+    [
+        *(("cifar10", ipc, "adam", 0.001) for ipc in (1, 10, 50)),
+        *(("cifar100", 1, "adam", 0.001), ("cifar100", 10, "sgd", 0.01), ("cifar100", 50, "adam", 0.001)),
+    ],
+)
+def test_recipes_are_the_released_settings_as_the_released_script_uses_them(dataset, ipc, outer, lr_img):
+    """Its lr_img of 0.01 is multiplied by lr_scale_adam = 0.1 for every optimiser but SGD."""
+    spec = resolve(Request(dataset, "ncfm", ipc=ipc, device="cpu")).spec
+    assert isinstance(spec.matcher, Ncfm)
+    assert (spec.matcher.outer, spec.matcher.lr_img, spec.matcher.momentum) == (outer, lr_img, 0.5)
+    assert (spec.experts.batch, spec.experts.schedule, spec.experts.epochs) == (128, "multistep", 60)

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from ddbench import Curriculum, DivergedError, Examples, Problem, Starts, SyntheticSet, UsageError
 from ddbench.testing import toy_task
 from ddbench.train.optimisers import Lamb
+from ddbench.trajectory.student_lr import FACTOR, FIRST, SEGMENTS
 from ddbench.trajectory.unroll import Gradient
 
 RAT = {"total": 6, "window": 3, "batch_real": 500, "augment": ""}
@@ -88,6 +89,36 @@ def test_gradient_is_that_of_autograd_through_the_window_alone(optimizer, length
     assert close(seen.images, images)
     assert close(seen.labels, labels)
     assert close(seen.lr, lr)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_the_student_lr_that_is_found_is_that_of_least_loss_on_a_grid(monkeypatch, optimizer, frozen):
+    problem = precise(Smooth(), frozen=frozen, label_kind="real")
+    method = RatBptt(**RAT | {"window": 6}, optimizer=optimizer, lr_init="auto", pix_init="real")
+    starts: list[Tensor] = []
+    draw = Starts.draw
+    monkeypatch.setattr(Starts, "draw", lambda self: starts.append(draw(self)) or starts[-1])
+    state = method.init(problem)
+    assert len(starts) == SEGMENTS
+
+    def mean_loss(lr: float) -> float:
+        at = replace(state, log_lr=torch.tensor(lr, dtype=torch.float64).log())
+        return sum(float(truncated(problem, method, at, start, method.total)[0]) for start in starts) / SEGMENTS
+
+    losses = {lr: mean_loss(lr) for lr in (FIRST * FACTOR**k for k in range(-5, 7))}
+    assert state.lr_start == pytest.approx(min(losses, key=losses.__getitem__))
+    assert float(state.log_lr.exp()) == pytest.approx(state.lr_start)
+    recommended = method.result(problem, state).lr
+    assert recommended == (state.lr_start if optimizer == "sgd" else None)
+    shown = [method.step(problem, state, k)[1] for k in range(2)]
+    assert shown[0]["lr_init"] == state.lr_start
+    assert "lr_init" not in shown[1]
+
+
+def test_noise_has_no_student_lr_to_be_found():
+    with pytest.raises(UsageError, match=r"lr_init=auto.*pix_init=real"):
+        RatBptt(lr_init="auto")
 
 
 def test_truncation_is_no_small_matter():

@@ -12,7 +12,8 @@ from tiny import run, spec
 from torch import Tensor
 
 from ddbench import Examinee, Network, RealData, Recipe, Seed, Student, UsageError, fit, predict
-from ddbench.files.target import EvalOptions, evaluated
+from ddbench.files.asked import EvalOptions
+from ddbench.files.target import evaluated
 from ddbench.grade.student import measured_students
 from ddbench.plugins import registry
 from ddbench.problem.starts import Teaching

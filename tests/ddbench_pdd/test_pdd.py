@@ -8,6 +8,7 @@ import pytest
 import torch
 from ddbench_pdd.easy import _forgotten
 from ddbench_pdd.progressive import Progressive
+from ddbench_schedulers.seqmatch import SeqMatch
 from problems import stage_problems
 
 from ddbench import Problem
@@ -27,6 +28,16 @@ def test_chained_stages_go_on_from_the_same_initialisations(task):
     third.starts[0]  # learns S1 and S2 on top of what is there: one more lesson
     assert len(lessons) == 1
     assert len(set(task.starts.cache.root.rglob("lessons/**/*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("scheduler", [Progressive, SeqMatch])
+def test_later_stages_see_as_many_networks_as_are_drawn_unless_a_number_is_given(task, scheduler):
+    """As the first stage does; a number teaches so many and keeps them."""
+    first, second = stage_problems(scheduler(stages=2), task)
+    (few,) = stage_problems(scheduler(stages=2, networks=2), task)[1:]
+    for problem, distinct in ((first, 12), (second, 12), (few, 2)):
+        with problem.seed.scope():
+            assert len({tuple(problem.starts.draw().tolist()) for _ in range(12)}) == distinct
 
 
 def test_easy_real_examples_are_those_that_all_taught_networks_get_right(task):

@@ -11,7 +11,8 @@ from ddbench_schedulers.seqmatch import SeqMatch
 from problems import stage_problems
 from tiny import run, spec
 
-from ddbench import Curriculum, Problem
+from ddbench import Curriculum, Problem, Seed, Student, fit, teach
+from ddbench.grade import selection
 from ddbench.grade.distilled import Distilled
 from ddbench.run.record import RunRecord
 from ddbench.testing import toy_task
@@ -67,3 +68,39 @@ def test_trajectory_matchers_run_under_every_scheduler_and_resume_to_the_same_se
     one, two = run(tmp_path / "one", made), run(tmp_path / "two", made)
     assert (one / "distilled.safetensors").read_bytes() == (two / "distilled.safetensors").read_bytes()
     assert RunRecord.read(one).rows()[0].status == "ok"
+
+
+def test_restarts_are_the_phases_of_stages_with_one_set(tmp_path):
+    folder = run(tmp_path, spec("random", "restarts", 4, scheduler__restarts=3))
+    made = Distilled.load(folder / "distilled.safetensors")
+    assert made.curriculum.phases == ((0,), (0,), (0,))
+    assert len(made.curriculum.sets[0]) == 4 * 3
+    assert [made.teaching.lesson(j).steps for j in range(3)] == [4, 4, 4]
+    single = Distilled.load(run(tmp_path, spec("random", "single", 4)) / "distilled.safetensors")
+    assert torch.equal(made.curriculum.sets[0].images, single.curriculum.sets[0].images)
+    network = made.build_network("cpu")
+    start = network.init(Seed(1))
+    once = teach(network, Student(start), made.curriculum, made.teaching, Seed(2)).vector
+    by_hand = Student(start)
+    for phase in range(3):  # a fresh optimiser and the whole schedule, three times
+        pool, lesson, lr = made.curriculum.phase(phase), made.teaching.lesson(phase), made.curriculum.lr(phase)
+        by_hand = fit(network, Student(by_hand.vector), pool, lesson, Seed(2) / "phase" / phase, lr=lr)
+    assert torch.equal(once, by_hand.vector)
+
+
+def test_judges_of_restarts_learn_the_candidate_in_every_phase(tmp_path, monkeypatch):
+    """In stages they know the earlier sets; here there is nothing before the first phase."""
+    seen = []
+    real = selection.taught_pupils
+    monkeypatch.setattr(
+        selection,
+        "taught_pupils",
+        lambda network, pupils, teaching, first, **more: (
+            seen.append((first, len(pupils[0].curriculum.phases))) or real(network, pupils, teaching, first, **more)
+        ),
+    )
+    run(tmp_path, spec("random", "restarts", 2, scheduler__restarts=3))
+    assert set(seen) == {(0, 3)}
+    seen.clear()
+    run(tmp_path, spec("random", "pdd", 2, scheduler__stages=2))
+    assert set(seen) == {(0, 1), (1, 2)}

@@ -11,7 +11,8 @@ import pytest
 from ddbench.testing.faults.__main__ import parts, tried
 from ddbench.testing.faults.record import Record, Trial
 
-FEW = {"kills": (11, 18), "flips": (4, 12), "full": (56,), "hostile": (0, 1, 2)}
+FEW = {"kills": (11,), "flips": (12,), "full": (3,)}  # those whose undisturbed runs are small
+MORE = {"kills": (18,), "flips": (4,), "full": (56,), "hostile": (0, 1, 2)}  # hostile files want a dozen sound runs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,13 @@ def page(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "number"), [(name, number) for name, numbers in FEW.items() for number in numbers])
+def each(numbers: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+    return [(name, number) for name, some in numbers.items() for number in some]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [*each(FEW), *(pytest.param(*one, marks=pytest.mark.slow) for one in each(MORE))]
+)
 def test_a_fault_ends_as_it_should(at_work, name, number):
     folder, every = at_work
     trial = tried(every[name], name, number, folder)

@@ -13,8 +13,9 @@ from tiny import RULES, ddbench, run, spec
 
 from ddbench import DataError, Examinee, UsageError
 from ddbench.base.cache import read_json, write_json
+from ddbench.files.asked import EvalOptions
 from ddbench.files.class_order import Reordered, misordered
-from ddbench.files.target import EvalOptions, evaluated, opened, planned
+from ddbench.files.target import evaluated, opened, planned
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.protocol import altered
 from ddbench.plugins import Plugin, registry

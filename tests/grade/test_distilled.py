@@ -20,7 +20,8 @@ from ddbench import Curriculum, Preprocessing, Recipe, SyntheticSet, Teaching
 from ddbench.base.cache import home
 from ddbench.base.tensors import load_tensors, save_tensors
 from ddbench.errors import DataError
-from ddbench.files.target import EvalOptions, evaluated
+from ddbench.files.asked import EvalOptions
+from ddbench.files.target import evaluated
 from ddbench.grade.distilled import FORMAT, Distilled, _digest, step_of
 
 CLASSES = ("cat", "dog", "öre")

@@ -12,10 +12,14 @@ from tiny import ddbench, spec
 
 from ddbench import UsageError
 from ddbench.base.options import changed
-from ddbench.grade.protocol import PROTOCOLS, Protocol, altered, named
+from ddbench.grade.protocol import ON_DATASETS, PROTOCOLS, Protocol, altered, named
+from ddbench.run.spec import Request, resolve
 
 FROZEN = Path(__file__).parent / "protocols.json"
-PAPERS = ("mtt-paper", "pdd-paper", "dc-paper", "dsa-paper", "idc-paper", "rded-paper", "sre2l-paper", "ddranking")
+PAPERS = (
+    *("mtt-paper", "datm-paper", "pdd-paper", "seqmatch-paper", "dc-paper", "dsa-paper", "idc-paper", "ncfm-paper"),
+    *("rded-paper", "sre2l-paper", "label-paper", "ddranking"),
+)
 
 
 def test_protocols_are_frozen_and_versioned():
@@ -24,11 +28,16 @@ def test_protocols_are_frozen_and_versioned():
     ``python -c "from test_protocol import record; record()"`` in this folder writes the file anew.
     """
     known = json.loads(FROZEN.read_text())
-    assert {name: changed(protocol) for name, protocol in PROTOCOLS.items()} == known
+    assert everywhere() == known
+
+
+def everywhere() -> dict[str, dict]:
+    found = {name: changed(protocol) for name, protocol in PROTOCOLS.items()}
+    return found | {f"{name} on {dataset}": changed(p) for (name, dataset), p in ON_DATASETS.items()}
 
 
 def record() -> None:
-    known = {name: changed(protocol) for name, protocol in PROTOCOLS.items()}
+    known = everywhere()
     FROZEN.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
@@ -40,8 +49,10 @@ def test_the_default_values_of_options_are_part_of_every_protocol():
         "looks": None,
         "looks_after": 0.0,
         "steps": None,
+        "most_steps": None,
         "epochs": None,
         "start_epochs": None,
+        "start_afresh": False,
         "batch": 256,
         "lr": 0.01,
         "lrs": (0.003, 0.01, 0.03, 0.1),
@@ -49,6 +60,7 @@ def test_the_default_values_of_options_are_part_of_every_protocol():
         "schedule": "step-restart",
         "momentum": 0.9,
         "weight_decay": 5e-4,
+        "decay": "all",
         "augment": "dataset",
         "carry": False,
         "mixing": "none",
@@ -66,7 +78,7 @@ def test_the_default_values_of_options_are_part_of_every_protocol():
 def test_every_protocol_of_the_field_is_there_and_says_what_it_selects_on():
     assert set(PROTOCOLS) == {"default", *PAPERS}
     on_test = {name for name, protocol in PROTOCOLS.items() if protocol.selects == "test"}
-    assert on_test == {"mtt-paper", "pdd-paper", "idc-paper", "rded-paper", "ddranking"}
+    assert set(PROTOCOLS) - on_test == {"default", "dc-paper", "dsa-paper", "sre2l-paper"}
     assert {name for name, protocol in PROTOCOLS.items() if protocol.selects == "last"} == {
         "dc-paper",
         "dsa-paper",
@@ -110,7 +122,15 @@ def test_protocols_with_online_labels_train_as_published(name):
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.online) == ("adamw", 0.001, 0.01, True)
     assert recipe.epochs == {"rded-paper": 300, "sre2l-paper": 400}[name]
     assert recipe.mixing == {"rded-paper": "cutmix", "sre2l-paper": "mixup"}[name]
+    assert recipe.augment == {"rded-paper": "diffaug:flip", "sre2l-paper": "diffaug:crop_flip"}[name]
+    assert recipe.decay == {"rded-paper": "weights", "sre2l-paper": "all"}[name]
     assert recipe.temperature == {"rded-paper": 20, "sre2l-paper": 30}[name]
+
+
+def test_ncfms_students_train_as_released():
+    recipe = named("ncfm-paper").evaluation(100, 1).lesson(0)
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.batch) == ("adamw", 0.001, 0.01, 128)
+    assert (recipe.epochs, recipe.schedule, recipe.mixing, recipe.mix_probability) == (2000, "fifths", "cutmix", 0.5)
 
 
 def test_students_of_a_protocol_are_mixed_as_it_says():
@@ -126,6 +146,8 @@ def test_the_default_protocol_gives_every_schedule_the_same_steps():
     protocol = Protocol()
     assert protocol.budget(10) == 1000
     assert protocol.budget(257) == 2000
+    assert [replace(protocol, most_steps=1500).budget(images) for images in (10, 257)] == [1000, 1500]
+    assert replace(protocol, most_steps=1500, steps=3000).budget(10) == 3000
     for phases in (1, 2, 3, 5, 7):
         teaching = protocol.evaluation(500, phases)
         assert sum(teaching.lesson(j).steps for j in range(phases)) == 2000
@@ -137,7 +159,18 @@ def test_the_published_protocol_counts_epochs():
     assert paper.budget(100) is None
     assert paper.evaluation(100, 5).lesson(3).epochs == 501
     assert paper.starting(100, 5).lesson(0).epochs == 1001
-    assert paper.recipe().carry
+    assert paper.evaluation(100, 5).lesson(1).carry  # of judges, too, whose teaching this is
+    assert not paper.starting(100, 5).lesson(1).carry
+
+
+def test_dc_augments_mnist_alone_and_trains_longer_there():
+    on_mnist, elsewhere = (named("dc-paper", dataset).recipe() for dataset in ("mnist", "fashionmnist"))
+    assert (on_mnist.augment, elsewhere.augment) == ("crop_scale_rotate", "")
+    assert (named("dc-paper", "mnist").epochs, named("dc-paper").epochs) == (1000, 300)
+    assert named("dc-paper", "mnist").digest != named("dc-paper").digest
+    assert resolve(Request("mnist", "dc", protocol="dc-paper", device="cpu")).spec.protocol.epochs == 1000
+    given = Request("mnist", "dc", protocol="dc-paper", device="cpu", flags=(("protocol.epochs", "7"),))
+    assert resolve(given).spec.protocol.name.startswith("dc-paper-custom-")
 
 
 @pytest.mark.parametrize(

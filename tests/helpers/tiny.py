@@ -111,10 +111,11 @@ def ddbench(*arguments: Any, home: Path | None = None) -> Answer:
 # real process of its own, which a signal can end; only its imports are shared.
 _SERVER = """
 import json, os, signal, sys
-import torch, pandas, pydantic, sklearn, safetensors.torch
+import torch, pandas, pydantic, sklearn, safetensors.torch, torch.fx.experimental.symbolic_shapes
 import ddbench.cli.main, ddbench.cli.run, ddbench.files.target, ddbench.results.compare
 import ddbench.run.references, ddbench.run.run, ddbench.run.spec
 import ddbench_tesla, ddbench_pdd, ddbench_schedulers, ddbench_trajectories, ddbench_networks, ddbench_datasets
+import ddbench_coresets, ddbench_decoupled, ddbench_matching, ddbench_meta, ddbench_metrics
 torch.set_num_threads(1)
 
 def at_event(what, number, left):

@@ -177,10 +177,10 @@ def rule_case(name: str, **options) -> Case:
 
 
 def on_noise(
-    width: int = 32, images: int = 16, steps: int = 3, device: str = "cpu", augment: str = ""
+    width: int = 32, images: int = 16, steps: int = 3, device: str = "cpu", augment: str = "", depth: int = 3
 ) -> Callable[..., Gradient]:
     """A sweep over noise in float32, to be called with options of ``reverse``."""
-    network = Network(ConvNet(width=width), (3, 32, 32), 10, torch.device(device))
+    network = Network(ConvNet(width=width, depth=depth), (3, 32, 32), 10, torch.device(device))
     start, target = (network.init(Seed(0) / end) for end in ("start", "target"))
     with Seed(0).scope():
         pool = Pool(Examples(torch.randn(images, 3, 32, 32).to(device), torch.randn(images, 10).softmax(1).to(device)))

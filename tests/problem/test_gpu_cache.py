@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from beginnings import experts
+from gpus import nothing_waits
 
 from ddbench import Network
 from ddbench.errors import DataError
@@ -214,12 +215,8 @@ def test_on_a_gpu_a_snapshot_comes_without_waiting(cache, monkeypatch):
     made = replace(slow, starts=starts)
     made.__dict__["folder"] = slow.folder  # what was trained on the CPU
     made.build(2, range(4))
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         found = [[made.snapshot(index, epoch) for epoch in range(4)] for index in range(2) for _ in range(2)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert isinstance(made.starts.network, Network)
     for index in range(2):
         for epoch in range(4):

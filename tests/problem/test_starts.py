@@ -142,6 +142,25 @@ def test_taught_starts_are_as_many_as_their_count(cache):
     assert len(files(cache)) == 3
 
 
+def test_without_a_count_every_draw_is_another_taught_network_and_nothing_is_stored(cache):
+    taught = starts(cache, 2, count=None)
+    with Seed(1).scope():
+        drawn = [taught.draw() for _ in range(12)]
+        rest = torch.rand(3)
+    assert len({tuple(v.tolist()) for v in drawn}) == 12
+    assert not cache.root.exists()
+    with Seed(1).scope():
+        indices = [int(torch.randint(2**31, ())) for _ in range(12)]
+        assert torch.equal(torch.rand(3), rest)  # teaching moved nobody's random numbers
+    seed = Seed(4) / indices[5]
+    student = teach(NETWORK, Student(NETWORK.init(seed / "init")), curriculum(2), taught.teaching, seed)
+    assert torch.equal(drawn[5], student.vector)
+    assert torch.equal(drawn[5], taught[indices[5]])  # what is asked for by its number is kept, and the same
+    with Seed(1).scope():
+        few = {tuple(starts(cache, 2, count=3).draw().tolist()) for _ in range(12)}
+    assert len(few) <= 3
+
+
 def test_starts_taught_other_sets_live_in_another_folder(cache):
     variants = [
         starts(cache, 1),

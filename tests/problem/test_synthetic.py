@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from gpus import nothing_waits
 from hypothesis import given
 from hypothesis import strategies as st
 from sets import some_set as any_set
@@ -234,14 +235,10 @@ def test_batches_of_a_pool_on_a_gpu_are_taken_and_scattered_without_waiting():
     pool = Pool(*(Examples(e.images.cuda(), e.labels.cuda()) for e in (on_cpu.new, on_cpu.frozen)))
     index = torch.tensor([8, 0, 4, 3, 8])
     into = torch.zeros_like(pool.new.images)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         batch = pool[index]
         pool.scatter(into, index, batch.images)
         Pool(pool.new)[index[:3] % 5]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(batch.images.cpu(), pixels[index])
     assert torch.equal(batch.labels.cpu(), labels[index])
     expected = torch.zeros(5, 3, 4, 4)

@@ -99,6 +99,20 @@ def test_the_last_of_two_options_by_the_alphabet_is_the_plain_one():
     assert told["title"].endswith("(curvature=exact)")
 
 
+@pytest.mark.parametrize(
+    ("own", "base", "asked", "said"), [(4, 5, 5, "4 of 5"), (5, 3, 5, "3 of 5"), (5, 5, 6, "5 of 6")]
+)
+def test_a_pair_of_fewer_seeds_than_a_first_place_takes_has_no_p_and_says_so(own, base, asked, said):
+    one, two = (aggregate(rows("tesla", SOME[:n], **more))[0] for n, more in ((base, {}), (own, {"scheduler": "pdd"})))
+    other = aggregate(rows("tesla", [s + 0.1 * s for s in SOME], label_type="soft"))[0]
+    told = one_thing_apart(named(one, two, other), asked)
+    few = next(row for row in told if row["title"] == two.name and row["base"] == one.name)
+    assert (few["p_holm"], few["test"]) == (None, f"none: {said} seeds")
+    assert few["difference"] is not None
+    full = one_thing_apart(named(aggregate(rows("tesla", SOME))[0], other), 5)
+    assert full[0]["p_holm"] == pytest.approx(stats.ttest_1samp([0.1 * s for s in SOME], 0.0).pvalue)
+
+
 def test_pairs_that_differ_in_two_things_or_in_their_method_or_ipc_are_not_told():
     base = rows("tesla", SOME[:2])
     for more in ({"scheduler": "pdd", "label_type": "soft"}, {"ipc": 2, "scheduler": "pdd"}):

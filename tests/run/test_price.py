@@ -6,11 +6,13 @@ import pytest
 from problems import task_of
 from tiny import ddbench, spec, words
 
+from ddbench.cli.run import _say_if_long
 from ddbench.errors import UsageError
 from ddbench.plugins import passes_of
 from ddbench.run import price
 from ddbench.run.forecast import forecast
 from ddbench.run.price import LONG, Work, remember, seconds_of, told, work_of
+from ddbench.run.run import Run, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,18 @@ def test_epochs_of_steps_and_stages_are_counted_as_they_are():
     found = work_of(made, task_of(made), students=0)
     assert found.experts == 2 * 2 * 2 * 7 * 9  # stages x experts x epochs x steps x batch
     assert work_of(spec("random", ipc=2), task_of(made), 0).experts == 0
+
+
+def test_lessons_of_start_networks_are_counted_for_matchers_that_draw_them():
+    """12 student steps in two phases of 6, on 2 x 3 images of the first stage: what each of 4 draws is taught."""
+    made = spec("dm", "pdd", ipc=4, matcher__steps=4, scheduler__stages=2)
+    assert work_of(made, task_of(made), 0).lessons == 4 * 6 * 6
+    few = spec("dm", "pdd", ipc=4, matcher__steps=4, scheduler__stages=2, scheduler__networks=3)
+    assert work_of(few, task_of(few), 0).lessons == 3 * 6 * 6
+    third = spec("dm", "pdd", ipc=6, matcher__steps=4, scheduler__stages=3)  # 4 steps each, on 6 and on 12 images
+    assert work_of(third, task_of(third), 0).lessons == 4 * (4 * 6) + 4 * (4 * 6 + 4 * 12)
+    for name, scheduler in (("dm", "single"), ("dm", "boost"), ("tesla", "pdd")):
+        assert work_of(spec(name, scheduler, ipc=4), task_of(made), 0).lessons == 0
 
 
 def test_matchers_tell_their_work_or_nothing():
@@ -100,6 +114,20 @@ def test_a_run_of_more_than_an_hour_says_so_and_names_the_other_recipe(tmp_path,
     assert "days on this machine" in first.err
     again = ddbench("run", *given, home=tmp_path / "home")
     assert "this run will take" not in again.err
+
+
+@pytest.mark.parametrize(("networks", "said"), [("none", True), ("1", False)])
+def test_a_long_run_that_mostly_teaches_start_networks_says_how_to_teach_fewer(
+    tmp_path, monkeypatch, capsys, networks, said
+):
+    monkeypatch.setattr(price, "LITTLE", 1)
+    monkeypatch.setattr(price, "_timed", lambda task: LONG)
+    options = {"scheduler__stages": 2, "matcher__steps": 900, "matcher__batch_real": 1}
+    made = spec("dm", "pdd", ipc=2, **options, scheduler__networks=networks)
+    _say_if_long(Run(made, made.dataset.load(), Settings(tmp_path)))
+    err = capsys.readouterr().err
+    assert "this run will take about" in err
+    assert ("-o scheduler.networks=10 teaches ten" in err) == said
 
 
 def test_work_of_less_than_a_second_says_nothing_of_a_machines_speed(tmp_path):

@@ -6,16 +6,24 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from tiny import ddbench
 
+from ddbench import Dataset, Preprocessing, RealData
 from ddbench.base.recipes import NAMES, RecipeEntry, read
 from ddbench.cli.about import about_plugin
 from ddbench.errors import UsageError
-from ddbench.plugins import Plugin, registry
+from ddbench.plugins import Plugin, memory_of, registry
 from ddbench.run.baseline import baseline
-from ddbench.run.recipes import chosen, usual
+from ddbench.run.recipes import chosen, missing, nearest, usual
+from ddbench.run.run import build_task
 from ddbench.run.spec import Request, resolve
 
 ROOT = Path(__file__).parents[2]
+
+
+class Stepping:
+    steps = 5
 
 
 def entry(match, name="paper", **options):
@@ -102,12 +110,13 @@ def test_recipes_of_built_in_matchers_are_named_by_where_they_come_from():
             assert recipe.name == ("fast" if own or "ddbench" in recipe.source else "paper"), recipe
 
 
-def test_a_recipes_record_is_shown_and_one_without_says_not_run():
+def test_a_recipes_record_is_shown_and_one_without_says_no():
     recorded = {"accuracy": 57.44, "std": 0.78, "n": 5, "seconds": 193, "device": "NVIDIA H200", "where": "x.json"}
     made = RecipeEntry({}, {}, "s", True, "fast", recorded)
     cls = registry().get("matcher", "tesla").cls
     shown = about_plugin(Plugin("matcher", "tesla", cls, "p", "1", (made, entry({}))))
-    assert [r["record"] for r in shown["recipes"]] == ["57.4 ± 0.8 % (n 5), 193 s, NVIDIA H200", "not run"]
+    told = "yes (x.json): 57.4 ± 0.8 % (n 5), 193 s, NVIDIA H200"
+    assert [r["record"] for r in shown["recipes"]] == [told, "no"]
     assert [r["recipe"] for r in shown["recipes"]] == ["fast", "paper"]
 
 
@@ -135,3 +144,112 @@ def test_the_record_of_a_recipe_is_that_of_the_run_that_it_names():
         assert f"{recipe.record['seconds']} s" in run["note"]
         given = {f"{group}.{name}": value for group, values in recipe.options.items() for name, value in values.items()}
         assert {name: run["options"][name] for name in given} == given
+
+
+# --------------------------------------------------------------------------------- where there is no recipe
+
+
+def test_where_no_recipe_fits_the_nearest_on_the_same_data_is_named():
+    one, ten = entry({"dataset": "cifar10", "ipc": 1}), entry({"dataset": "cifar10", "ipc": [5, 50]})
+    other = entry({"dataset": ["cifar100", "images"], "ipc": [1, 500]})
+    made = Plugin("matcher", "m", Stepping, "p", "1", (one, ten, other))
+    assert missing(made, at(ipc=1)) is missing(made, at("cifar100")) is None
+    assert missing(made, at(ipc=200)).endswith("the nearest recipe is --recipe cifar10:50")
+    assert missing(made, at(ipc=3)).endswith("--recipe cifar10:5")  # by the ratio, not the difference
+    assert missing(made, at(ipc=2)).endswith("--recipe cifar10:1")
+    assert missing(made, at("mnist", 700)).startswith("matcher 'm' has no recipe for mnist at ipc 700 under single: ")
+    for told in (missing(made, at(ipc=200)), missing(made, at("mnist", 700))):
+        assert chosen(made, at("mnist", 700), told.rpartition(" ")[2]) is not None  # what is named can be asked for
+
+
+def test_a_recipe_of_another_scheduler_is_not_the_nearest():
+    staged = entry({"dataset": "cifar10", "ipc": 20, "scheduler": "pdd"})
+    made = Plugin("matcher", "m", Stepping, "p", "1", (staged, entry({"dataset": "cifar10", "ipc": 1})))
+    assert nearest(made, at(ipc=20)) == "cifar10:1"
+    assert nearest(made, at(ipc=19, scheduler="pdd")) == "cifar10:20"
+
+
+def test_a_matcher_without_steps_or_without_any_recipe_is_not_warned_of():
+    assert missing(Plugin("matcher", "m", Stepping, "p", "1"), at()) is None
+    assert missing(Plugin("matcher", "m", object, "p", "1", (entry({"dataset": "cifar10"}),)), at("mnist")) is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ipc", "near"),
+    [
+        *(("mnist", 10, "images:10"), ("svhn", 1, "images:1"), ("cifar100", 100, "cifar100:50")),
+        *(("cifar10", 500, "cifar10:50"), ("imagenet", 51, "imagenet:50")),
+    ],
+)
+def test_teslas_gaps_are_said_with_a_recipe_that_can_be_taken(dataset, ipc, near):
+    resolved = resolve(Request(dataset, "tesla", ipc=ipc, device="cpu"))
+    assert resolved.warning is not None
+    assert resolved.warning.endswith(f"--recipe {near}")
+    taken = resolve(Request(dataset, "tesla", ipc=ipc, device="cpu", recipe=near))
+    assert taken.warning is None
+    assert taken.spec.matcher != resolved.spec.matcher
+
+
+def test_every_matcher_with_recipes_names_one_that_it_has_wherever_it_has_none():
+    for name in registry().names("matcher"):
+        made = registry().get("matcher", name)
+        for dataset in registry().names("dataset"):
+            for ipc in (1, 10, 50, 500):
+                told = missing(made, at(dataset, ipc))
+                assert told is None or chosen(made, at(dataset, ipc), told.rpartition(" ")[2])
+
+
+def test_a_run_without_a_recipe_says_so_once_and_so_do_a_dry_run_and_a_suite(tmp_path):
+    words = ("--dataset", "digits", "--matcher", "dm", "--ipc", 120)
+    dry = ddbench("run", *words, "--dry-run", "--json")
+    said = "matcher 'dm' has no recipe for digits at ipc 120 under single"
+    assert dry.err.count(said) == 1
+    assert dry.json["warning"].startswith(said)
+    assert said not in ddbench("run", *words, "--dry-run", "--recipe", "digits:100").err
+    suite = tmp_path / "s.toml"
+    suite.write_text('[[matrix]]\ndataset = "digits"\nmatcher = "dm"\nipc = 120\nseeds = [0, 1]\n')
+    given = ddbench("suite", "run", suite, "--out", tmp_path, "--dry-run")
+    assert given.err.count(said) == 1
+
+
+@pytest.mark.parametrize(("ipc", "steps"), [(1, 4000), (2, 8000), (10, 20000), (50, 20000)])
+def test_an_evaluation_on_the_whole_imagenet_ends(ipc, steps):
+    resolved = resolve(Request("imagenet", "tesla", ipc=ipc, device="cpu"))
+    assert resolved.warning is None
+    assert resolved.spec.protocol.budget(1000 * ipc) == steps
+
+
+def test_tesla_on_the_whole_imagenet_fits_a_gpu_of_24_gb():
+    """1,000 classes at 64x64, whose pixels are one image seen many times: nothing is trained or read."""
+    ipc, spec = 50, resolve(Request("imagenet", "tesla", ipc=50, device="cpu")).spec
+    pixels, shades = torch.zeros(1, 3, 64, 64, dtype=torch.uint8).expand(1000 * ipc, -1, -1, -1), torch.ones(3)
+    data = RealData(pixels, torch.arange(1000 * ipc) % 1000, Preprocessing(shades, shades), 1000)
+    task = build_task(spec, Dataset("imagenet", (), data, data, data, ""))
+    assert task.network.parameters == 2_496_360  # ConvNet-D4, as published
+    held = memory_of(spec.matcher, task)
+    assert held.iteration is not None
+    assert held.state + held.iteration < 24e9
+
+
+@pytest.mark.parametrize(
+    ("verified", "shown_in", "said"),
+    [
+        (True, "", "yes"),
+        (True, "docs/x.md", "yes (docs/x.md)"),
+        (False, "docs/x.md", "reduced (docs/x.md)"),
+        (False, "", "no"),
+    ],
+)
+def test_a_recipe_says_whether_ddbench_has_run_it_and_where(tmp_path, verified, shown_in, said):
+    path = tmp_path / "recipes.toml"
+    path.write_text(f'[[recipe]]\nsource = "s"\nverified = {str(verified).lower()}\nshown_in = "{shown_in}"\n')
+    assert read(path, "m")[0].ran == said
+
+
+def test_where_recipes_say_that_runs_are_shown_the_method_is_named():
+    for made in registry().plugins.values():
+        for recipe in made.recipes if made.kind == "matcher" else ():
+            if recipe.shown_in:
+                page = ROOT / recipe.shown_in
+                text = (page / "README.md" if page.is_dir() else page).read_text()
+                assert f"| {made.name} " in text, recipe

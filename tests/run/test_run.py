@@ -24,8 +24,10 @@ from ddbench.base.cache import file_digest, read_json
 from ddbench.base.progress import Event, listening
 from ddbench.base.seeds import Seed
 from ddbench.base.state import load_state
+from ddbench.cli import options as cli_options
 from ddbench.errors import DataError, DivergedError, InterruptedRun, PluginError, UsageError
-from ddbench.files.target import EvalOptions, evaluated
+from ddbench.files.asked import EvalOptions
+from ddbench.files.target import evaluated
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import ceiling
 from ddbench.grade.protocol import Protocol
@@ -33,9 +35,10 @@ from ddbench.grade.selection import judge
 from ddbench.grade.student import measured_students
 from ddbench.problem.problem import Problem
 from ddbench.run.prepare import prepared
-from ddbench.run.record import RunRecord
+from ddbench.run.record import RunRecord, SpecRecord
 from ddbench.run.references import references
 from ddbench.run.run import Run, Settings, build_task
+from ddbench.run.spec import Request, resolve
 from ddbench.train.fit import Student
 from ddbench.trajectory.method import check_lr
 
@@ -857,3 +860,21 @@ def test_experts_are_those_that_the_matcher_names(at_home):
     assert problem.experts.missing(2, needs.snapshots) == []
     again = prepared(build_task(made, made.dataset.load()), needs)
     assert again.experts.folder == problem.experts.folder
+
+
+def test_experts_are_shared_between_seeds_unless_they_vary():
+    def pool(seed: int, **more):
+        made = replace(spec("tesla", **more), seed=seed)
+        task = build_task(made, made.dataset.load())
+        return task.starts[0], task.experts.folder, made
+
+    shared, varied = [pool(seed) for seed in (0, 1)], [pool(seed, experts__vary=True) for seed in (0, 1)]
+    assert torch.equal(shared[0][0], shared[1][0])
+    assert shared[0][1] == shared[1][1] == varied[0][1]  # seed 0 has the pool that others share
+    assert not torch.equal(varied[0][0], varied[1][0])
+    assert varied[1][1] != varied[0][1]
+    settings = {SpecRecord.model_validate(made.record()).setting for _, _, made in varied}
+    assert len(settings) == 1  # they are repeats of one setting
+    assert settings.isdisjoint({SpecRecord.model_validate(made.record()).setting for _, _, made in shared})
+    given = resolve(Request("toy", "tesla", device="cpu", flags=cli_options.varied((), "experts"))).spec
+    assert given.experts.vary

@@ -298,7 +298,7 @@ def test_a_finished_run_under_its_old_key_is_found_and_not_made_again(tmp_path, 
 
 
 def test_half_a_run_under_its_old_key_is_gone_on_with(tmp_path):
-    made = spec("random", "pdd", 2)
+    made = spec("random", "boost", 2, scheduler__stages=2)  # of which there has been one version
     whole = distilled(run(tmp_path / "whole", made))
     folder = old(run(tmp_path / "runs", made))
     for name in ("result.json", "distilled.safetensors", "stage-1/result.json"):

@@ -354,3 +354,15 @@ def test_the_registry_of_a_test_is_the_real_one():
     assert isinstance(registry(), Registry)
     assert registry().get("matcher", "tesla").cls.__module__ == "ddbench_tesla.tesla"
     assert Recipe().epochs is None
+
+
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_no_validation_images_are_needed_where_nothing_is_selected_on_them(protocol):
+    request = Request("toy", "random", protocol=protocol, device="cpu", flags=(("dataset.validation", "0"),))
+    if PROTOCOLS[protocol].selects == "validation":
+        with pytest.raises(UsageError, match=r"selects on validation images, and dataset\.validation=0 holds none out"):
+            resolve(request)
+    else:
+        data = resolve(request).spec.dataset.load().checked()
+        assert len(data.validation) == 0
+        assert len(data.train) == len(resolve(replace(request, flags=())).spec.dataset.load().train) * 10 / 9

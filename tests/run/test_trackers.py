@@ -13,9 +13,8 @@ import pytest
 from tiny import spec
 
 from ddbench.base.progress import Event, listening, report
-from ddbench.cli import run as command
 from ddbench.errors import DataError, InterruptedRun, UsageError
-from ddbench.run import trackers
+from ddbench.run import runs, trackers
 from ddbench.run.record import ResultRecord
 from ddbench.run.run import Run, Settings
 from ddbench.run.trackers import attached, checked
@@ -189,13 +188,14 @@ def test_trackers_leave_other_listeners_in_place(tmp_path, tensorboard):
 
 
 def test_the_run_command_opens_trackers_for_its_own_run_alone(tmp_path, tensorboard, calls):
-    rows, _ = command.carry_out(
+    rows, _ = runs.carry_out(
         [spec("dm", matcher__steps=2)],
         Settings(tmp_path / "runs", 1),
         with_random=True,
         with_ceiling=False,
-        quiet=True,
         trackers=("tensorboard",),
+        say=print,
+        fail=pytest.fail,
     )
     assert {row.matcher for row in rows} == {"dm", "random"}
     assert len([c for c in calls if c[0] == "folder"]) == 1
@@ -208,13 +208,14 @@ def test_a_tracker_that_does_not_exist_or_is_not_installed_is_refused_before_any
     for name in trackers.TRACKERS:
         monkeypatch.delitem(sys.modules, trackers.TRACKERS[name][1], raising=False)
         with pytest.raises(DataError, match=rf"pip install 'ddbench\[{name}\]'"):
-            command.carry_out(
+            runs.carry_out(
                 [spec("random")],
                 Settings(tmp_path / "runs", 1),
                 with_random=False,
                 with_ceiling=False,
-                quiet=True,
                 trackers=(name,),
+                say=print,
+                fail=pytest.fail,
             )
     assert not (tmp_path / "runs").exists()
 

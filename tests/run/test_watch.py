@@ -64,6 +64,21 @@ def test_matchers_without_experts_have_nothing_to_show():
     assert seen_of_experts(problem, Needs(), validation) is None
 
 
+def test_the_accuracy_of_a_teacher_is_recorded_with_the_run(tmp_path):
+    """Whether experts label random images or a teacher those of rded, the record says how much they know."""
+    labelled = spec("random", ipc=2, matcher__labels="teacher", matcher__experts=1, matcher__teacher_epochs=2)
+    taught = spec("rded", ipc=2, matcher__teacher_epochs=2)
+    for made, seen in ((labelled, "expert"), (taught, "teacher")):
+        said: list[str] = []
+        with noting(said.append, said.append):
+            folder = run(tmp_path, made)
+        held = RunRecord.read(folder).result.stages[0].experts
+        assert held is not None
+        assert held.epochs == [2]
+        sentence = ExpertsSeen({2: held.accuracies[0]}, held.images, 1 / 3, seen).sentence
+        assert f"stage 0: {sentence}" in said
+
+
 def test_experts_that_know_next_to_nothing_are_told():
     assert "classify 14.0 % of validation images right at best, where chance is 10.0 %" in str(
         ExpertsSeen({0: 0.1, 3: 0.14}, 500, 0.1).flaw

@@ -20,6 +20,7 @@ from ddbench.base.cache import home
 from ddbench.base.progress import listening, noting
 from ddbench.base.state import load_state
 from ddbench.errors import InterruptedRun
+from ddbench.plugins import registry
 from ddbench.train import compile as compiling
 from ddbench.train.compile import account, forward_flops, pays
 from ddbench.trajectory import engine
@@ -50,6 +51,16 @@ def test_flops_of_a_forward_pass_are_those_counted_by_hand():
 )
 def test_long_runs_of_large_students_are_compiled_and_others_are_not(net, batch, steps, expected):
     assert pays(net, batch, steps) is expected
+
+
+def test_what_is_too_small_to_pay_is_known_without_counting():
+    """Counting loads torch's compiler, which takes longer than a small run."""
+    with patch("ddbench.train.compile.forward_flops", side_effect=AssertionError):
+        assert not pays(network(32, 8, 1), 100, 150 * 10)
+    known = registry()
+    for name in known.names("network"):
+        net = Network(known.get("network", name).cls(), (3, 32, 32), 10, torch.device("meta"))
+        assert forward_flops(net) <= 2 * net.parameters * 32 * 32, f"{name} counts more than its parameters can do"
 
 
 def test_auto_compiles_where_it_was_measured_and_threads_share_what_it_saves():

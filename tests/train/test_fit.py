@@ -70,6 +70,15 @@ def assert_close(seen: Tensor, expected: Tensor) -> None:
     assert error(seen, expected) < 1e-11
 
 
+def grouped(parameters) -> list[dict]:
+    """Biases and scales of norms in a group without weight decay, as RDED's script has it."""
+    kinds: dict[bool, list] = {True: [], False: []}
+    for parameter in parameters:
+        kinds[parameter.ndim > 1].append(parameter)
+    assert all(kinds.values())
+    return [{"params": kinds[True]}, {"params": kinds[False], "weight_decay": 0.0}]
+
+
 OPTIMISERS = {
     "sgd": (Recipe("sgd"), lambda p, lr: torch.optim.SGD(p, lr)),
     "weight decay": (Recipe("sgd", weight_decay=0.05), lambda p, lr: torch.optim.SGD(p, lr, weight_decay=0.05)),
@@ -78,6 +87,14 @@ OPTIMISERS = {
         lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=5e-3),
     ),
     "adam": (Recipe("adam", weight_decay=0.01), lambda p, lr: torch.optim.Adam(p, lr, weight_decay=0.01)),
+    "adamw of weights": (
+        Recipe("adamw", weight_decay=0.3, decay="weights"),
+        lambda p, lr: torch.optim.AdamW(grouped(p), lr, weight_decay=0.3),
+    ),
+    "sgd of weights": (
+        Recipe("sgd", weight_decay=0.3, decay="weights"),
+        lambda p, lr: torch.optim.SGD(grouped(p), lr, weight_decay=0.3),
+    ),
     "adamw": (Recipe("adamw", weight_decay=0.3), lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.3)),
 }
 
@@ -178,6 +195,20 @@ def test_the_multistep_rate_falls_by_five_after_two_thirds_and_after_five_sixths
     recipe = Recipe(steps=60, schedule="multistep")
     rates = [recipe.rate(step, 60, 1.0) for step in range(60)]
     assert rates == pytest.approx([1.0] * 40 + [0.2] * 10 + [0.04] * 10)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "falls", "gamma"), [("fifths", [4, 8, 12, 16], 0.5), ("quarters", [5, 10, 15], 0.3)]
+)
+def test_rates_that_fall_in_equal_parts_are_those_of_torchs_multistep_schedule(schedule, falls, gamma):
+    descent = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.MultiStepLR(descent, falls, gamma=gamma)
+    recipe, rates = Recipe(steps=20, schedule=schedule), []
+    for _ in range(20):
+        rates.append(descent.param_groups[0]["lr"])
+        descent.step()
+        torchs.step()
+    assert [recipe.rate(step, 20, 1.0) for step in range(20)] == pytest.approx(rates)
 
 
 def test_half_a_cosine_ends_at_half_the_rate():

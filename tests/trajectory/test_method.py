@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields, replace
 from unittest.mock import patch
 
@@ -10,10 +11,13 @@ import torch
 from ddbench_tesla import Tesla
 from ddbench_trajectories.mtt import Mtt
 from problems import TINY, begin, gradient_of_ones, play, step_along
+from tiny import run, spec
 
 from ddbench import Curriculum, DivergedError, Problem, SyntheticSet, UsageError
 from ddbench.base.options import make
 from ddbench.problem.labels import teacher_labels
+from ddbench.problem.synthetic import share
+from ddbench.run.spec import Request, resolve
 from ddbench.trajectory.descent import PixelState, catch_up
 from ddbench.trajectory.labelling import teacher_epoch
 from ddbench.trajectory.method import Method, Swept, ensemble_labels, finish, needs, report_of
@@ -27,6 +31,40 @@ def test_a_trajectory_matcher_names_the_snapshots_where_a_segment_begins_or_ends
     assert found.experts == 7
     assert found.snapshots == (0, 1, 2, 3, 4, 5, 6)
     assert needs(Tesla(span=10, max_start=2)).snapshots == (0, 1, 10, 11)
+
+
+# --------------------------------------------------------------------------------- options that differ by stage
+
+
+def test_options_of_later_stages_take_the_place_of_the_first_ones_and_the_last_holds_on(problem):
+    method = Tesla(**TINY | {"max_start": 9, "lr_init": 0.5}, later_max_start=(4, 3), later_lr_init=(0.25,))
+    one = problem.sample()
+    found = []
+    for stage in range(4):
+        done = Curriculum((SyntheticSet(one.images, one.labels),) * stage, ((0,),) * min(stage, 1))
+        made = method.staged(replace(problem, frozen=done))
+        found.append((made.max_start, made.lr_init))
+    assert found == [(9, 0.5), (4, 0.25), (3, 0.25), (3, 0.25)]
+    assert Tesla(**TINY).staged(replace(problem, frozen=done)) == Tesla(**TINY)
+    for wrong, said in (({"later_max_start": "3,0"}, "from 1, got 0"), ({"later_lr_init": "-1"}, "above 0, got -1")):
+        with pytest.raises(UsageError, match=said):
+            make(Tesla, wrong, "matcher")
+
+
+def test_a_run_in_stages_begins_each_at_its_own_student_lr(tmp_path):
+    folder = run(tmp_path, spec("tesla", "seqmatch", 4, matcher__lr_init=0.02, matcher__later_lr_init="0.01"))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows if row["step"] == 0] == pytest.approx([0.02, 0.01], rel=1e-3)
+
+
+def test_seqmatchs_recipe_is_that_of_its_script():
+    found = resolve(Request("cifar10", "mtt", "seqmatch", ipc=50, device="cpu", protocol="seqmatch-paper")).spec
+    method = found.matcher
+    assert isinstance(method, Mtt)
+    assert (found.scheduler.stages, [share(50, 3, j) for j in range(3)]) == (3, [17, 17, 16])
+    assert (method.max_start, method.later_max_start) == (20 - 2, (20 - 2, 10 - 2))  # to end in the range
+    assert (method.lr_init, method.later_lr_init, found.dataset.zca) == (0.001, (0.01,), True)
+    assert (found.protocol.epochs, found.protocol.carry) == (1001, False)
 
 
 # --------------------------------------------------------------------------------- the first state
@@ -271,6 +309,8 @@ def test_the_default_values_of_options_are_part_of_every_key():
         "lr_lr": 1e-5,
         "lr_label": 2.0,
         "lr_init": 0.03,
+        "later_max_start": (),
+        "later_lr_init": (),
         "momentum": 0.5,
         "labels": "hard",
         "teacher_epochs": None,

@@ -40,6 +40,7 @@ _BESIDES = {
 _RULES = {
     "network.width": 4,
     "experts.batch": 16,
+    "experts.epoch_steps": "none",
     "protocol.steps": 8,
     "protocol.lrs": 0.03,
     "protocol.judges": 1,

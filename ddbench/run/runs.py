@@ -1,0 +1,83 @@
+"""Runs on one dataset, one after another, each beside random images and below the whole training set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ddbench.base.progress import Say
+from ddbench.base.recipes import NAMES, RecipeEntry
+from ddbench.plugins import loaded, registry
+from ddbench.run import trackers as tracking
+from ddbench.run.folder import finished
+from ddbench.run.price import LONG, seconds_of, told, work_of
+from ddbench.run.references import against_random, references
+from ddbench.run.row import Row
+from ddbench.run.run import Run, Settings, build_task
+from ddbench.run.spec import RunSpec
+
+
+def carry_out(
+    specs: list[RunSpec],
+    settings: Settings,
+    *,
+    with_random: bool,
+    with_ceiling: bool,
+    trackers: tuple[str, ...] = (),
+    say: Say,
+    fail: Say,
+) -> tuple[list[Row], list[str]]:
+    """Carry out runs on one dataset, with random images beside each and the whole training set above.
+
+    Returns their rows, and what is to be said of runs that are not above random images. ``fail`` is told of runs that
+    diverged; the others are carried out all the same.
+    """
+    tracking.checked(trackers)
+    rows: list[Row] = []
+    said: list[str] = []
+    torch.set_num_threads(specs[0].threads)  # statistics of the data depend on it in their last bits
+    dataset = loaded(specs[0].dataset)
+    if skipped := dataset.facts.get("skipped"):
+        say(f"warning: left out {skipped}")
+    _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
+    for spec in specs:
+        work = Run(spec, dataset, settings)
+        say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
+        _say_if_long(work, say)
+        with tracking.attached(trackers, work, say):
+            result = work.execute()
+        rows += (graded := work.rows())
+        if result.status == "diverged":
+            fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
+            continue
+        others = replace(settings, renew="changed")
+        beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
+        rows += [row for row in beside if row not in rows]
+        said += against_random(work.folder, graded, beside) if with_random else []
+    return rows, said
+
+
+def _say_if_long(work: Run, say: Say) -> None:
+    """Say what a run takes if that is more than an hour, and which recipe takes less."""
+    spec = work.spec
+    if finished(work.folder) is not None:
+        return
+    task = build_task(spec, work.dataset)
+    seconds = seconds_of(spec, task, work.settings.students)
+    if seconds is None or seconds < LONG:
+        return
+    situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": spec.scheduler.name}
+    recipes = [registry().get("matcher", spec.matcher.name).recipe(situation, asked=name) for name in NAMES]
+    other = [f"--recipe {found.name}" for found in recipes if found is not None and not _taken(spec, found)]
+    way = f"; {' or '.join(other)} is another way" if other else ""
+    passes = work_of(spec, task, work.settings.students)
+    if passes.lessons > passes.known / 2:
+        way += "; most of it teaches a network for every draw of later stages: -o scheduler.networks=10 teaches ten"
+    say(f"this run will take about {told(seconds)} on this machine{way}")
+
+
+def _taken(spec: RunSpec, recipe: RecipeEntry) -> bool:
+    """Whether a run goes by a recipe of its matcher."""
+    given = recipe.options.get("matcher", {})
+    return all(getattr(spec.matcher, name) == (None if value == "none" else value) for name, value in given.items())

@@ -90,6 +90,7 @@ PUBLIC_MODULES = {
     "ddbench.problem.stages": "young",  # what schedulers in stages share
     "ddbench.testing": "stable",  # the kit for authors of plugins
     "ddbench.train.compile": "young",  # when code is compiled
+    "ddbench.train.fused": "young",  # layers of a block as one kernel
     "ddbench.train.optimisers": "stable",  # optimisers as pure functions
     "ddbench.trajectory.decoded": "young",  # which stored images a batch shows
     "ddbench.trajectory.descent": "young",  # how images, labels and student lr move

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,6 +20,8 @@ from ddbench.train import compile as compiling
 settings.register_profile("ddbench", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("ddbench")
 torch.set_num_threads(1)
+# Compiled code is not found anew in the cache folder of every test.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/ddbench_compiled_{os.getuid()}")
 
 
 @pytest.hookimpl(tryfirst=True)

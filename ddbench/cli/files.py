@@ -34,7 +34,9 @@ _FORMS = click.Choice(["pt", "npz", "folder", "datasets"])
 @click.option("--controls", is_flag=True, help="Also images of coresets, hard and soft labels, without augmentation.")
 @click.option("--transfer", is_flag=True, help="Test on another dataset of the same classes.")
 @click.option("--fetch", is_flag=True, help="Ask the network for data that the file names.")
-@click.option("--together/--apart", default=None, help="Train students by one vectorised step (default: on CUDA).")
+@click.option(
+    "--together/--apart", default=None, help="Train students by one vectorised step (default: where that pays)."
+)
 @DEVICE
 @OPTIONS
 @OUT

@@ -79,7 +79,8 @@ def evaluate(plan: Evaluation, folder: Path, *, threads: int, seed: int) -> dict
     torch.set_num_threads(threads)
     distilled = plan.distilled.on(plan.device)
     network = distilled.build_network(plan.device)
-    together = trains_together(network, distilled.teaching.recipe, plan.together)
+    teaching = distilled.teaching
+    together = trains_together(network, teaching.recipe, teaching.largest_batch(distilled.curriculum), plan.together)
     path = folder / f"{digest(_identity(plan, network, seed, threads, together))[:12]}.json"
     metrics = default_metrics() if plan.metrics is None else plan.metrics
     due = {label(m): name for name, m in metrics.items()}

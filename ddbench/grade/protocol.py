@@ -13,6 +13,7 @@ from ddbench.base.options import changed, make, options
 from ddbench.errors import UsageError, did_you_mean
 from ddbench.problem.starts import Teaching
 from ddbench.train.fit import Recipe, Schedule
+from ddbench.train.precision import Trained
 
 Selects = Literal["validation", "test", "last"]
 
@@ -56,6 +57,9 @@ class Protocol:
     mix_alpha: Annotated[float, Gt(0), "images keep a share of themselves from Beta(alpha, alpha)"] = 1.0
     online: Annotated[bool, "the set's teacher labels every batch, instead of the stored labels"] = False
     temperature: Annotated[float, Gt(0), "of online labels"] = 1.0
+    precision: Annotated[
+        Trained, "of convolutions and matrix products in training; device: as torch has them there"
+    ] = "device"
     checks: Annotated[int, Ge(1), "checkpoints per stage that are compared on validation"] = 2
     judges: Annotated[int, Ge(1), "students per comparison"] = 2
     ceiling_epochs: Annotated[int, Ge(1), "passes over the training set for the ceiling; at least N steps"] = 30
@@ -89,6 +93,7 @@ class Protocol:
             optimizer=self.optimizer,
             online=self.online,
             temperature=self.temperature,
+            precision=self.precision,
         )
 
     def budget(self, images: int) -> int | None:

@@ -94,7 +94,8 @@ def _scores(
         before = {name: sum(teaching.steps_of(j, t) for j in range(first)) for name, t in trials.items()}
         marks = {name: frozenset(step - before[name] for step in steps) for name, steps in marks.items()}
     pupils = [Pupil(b, t, students.seed / i, marks[name]) for name, t in trials.items() for i, b in enumerate(begins)]
-    together = trains_together(network, teaching.recipe)
+    largest = max(teaching.largest_batch(trial) for trial in trials.values())
+    together = trains_together(network, teaching.recipe, largest)
     graded = []
     for pupil, after in zip(pupils, taught_pupils(network, pupils, teaching, first, together=together), strict=True):
         seen = [vector for _, vector in pupil.trail] or [after.vector]

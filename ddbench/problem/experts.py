@@ -51,7 +51,7 @@ class Experts:
     starts: Starts
     real: RealData
     recipe: Recipe
-    together: bool | None = None  # whether several train by one vectorised step; by default on CUDA
+    together: bool | None = None  # whether several train by one vectorised step; by default where that pays
 
     @property
     def imported(self) -> bool:
@@ -72,7 +72,7 @@ class Experts:
 
     @cached_property
     def _together(self) -> bool:
-        return trains_together(self.starts.network, self.recipe, self.together)
+        return trains_together(self.starts.network, self.recipe, min(self.recipe.batch, len(self.real)), self.together)
 
     def _path(self, index: int) -> Path:
         return path_of(self.folder, index)

@@ -7,8 +7,9 @@ j + 1 starts from. :func:`teach` is that one function; the evaluator and :class:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ddbench.base.tensors import load_tensors, save_tensors
 from ddbench.errors import DamagedError, UsageError
 from ddbench.problem.synthetic import Curriculum, SyntheticSet, share
 from ddbench.train.fit import TRAINER_VERSION, Labeller, Recipe, Student, Watch, fit, whoever_asks
-from ddbench.train.fit_together import fit_together
+from ddbench.train.fit_together import TOGETHER, fit_together, trains_together
 from ddbench.train.network import Network
 
 
@@ -51,12 +52,20 @@ class Teaching:
     def steps_of(self, phase: int, curriculum: Curriculum) -> int:
         """The optimiser steps of a phase."""
         recipe = self.lesson(phase)
-        shown = sum(len(curriculum.sets[i]) * curriculum.sets[i].decoder.copies for i in curriculum.phases[phase])
-        return recipe.steps or (recipe.epochs or 1) * recipe.per_epoch(shown)
+        return recipe.steps or (recipe.epochs or 1) * recipe.per_epoch(_shown(curriculum, phase))
+
+    def largest_batch(self, curriculum: Curriculum) -> int:
+        """The images of the largest batch that a student sees."""
+        return min(self.recipe.batch, max(_shown(curriculum, phase) for phase in range(len(curriculum.phases))))
 
     def total(self, curriculum: Curriculum) -> int:
         """The optimiser steps of all phases."""
         return sum(self.steps_of(phase, curriculum) for phase in range(len(curriculum.phases)))
+
+
+def _shown(curriculum: Curriculum, phase: int) -> int:
+    """The images of a phase, decoded."""
+    return sum(len(curriculum.sets[i]) * curriculum.sets[i].decoder.copies for i in curriculum.phases[phase])
 
 
 def learn_phase(
@@ -194,6 +203,8 @@ class Starts:
         return student
 
     def _lesson(self, index: int, phase: int, student: Student, seed: Seed) -> Student:
+        if self._until(phase)._together:
+            return self._until(phase)._last_lesson_of_all(index)
         path = self._folder(phase) / f"{index:06d}.safetensors"
         with lock(path.with_suffix(".lock")):
             if path.exists():
@@ -203,13 +214,46 @@ class Starts:
                     note(f"{path} is damaged; it is made again")
             with whoever_asks():
                 after = learn_phase(self.network, student, self.taught, phase, self.teaching, seed)
-            state = after.state if self.teaching.recipe.carry else ()
-            save_tensors(path, student_tensors(Student(after.vector, state)), sealed=True)
+            self._store(path, after)
             return after
 
+    def _store(self, path: Path, after: Student) -> None:
+        state = after.state if self.teaching.recipe.carry else ()
+        save_tensors(path, student_tensors(Student(after.vector, state)), sealed=True)
+
+    @cached_property
+    def _together(self) -> bool:
+        """Whether networks take the last of their lessons together."""
+        batch = self.teaching.largest_batch(self.taught) if self.taught.phases else 0
+        return bool(batch) and trains_together(self.network, self.teaching.recipe, batch)
+
+    def _last_lesson_of_all(self, index: int) -> Student:
+        """Start network ``index``, which takes its last lesson with those beside it, always the same ones."""
+        phase, first = len(self.taught.phases) - 1, index - index % TOGETHER
+        group = range(first, min(first + TOGETHER, self.count or first + TOGETHER))
+        paths = [self._folder(phase) / f"{i:06d}.safetensors" for i in group]
+        with ExitStack() as locks:
+            for path in paths:
+                locks.enter_context(lock(path.with_suffix(".lock")))
+            if paths[index - first].exists():
+                try:
+                    return student_in(paths[index - first], self.network)
+                except DamagedError:
+                    note(f"{paths[index - first]} is damaged; it is made again")
+            begins, seeds = [self._until(phase - 1).student(i) for i in group], [self.seed / i for i in group]
+            with whoever_asks():
+                lessons = [self.taught] * len(group)
+                after = teach_together(self.network, begins, lessons, self.teaching, seeds, first=phase)
+            for path, student in zip(paths, after, strict=True):
+                self._store(path, student)
+            return after[index - first]
+
+    def _until(self, phase: int) -> Starts:
+        """The same networks after their lesson ``phase``; before the first one for -1."""
+        return replace(self, taught=Curriculum(self.taught.sets, self.taught.phases[: phase + 1]))
+
     def _folder(self, phase: int) -> Path:
-        prefix = replace(self, taught=Curriculum(self.taught.sets, self.taught.phases[: phase + 1]))
-        return self.cache.folder("lessons", prefix.identity)
+        return self.cache.folder("lessons", self._until(phase).identity)
 
     def draw(self) -> Tensor:
         """A random one: a new initialisation, taught what is to be taught, or one of the ``count`` that were."""
@@ -231,4 +275,5 @@ class Starts:
         taught = self.taught.identity(len(self.taught.phases))
         code = self.taught.code if self.teaching.recipe.online else {}
         told = {"teachers": code} if code else {}
+        told |= {"together": self.count} if self._together else {}
         return base | {"lessons": lessons, "taught": taught, "threads": self.threads, "trainer": TRAINER_VERSION} | told

@@ -20,8 +20,11 @@ from ddbench.data.augment import DSA, Draw, strategy
 from ddbench.data.dataset import Examples, RealData
 from ddbench.data.mixing import Mix, Mixing
 from ddbench.errors import UsageError
+from ddbench.train.fused import Kernels, chosen, fusing
 from ddbench.train.network import Network
 from ddbench.train.optimisers import Optimiser, State, optimiser
+from ddbench.train.precision import Trained, autocast, training
+from ddbench.train.steps import Apart, InPlace, Launch, in_place
 
 PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64x64
 TRAINER_VERSION = 2  # part of every expert's and lesson's key: raise it when fit computes other numbers
@@ -76,6 +79,9 @@ class Recipe:
     imported: Annotated[
         str, "id of trajectories brought in by `ddbench import --experts`, instead of training (experts only)"
     ] = ""
+    precision: Annotated[Trained, "of convolutions and matrix products; device: as torch has them there"] = "device"
+    kernels: Annotated[Kernels, "layers of ConvNet blocks on CUDA: fused, plain, or as measured (auto)"] = "auto"
+    launch: Annotated[Launch, "steps as CUDA graphs where they can be, eagerly, or as measured (auto)"] = "auto"
 
     def on(self, augment: str) -> Recipe:
         """The recipe on a dataset whose own augmentation is ``augment``."""
@@ -201,38 +207,37 @@ def fit(
     optimiser; empty starts a fresh one. Progress is reported as ``what``; None reports nothing.
     """
     source, per_epoch, total = paced(source, recipe)
-    rule, lessons = recipe.rule(network), Lessons(recipe, teacher)
-    parameters, buffers = student.vector.detach().split([network.parameters, network.length - network.parameters])
-    state, step = student.state or rule.init(parameters), first_epoch * per_epoch
+    rule, lessons = recipe.rule(network), Lessons(recipe, teacher, fused=chosen(recipe.kernels, network.device))
+    kind = InPlace if in_place(recipe, network, source, total) else Apart
+    at = kind(network, student.vector, student.state, source, lessons, rule)
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
-    with seed.scope(), guarded(f"training network {network.source.name!r}", sown=True, mixed=True):
+    step, computed = first_epoch * per_epoch, training(network.device, recipe.precision)
+    with seed.scope(), guarded(f"training network {network.source.name!r}", sown=True, mixed=True), computed:
         for epoch in range(first_epoch, int(stop)):
             (seed / "epoch" / epoch).sow()
-            for rows in recipe.batches(len(source))[: total - step]:
+            for rows, drawn in at.planned(recipe.batches(len(source))[: total - step]):
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
-                    state = rule.init(parameters)
-                shown = lessons.shown(source[rows], lessons.draw(len(rows)))
-                g, buffers = lessons.gradient(network, parameters, buffers, shown)
-                rate = recipe.rate(step, total, lr or recipe.lr)
-                parameters, state = rule.update(parameters.detach(), state, g, rate)  # no graph: nothing asks for one
+                    at.restart()
+                at.step(rows, drawn, recipe.rate(step, total, lr or recipe.lr))
                 step += 1
                 if watch is not None and step in watch.steps:
-                    watch.see(step, Student(torch.cat([parameters, buffers]), state))
+                    watch.see(step, Student(*at.student()))
             if on_epoch is not None:
-                on_epoch(epoch + 1, Student(torch.cat([parameters, buffers]), state))
+                on_epoch(epoch + 1, Student(*at.student()))
             if what is not None:
                 report(what, step, min(total, int(stop) * per_epoch))
-    return Student(torch.cat([parameters, buffers]), state)
+    return Student(*at.student())
 
 
 class Lessons:
     """What a recipe makes of batches: drawn first, then augmented, mixed and labelled; and the loss to descend."""
 
-    def __init__(self, recipe: Recipe, teacher: Labeller | None) -> None:
+    def __init__(self, recipe: Recipe, teacher: Labeller | None, *, fused: bool = False) -> None:
         if recipe.online and teacher is None:
             raise UsageError("batches are to be labelled online, but there is no teacher; use a recipe without online")
         self.recipe = recipe
         self.teacher = teacher
+        self.fused = fused
         self.augment = DSA(recipe.augment)
         self.mixing = Mixing(recipe.mixing, recipe.mix_probability, recipe.mix_alpha)
         self.temperature = recipe.temperature if recipe.online else 1.0
@@ -256,13 +261,21 @@ class Lessons:
             return squared_error(logits, labels)
         return soft_cross_entropy(logits / self.temperature if self.temperature != 1 else logits, labels)
 
+    def logits(self, network: Network, vector: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits ``(n, k)`` in training, at the recipe's precision, and the batch-norm buffers after this batch."""
+        if self.recipe.precision != "bf16" and not self.fused:
+            return network.apply_with_buffers(vector, images)
+        with autocast(images.device, self.recipe.precision), fusing(self.fused):
+            logits, after = network.apply_with_buffers(vector, images)
+        return logits.to(images.dtype), after
+
     def gradient(self, network: Network, parameters: Tensor, buffers: Tensor, batch: Examples) -> tuple[Tensor, Tensor]:
         """The direction ``(p,)`` at ``parameters``, and the batch-norm buffers after this batch."""
 
         def at(theta: Tensor) -> tuple[Tensor, Tensor]:
             leaf = theta.requires_grad_()
             vector = torch.cat([leaf, buffers]) if len(buffers) else leaf
-            logits, after = network.apply_with_buffers(vector, batch.images)
+            logits, after = self.logits(network, vector, batch.images)
             return grad(self.loss(logits, batch.labels), leaf)[0], after
 
         g, after = at(parameters)

@@ -6,10 +6,10 @@
 | ``tf32`` | operands rounded to TF32 (10 bits of mantissa), sums in float32; on CUDA only | float32 |
 | ``bf16`` | in bfloat16 (7 bits of mantissa), and activations with them, by autocast | float32 |
 
-Out of the box torch lets convolutions on CUDA round to TF32, and matrix products not. That is what training, judging
-and everything else here runs with. Student steps of the gradient engine say what they want instead, around each step:
-their second-order pass multiplies rounding errors by ten to fifty, and a switch thrown for the whole process would
-change what experts are, whose cache keys know nothing of it.
+Out of the box torch lets convolutions on CUDA round to TF32, and matrix products not. That is what judging and
+everything else here runs with, and training unless a recipe's ``precision`` says more than ``device``. Student steps of
+the gradient engine say what they want instead, around each step: their second-order pass multiplies rounding errors by
+ten to fifty, and a switch thrown for the whole process would change experts whose cache keys know nothing of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from typing import Any, Literal
 
 import torch
 
+from ddbench.errors import UsageError
+
 Precision = Literal["float32", "tf32", "bf16"]
+Trained = Literal["device", "float32", "tf32", "bf16"]  # device: whatever torch does there
 
 
 def arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
@@ -28,7 +31,14 @@ def arithmetic(device: torch.device, precision: Precision) -> AbstractContextMan
     return switched(precision == "tf32") if device.type == "cuda" else nullcontext()
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+def training(device: torch.device, precision: Trained) -> AbstractContextManager[None]:
+    """The same for all that a training computes. Raises UsageError for TF32 where there is none."""
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError("precision=tf32 is for training on CUDA, and this trains on the CPU; use float32 or device")
+    return nullcontext() if precision == "device" else arithmetic(device, precision)
+
+
+def autocast(device: torch.device, precision: Trained) -> AbstractContextManager[Any]:
     """For the forward pass alone: backwards, operations take the precision of those that they belong to.
 
     Around a backward pass torch would lower operations once more, on CUDA's threads to float16. No casts are cached:

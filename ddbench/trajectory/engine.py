@@ -18,7 +18,19 @@ from ddbench.base.cache import digest
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.errors import DDBenchError
-from ddbench.train.compile import BOUNDS, ROUNDED, Built, Kind, badness, fresh, once, pays, relative_error, replayed
+from ddbench.train.compile import (
+    BOUNDS,
+    ROUNDED,
+    Built,
+    Kind,
+    badness,
+    fresh,
+    once,
+    pays,
+    ready,
+    relative_error,
+    replayed,
+)
 from ddbench.train.network import Network
 from ddbench.train.precision import Precision
 from ddbench.trajectory import derivatives
@@ -156,6 +168,7 @@ class _Shape:
         own = replace(self.network)
         with torch.no_grad():
             own.apply(torch.cat([self.theta, self.buffers]), self.theta.new_zeros(self.size, *own.shape))
+        ready()
         loss = derivatives.student(own, precision)
         options: dict[str, Any] = {"mode": "reduce-overhead"} if self.theta.is_cuda else {}
 

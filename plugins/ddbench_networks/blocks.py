@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from ddbench import UsageError
+from ddbench.train import fused
 
 SMALL = 2**16  # numbers in a map below which the calls cost more than the work
 GROUPS = 4  # of "group" norm, as in the code of DC, DSA, DM and MTT
@@ -61,6 +62,22 @@ class HalvingPool(nn.Module):
         upper, lower = x.reshape(n * c * (h // 2), 2, w).unbind(1)
         left, right = (upper + lower).view(-1, 2).unbind(1)
         return ((left + right) * 0.25).view(n, c, h // 2, w // 2)
+
+
+class ConvBlock(nn.Sequential):
+    """A convolution and what follows it, of which group norm, ReLU and halving pooling may be one kernel."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        if not fused.on():
+            return super().forward(input)
+        convolution, *rest = self
+        x = convolution(input)
+        match rest:
+            case [nn.GroupNorm() as norm, nn.ReLU(), HalvingPool()] if fused.serves(x, norm.num_groups):
+                return fused.normed_relu_pooled(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        for layer in rest:
+            x = layer(x)
+        return x
 
 
 def norm_layers(norm: Norm, shape: tuple[int, int, int]) -> list[nn.Module]:

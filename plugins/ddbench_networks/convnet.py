@@ -9,7 +9,7 @@ from annotated_types import Ge
 from torch import nn
 
 from ddbench import UsageError
-from ddbench_networks.blocks import GROUPS, Blocks, HalvingPool, Norm, norm_layers, padded
+from ddbench_networks.blocks import GROUPS, Blocks, ConvBlock, HalvingPool, Norm, norm_layers, padded
 
 ACTIVATIONS = {"relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "swish": nn.SiLU}
 POOLING = {"avg": HalvingPool, "max": lambda: nn.MaxPool2d(2)}
@@ -58,7 +58,7 @@ class ConvNet:
             if self.pooling != "none":
                 layers.append(POOLING[self.pooling]())
                 height, wide = height // 2, wide // 2
-            blocks.append(nn.Sequential(*layers))
+            blocks.append(ConvBlock(*layers))
             channels = self.width
         return Blocks(blocks, self.width * height * wide, classes)
 

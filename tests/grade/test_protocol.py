@@ -68,6 +68,7 @@ def test_the_default_values_of_options_are_part_of_every_protocol():
         "mix_alpha": 1.0,
         "online": False,
         "temperature": 1.0,
+        "precision": "device",
         "checks": 2,
         "judges": 2,
         "ceiling_epochs": 30,
@@ -199,3 +200,10 @@ def test_rules_cannot_be_changed_under_their_name():
     with pytest.raises(FrozenInstanceError):
         named("default").lr = 1.0
     assert re.fullmatch(r"default-custom-[0-9a-f]{6}", altered(named("default"), {"lr": 1.0}).name)
+
+
+def test_students_train_in_the_precision_that_the_protocol_says():
+    lower = altered(PROTOCOLS["default"], {"precision": "bf16"})
+    assert lower.recipe().precision == "bf16"
+    assert lower.digest != PROTOCOLS["default"].digest
+    assert lower.name != "default"

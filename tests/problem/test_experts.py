@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from ddbench import Examples, Experts, Network, Recipe, Seed, Starts, Teaching, UsageError
 from ddbench.base import tensors
 from ddbench.base.cache import Cache, read_json, write_json
+from ddbench.base.options import changed
 from ddbench.base.progress import Event, listening, noting
 from ddbench.base.tensors import load_tensors, save_rows, save_tensors
 from ddbench.errors import DamagedError, DataError, DDBenchError, InterruptedRun
@@ -269,6 +270,14 @@ def test_experts_from_taught_starts_live_in_another_folder(cache):
 def test_key_of_untaught_experts_does_not_depend_on_how_students_are_taught(cache):
     other = Teaching(replace(RECIPE, lr=0.5), steps=100, phases=4)
     assert experts(cache, teaching=other).folder == experts(cache).folder
+
+
+def test_how_a_training_is_computed_is_part_of_a_key_only_where_it_is_asked_for(cache):
+    """At their defaults the options rename nothing: what was trained before there were any is found."""
+    assert not {"precision", "kernels", "launch"} & changed(RECIPE).keys()
+    asked = [{"precision": p} for p in ("float32", "tf32", "bf16")] + [{"kernels": "fused"}, {"launch": "graph"}]
+    made = [RECIPE, *(replace(RECIPE, **how) for how in asked)]
+    assert len({Experts(starts(cache), real(), recipe).folder for recipe in made}) == len(made)
 
 
 def test_key_of_experts_does_not_depend_on_which_snapshots_were_kept(tmp_path):

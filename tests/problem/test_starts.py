@@ -262,6 +262,33 @@ def test_a_lesson_whose_file_is_deleted_is_taught_again(cache):
     assert torch.equal(taught[1], expected)
 
 
+def test_on_a_cpu_lessons_are_taken_one_at_a_time(cache):
+    one = starts(cache, 2)
+    one.student(1)
+    assert len(files(cache)) == 2
+    assert "together" not in one.identity
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_start_networks_that_learn_together_are_those_taught_one_at_a_time(cache, tmp_path, monkeypatch, carry):
+    teaching = Teaching(replace(RECIPE, carry=carry), steps=9, phases=3)
+    apart = starts(cache, 2, teaching=teaching)
+    expected, alone = [apart.student(i) for i in range(apart.count)], apart.identity
+    monkeypatch.setattr("ddbench.train.fit_together.pays_together", lambda *_: True)
+    shared = Cache(tmp_path / "together")
+    together, said = starts(shared, 2, teaching=teaching), []
+    found = [together.student(i) for i in range(together.count)]
+    assert gap(expected, found) < 1e-5
+    assert together.identity == alone | {"together": 3}  # their last bits differ, so each has its own key
+    assert len(files(shared)) == 2 * together.count
+    path = sorted(shared.root.rglob("*.safetensors"))[0]
+    path.write_bytes(b"spoiled")
+    with noting(said.append):
+        again = [starts(shared, j, teaching=teaching).student(i) for j in (1, 2) for i in range(together.count)]
+    assert len(said) == 1
+    assert all(torch.equal(a.vector, b.vector) for a, b in zip(again[together.count :], found, strict=True))
+
+
 @pytest.mark.parametrize("carry", [False, True])
 def test_whole_curricula_are_taught_alike_both_ways(carry):
     net = network()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import suppress
 from unittest.mock import patch
 
@@ -13,7 +16,8 @@ from tiny import TRAJECTORY, run, spec
 from unrolls import on_noise, same_bits
 
 from ddbench import Network
-from ddbench.base.progress import listening
+from ddbench.base.cache import home
+from ddbench.base.progress import listening, noting
 from ddbench.base.state import load_state
 from ddbench.errors import InterruptedRun
 from ddbench.plugins import registry
@@ -60,11 +64,70 @@ def test_what_is_too_small_to_pay_is_known_without_counting():
 
 
 def test_auto_compiles_where_it_was_measured_and_threads_share_what_it_saves():
-    assert not pays(Network(ConvNet(), (3, 32, 32), 10, torch.device("cuda")), 100, 100_000)
     steps = next(n for n in range(10, 10_000, 10) if pays(network(128), 50, n))
     with patch("torch.get_num_threads", lambda: 4):
         assert not pays(network(128), 50, 3 * steps)
         assert pays(network(128), 50, 4 * steps + 10)
+
+
+def test_on_cuda_it_is_the_steps_that_count_whatever_their_size():
+    for width, batch in ((128, 100), (32, 10)):
+        usual = Network(ConvNet(width=width), (3, 32, 32), 10, torch.device("cuda"))
+        assert not pays(usual, batch, 150 * 20)
+        assert pays(usual, batch, 200 * 20)
+    assert not pays(Network(ConvNet(), (3, 32, 32), 10, torch.device("meta")), 100, 100_000)
+
+
+SCRIPT = """
+import json, torch
+from ddbench.train.compile import ready
+from torch._dynamo.utils import counters
+ready()
+scale = torch.compile(lambda x: (x * 2).sin(), fullgraph=True)
+assert torch.equal(scale(torch.ones(3)), torch.full((3,), 2.0).sin())
+print(json.dumps(counters["inductor"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_finds_compiled_code_in_the_cache_folder_and_nothing_is_said_of_cuda(tmp_path):
+    environment = os.environ | {"DDBENCH_HOME": str(tmp_path), "CUDA_HOME": str(tmp_path)}
+    del environment["TORCHINDUCTOR_CACHE_DIR"]
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    runs = [
+        subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=True)
+        for _ in range(2)
+    ]
+    first, second = (json.loads(run.stdout) for run in runs)
+    assert first["fxgraph_cache_miss"] == 1
+    assert second["fxgraph_cache_hit"] == 1
+    assert any((tmp_path / f"compiled-{os.getuid()}").iterdir())
+    assert [run.stderr for run in runs] == ["", ""]
+
+
+def test_a_folder_that_the_user_names_for_compiled_code_is_used(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
+    compiling.ready()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compiling.ready()
+    folder = home() / f"compiled-{os.getuid()}"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("spoil", [lambda folder: folder.chmod(0o770), lambda folder: folder.rmdir()])
+def test_compiled_code_is_not_kept_where_others_could_put_code(monkeypatch, tmp_path, spoil):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    folder, said = home() / f"compiled-{os.getuid()}", []
+    folder.mkdir(parents=True, mode=0o700)
+    spoil(folder)
+    if not folder.exists():
+        folder.symlink_to(tmp_path)  # a folder that somebody else may have chosen
+    with noting(said.append):
+        compiling.ready()
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR", "").find(str(home())) < 0
+    assert "compiled code is not kept there" in str(said)
 
 
 def test_a_verdict_holds_in_later_processes_even_where_another_would_be_reached(monkeypatch):

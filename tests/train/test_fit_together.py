@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from cohorts import CLASSES, NETWORKS, SEEDS, SHAPE, TEN_STEPS, examples, gap, network
+from ddbench_networks import ConvNet
 from torch import nn
 
 from ddbench import (
@@ -128,13 +129,29 @@ def test_networks_that_draw_while_they_train_or_look_at_their_data_train_one_at_
 
 
 def test_on_a_cpu_students_train_together_only_when_asked():
-    assert not trains_together(network(), TEN_STEPS)
-    assert trains_together(network(), TEN_STEPS, True)
-    assert not trains_together(built(lambda: Noisy(0.5)), TEN_STEPS, True)
-    on_cuda = SimpleNamespace(device=torch.device("cuda"))
+    assert not trains_together(network(), TEN_STEPS, 1)
+    assert trains_together(network(), TEN_STEPS, 1000, True)
+    assert not trains_together(built(lambda: Noisy(0.5)), TEN_STEPS, 1, True)
+
+
+def test_on_cuda_students_train_together_while_a_batch_of_one_leaves_the_device_room():
+    """Measured: 256 images of the usual network are faster one student at a time, a hundred were not."""
+    cuda = torch.device("cuda")
+    usual, narrow = (Network(ConvNet(width=width), (3, 32, 32), 10, cuda) for width in (128, 32))
     with patch("ddbench.train.fit_together.stackable", lambda *_: True):
-        assert trains_together(on_cuda, TEN_STEPS)
-        assert not trains_together(on_cuda, TEN_STEPS, False)
+        for net, batch, expected in (
+            (usual, 10, True),
+            (usual, 100, True),
+            (usual, 256, False),
+            (narrow, 256, True),
+            (narrow, 2560, False),
+        ):
+            assert trains_together(net, TEN_STEPS, batch) is expected
+        assert not trains_together(usual, TEN_STEPS, 10, False)
+        for asked in (replace(TEN_STEPS, launch="graph"), replace(TEN_STEPS, kernels="fused")):
+            assert not trains_together(usual, asked, 10)  # which several together do not have
+            assert trains_together(usual, asked, 10, True)
+        assert trains_together(usual, TEN_STEPS, 256, True)
 
 
 def test_asking_whether_students_can_train_together_draws_nothing():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 import zipfile
 from pathlib import Path
@@ -38,3 +40,17 @@ def test_the_metadata_say_on_which_systems_ddbench_works():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [c for c in project["classifiers"] if c.startswith("Operating System")] == ["Operating System :: POSIX"]
     assert "POSIX systems alone" in (ROOT / "README.md").read_text()
+
+
+def test_the_citation_names_the_version_and_licence_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {project['version']}\n" in citation
+    assert f"\nlicense: {project['license']}\n" in citation
+
+
+def test_workflows_run_what_a_contributor_runs_on_every_python_that_is_supported():
+    text = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    assert "- run: bash .ci/run\n" in text
+    supported = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert json.loads(re.search(r"python: (\[.*\])", text)[1]) == supported

@@ -117,12 +117,11 @@ def pays(network: Network, batch: int, steps: int) -> bool:
         return False
     if device == "cuda":
         return steps * SAVED[device] > COMPILE_SECONDS[device]
-    saved = (
-        SAVED[device] * batch * steps / 1e9 / torch.get_num_threads()
-    )  # seconds for each operation of a forward pass
-    # Counting loads torch's compiler, which takes seconds: not where no network of this size could pay.
-    least = COMPILE_SECONDS[device]
-    return most_flops(network) * saved > least and forward_flops(network) * saved > least
+    saved = SAVED[device] * batch * steps / 1e9 / torch.get_num_threads()  # seconds for an operation of a forward pass
+    # Counting loads torch's compiler, which takes seconds: not where no network of this size could pay. A parameter
+    # works once at each position of the image, at most.
+    most = 2 * network.parameters * math.prod(network.shape[1:])
+    return most * saved > COMPILE_SECONDS[device] and forward_flops(network) * saved > COMPILE_SECONDS[device]
 
 
 def ready() -> None:
@@ -153,11 +152,6 @@ def _private(folder: Path) -> bool:
         found = folder.lstat()
         return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
     return False
-
-
-def most_flops(network: Network) -> int:
-    """What :func:`forward_flops` counts at most: a parameter works once at each position of the image."""
-    return 2 * network.parameters * math.prod(network.shape[1:])
 
 
 _flops: dict[str, int] = {}

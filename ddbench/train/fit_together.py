@@ -17,7 +17,7 @@ from ddbench.base.guard import guarded
 from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Examples
-from ddbench.train.compile import forward_flops, most_flops
+from ddbench.train.compile import forward_flops
 from ddbench.train.fit import Labeller, Lessons, Recipe, Source, Student, Watch, paced
 from ddbench.train.network import Network
 from ddbench.train.optimisers import State
@@ -82,9 +82,7 @@ def pays_together(network: Network, batch: int) -> bool:
 
     On CUDA while one student's batch does not fill the device; on the CPU never, since it is not.
     """
-    if network.device.type != "cuda":
-        return False
-    return batch * most_flops(network) <= FILLS or batch * forward_flops(network) <= FILLS  # counting takes seconds
+    return network.device.type == "cuda" and batch * forward_flops(network) <= FILLS
 
 
 def trains_together(network: Network, recipe: Recipe, batch: int, asked: bool | None = None) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import DEVICE, FORM, JSON, OPTIONS, OUT, QUIET
+from ddbench.cli.options import DEVICE, FORM, JSON, OPTIONS, OUT, QUIET, WIDE
 from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE, NETWORK
 
@@ -40,8 +40,11 @@ _FORMS = click.Choice(["pt", "npz", "folder", "datasets"])
 @OUT
 @click.option("--format", "form", default="table", type=FORM)
 @JSON
+@WIDE
 @QUIET
-def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, controls: bool, **given: Any) -> int:
+def evaluate(
+    target: str, out: Path, form: str, as_json: bool, wide: bool, options: tuple, controls: bool, **given: Any
+) -> int:
     """Evaluate a run, a distilled.safetensors, or a set in another tool's format."""
     from ddbench.files.target import EvalOptions, evaluated
 
@@ -52,7 +55,7 @@ def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, c
         return 0
     with console.working(asked.quiet):
         rows = evaluated(target, out, asked, console.say)
-    console.show_rows(rows, form, f"evaluation of {target}")
+    console.show_rows(rows, form, f"evaluation of {target}", wide=wide)
     return 0
 
 

@@ -17,6 +17,7 @@ OUT = click.option(
     "--out", default="runs", type=click.Path(path_type=Path), show_default=True, help="Folder that holds run folders."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+WIDE = click.option("--wide", is_flag=True, help="All columns in the table; other formats always have them.")
 DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True)
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 

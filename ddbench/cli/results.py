@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORM, JSON, OUT
+from ddbench.cli.options import FORM, JSON, OUT, WIDE
 
 if TYPE_CHECKING:
     from ddbench.run.row import Row
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option("--format", "form", default="table", type=FORM, show_default=True)
 @JSON
+@WIDE
 def compare(runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: str, as_json: bool, **given: Any) -> int:
     """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
     from ddbench.run.folder import find_run, readable, rows, run_folders
@@ -68,6 +69,7 @@ def _show_comparison(
     columns: str,
     reported_only: bool,
     fail_if: tuple[str, ...],
+    wide: bool,
     **given: Any,
 ) -> int:
     """Show a comparison; 1 if an expression of ``--fail-if`` holds for a row of it."""
@@ -80,7 +82,7 @@ def _show_comparison(
     failed = tripped(found[0].rows, fail_if)
     # for programs, what is published in other settings is in the rows themselves
     for shown in found if form in ("table", "md", "latex", "html") else found[:1]:
-        console.show(shown, form)
+        console.show(shown, form, wide=wide)
     for text in failed:
         console.say(f"--fail-if {text}")
     return 1 if failed else 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options, varied
+from ddbench.cli.options import FORM, JSON, OUT, QUIET, WIDE, request_options, varied
 from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE
 
@@ -40,6 +40,7 @@ UNGRADED = "--no-random: random images were not graded, so nothing is said of wh
 @click.option("--checkpoint-seconds", default=20.0, type=click.FloatRange(0), help="Seconds between checkpoints.")
 @click.option("--format", "form", default="table", type=FORM)
 @JSON
+@WIDE
 @QUIET
 @click.pass_context
 def run(ctx: click.Context, **given: Any) -> int:
@@ -82,7 +83,7 @@ def run(ctx: click.Context, **given: Any) -> int:
             say=console.say,
             fail=console.fail,
         )
-    console.show_rows(rows, form, "test accuracy, mean ± std over n students")
+    console.show_rows(rows, form, "test accuracy, mean ± std over n students", wide=given["wide"])
     unknown = [UNGRADED] if not given["with_random"] and not given["quiet"] and request.matcher != BASELINE else []
     for text in (*said, *unknown):  # last, where it is seen
         console.say(text)

@@ -242,7 +242,7 @@ def test_json_rows_have_the_documented_fields(shop):
 
 
 def test_a_table_for_people_has_the_accuracy_and_its_deviation(at_home):
-    answer = ddbench("compare", "--per-run", "--out", at_home)
+    answer = ddbench("compare", "--per-run", "--wide", "--out", at_home)
     row = next(line for line in answer.out.splitlines() if "tesla" in line)
     assert re.search(r"\d+\.\d ± \d+\.\d", row)
     assert "validation" in row

@@ -45,6 +45,11 @@ def say(text: str) -> None:
     _console(stderr=True).print(escape(safe(text)))
 
 
+def sayer(quiet: bool) -> Callable[[str], None]:
+    """Says everything, or if it is to be quiet nothing but warnings."""
+    return lambda text: None if quiet and not text.startswith("warning:") else say(text)
+
+
 def fail(text: str) -> None:
     """An error, on stderr, as one line."""
     from rich.markup import escape
@@ -85,7 +90,10 @@ def table(
     for line in body:
         shown.add_row(*(escape(safe("" if cell is None else cell)) for cell in line))
     target = _console() if _console().is_terminal else Console(highlight=False, width=_width())
-    target.print(shown)
+    needed = sum(least) + 2 * len(least)
+    if needed > target.width:  # a name is not broken on a terminal however narrow
+        shown.width = needed
+    target.print(shown, crop=False)
     if caption:
         target.print(escape(safe(caption)), style="italic dim", soft_wrap=False)
 

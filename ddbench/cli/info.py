@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ddbench.data.dataset import Dataset
     from ddbench.hookspecs import DatasetSource
     from ddbench.plugins import Plugin
+    from ddbench.run.row import Row
 
 SHOWN_CLASSES = 12
 
@@ -85,9 +87,12 @@ def _show_list(what: str, out: Path, as_json: bool) -> None:
     if what == "runs":
         found = rows(readable(run_folders(out, set_aside=True)))
         found = [dataclasses.replace(row, status="replaced") if SET_ASIDE in (row.run or "") else row for row in found]
-        columns = ("run", "status", "dataset", "matcher", "scheduler", "ipc", "seed", "n")
-        columns += ("error",) if as_json or any(row.error for row in found) else ()
+        columns: tuple[str, ...] = ("run", "status", "dataset", "matcher", "scheduler", "ipc", "seed")
+        columns += ("accuracy_mean", "accuracy_std", "n", "error")
         body = [[getattr(row, c) for c in columns] for row in found]
+        if not as_json:  # names say the rest
+            _show_runs(found)
+            return
     else:
         kind = what.removesuffix("s")
         with_paper = kind in ("matcher", "scheduler")
@@ -102,6 +107,21 @@ def _show_list(what: str, out: Path, as_json: bool) -> None:
         console.table(what, columns, body)
     else:
         console.say(f"no {what} here")
+
+
+def _show_runs(found: Sequence[Row]) -> None:
+    """Names of runs, each in one piece whatever the width, how they stand and what their students reach."""
+    from ddbench.results.tables import cell
+
+    columns = {"run": "run", "status": "status", "accuracy_mean": "accuracy %", "n": "n", "error": "error"}
+    names = [name for name in columns if name != "error" or any(row.error for row in found)]
+    body = [[cell(name, row.cells) for name in names] for row in found]
+    if not body:
+        console.say("no runs here")
+        return
+    titles = [columns[name] for name in names]
+    least = [max(map(len, (title, *cells))) for title, *cells in zip(titles, *body, strict=True)]
+    console.table("runs", titles, body, least=[*least[:4], *(20 for _ in least[4:])])
 
 
 def _summary(cls: type) -> str:

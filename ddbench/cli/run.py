@@ -14,8 +14,10 @@ from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE
 
 if TYPE_CHECKING:
+    from ddbench.run.row import Row
     from ddbench.run.spec import Request, RunSpec
 
+ASKED = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
 UNGRADED = "--no-random: random images were not graded, so nothing is said of whether this is above them"
 
 
@@ -47,12 +49,11 @@ def run(ctx: click.Context, **given: Any) -> int:
     """Distil a dataset, evaluate the result on its test set, and leave a complete run behind."""
     from ddbench.run.run import Settings
     from ddbench.run.runs import carry_out
-    from ddbench.run.spec import Request, resolve
+    from ddbench.run.spec import Request
 
-    names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
     given["options"] = varied(given["options"], given["vary"])
-    request = Request(**{name: given[name] for name in (*names, "recipe")}, flags=given["options"])
-    out, form = given["out"], "json" if given["as_json"] else given["form"]
+    request = Request(**{name: given[name] for name in (*ASKED, "recipe")}, flags=given["options"])
+    form = "json" if given["as_json"] else given["form"]
     if given["fresh"] and given["resume"]:
         raise UsageError("--fresh makes a run anew and --resume goes on with it; leave one of them out")
     if given["recipe"] and given["resume"]:
@@ -62,15 +63,7 @@ def run(ctx: click.Context, **given: Any) -> int:
         plan = _dry_run(request)
         console.data_json(plan) if form == "json" else _show_dry_run(plan)
         return 0
-    if given["resume"]:
-        explicit = {n: given[n] for n in names if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE}
-        spec, out = _resumed(given["resume"], out, explicit, given["options"])
-        specs = [spec]
-    else:
-        seeds = range(request.seed, request.seed + given["repeats"])
-        resolved = [resolve(request.with_seed(seed)) for seed in seeds]
-        specs = [one.spec for one in resolved]
-        _warn(resolved[0].warning)
+    specs, out = _specs(ctx, request, given)
     renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
     settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
     with console.working(given["quiet"]):
@@ -80,14 +73,38 @@ def run(ctx: click.Context, **given: Any) -> int:
             with_random=given["with_random"],
             with_ceiling=given["with_ceiling"],
             trackers=given["trackers"],
-            say=console.say,
+            say=console.sayer(given["quiet"]),
             fail=console.fail,
         )
     console.show_rows(rows, form, "test accuracy, mean ± std over n students", wide=given["wide"])
-    unknown = [UNGRADED] if not given["with_random"] and not given["quiet"] and request.matcher != BASELINE else []
-    for text in (*said, *unknown):  # last, where it is seen
+    if not given["quiet"]:
+        _show_headline(rows, specs, out)
+        said += [UNGRADED] if not given["with_random"] and request.matcher != BASELINE else []
+    for text in said:  # last, where it is seen
         console.say(text)
     return 0 if all(row.status == "ok" for row in rows) else 1
+
+
+def _specs(ctx: click.Context, request: Request, given: dict[str, Any]) -> tuple[list[RunSpec], Path]:
+    """What is to be carried out, and the folder for it: a run that is gone on with, or one for each seed."""
+    from ddbench.run.spec import resolve
+
+    if given["resume"]:
+        named = click.core.ParameterSource.COMMANDLINE
+        explicit = {name: given[name] for name in ASKED if ctx.get_parameter_source(name) == named}
+        spec, out = _resumed(given["resume"], given["out"], explicit, given["options"])
+        return [spec], out
+    resolved = [resolve(request.with_seed(request.seed + i)) for i in range(given["repeats"])]
+    _warn(resolved[0].warning)
+    return [one.spec for one in resolved], given["out"]
+
+
+def _show_headline(rows: list[Row], specs: list[RunSpec], out: Path) -> None:
+    from ddbench.results.headline import headline
+    from ddbench.run.place import folder_of
+
+    for text in headline(rows, [folder_of(spec, out) for spec in specs]):
+        console.say(text)
 
 
 @click.command()

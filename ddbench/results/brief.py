@@ -49,13 +49,14 @@ def brief(table: Table, width: int) -> tuple[list[str], list[list[str]], list[st
     titles = COLUMNS | {"n": table.shown.get("n", "n")} | {n: table.shown[n] for n in ("reported",) if n in table.shown}
     titles |= extra
     cells = {name: [_cell(name, row) for row in table.rows] for name in titles | COUNTS}
-    once = {name: found[0] for name, found in cells.items() if len(set(found)) == 1 and name in _once(lines)}
+    told = {name: {text for text in cells[name] if text} for name in _once(lines)}  # a ceiling, say, has no seed
+    once = {name: found.pop() for name, found in told.items() if len(found) == 1}
     shown = [n for n in titles if n not in once and any(cells[n]) and not (lines and n == "seed")]
     if set(cells["status"]) == {"ok"}:
         shown.remove("status")
     kept = _fitting(shown, {name: [titles[name], *cells[name]] for name in shown}, width)
     hidden = [titles[name] for name in shown if name not in kept]
-    agreed = ", ".join(f"{(titles | COUNTS)[name]} {text}" for name, text in once.items() if text)
+    agreed = ", ".join(f"{(titles | COUNTS)[name]} {text}" for name, text in once.items())
     notes = [f"In all lines: {agreed}."] if agreed else []
     notes += [f"Left out for lack of room: {', '.join(hidden)}; --wide shows all columns."] if hidden else []
     body = [[cells[name][i] for name in kept] for i in range(len(table.rows))]
@@ -70,14 +71,14 @@ def _once(lines: bool) -> tuple[str, ...]:
 def _cell(name: str, row: Cells) -> str:
     special: dict[str, Callable[[Cells], str]] = {
         "method": lambda row: cell("run", {"run": method_of(row)}),
-        "accuracy": _accuracy,
+        "accuracy": accuracy,
         "difference": _difference,
         "cost": _cost,
     }
     return special[name](row) if name in special else cell(name, row)
 
 
-def _accuracy(row: Cells) -> str:
+def accuracy(row: Cells) -> str:
     """``86.5 [83.2, 89.8] *``, or ``86.5 ± 1.2`` of a single run."""
     if row.get("accuracy_mean") is None:
         return ""
@@ -133,7 +134,8 @@ def _notes(table: Table, kept: list[str]) -> list[str]:
     for row in table.rows:
         if row.get("note"):
             told.setdefault(row["note"], []).append(_cell("method", row))
-    beside = [f"{', '.join(dict.fromkeys(names))}: {note}." for note, names in told.items()]
+    who = {note: "" if note.startswith(names[0]) else f"{', '.join(names)}: " for note, names in told.items()}
+    beside = [f"{names}{note}." for note, names in who.items()]
     return [*own, *plain, *beside]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -94,6 +94,7 @@ class Run:
     spec: RunSpec
     dataset: Dataset
     settings: Settings
+    begun: Callable[[Run, bool], None] = lambda _run, _going_on: None  # told of it once nothing was refused
 
     @cached_property
     def folder(self) -> Path:
@@ -104,7 +105,9 @@ class Run:
         self._check_task()
         self._renew()
         with lock(self.folder / ".lock", wait=False, within=self.settings.out):
+            going_on = (self.folder / "spec.json").exists()
             self._check_spec()
+            self.begun(self, going_on)
             with self._saying_if_deleted():
                 return self._execute()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -84,7 +85,7 @@ def table(
     from rich.table import Table
 
     look = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)} if least else {}
-    shown = Table(title=escape(safe(title)) or None, title_justify="left", **look)
+    shown = Table(**look)
     for i, name in enumerate(columns):
         shown.add_column(escape(safe(name)), overflow="fold", min_width=least[i] if least else None)
     for line in body:
@@ -93,9 +94,29 @@ def table(
     needed = sum(least) + 2 * len(least)
     if needed > target.width:  # a name is not broken on a terminal however narrow
         shown.width = needed
+    if title:
+        target.print(escape(safe(title)), style="italic", soft_wrap=True)  # a name in it stays in one piece
     target.print(shown, crop=False)
     if caption:
         target.print(escape(safe(caption)), style="italic dim", soft_wrap=False)
+
+
+def markdown(text: str) -> None:
+    """A docstring on stdout, laid out: its tables, lists and code."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    lines = safe(text).split("\n")
+    plain = "\n".join(line if line.startswith("    ") else _literal(line) for line in lines)
+    target = _console() if _console().is_terminal else Console(highlight=False, width=120)
+    target.print(Markdown(plain), soft_wrap=False)
+    target.print()
+
+
+def _literal(line: str) -> str:
+    """A line in which stars and the like are mathematics, outside of code."""
+    parts = re.split(r"(`+[^`]+`+)", line)
+    return "".join(part if i % 2 else re.sub(r"([*_<\[~])", r"\\\1", part) for i, part in enumerate(parts))
 
 
 def _width() -> int:

@@ -258,6 +258,7 @@ def _markdown(table: Table) -> str:
     return "\n\n".join(part for part in ("\n".join(rows), *notes) if part) + "\n"
 
 
+_MINUS = re.compile(r"(?<![\w.)-])-(?=\d)")
 # A row that began with a bracket would be the optional argument of the line break before it.
 _LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
                         "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$",
@@ -265,12 +266,17 @@ _LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslas
                         ">": r"\textgreater{}", "[": "{[}", "]": "{]}"})  # fmt: skip
 
 
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it; a minus before a number is one, not a hyphen."""
+    return _MINUS.sub("$-$", text.translate(_LATEX))
+
+
 def _latex(table: Table) -> str:
     """A booktabs tabular, with its notes below."""
     titles, body = table.text()
-    lines = [" & ".join(c.translate(_LATEX) for c in line) + r" \\" for line in [titles, *body]]
+    lines = [" & ".join(map(latex_text, line)) + r" \\" for line in [titles, *body]]
     head = rf"\begin{{tabular}}{{{'l' * max(1, len(titles))}}}"
-    notes = [r"\par\footnotesize " + clean(note).translate(_LATEX) for note in table.notes()]
+    notes = [r"\par\footnotesize " + latex_text(clean(note)) for note in table.notes()]
     return (
         "\n".join([head, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", *notes])
         + "\n"

@@ -33,6 +33,8 @@ from ddbench.plugins import staged
 from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum, first_with
+from ddbench.run.again import FILE as CONFIG
+from ddbench.run.again import config_of
 from ddbench.run.calls import next_problem, phases_of, stages_of
 from ddbench.run.folder import FINAL, finished
 from ddbench.run.place import comparable, deleted, folder_of, set_aside
@@ -173,6 +175,8 @@ class Run:
             # what is left of a folder that was deleted under a run: its stages can be believed, that it is whole cannot
             (self.folder / "result.json").unlink(missing_ok=True)
             write_json(self.folder / FILE, {"sources": sources(self.spec)})
+            if text := config_of(self.spec, self.settings.students):
+                atomic_write(self.folder / CONFIG, text.encode())
         other = []
         for name, record in (("spec.json", self.spec.record()), ("dataset.json", data)):
             path = self.folder / name

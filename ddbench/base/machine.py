@@ -1,4 +1,4 @@
-"""What a figure was measured with: peak memory, the machine, and the code."""
+"""The device, and what a figure was measured with: peak memory, the machine, and the code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from pathlib import Path
 
 import torch
 
+from ddbench.errors import UsageError
+
+DEVICES = ("auto", "cpu", "cuda")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -95,3 +98,22 @@ def _processor() -> str:
     except OSError:
         pass
     return "CPU"
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is CUDA where there is one, and ``cuda:0`` is ``cuda``. Asking for CUDA without one is an error."""
+    name = "cuda" if name == "cuda:0" else name
+    if name.startswith("cuda:") and name[5:].isdecimal():
+        raise UsageError(
+            f"--device {name} asked for, but ddbench works on one GPU, the first that it sees: run it with "
+            f"CUDA_VISIBLE_DEVICES={name[5:]} and --device cuda"
+        )
+    if name not in DEVICES:
+        raise UsageError(
+            f"--device must be one of {', '.join(DEVICES)}, got {name!r}: ddbench runs on CPUs and on CUDA"
+        )
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda asked for, but torch finds no CUDA device here; use --device cpu or auto")
+    return name

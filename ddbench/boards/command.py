@@ -9,16 +9,16 @@ import ast
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
-from ddbench.base.options import changed, label, make, options
+from ddbench.base.options import label, make
 from ddbench.errors import DataError, UsageError
-from ddbench.grade.protocol import Protocol, named
 from ddbench.plugins import main_option, registry
 from ddbench.results.tables import UNSAFE
+from ddbench.run.again import option_text, request_of
 from ddbench.run.record import PLACES, SpecRecord
-from ddbench.run.spec import EXPERTS, GROUPS, PLUGGED, Request, RunSpec, from_record, known_options, resolve
+from ddbench.run.spec import PLUGGED, Request, from_record, known_options
 
 LONGEST = 20_000  # letters of a line: the names of a thousand classes
 NONE = "no command can be told: a plugin is not here, or a value cannot be written on a line"
@@ -35,20 +35,18 @@ def command_of(specs: Sequence[SpecRecord], students: int, networks: Sequence[st
     spec, seeds = specs[0], sorted(s.seed for s in specs)
     try:
         made = from_record(known_options(spec.json_value()))
-        protocol = named(made.protocol.name.partition("-custom-")[0], made.dataset.name)
-        names = {kind: getattr(made, kind).name for kind in PLUGGED}
-        plain = Request(**names, ipc=made.ipc, protocol=protocol.name, device="cpu")
-        usual = resolve(plain).spec.record()
-        told = [pair for group in GROUPS for pair in _differing(group, made, usual[group], protocol)]
-        if not _reads_back(made, plain, told):
-            return ""
+        asked = request_of(made)
     except (UsageError, DataError):
         return ""
+    if asked is None:
+        return ""
+    plain, told = asked
+    names: dict[str, Any] = {kind: getattr(plain, kind) for kind in PLUGGED}
     place = main_option(registry().get("dataset", names["dataset"]))
     if place in PLACES and (where := spec.dataset.options.get(place, "DATA")):
         names["dataset"] += f":{where}"
     words = [*([f"DDBENCH_THREADS={spec.threads}"] if spec.threads else []), "ddbench", "run"]
-    for name, value in (names | {"ipc": spec.ipc, "protocol": protocol.name, "device": spec.device}).items():
+    for name, value in (names | {"ipc": spec.ipc, "protocol": plain.protocol, "device": spec.device}).items():
         default = getattr(Request, name)
         words += [f"--{name}", str(value)] if value != default or name in ("dataset", "matcher", "ipc") else []
     lines = [seeds] if seeds == list(range(seeds[0], seeds[0] + len(seeds))) else [[seed] for seed in seeds]
@@ -72,23 +70,10 @@ def is_command(line: str) -> bool:
     return shlex.join(words) == line and words[threads : threads + 2] in (["ddbench", "run"], ["ddbench", "eval"])
 
 
-def option_text(value: Any) -> str:
-    """A value as ``-o`` reads it; of a list, what commas, quotes and spaces would change stands in double quotes."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(_part(option_text(part), alone=len(value) == 1) for part in value)
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def flags_text(group: str, given: dict[str, Any]) -> str:
     """``-o`` for each of the options of a group, as a shell takes them, with a space before each; else nothing."""
     told = [(f"{group}.{name}", option_text(value)) for name, value in given.items()]
     return "".join(f" {word}" for word in map(shlex.quote, _flags(told)))
-
-
-def _part(text: str, *, alone: bool) -> str:
-    """A part of a list; ``none`` alone would be read as no list."""
-    plain = text == text.strip() and "," not in text and not text.startswith('"')
-    return text if plain and not (alone and text.lower() in ("none", "null")) else '"' + text.replace('"', '""') + '"'
 
 
 def _flags(told: Sequence[tuple[str, str]]) -> list[str]:
@@ -109,30 +94,3 @@ def _again(network: str, students: int) -> list[str]:
         return []
     told = [(f"network.{option}", option_text(value)) for option, value in given.items()]
     return ["ddbench", "eval", "RUN", "--network", name, "--students", str(students), *_flags(told)]
-
-
-def _differing(group: str, spec: RunSpec, usual: dict[str, Any], protocol: Protocol) -> list[tuple[str, str]]:
-    """The options of a group that are not fields' defaults, or that a recipe would make others today."""
-    made: Any = getattr(spec, group)
-    usual = usual["options"] if group in PLUGGED else usual
-    base = {"experts": EXPERTS, "protocol": protocol}.get(group)
-    told = changed(made) if base is None else {n: v for n, v in options(made).items() if v != options(base)[n]}
-    told |= {name: value for name, value in options(made).items() if usual.get(name) != value}
-    shown = [(name, value) for name, value in options(made).items() if name in told and name not in _left(group)]
-    return [(f"{group}.{name}", option_text(value)) for name, value in shown]
-
-
-def _left(group: str) -> tuple[str, ...]:
-    """Options that no flag says: where data lie here, and which rules these are, which ``--protocol`` says."""
-    return ("name", "version") if group == "protocol" else PLACES if group == "dataset" else ()
-
-
-def _reads_back(made: RunSpec, plain: Request, told: Sequence[tuple[str, str]]) -> bool:
-    """Whether the flags, read as the command line reads them, give the options that the runs had."""
-    flags = tuple((name, text.strip()) for name, text in told)
-    again = resolve(replace(plain, flags=flags)).spec
-    return all(
-        {n: v for n, v in options(getattr(held, group)).items() if n not in _left(group)}
-        == {n: v for n, v in options(getattr(made, group)).items() if n not in _left(group)}
-        for held, group in ((again, group) for group in GROUPS)
-    )

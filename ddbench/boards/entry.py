@@ -25,6 +25,7 @@ from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.folder import FINAL, finished
 from ddbench.run.place import called
 from ddbench.run.record import PLACES, Described, ResultRecord, RunRecord, SpecRecord, StageRecord
+from ddbench.run.row import method_name
 from ddbench.run.spec import current, from_record
 
 FORMAT = 2  # 1 had pictures of another kind, with the names of entries
@@ -69,9 +70,7 @@ class EntryRun(RunRecord):
     @property
     def method(self) -> str:
         """What its method is called unless its author says otherwise: ``tesla pdd (teacher labels)``."""
-        spec, labels = self.spec, self.result.label_type
-        rule = f" {spec.scheduler.name}" if spec.scheduler.name != ONE_STAGE else ""
-        return f"{spec.matcher.name}{rule}" + (f" ({labels} labels)" if labels not in (None, "hard") else "")
+        return method_name(self.spec.matcher.name, self.spec.scheduler.name, self.result.label_type)
 
     @property
     def entry_name(self) -> str:

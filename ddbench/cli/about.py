@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from ddbench.base.recipes import RecipeEntry
     from ddbench.plugins import Plugin
 
-RECIPE = ("match", "recipe", "record", "options", "verified", "source")
-
 
 def about_plugin(plugin: Plugin) -> dict[str, Any]:
     """Its docstring, options and recipes, as ``ddbench info`` shows them."""
@@ -49,23 +47,28 @@ def _recorded(entry: RecipeEntry) -> str:
     return f"{entry.ran}: {told}"
 
 
+_WORDS = {int: "integer", float: "number", bool: "true or false", str: "text"}
+_BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+
+
 def _type(hint: Any) -> str:
-    """A type as people write it: ``float gt(gt=0) or auto``."""
+    """A type as people write it: ``number above 0, or auto``."""
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_type(part) for part in get_args(hint) if part is not NoneType)
+        return ", or ".join(_type(part) for part in get_args(hint) if part is not NoneType)
     if get_origin(hint) is Literal:
         return ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (tuple, list):
+        return f"any number of: {_type(get_args(hint)[0])}"
     if notes := getattr(hint, "__metadata__", ()):
-        return " ".join([_type(hint.__origin__), *(_bound(n) for n in notes if not isinstance(n, str))])
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        bounds = [text for note in notes if not isinstance(note, str) for text in _bounds(note)]
+        return " ".join(filter(None, [_type(hint.__origin__), " and ".join(bounds)]))
+    return _WORDS.get(hint) or (hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", ""))
 
 
-def _bound(note: Any) -> str:
-    """``Ge(1)`` as ``>= 1``."""
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    return ", ".join(f"{sign} {getattr(note, name)}" for name, sign in signs.items() if hasattr(note, name)) or repr(
-        note
-    )
+def _bounds(note: Any) -> list[str]:
+    """``Ge(1)`` as ``of at least 1``."""
+    told = [f"{word} {getattr(note, name):g}" for name, word in _BOUNDS.items() if hasattr(note, name)]
+    return told or [repr(note)]
 
 
 def _option(kind: str, f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def target_options(students: int, what: str) -> Callable[[Callable[..., Any]], C
                 click.option("--network", help="Another network than the set's own."),
                 click.option("--protocol", help="Train by another protocol."),
                 click.option("--students", default=students, show_default=True, type=click.IntRange(1), help=what),
-                click.option("--seed", type=int, help="Seed of all that is drawn; by default the run's."),
+                click.option("--seed", type=click.IntRange(0), help="Seed of all that is drawn; by default the run's."),
                 DEVICE,
                 OPTIONS,
                 OUT,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import OUT
+from ddbench.cli.options import OUT, run_names
 from ddbench.errors import UsageError
 
 BOARDS = click.option(
@@ -122,33 +122,31 @@ def build(boards: tuple[str, ...], root: Path, check: bool) -> int:
 
 @leaderboard.command()
 @click.argument("boards", nargs=-1, metavar="[BOARDS]...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the site.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), help="Folder for the site.")
 @BOARDS
-def html(boards: tuple[str, ...], root: Path, out: Path) -> int:
+def html(boards: tuple[str, ...], root: Path, to: Path) -> int:
     """A static site of the boards, which needs no server and no network."""
     from ddbench.boards.board import found
     from ddbench.boards.ranking import standings
     from ddbench.boards.site import site, write
 
-    for path in write(site([standings(board) for board in found(boards, root)]), out):
+    for path in write(site([standings(board) for board in found(boards, root)]), to):
         console.data(str(path))
     return 0
 
 
 @click.command()
-@click.argument("run", metavar="RUN")
-@click.option("--out", "page", type=click.Path(path_type=Path), help="The page; by default report.html in the run.")
-@click.option(
-    "--runs", default="runs", type=click.Path(path_type=Path), show_default=True, help="Folder that holds run folders."
-)
-def report(run: str, page: Path | None, runs: Path) -> int:
+@click.argument("run", metavar="RUN", shell_complete=run_names)
+@click.option("--to", type=click.Path(path_type=Path), help="The page to write; by default report.html in the run.")
+@OUT
+def report(run: str, to: Path | None, out: Path) -> int:
     """One run as a page: curves, selection, students, controls, images, costs and its command."""
     from ddbench.base.cache import atomic_write
     from ddbench.boards.site import report as work
     from ddbench.run.folder import find_run
 
-    folder = find_run(run, runs)
-    page = page or folder / "report.html"
+    folder = find_run(run, out)
+    page = to or folder / "report.html"
     atomic_write(page, work(folder).encode())
     console.data(str(page))
     return 0

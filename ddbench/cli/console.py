@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,6 +46,11 @@ def say(text: str) -> None:
     _console(stderr=True).print(escape(safe(text)))
 
 
+def sayer(quiet: bool) -> Callable[[str], None]:
+    """Says everything, or if it is to be quiet nothing but warnings."""
+    return lambda text: None if quiet and not text.startswith("warning:") else say(text)
+
+
 def fail(text: str) -> None:
     """An error, on stderr, as one line."""
     from rich.markup import escape
@@ -62,21 +68,60 @@ def data_json(value: Any) -> None:
     data(json.dumps(value, indent=2, allow_nan=False, default=str))
 
 
-def table(title: str, columns: Sequence[str], body: Iterable[Sequence[Any]], caption: str | None = None) -> None:
-    """A table on stdout; as wide as its content when stdout is not a terminal."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    body: Iterable[Sequence[Any]],
+    caption: str | None = None,
+    least: Sequence[int] = (),
+) -> None:
+    """A table on stdout; as wide as its content when stdout is not a terminal.
+
+    With the ``least`` width of each column it has no lines between them, and no column becomes narrower.
+    """
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title=escape(safe(title)) or None, title_justify="left", caption=caption and escape(safe(caption)))
-    shown.caption_justify = "left"
-    for name in columns:
-        shown.add_column(escape(safe(name)), overflow="fold")
+    look = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)} if least else {}
+    shown = Table(**look)
+    for i, name in enumerate(columns):
+        shown.add_column(escape(safe(name)), overflow="fold", min_width=least[i] if least else None)
     for line in body:
         shown.add_row(*(escape(safe("" if cell is None else cell)) for cell in line))
-    out = _console()
-    target = out if out.is_terminal else Console(highlight=False, width=250)
-    target.print(shown)
+    target = _console() if _console().is_terminal else Console(highlight=False, width=_width())
+    needed = sum(least) + 2 * len(least)
+    if needed > target.width:  # a name is not broken on a terminal however narrow
+        shown.width = needed
+    if title:
+        target.print(escape(safe(title)), style="italic", soft_wrap=True)  # a name in it stays in one piece
+    target.print(shown, crop=False)
+    if caption:
+        target.print(escape(safe(caption)), style="italic dim", soft_wrap=False)
+
+
+def markdown(text: str) -> None:
+    """A docstring on stdout, laid out: its tables, lists and code."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    lines = safe(text).split("\n")
+    plain = "\n".join(line if line.startswith("    ") else _literal(line) for line in lines)
+    target = _console() if _console().is_terminal else Console(highlight=False, width=120)
+    target.print(Markdown(plain), soft_wrap=False)
+    target.print()
+
+
+def _literal(line: str) -> str:
+    """A line in which stars and the like are mathematics, outside of code."""
+    parts = re.split(r"(`+[^`]+`+)", line)
+    return "".join(part if i % 2 else re.sub(r"([*_<\[~])", r"\\\1", part) for i, part in enumerate(parts))
+
+
+def _width() -> int:
+    """The letters of a line: those of the terminal, and plenty where a program or a file reads."""
+    return _console().width if _console().is_terminal else 250
 
 
 class Display:
@@ -220,23 +265,27 @@ def warn_broken() -> None:
         say(f"warning: {broken}")
 
 
-def show(rows: Rows, form: str) -> None:
-    """A table of results on stdout, in the format asked for."""
+def show(rows: Rows, form: str, *, wide: bool = True) -> None:
+    """A table of results on stdout, in the format asked for; without ``wide``, a table has the columns that fit."""
+    from ddbench.results.brief import brief
     from ddbench.results.tables import render
 
     if form != "table":
         data(render(rows, form))
     elif not rows.rows:
         say("no runs to show; `ddbench run` makes one")
-    else:
+    elif wide or rows.columns or "matcher" not in rows.shown:
         table(rows.title, *rows.text(), "\n".join(rows.notes()))
+    else:
+        titles, body, notes, least = brief(rows, _width())
+        table(rows.title, titles, body, "\n".join(notes), least)
 
 
-def show_rows(rows: Sequence[Row], form: str, title: str) -> None:
+def show_rows(rows: Sequence[Row], form: str, title: str, *, wide: bool = False) -> None:
     """Rows of single runs on stdout, in the format asked for."""
     from ddbench.results.aggregate import per_run
     from ddbench.results.compare import marked
     from ddbench.results.tables import PER_RUN, Table
 
     found = per_run(rows)
-    show(Table(found, PER_RUN, marked(found), title=title), form)
+    show(Table(found, PER_RUN, marked(found), title=title), form, wide=wide)

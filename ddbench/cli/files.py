@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import DEVICE, FORM, JSON, OPTIONS, OUT, QUIET
+from ddbench.cli.options import DEVICE, FORM, JSON, OPTIONS, OUT, QUIET, WIDE
 from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE, NETWORK
 
 if TYPE_CHECKING:
     from ddbench.files.asked import EvalOptions
+    from ddbench.run.row import Row
 
 _PATHS = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 _LABELS = click.Choice(["auto", "hard", "probability", "logit", "real"])
@@ -23,7 +24,7 @@ _FORMS = click.Choice(["pt", "npz", "folder", "datasets"])
 @click.command("eval")
 @click.argument("target", metavar="RUN|FILE|FOLDER")
 @click.option("--students", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--seed", type=int, help="Seed of the students; by default the run's.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the students; by default the run's.")
 @click.option("--dataset", help="Dataset plugin with the test data, if not the file's own.")
 @click.option("--network", metavar="NAMES", help="Evaluate on another network, or on several: convnet,resnet18,vit.")
 @click.option("--protocol", help="Train students by another protocol.")
@@ -42,8 +43,11 @@ _FORMS = click.Choice(["pt", "npz", "folder", "datasets"])
 @OUT
 @click.option("--format", "form", default="table", type=FORM)
 @JSON
+@WIDE
 @QUIET
-def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, controls: bool, **given: Any) -> int:
+def evaluate(
+    target: str, out: Path, form: str, as_json: bool, wide: bool, options: tuple, controls: bool, **given: Any
+) -> int:
     """Evaluate a run, a distilled.safetensors, or a set in another tool's format."""
     from ddbench.files.target import EvalOptions, evaluated
 
@@ -53,9 +57,26 @@ def evaluate(target: str, out: Path, form: str, as_json: bool, options: tuple, c
         _show_controls(target, out, asked, form)
         return 0
     with console.working(asked.quiet):
-        rows = evaluated(target, out, asked, console.say)
-    console.show_rows(rows, form, f"evaluation of {target}")
-    return 0
+        rows = evaluated(target, out, asked, console.sayer(asked.quiet), lost := [])
+    console.show_rows(rows, form, f"evaluation of {target}", wide=wide)
+    if asked.metrics is not None and form == "table":
+        _show_metrics(rows)
+    for text in lost:
+        console.fail(text)
+    return 1 if lost else 0
+
+
+def _show_metrics(rows: list[Row]) -> None:
+    """Every metric that was measured, the mean over students, with a column for each evaluation."""
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    measured = [row for row in rows if row.metrics]
+    networks = {str(row.network) for row in measured}
+    titles = [f"n {row.n}" if len(networks) == 1 else f"{row.network}, n {row.n}" for row in measured]
+    body = [
+        [name.removesuffix("_mean"), *(f"{row.metrics[name]:.4g}" if name in row.metrics else "" for row in measured)]
+        for name in names
+    ]
+    console.table(f"metrics on {', '.join(sorted(networks))}: means over n students", ["metric", *titles], body)
 
 
 def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> None:
@@ -105,11 +126,11 @@ def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> N
 )
 @click.option("--labels", default="auto", type=_LABELS, show_default=True, help="What soft labels mean.")
 @click.option("--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which one of a res_*.pt.")
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; by default NAME.safetensors here.")
+@click.option("--to", type=click.Path(path_type=Path), help="File to write; by default NAME.safetensors here.")
 @click.option("--experts", is_flag=True, help="Import MTT's replay_buffer_*.pt as expert trajectories.")
 @OPTIONS
 @QUIET
-def import_(paths: tuple[Path, ...], out: Path | None, experts: bool, options: tuple, quiet: bool, **given: Any) -> int:
+def import_(paths: tuple[Path, ...], to: Path | None, experts: bool, options: tuple, quiet: bool, **given: Any) -> int:
     """Make a file that describes itself of a set in another tool's format, or experts of replay buffers."""
     from ddbench.files.importer import imported, imported_experts
     from ddbench.run.spec import Request
@@ -127,9 +148,9 @@ def import_(paths: tuple[Path, ...], out: Path | None, experts: bool, options: t
     if len(paths) > 1:
         raise UsageError(f"{len(paths)} paths given, but one set is imported at a time; several are for --experts")
     path = next(iter(paths))
-    target = out or Path(f"{path.stem if path.is_file() else path.resolve().name}.safetensors")
+    target = to or Path(f"{path.stem if path.is_file() else path.resolve().name}.safetensors")
     if target.exists():
-        raise UsageError(f"{target} exists already, and nothing is overwritten; give another --out")
+        raise UsageError(f"{target} exists already, and nothing is overwritten; give another --to")
     with console.working(quiet):
         distilled, notes = imported(path, request, **{n: given[n] for n in ("pixels", "labels", "experiment")})
     distilled.save(target)
@@ -142,25 +163,19 @@ def import_(paths: tuple[Path, ...], out: Path | None, experts: bool, options: t
 @click.command()
 @click.argument("target", metavar="RUN|FILE", type=click.Path(path_type=Path))
 @click.option("--format", "form", required=True, type=_FORMS, help="MTT's .pt files, npz, pictures, or parquet.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder (or .npz file) to write.")
-@click.option(
-    "--runs",
-    default="runs",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder that holds run folders, where RUN is a name.",
-)
-def export(target: Path, form: str, out: Path, runs: Path) -> int:
+@click.option("--to", required=True, type=click.Path(path_type=Path), help="Folder (or .npz file) to write.")
+@OUT
+def export(target: Path, form: str, to: Path, out: Path) -> int:
     """Write a distilled set in a format that other tools read."""
     from ddbench.files.exporter import export as write
     from ddbench.grade.distilled import Distilled
     from ddbench.run.folder import find_run
 
     console.warn_broken()
-    file = target if target.is_file() else find_run(str(target), runs) / "distilled.safetensors"
+    file = target if target.is_file() else find_run(str(target), out) / "distilled.safetensors"
     if not file.exists():
         raise UsageError(f"{file.parent} holds no distilled set yet; finish it with `ddbench run --resume {target}`")
-    for note in write(Distilled.load(file), form, out):
+    for note in write(Distilled.load(file), form, to):
         console.say(note)
-    console.data(str(out))
+    console.data(str(to))
     return 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddbench.cli import console
-from ddbench.cli.about import RECIPE, about_plugin
+from ddbench.cli.about import about_plugin
 from ddbench.cli.options import JSON, OPTIONS, OUT, QUIET
 from ddbench.errors import DataError, DDBenchError, UsageError, did_you_mean
 from ddbench.run.defaults import MATCHER, NETWORK
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ddbench.data.dataset import Dataset
     from ddbench.hookspecs import DatasetSource
     from ddbench.plugins import Plugin
+    from ddbench.run.row import Row
 
 SHOWN_CLASSES = 12
 
@@ -68,7 +70,7 @@ def plugins(as_json: bool) -> int:
 @click.option("--matcher", default=MATCHER, show_default=True)
 @click.option("--steps", default=15, show_default=True, type=click.IntRange(1), help="Student steps.")
 @click.option("--lr", default=0.01, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Student lr.")
-@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @OPTIONS
 @JSON
 def check_grad(as_json: bool, **given: Any) -> int:
@@ -85,9 +87,12 @@ def _show_list(what: str, out: Path, as_json: bool) -> None:
     if what == "runs":
         found = rows(readable(run_folders(out, set_aside=True)))
         found = [dataclasses.replace(row, status="replaced") if SET_ASIDE in (row.run or "") else row for row in found]
-        columns = ("run", "status", "dataset", "matcher", "scheduler", "ipc", "seed", "n")
-        columns += ("error",) if as_json or any(row.error for row in found) else ()
+        columns: tuple[str, ...] = ("run", "status", "dataset", "matcher", "scheduler", "ipc", "seed")
+        columns += ("accuracy_mean", "accuracy_std", "n", "error")
         body = [[getattr(row, c) for c in columns] for row in found]
+        if not as_json:  # names say the rest
+            _show_runs(found)
+            return
     else:
         kind = what.removesuffix("s")
         with_paper = kind in ("matcher", "scheduler")
@@ -102,6 +107,21 @@ def _show_list(what: str, out: Path, as_json: bool) -> None:
         console.table(what, columns, body)
     else:
         console.say(f"no {what} here")
+
+
+def _show_runs(found: Sequence[Row]) -> None:
+    """Names of runs, each in one piece whatever the width, how they stand and what their students reach."""
+    from ddbench.results.tables import cell
+
+    columns = {"run": "run", "status": "status", "accuracy_mean": "accuracy %", "n": "n", "error": "error"}
+    names = [name for name in columns if name != "error" or any(row.error for row in found)]
+    body = [[cell(name, row.cells) for name in names] for row in found]
+    if not body:
+        console.say("no runs here")
+        return
+    titles = [columns[name] for name in names]
+    least = [max(map(len, (title, *cells))) for title, *cells in zip(titles, *body, strict=True)]
+    console.table("runs", titles, body, least=[*least[:4], *(20 for _ in least[4:])])
 
 
 def _summary(cls: type) -> str:
@@ -134,12 +154,14 @@ def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> 
         return
     for plugin in found:
         about = about_plugin(plugin)
-        console.data(f"{plugin.kind} {plugin.name} ({plugin.package} {plugin.version})\n\n{about['doc']}\n")
+        console.data(f"{plugin.kind} {plugin.name} ({plugin.package} {plugin.version})\n")
+        console.markdown(about["doc"])
         columns = ("option", "type", "default", "what")
-        console.table("options", columns, [[o[c] for c in columns] for o in about["options"]])
+        body = [[o[c] for c in columns] for o in about["options"]]
+        longest = max((len(o["option"]) for o in about["options"]), default=6)
+        console.table("options", columns, body, least=(longest, 14, 7, 20))
         if about["recipes"]:
-            columns = ("for", "recipe", "run by ddbench", "options", "verified by ddbench", "source")
-            console.table("recipes", columns, [[r[c] for c in RECIPE] for r in about["recipes"]])
+            console.table("recipes", ("recipe", "options"), [_recipe(r) for r in about["recipes"]], least=(30, 30))
         if plugin.kind == "dataset":
             known = data[plugin.name]
             if shown := known["about"] | (known["measured"] or {}):
@@ -150,6 +172,16 @@ def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> 
                 )
             elif known["missing"]:
                 console.say(known["missing"])
+
+
+def _recipe(recipe: dict[str, Any]) -> list[str]:
+    """What a recipe is for and where it comes from, and its options, one a line."""
+    checked = "verified" if recipe["verified"] else "not verified"
+    about = f"{recipe['recipe']}, for {recipe['match']}"
+    return [
+        f"{about}\nrun by ddbench: {recipe['record']}\n{checked}; {recipe['source']}\n",
+        recipe["options"].replace(" ", "\n"),
+    ]
 
 
 def _show_plugins(as_json: bool) -> int:

@@ -44,6 +44,12 @@ def _require_folder() -> None:
         raise DataError("the current folder was deleted; change to one that is there and run again") from error
 
 
+def _refused(error: click.ClickException) -> str:
+    """What is wrong with a command line, and which help says what is right."""
+    context = getattr(error, "ctx", None)
+    return error.format_message().rstrip(".") + (f"; see `{context.command_path} -h`" if context else "")
+
+
 def main() -> None:
     """Run the command line: one sentence for every expected error, and the documented exit codes."""
     # By default OpenMP threads spin for long while they wait, which makes small networks several times slower on
@@ -54,8 +60,11 @@ def main() -> None:
         require_posix()
         _require_folder()
         code = cli.main(standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        code = error.exit_code
+    except click.ClickException as error:
+        console.fail(_refused(error))
         code = error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
         console.fail(interrupts.sentence())

@@ -17,8 +17,17 @@ OUT = click.option(
     "--out", default="runs", type=click.Path(path_type=Path), show_default=True, help="Folder that holds run folders."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-DEVICE = click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]), show_default=True)
+WIDE = click.option("--wide", is_flag=True, help="All columns in the table; other formats always have them.")
+DEVICE = click.option("--device", default="auto", metavar="auto|cpu|cuda", show_default=True)
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+
+
+def run_names(context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    """For the completion of a shell: the runs in --out whose names begin so."""
+    from ddbench.run.folder import run_folders
+
+    names = [folder.name for folder in run_folders(Path(context.params.get("out") or "runs"))]
+    return [name for name in names if name.startswith(begun)]
 
 
 def pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -56,7 +65,7 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--scheduler", default=SCHEDULER, show_default=True, help="How the budget is staged."),
             click.option("--network", default=NETWORK, show_default=True, help="Network plugin."),
             click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
-            click.option("--seed", default=0, show_default=True, type=int, help="Seed of the run."),
+            click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the run."),
             click.option(
                 "--protocol", default="default", show_default=True, help="Rules, such as default or pdd-paper."
             ),

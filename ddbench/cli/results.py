@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORM, JSON, OUT
+from ddbench.cli.options import FORM, JSON, OUT, WIDE, run_names
+from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
     from ddbench.run.row import Row
 
 
 @click.command()
-@click.argument("runs", nargs=-1, metavar="[RUNS]...")
+@click.argument("runs", nargs=-1, metavar="[RUNS]...", shell_complete=run_names)
 @OUT
 @click.option(
     "--board",
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
     "--fail-if", multiple=True, metavar="CONDITIONS", help="Exit with 1 if a row shown is so: 'accuracy<0.5'."
 )
 @click.option("--format", "form", default="table", type=FORM, show_default=True)
+@click.option("--layout", type=click.Choice(["paper"]), help="With --format latex: methods by images per class.")
 @JSON
+@WIDE
 def compare(runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: str, as_json: bool, **given: Any) -> int:
     """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
     from ddbench.run.folder import find_run, readable, rows, run_folders
@@ -68,19 +71,27 @@ def _show_comparison(
     columns: str,
     reported_only: bool,
     fail_if: tuple[str, ...],
+    wide: bool,
+    layout: str | None,
     **given: Any,
 ) -> int:
     """Show a comparison; 1 if an expression of ``--fail-if`` holds for a row of it."""
     from ddbench.results.compare import Ask, compared, tripped
     from ddbench.results.compare import reported_only as published
+    from ddbench.results.paper import paper
     from ddbench.results.where import divided
 
+    if layout is not None and form != "latex":
+        raise UsageError(f"--layout {layout} is a layout of --format latex")
     ask = Ask(group_by=tuple(divided(group_by)), columns=tuple(divided(columns)), **given)
     found = [published(ask)] if reported_only else compared(rows, ask)
     failed = tripped(found[0].rows, fail_if)
     # for programs, what is published in other settings is in the rows themselves
+    if layout == "paper":
+        console.data(paper(found[0]))
+        found = []
     for shown in found if form in ("table", "md", "latex", "html") else found[:1]:
-        console.show(shown, form)
+        console.show(shown, form, wide=wide)
     for text in failed:
         console.say(f"--fail-if {text}")
     return 1 if failed else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,18 +11,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORM, JSON, OUT, QUIET, request_options, varied
+from ddbench.cli.options import FORM, JSON, OUT, QUIET, WIDE, request_options, run_names, varied
 from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE
 
 if TYPE_CHECKING:
-    from ddbench.run.spec import Request, RunSpec
+    from ddbench.run.row import Row
+    from ddbench.run.spec import Request, Resolved, RunSpec
+    from ddbench.suite.single import Single
 
+ASKED = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
+REFUSED = {  # beside --resume
+    "fresh": "--fresh makes a run anew and --resume goes on with it",
+    "recipe": "--resume goes on with the numbers that the run began with, and --recipe asks for others",
+    "config": "--resume goes on with a run, and --config describes one",
+}
 UNGRADED = "--no-random: random images were not graded, so nothing is said of whether this is above them"
 
 
 @click.command()
 @request_options
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="RUN.toml",
+    help="What to run, from a file in the format of a suite's cell, such as a run folder's run.toml; flags come first.",
+)
 @click.option(
     "--repeats", default=1, show_default=True, type=click.IntRange(1), help="Runs, with seeds SEED, SEED+1, ..."
 )
@@ -35,43 +51,32 @@ UNGRADED = "--no-random: random images were not graded, so nothing is said of wh
 @click.option("--ceiling/--no-ceiling", "with_ceiling", default=True, help="The whole training set above it (cached).")
 @click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run takes; do nothing.")
 @click.option("--fresh", is_flag=True, help="Make a run anew that is there; what was there is kept beside it.")
-@click.option("--resume", metavar="RUN", help="Go on with an existing run, by its folder or name.")
+@click.option(
+    "--resume", metavar="RUN", shell_complete=run_names, help="Go on with an existing run, by folder or name."
+)
 @click.option("--tracker", "trackers", multiple=True, metavar="NAME[=PLACE]", help="tensorboard, wandb or mlflow.")
 @click.option("--checkpoint-seconds", default=20.0, type=click.FloatRange(0), help="Seconds between checkpoints.")
 @click.option("--format", "form", default="table", type=FORM)
 @JSON
+@WIDE
 @QUIET
 @click.pass_context
 def run(ctx: click.Context, **given: Any) -> int:
     """Distil a dataset, evaluate the result on its test set, and leave a complete run behind."""
     from ddbench.run.run import Settings
     from ddbench.run.runs import carry_out
-    from ddbench.run.spec import Request, resolve
 
-    names = ("dataset", "matcher", "scheduler", "network", "ipc", "seed", "protocol", "device")
     given["options"] = varied(given["options"], given["vary"])
-    request = Request(**{name: given[name] for name in (*names, "recipe")}, flags=given["options"])
-    out, form = given["out"], "json" if given["as_json"] else given["form"]
-    if given["fresh"] and given["resume"]:
-        raise UsageError("--fresh makes a run anew and --resume goes on with it; leave one of them out")
-    if given["recipe"] and given["resume"]:
-        raise UsageError("--resume goes on with the numbers that the run began with; leave --recipe out")
+    asked = _asked(ctx, given)
+    form = "json" if given["as_json"] else given["form"]
     console.warn_broken()
     if given["dry_run"]:
-        plan = _dry_run(request)
+        plan = _dry_run(asked)
         console.data_json(plan) if form == "json" else _show_dry_run(plan)
         return 0
-    if given["resume"]:
-        explicit = {n: given[n] for n in names if ctx.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE}
-        spec, out = _resumed(given["resume"], out, explicit, given["options"])
-        specs = [spec]
-    else:
-        seeds = range(request.seed, request.seed + given["repeats"])
-        resolved = [resolve(request.with_seed(seed)) for seed in seeds]
-        specs = [one.spec for one in resolved]
-        _warn(resolved[0].warning)
+    specs, out = _specs(ctx, asked, given)
     renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
-    settings = Settings(out, given["students"], given["checkpoint_seconds"], renew)
+    settings = Settings(out, asked.students or given["students"], given["checkpoint_seconds"], renew)
     with console.working(given["quiet"]):
         rows, said = carry_out(
             specs,
@@ -79,14 +84,69 @@ def run(ctx: click.Context, **given: Any) -> int:
             with_random=given["with_random"],
             with_ceiling=given["with_ceiling"],
             trackers=given["trackers"],
-            say=console.say,
+            say=console.sayer(given["quiet"]),
             fail=console.fail,
         )
-    console.show_rows(rows, form, "test accuracy, mean ± std over n students")
-    unknown = [UNGRADED] if not given["with_random"] and not given["quiet"] and request.matcher != BASELINE else []
-    for text in (*said, *unknown):  # last, where it is seen
+    console.show_rows(rows, form, "test accuracy, mean ± std over n students", wide=given["wide"])
+    if not given["quiet"]:
+        _show_headline(rows, specs, out)
+        said += [UNGRADED] if not given["with_random"] and specs[0].matcher.name != BASELINE else []
+    for text in said:  # last, where it is seen
         console.say(text)
     return 0 if all(row.status == "ok" for row in rows) else 1
+
+
+def _asked(ctx: click.Context, given: dict[str, Any]) -> Single:
+    """What flags ask for, and what a file does where no flag says otherwise."""
+    from ddbench.run.spec import Request
+    from ddbench.suite.single import Single, read_run
+
+    for name, why in REFUSED.items():
+        if given["resume"] and given[name]:
+            raise UsageError(f"{why}; leave one of them out")
+    request = Request(**{name: given[name] for name in (*ASKED, "recipe")}, flags=given["options"])
+    seeds = tuple(range(given["seed"], given["seed"] + given["repeats"]))
+    if given["config"] is None:
+        return Single(request, seeds, given["students"], None)
+    held, typed = read_run(given["config"]), _typed(ctx)
+    changes = {name: given[name] for name in (*ASKED, "recipe") if name in typed}
+    request = replace(held.request, **changes, flags=(*held.request.flags, *given["options"]))
+    students = given["students"] if "students" in typed or held.students is None else held.students
+    return Single(request, seeds if {"seed", "repeats"} & typed else held.seeds, students, held.threads)
+
+
+def _typed(ctx: click.Context) -> set[str]:
+    """The names of options that stand on the command line."""
+    return {name for name in ctx.params if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
+
+
+def _specs(ctx: click.Context, asked: Single, given: dict[str, Any]) -> tuple[list[RunSpec], Path]:
+    """What is to be carried out, and the folder for it: a run that is gone on with, or one for each seed."""
+    if given["resume"]:
+        explicit = {name: given[name] for name in ASKED if name in _typed(ctx)}
+        spec, out = _resumed(given["resume"], given["out"], explicit, given["options"])
+        return [spec], out
+    resolved = [_resolved(asked, seed) for seed in asked.seeds]
+    _warn(resolved[0].warning)
+    return [one.spec for one in resolved], given["out"]
+
+
+def _resolved(asked: Single, seed: int) -> Resolved:
+    """The run with a seed, with the threads that its file says unless the environment does."""
+    from ddbench.run.spec import resolve
+
+    found = resolve(asked.request.with_seed(seed))
+    if asked.threads is None or os.environ.get("DDBENCH_THREADS"):
+        return found
+    return replace(found, spec=replace(found.spec, threads=asked.threads))
+
+
+def _show_headline(rows: list[Row], specs: list[RunSpec], out: Path) -> None:
+    from ddbench.results.headline import headline
+    from ddbench.run.place import folder_of
+
+    for text in headline(rows, [folder_of(spec, out) for spec in specs]):
+        console.say(text)
 
 
 @click.command()
@@ -106,13 +166,12 @@ def _warn(text: str | None) -> None:
         console.say(f"warning: {text}")
 
 
-def _dry_run(request: Request) -> dict[str, Any]:
+def _dry_run(asked: Single) -> dict[str, Any]:
     """Every resolved value with its origin, and what the run will take."""
     from ddbench.plugins import loaded
     from ddbench.run.forecast import forecast
-    from ddbench.run.spec import resolve
 
-    resolved = resolve(request)
+    resolved = _resolved(asked, asked.seeds[0])
     _warn(resolved.warning)
     dataset = loaded(resolved.spec.dataset)
     values = {name: {"value": value, "from": origin} for name, (value, origin) in resolved.origins.items()}

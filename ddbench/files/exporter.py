@@ -35,7 +35,7 @@ def export(distilled: Distilled, form: str, out: Path) -> list[str]:
     if form not in FORMS:
         raise UsageError(f"--format {form!r} is none of {', '.join(FORMS)}")
     if out.exists() or out.is_symlink():
-        raise UsageError(f"{out} exists already, and nothing is overwritten; give another --out")
+        raise UsageError(f"{out} exists already, and nothing is overwritten; give another --to")
     with _whole(out) as temporary:
         notes = FORMS[form](distilled, temporary)
     if any(s.decoder.factor > 1 for s in distilled.curriculum.sets):
@@ -52,12 +52,12 @@ def _whole(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name[:80]}."))
     except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+        raise DataError(f"cannot write {out}: {error.strerror}; choose another --to") from error
     try:
         yield holder / "made"
         (holder / "made").replace(out)
     except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror}; free some space, or choose another --out") from error
+        raise DataError(f"cannot write {out}: {error.strerror}; free some space, or choose another --to") from error
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 

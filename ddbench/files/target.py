@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import digest, file_digest, home, write_json
+from ddbench.base.machine import pick_device
 from ddbench.base.options import label, make
 from ddbench.base.progress import Say
 from ddbench.base.tensors import is_safetensors
@@ -30,12 +31,17 @@ from ddbench.run.defaults import BASELINE, NETWORK
 from ddbench.run.folder import find_run, finished
 from ddbench.run.record import EvaluationRecord, RunRecord
 from ddbench.run.row import Row
-from ddbench.run.spec import Request, pick_device, resolve, split_dataset, split_flags
+from ddbench.run.spec import Request, resolve, split_dataset, split_flags
 
 
-def evaluated(target: str, out: Path, options: EvalOptions, say: Say = lambda _: None) -> list[Row]:
-    """Grade a set on each of the networks named, and return its rows: of a run, all that it has by now."""
-    done = grades(target, out, options, say)
+def evaluated(
+    target: str, out: Path, options: EvalOptions, say: Say = lambda _: None, lost: list[str] | None = None
+) -> list[Row]:
+    """Grade a set on each of the networks named, and return its rows: of a run, all that it has by now.
+
+    Networks that cannot take the images are put into ``lost``, if there is one and another network can.
+    """
+    done = grades(target, out, options, say, lost)
     rows = [row for folder in dict.fromkeys(one.folder for one in done) for row in RunRecord.read(folder).rows()]
     if done[0].of_run:
         return rows
@@ -56,13 +62,26 @@ class Graded:
         return next(row for row in RunRecord.read(self.folder).rows() if row.evaluation == self.key)
 
 
-def grades(target: str, out: Path, options: EvalOptions, say: Say = lambda _: None) -> list[Graded]:
-    """Grade a set on each of the networks named."""
-    asked = options.per_network()
-    sources = [opened(target, out, each) for each in asked]
-    plans = [planned(source.distilled, each) for source, each in zip(sources, asked, strict=True)]
-    for plan in plans:
-        _ = plan.evaluation.distilled.build_network("cpu").parameters  # one that cannot be says so before any trains
+def grades(
+    target: str, out: Path, options: EvalOptions, say: Say = lambda _: None, lost: list[str] | None = None
+) -> list[Graded]:
+    """Grade a set on each of the networks named; those that cannot take its images see ``evaluated``."""
+    sources, plans, refused = [], [], []
+    for each in options.per_network():
+        source = opened(target, out, each)
+        plan = planned(source.distilled, each)
+        try:
+            _ = plan.evaluation.distilled.build_network("cpu").parameters  # before any trains
+        except UsageError as error:
+            if lost is None:
+                raise
+            refused.append(error)
+            lost.append(f"--network {each.network} is left out: {error}")
+            continue
+        sources.append(source)
+        plans.append(plan)
+    if not plans:
+        raise refused[0]
     for note in (*sources[0].notes, *_doubts(plans[0].evaluation)):
         say(note)
     folders = [source.folder or adopted(source, out) for source in sources]

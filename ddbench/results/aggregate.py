@@ -17,8 +17,9 @@ from ddbench.results.statistics import interval
 from ddbench.results.tables import MARK
 from ddbench.results.where import known, rank, value
 from ddbench.run.below import Gap, compare, verdict
-from ddbench.run.defaults import ONE_STAGE
-from ddbench.run.row import DAMAGED, Cells, Row
+from ddbench.run.defaults import BASELINE
+from ddbench.run.record import RandomRecord
+from ddbench.run.row import DAMAGED, Cells, Row, method_name
 
 # What a line says of its rows where they agree.
 _SHARED = ("dataset", "dataset_digest", "ipc", "network", "protocol", "protocol_digest", "matcher", "scheduler",
@@ -97,9 +98,7 @@ class Line:
     def name(self) -> str:
         """Short and unique in most groups: ``tesla pdd (teacher labels)``."""
         row = self.row
-        rule = f" {row.scheduler}" if row.scheduler not in (None, ONE_STAGE) else ""
-        labels = f" ({row.label_type} labels)" if row.label_type else ""
-        return f"{row.matcher or 'all'}{rule}{labels}{self.variant}"
+        return f"{method_name(row.matcher or 'all', row.scheduler, row.label_type)}{self.variant}"
 
     @property
     def cells(self) -> Cells:
@@ -113,6 +112,7 @@ class Line:
             "students": self.students,
             "seeds": list(self.scores),
             "accuracies": list(self.scores.values()),
+            "students_std": self.rows[0].accuracy_std if len(self.rows) == 1 else None,
             "ci_low": low,
             "ci_high": high,
             **{name: getattr(self, name) for name in tested},
@@ -138,9 +138,17 @@ def per_run(rows: Sequence[Row]) -> list[Cells]:
 
 
 def _random(row: Row, rows: Sequence[Row]) -> Cells:
-    """Whether an evaluation is above random images of its place and seed, where there are such images."""
+    """How an evaluation compares with random images of its place and seed, where there are such images."""
     beside = compare(row, rows)
-    return {"above_random": verdict([record.above for record in beside])} if beside else {}
+    if not beside:
+        return {}
+    found = [Beside(_images(record), Gap(record.difference, record.low, record.high)).cells for record in beside]
+    return {"above_random": verdict([record.above for record in beside]), "random": found}
+
+
+def _images(record: RandomRecord) -> str:
+    packed = f" (decoder.factor={record.decoder_factor})" if record.decoder_factor != 1 else ""
+    return method_name(BASELINE, None, record.label_type) + packed
 
 
 def _damage(row: Row) -> Cells:
@@ -216,8 +224,14 @@ def _line(rows: list[Row]) -> Line:
         settings=len(settings),
         flaw=flaw,
         total_bytes=_average([row.total_bytes for row in done]),
-        bounds=interval(means) if means and not flaw else None,
+        bounds=_bounds(means) if means and not flaw else None,
     )
+
+
+def _bounds(means: list[float]) -> tuple[float, float] | None:
+    """The interval of an accuracy, cut to what an accuracy can be."""
+    found = interval(means)
+    return None if found is None else (max(0.0, found[0]), min(1.0, found[1]))
 
 
 def one_per_run(rows: Sequence[Row]) -> list[Row]:

@@ -16,7 +16,7 @@ from ddbench.errors import UsageError
 from ddbench.results.above import judge
 from ddbench.results.aggregate import Line
 from ddbench.results.statistics import Test, holm, paired, welch
-from ddbench.results.tables import LEGEND, cell
+from ddbench.results.tables import CI, LEGEND, OVER_SEEDS, P, cell
 from ddbench.results.where import Condition, parse
 from ddbench.run.below import packing, soft
 from ddbench.run.defaults import BASELINE, ONE_STAGE
@@ -198,15 +198,13 @@ def _mark_best(group: list[Line], seeds: int) -> str:
 
 def legend(lines: Sequence[Line]) -> list[str]:
     """What the columns mean, as far as they hold something."""
-    found = ["Accuracy is the mean ± sample deviation over seeds; each seed is one run, the mean of its students."]
+    found = [OVER_SEEDS]
     if any(line.row.status != "ok" and line.scores for line in lines):
         found.append("Means are over the runs that finished; how many did not is under status.")
     if any(line.bounds for line in lines):
-        found.append("95 % CI: Student's t over seeds; there is none for a single seed.")
+        found.append(CI)
     if any(line.p_holm is not None for line in lines):
-        found.append(
-            "p (Holm): two-sided t test of the difference to the baseline, Holm-corrected over all tests of the table."
-        )
+        found.append(P)
     if any(" of " in (line.test or "") for line in lines):
         found.append("Where a line has only some of the baseline's seeds, the difference is over those on both sides.")
     if any(line.best for line in lines):

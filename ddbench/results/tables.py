@@ -13,13 +13,16 @@ from typing import Any
 
 from ddbench.errors import UsageError
 from ddbench.results.where import is_number, known
-from ddbench.run.row import Cells
+from ddbench.run.row import Cells, method_name
 
 MARK = "‡"
 LEGEND = (
     f"{MARK}: not above random images of its budget: the 95 % interval of the difference (Welch; over the students of "
     "one run each, else over seeds) does not lie above zero."
 )
+OVER_SEEDS = "Accuracy is the mean ± sample deviation over seeds; each seed is one run, the mean of its students."
+CI = "95 % CI: Student's t over seeds, cut to 0 to 100 %; there is none for a single seed."
+P = "p (Holm): two-sided t test of the difference to the baseline, Holm-corrected over all tests of the table."
 FORMATS = ("table", "md", "csv", "json", "latex", "html")
 
 # Control characters, marks of direction and what cannot be seen, which must not reach a terminal or a page.
@@ -136,9 +139,19 @@ class Table:
 
 def choose(table: Table, names: Sequence[str]) -> Table:
     """The table with these columns only."""
+    labelled = "method" in names and not any("method" in row for row in table.rows)  # published ones have their own
+    if labelled:
+        table = replace(table, rows=[row | {"method": method_of(row)} for row in table.rows])
     columns = tuple(known(name, table.rows) for name in names)
     titles = _OTHERS | table.shown
     return replace(table, shown={name: titles.get(name, name) for name in columns}, columns=columns)
+
+
+def method_of(row: Cells) -> str | None:
+    """What tells a row apart from others of its data and budget, as boards call it; of a damaged run its name."""
+    if row.get("matcher") is None:
+        return row.get("run")
+    return method_name(row["matcher"], row.get("scheduler"), row.get("label_type")) + (row.get("variant") or "")
 
 
 def clean(value: Any) -> str:
@@ -164,9 +177,13 @@ def cell(name: str, row: Cells) -> str:
 
 def _accuracy(row: Cells) -> str:
     std = row.get("accuracy_std")
+    return f"{100 * row['accuracy_mean']:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "") + marks(row)
+
+
+def marks(row: Cells) -> str:
+    """What stands behind an accuracy: the best of its group, selected on test data, not above random images."""
     below = row.get("above_random") is False and row.get("accuracy_mean") is not None
-    marks = (" *" if row.get("best") else "") + (" †" if _dagger(row) else "") + (f" {MARK}" if below else "")
-    return f"{100 * row['accuracy_mean']:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "") + marks
+    return (" *" if row.get("best") else "") + (" †" if _dagger(row) else "") + (f" {MARK}" if below else "")
 
 
 def _dagger(row: Cells) -> bool:
@@ -241,6 +258,7 @@ def _markdown(table: Table) -> str:
     return "\n\n".join(part for part in ("\n".join(rows), *notes) if part) + "\n"
 
 
+_MINUS = re.compile(r"(?<![\w.)-])-(?=\d)")
 # A row that began with a bracket would be the optional argument of the line break before it.
 _LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
                         "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$",
@@ -248,12 +266,17 @@ _LATEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslas
                         ">": r"\textgreater{}", "[": "{[}", "]": "{]}"})  # fmt: skip
 
 
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it; a minus before a number is one, not a hyphen."""
+    return _MINUS.sub("$-$", text.translate(_LATEX))
+
+
 def _latex(table: Table) -> str:
     """A booktabs tabular, with its notes below."""
     titles, body = table.text()
-    lines = [" & ".join(c.translate(_LATEX) for c in line) + r" \\" for line in [titles, *body]]
+    lines = [" & ".join(map(latex_text, line)) + r" \\" for line in [titles, *body]]
     head = rf"\begin{{tabular}}{{{'l' * max(1, len(titles))}}}"
-    notes = [r"\par\footnotesize " + clean(note).translate(_LATEX) for note in table.notes()]
+    notes = [r"\par\footnotesize " + latex_text(clean(note)) for note in table.notes()]
     return (
         "\n".join([head, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", *notes])
         + "\n"

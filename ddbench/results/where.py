@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -45,6 +46,7 @@ _ORDER: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+MOST_NAMED = 8  # values of a column in a sentence
 _CONDITION = re.compile(r"\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 
 
@@ -113,10 +115,25 @@ def divided(text: str) -> list[str]:
 
 
 def select(rows: Sequence[T], texts: Iterable[str]) -> list[T]:
-    """The rows that meet every condition. A column that no row has is an error, not an empty table."""
+    """The rows that meet every condition. Raises UsageError for a column that no row has, and where no row is left."""
     cells = [row.cells for row in rows]
     conditions = [condition for text in texts for condition in parse(text, cells)]
-    return [row for row, own in zip(rows, cells, strict=True) if all(c.holds(own) for c in conditions)]
+    found = [row for row, own in zip(rows, cells, strict=True) if all(c.holds(own) for c in conditions)]
+    if rows and not found:
+        held = "; ".join(dict.fromkeys(f"{c.column} is {_values(c.column, cells)}" for c in conditions))
+        raise UsageError(f"no row meets {', '.join(map(str, conditions))}: {held}")
+    return found
+
+
+def _values(column: str, rows: Sequence[Cells]) -> str:
+    """The values of a column, the most usual first."""
+    count = Counter(
+        "none" if (cell := value(row, column)) is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+        for row in rows
+    )
+    names = [name for name, _ in count.most_common(MOST_NAMED)]
+    more = len(count) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def known(column: str, rows: Sequence[Cells]) -> str:

@@ -35,8 +35,7 @@ class Asked:
         self._matcher = matcher
         self._problem = problem
         self._who = f"of matcher {matcher.name!r}"
-        if type(matcher.steps) is not int or matcher.steps < 0:
-            raise PluginError(f"steps {self._who} must be a whole number of at least 0, got {matcher.steps!r:.80}")
+        steps_of(matcher)
         self._step = f"step() {self._who}"
         self._images = (problem.ipc * problem.classes, *problem.real.shape)
         self._lent = Untouched(
@@ -184,6 +183,16 @@ def _within(part: RealData, whole: RealData) -> bool:
         return False
     rows = torch.arange(len(part)) if part.pixels.rows is None else part.pixels.rows
     return whole.pixels.rows is None or bool(torch.isin(rows, whole.pixels.rows).all())
+
+
+def steps_of(matcher: Matcher[Any]) -> int:
+    """How many steps it takes in each stage."""
+    what = f"steps of matcher {matcher.name!r}"
+    with guarded(what):
+        steps = matcher.steps
+    if type(steps) is not int or steps < 0:
+        raise PluginError(f"{what} must be a whole number of at least 0, got {steps!r:.80}")
+    return steps
 
 
 def stages_of(scheduler: Scheduler) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from ddbench.data.dataset import Dataset
 from ddbench.plugins import memory_of, needs_of
 from ddbench.problem.synthetic import Curriculum
-from ddbench.run.calls import next_problem, stages_of
+from ddbench.run.calls import next_problem, stages_of, steps_of
 from ddbench.run.price import seconds_of, told
 from ddbench.run.run import build_task
 from ddbench.run.spec import RunSpec
@@ -34,7 +34,7 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
         "test images": len(dataset.test),
         "parameters": task.network.parameters,
         "stages": stages,
-        "iterations": stages * spec.matcher.steps,
+        "iterations": stages * steps_of(spec.matcher),
         "student steps N": spec.protocol.budget(spec.ipc * task.classes),
         "experts": wanted.experts * stages,
         "epochs of an expert": max(wanted.snapshots, default=0),

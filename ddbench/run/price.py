@@ -22,7 +22,7 @@ from ddbench.base.seeds import Seed
 from ddbench.errors import DDBenchError
 from ddbench.plugins import needs_of, passes_of
 from ddbench.problem.problem import Problem
-from ddbench.run.calls import stages_of
+from ddbench.run.calls import stages_of, steps_of
 from ddbench.run.spec import RunSpec
 
 LONG = 3600.0  # seconds from which a run says what it will take
@@ -56,7 +56,7 @@ def work_of(spec: RunSpec, task: Problem, students: int) -> Work:
     epoch = recipe.epoch_steps * min(recipe.batch, images) if recipe.epoch_steps else images
     experts = stages * wanted.experts * max(wanted.snapshots, default=0) * epoch
     iteration = passes_of(spec.matcher, task)
-    distilling = None if iteration is None else stages * spec.matcher.steps * iteration
+    distilling = None if iteration is None else stages * steps_of(spec.matcher) * iteration
     count = spec.ipc * task.classes
     lesson = (spec.protocol.budget(count) or (spec.protocol.epochs or 0)) * min(spec.protocol.batch, count)
     selecting = spec.protocol.selects != "last"
@@ -78,8 +78,8 @@ def _lessons(spec: RunSpec, task: Problem) -> float:
     ]
     networks = getattr(spec.scheduler, "networks", None)
     if networks is not None:
-        return float(min(networks, spec.matcher.steps) * sum(phases))  # each is kept
-    return float(spec.matcher.steps * sum(sum(phases[: stage + 1]) for stage in range(stages - 1)))
+        return float(min(networks, steps_of(spec.matcher)) * sum(phases))  # each is kept
+    return float(steps_of(spec.matcher) * sum(sum(phases[: stage + 1]) for stage in range(stages - 1)))
 
 
 def seconds_of(spec: RunSpec, task: Problem, students: int) -> float | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from statistics import pstdev
 from typing import Any
 
+from ddbench.run.defaults import ONE_STAGE
+
 DAMAGED = "damaged"  # the status of a run whose records cannot be read
 Cells = dict[str, Any]  # a row as people name its columns, in the order of files for programs
 
@@ -92,6 +94,12 @@ class Row:
     def total_bytes(self) -> float | None:
         """What is stored of a set, with its labels."""
         return None if self.image_bytes is None else self.image_bytes + (self.label_bytes or 0)
+
+
+def method_name(matcher: str | None, scheduler: str | None, label_type: str | None) -> str:
+    """What tables and boards call a method: ``tesla pdd (teacher labels)``; one set and hard labels are not said."""
+    rule = f" {scheduler}" if scheduler not in (None, ONE_STAGE) else ""
+    return f"{matcher}{rule}" + (f" ({label_type} labels)" if label_type not in (None, "hard") else "")
 
 
 _NAMES = tuple(f.name for f in fields(Row) if f.name != "metrics")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +33,8 @@ from ddbench.plugins import staged
 from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum, first_with
+from ddbench.run.again import FILE as CONFIG
+from ddbench.run.again import config_of
 from ddbench.run.calls import next_problem, phases_of, stages_of
 from ddbench.run.folder import FINAL, finished
 from ddbench.run.place import comparable, deleted, folder_of, set_aside
@@ -94,6 +96,7 @@ class Run:
     spec: RunSpec
     dataset: Dataset
     settings: Settings
+    begun: Callable[[Run, bool], None] = lambda _run, _going_on: None  # told of it once nothing was refused
 
     @cached_property
     def folder(self) -> Path:
@@ -104,7 +107,9 @@ class Run:
         self._check_task()
         self._renew()
         with lock(self.folder / ".lock", wait=False, within=self.settings.out):
+            going_on = (self.folder / "spec.json").exists()
             self._check_spec()
+            self.begun(self, going_on)
             with self._saying_if_deleted():
                 return self._execute()
 
@@ -170,6 +175,8 @@ class Run:
             # what is left of a folder that was deleted under a run: its stages can be believed, that it is whole cannot
             (self.folder / "result.json").unlink(missing_ok=True)
             write_json(self.folder / FILE, {"sources": sources(self.spec)})
+            if text := config_of(self.spec, self.settings.students):
+                atomic_write(self.folder / CONFIG, text.encode())
         other = []
         for name, record in (("spec.json", self.spec.record()), ("dataset.json", data)):
             path = self.folder / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -42,9 +43,7 @@ def carry_out(
         say(f"warning: left out {skipped}")
     _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
     for spec in specs:
-        work = Run(spec, dataset, settings)
-        say(f"{'going on with' if (work.folder / 'spec.json').exists() else 'starting'} {work.folder}")
-        _say_if_long(work, say)
+        work = Run(spec, dataset, settings, partial(_begin, say=say))
         with tracking.attached(trackers, work, say):
             result = work.execute()
         rows += (graded := work.rows())
@@ -56,6 +55,12 @@ def carry_out(
         rows += [row for row in beside if row not in rows]
         said += against_random(work.folder, graded, beside) if with_random else []
     return rows, said
+
+
+def _begin(work: Run, going_on: bool, say: Say) -> None:
+    """Say what begins, once nothing of it was refused."""
+    say(f"{'going on with' if going_on else 'starting'} {work.folder}")
+    _say_if_long(work, say)
 
 
 def _say_if_long(work: Run, say: Say) -> None:

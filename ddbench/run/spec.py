@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from ddbench.base.cache import digest
+from ddbench.base.machine import pick_device
 from ddbench.base.options import changed, describe, make, options, without_removed
 from ddbench.base.recipes import RecipeEntry
 from ddbench.errors import DataError, UsageError, did_you_mean
@@ -138,6 +139,8 @@ def resolve(request: Request) -> Resolved:
     """Fill in recipes and defaults. Raises UsageError for unknown names, options, or values."""
     if request.ipc < 1:
         raise UsageError(f"--ipc must be at least 1, got {request.ipc}")
+    if request.seed < 0:
+        raise UsageError(f"--seed must be at least 0, got {request.seed}")
     dataset, given = split_dataset(request.dataset)
     request = replace(request, dataset=dataset, flags=(*given, *request.flags))
     chosen = {kind: registry().get(kind, getattr(request, kind)) for kind in PLUGGED}
@@ -245,17 +248,6 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", *, a
         elif before != after:
             lines.append(f"{prefix}{name}: {before} -> {after}")
     return [line.replace("options.", "") for line in lines]
-
-
-def pick_device(name: str) -> str:
-    """``auto`` is CUDA where there is one. Asking for CUDA without one is an error, not a fallback."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda asked for, but torch finds no CUDA device here; use --device cpu or auto")
-    return name
 
 
 def _threads() -> int:

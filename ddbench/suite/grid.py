@@ -86,9 +86,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class _Here:
-    """Where a suite lies, and which variables of the environment it has used; a dry one may lack them."""
+    """Where a suite lies (None: places are as typed), and the variables it has used; a dry one may lack them."""
 
-    folder: Path
+    folder: Path | None
     dry: bool
     used: dict[str, None] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ class _Here:
     def placed(self, option: str, value: str, where: str) -> str:
         """Where data lie, absolute; a name that is no path here (of a dataset on a hub) stays as it is."""
         value = self.filled(option, value, where)
-        if not value or option not in {f"dataset.{place}" for place in PLACES}:
+        if not value or self.folder is None or option not in {f"dataset.{place}" for place in PLACES}:
             return value
         try:
             path = str((self.folder / Path(value).expanduser()).absolute())
@@ -151,9 +151,9 @@ def read(path: Path, *, jobs: int = 1, device: str = "auto", dry: bool = False) 
 
     With ``dry``, variables of the environment need not be set.
     """
-    given = _table(path)
-    _known(given, TOP, str(path))
-    own_threads = _count(given, "threads", 1, path) if "threads" in given else None
+    given = table_of(path)
+    known_keys(given, TOP, str(path))
+    own_threads = count_of(given, "threads", 1, path) if "threads" in given else None
     matrices = given.get("matrix")
     if not isinstance(matrices, list) or not matrices:
         raise UsageError(f"{path} has no [[matrix]]; give one with a dataset, a matcher and an ipc")
@@ -176,11 +176,11 @@ def read(path: Path, *, jobs: int = 1, device: str = "auto", dry: bool = False) 
         raise UsageError(f"exclude {i + 1} of {path} leaves out no cell; correct it, or take it out")
     seeds = list(dict.fromkeys(cell.spec.seed for cell in found.values()))
     cells = sorted(found.values(), key=lambda cell: seeds.index(cell.spec.seed))
-    students, trackers = _count(given, "students", 5, path), _trackers(given, path)
+    students, trackers = count_of(given, "students", 5, path), _trackers(given, path)
     return Suite(path, _word(given, "title", path.stem, path), students, trackers, tuple(cells), tuple(here.used))
 
 
-def _table(path: Path) -> dict[str, Any]:
+def table_of(path: Path) -> dict[str, Any]:
     try:
         held = parse_toml(read_text(path, RECORD_BYTES))
         require_bounded(held)
@@ -189,7 +189,7 @@ def _table(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not TOML: {error}") from error
 
 
-def _known(given: Any, valid: tuple[str, ...], where: str) -> None:
+def known_keys(given: Any, valid: tuple[str, ...], where: str) -> None:
     if not isinstance(given, dict):
         raise UsageError(f"{where} must be a table, got {given!r}")
     for name in given:
@@ -197,7 +197,7 @@ def _known(given: Any, valid: tuple[str, ...], where: str) -> None:
             raise UsageError(f"{where} has no key {name!r}{did_you_mean(name, valid)} (valid ones: {', '.join(valid)})")
 
 
-def _count(given: dict[str, Any], name: str, usual: int, path: Path) -> int:
+def count_of(given: dict[str, Any], name: str, usual: int, path: Path) -> int:
     value = given.get(name, usual)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UsageError(f"{name} of {path} must be a number from 1, got {value!r}")
@@ -239,7 +239,7 @@ def _requests(
     top: dict[str, Any], matrix: Any, where: str, here: _Here, excludes: list[dict[str, set[Any]]], used: set[int]
 ) -> Iterator[tuple[str, Request]]:
     """(name, request) of every cell of a matrix that no exclude leaves out; ``used`` collects excludes that did."""
-    _known(matrix, MATRIX, where)
+    known_keys(matrix, MATRIX, where)
     given = USUAL | {name: top[name] for name in AXES if name in top} | matrix
     for axis in AXES:
         if axis not in given:
@@ -257,6 +257,11 @@ def _requests(
         used.update(hits)
         if not hits:
             yield _name(choices, label), _request(choices, shared, recipe)
+
+
+def cells_of(matrix: dict[str, Any], where: str) -> Iterator[tuple[str, Request]]:
+    """(name, request) of every cell of a matrix that stands alone, whose places of data are as they are typed."""
+    return _requests({}, matrix, where, _Here(None, dry=False), [], set())
 
 
 def _example(axis: str) -> str:
@@ -280,7 +285,7 @@ def _number(axis: str, given: Any, where: str) -> Choice:
 
 def _choice(axis: str, given: Any, where: str, here: _Here) -> Choice:
     given = {"name": given} if isinstance(given, str) else given
-    _known(given, CHOICE, f"{axis} of {where}")
+    known_keys(given, CHOICE, f"{axis} of {where}")
     name = given.get("name")
     if not isinstance(name, str):
         raise UsageError(f'{axis} of {where} must be names or tables such as {{name = "..."}}, got {given!r}')
@@ -318,7 +323,7 @@ def _text(value: Any) -> str:
 
 
 def _exclude(given: Any, where: str) -> dict[str, set[Any]]:
-    _known(given, AXES, where)
+    known_keys(given, AXES, where)
     if not given:
         raise UsageError(f"{where} is empty, and would leave out every cell; name what to leave out")
     found = {axis: value if isinstance(value, list) else [value] for axis, value in given.items()}

@@ -77,7 +77,7 @@ def try_entry(runs: list[Path], folder: Path, rng: random.Random) -> None:
     if rng.random() < 0.3:
         said("compare", "--board", folder / "boards" / "toys", "--json")
     if rng.random() < 0.1:
-        said("leaderboard", "html", "--boards", folder / "boards", "--out", folder / "site")
+        said("leaderboard", "html", "--boards", folder / "boards", "--to", folder / "site")
 
 
 def try_board(runs: list[Path], folder: Path, rng: random.Random) -> None:

@@ -104,7 +104,7 @@ def test_boards_are_built_checked_shown_and_compared_where_nothing_is_utf8(tmp_p
         "leaderboard build --check --boards é/boards": 1,
         "leaderboard build --boards é/boards": 0,
         "leaderboard build --check --boards ./é/boards": 0,
-        "leaderboard html --boards é/boards --out é/site": 0,
+        "leaderboard html --boards é/boards --to é/site": 0,
         "compare --out é/runs --board é/boards/toys --reported": 0,
     }
     for line, code in commands.items():

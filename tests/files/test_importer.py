@@ -340,7 +340,7 @@ def test_import_and_export_give_the_same_set(tmp_path, digits, monkeypatch):
     assert made.about["spec"]["matcher"]["name"] == "imported"
     assert made.about["spec"]["ipc"] == 2
     assert made.network.width == 8
-    code, _ = command(export, "mtt-set.safetensors", "--format", "pt", "--out", "again")
+    code, _ = command(export, "mtt-set.safetensors", "--format", "pt", "--to", "again")
     assert code == 0
     for name in ("images_best.pt", "labels_best.pt"):
         first, second = (torch.load(tmp_path / f / name, weights_only=True) for f in ("mtt-set", "again"))
@@ -356,7 +356,7 @@ def test_packed_images_are_decoded_where_that_is_said(tmp_path, digits, monkeypa
     x, y = real(digits, digits.train.preprocessing)
     torch.save([x, y], tmp_path / "data_best.pt")
     for factor in (1, 2):
-        words = ["data_best.pt", "--dataset", "digits", "-q", "-o", f"decoder.factor={factor}", "--out", f"{factor}.st"]
+        words = ["data_best.pt", "--dataset", "digits", "-q", "-o", f"decoder.factor={factor}", "--to", f"{factor}.st"]
         assert command(import_, *words)[0] == 0
         made = Distilled.load(tmp_path / f"{factor}.st")
         assert len(made.curriculum.frozen_examples) == len(x) * factor**2
@@ -365,7 +365,7 @@ def test_packed_images_are_decoded_where_that_is_said(tmp_path, digits, monkeypa
 def test_what_the_commands_refuse(tmp_path, digits):
     error, _ = command(import_, tmp_path / "a", tmp_path / "b", "--dataset", "digits")
     assert "one set is imported at a time" in str(error)
-    error, _ = command(import_, tmp_path / "none", "--dataset", "digits", "--out", tmp_path / "x.safetensors")
+    error, _ = command(import_, tmp_path / "none", "--dataset", "digits", "--to", tmp_path / "x.safetensors")
     assert isinstance(error, DataError)
     assert not (tmp_path / "x.safetensors").exists()
 

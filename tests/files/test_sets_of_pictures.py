@@ -141,7 +141,7 @@ def known(tmp_path_factory) -> tuple[Path, Path, float]:
     made = ddbench("run", "--dataset", f"images:{root / 'data'}", *words, "--out", root / "runs", home=root / "home")
     assert made.code == 0, made.err
     (run,) = (root / "runs").iterdir()
-    exported = ddbench("export", run, "--format", "folder", "--out", root / "set", home=root / "home")
+    exported = ddbench("export", run, "--format", "folder", "--to", root / "set", home=root / "home")
     assert exported.code == 0, exported.err
     return root, root / "set", made.json[0]["accuracy_mean"]
 

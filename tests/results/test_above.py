@@ -40,7 +40,7 @@ def test_over_seeds_the_interval_is_welchs(scores, above):
     due = stats.ttest_ind(scores, SOME, equal_var=False).confidence_interval(0.95)
     (beside,) = held["random"]
     assert (beside["low"], beside["high"]) == pytest.approx((due.low, due.high), rel=1e-11)
-    assert (beside["baseline"], beside["above"], held["above_random"]) == ("random (hard labels)", above, above)
+    assert (beside["baseline"], beside["above"], held["above_random"]) == ("random", above, above)
     assert shown(found).endswith(" ‡") is not above
     assert (LEGEND in table(found).captions) is not above
     for form in ("md", "html", "csv", "json"):
@@ -99,7 +99,7 @@ def test_soft_labels_are_compared_with_both_kinds_and_it_is_said_which_is_not_be
     found = rows("random", SOME) + rows("random", HIGH, label_type="teacher") + rows("mtt", HIGH, label_type="learned")
     held = cells(found)
     assert [(b["baseline"], b["above"]) for b in held["random"]] == [
-        ("random (hard labels)", True),
+        ("random", True),
         ("random (teacher labels)", False),
     ]
     assert held["above_random"] is False
@@ -124,8 +124,8 @@ def test_programs_can_fail_on_it_and_random_images_do_not_trip_it():
 def test_chosen_columns_show_people_the_interval():
     found = table(rows("random", SOME) + rows("mtt", MORE), columns=("method", "random"))
     titles, body = found.text()
-    assert titles == ["matcher", "to random [95 %]"]
-    assert body[0][1].startswith("random (hard labels) +0.2 [-")
+    assert titles == ["method", "to random [95 %]"]
+    assert body[0][1].startswith("random +0.2 [-")
 
 
 def test_the_table_of_single_differences_bears_no_mark_that_it_does_not_explain():

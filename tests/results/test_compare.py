@@ -397,7 +397,7 @@ def test_the_difference_to_random_is_tested_by_pairs_of_seeds():
     expected = stats.ttest_rel(BETTER, RANDOM)
     assert row["difference"] == pytest.approx(mean(BETTER) - mean(RANDOM))
     assert row["p"] == pytest.approx(float(expected.pvalue))
-    assert (row["test"], row["baseline"]) == ("paired t, 5 seeds", "random (hard labels)")
+    assert (row["test"], row["baseline"]) == ("paired t, 5 seeds", "random")
 
 
 def test_seeds_that_do_not_pair_are_tested_by_welch():
@@ -455,21 +455,21 @@ def test_soft_labels_are_compared_with_random_images_with_soft_labels():
     ]
     found = {(row["matcher"], row["label_type"]): row["baseline"] for row in compared(rows_)}
     assert found["tesla", "teacher"] == "random (teacher labels)"
-    assert found["dm", "hard"] == "random (hard labels)"
+    assert found["dm", "hard"] == "random"
     assert found["random", "teacher"] == found["random", "hard"] == "(itself)"
     chosen = by_matcher([row for row in rows_ if row.matcher != "dm"], baseline="matcher=random,label_type=hard")
-    assert chosen["tesla"]["baseline"] == "random (hard labels)"
+    assert chosen["tesla"]["baseline"] == "random"
 
 
 def test_random_images_in_stages_are_a_method_and_random_images_in_one_set_its_baseline():
     staged = runs("random", [r + 0.02 for r in RANDOM], scheduler="pdd")
     rows_ = [*runs("random", RANDOM), *staged, *runs("dm", BETTER)]
     found = {(row["matcher"], row["scheduler"]): row for row in compared(rows_)}
-    assert found["dm", "single"]["baseline"] == found["random", "pdd"]["baseline"] == "random (hard labels)"
+    assert found["dm", "single"]["baseline"] == found["random", "pdd"]["baseline"] == "random"
     assert found["random", "pdd"]["difference"] == pytest.approx(0.02)
     assert found["random", "single"]["baseline"] == "(itself)"
     chosen = {row["matcher"]: row for row in compared([*staged, *runs("dm", BETTER)])}
-    assert chosen["dm"]["baseline"] == "random pdd (hard labels)"
+    assert chosen["dm"]["baseline"] == "random pdd"
 
 
 def test_a_baseline_that_is_unclear_or_not_there_is_said():
@@ -497,13 +497,13 @@ def test_the_best_differs_significantly_from_every_other_line():
 def test_there_is_no_best_without_significance_and_the_caption_says_why():
     rows_ = runs("random", RANDOM) + runs("tesla", BETTER) + runs("dm", [0.61, 0.60, 0.59, 0.62, 0.61])
     assert not any(row["best"] for row in compared(rows_))
-    assert "tesla (hard labels) does not differ significantly from dm (hard labels)" in captions(rows_)
+    assert "tesla does not differ significantly from dm" in captions(rows_)
 
 
 def test_there_is_no_best_below_five_seeds():
     rows_ = runs("random", RANDOM[:4]) + runs("tesla", BETTER)
     assert not any(row["best"] for row in compared(rows_))
-    assert "takes 5 finished seeds of every line, and random (hard labels) has fewer (the least 4)" in captions(rows_)
+    assert "takes 5 finished seeds of every line, and random has fewer (the least 4)" in captions(rows_)
 
 
 def test_the_best_is_corrected_for_all_pairs_because_it_was_chosen_by_looking():

@@ -241,6 +241,7 @@ def test_what_a_killed_run_half_wrote_does_not_stay(forks, undisturbed, tmp_path
     assert sorted(left) == sorted(
         [
             "spec.json",
+            "run.toml",
             "sources.json",
             "dataset.json",
             "result.json",

@@ -130,6 +130,7 @@ def test_a_run_folder_holds_what_the_architecture_says(bench, matcher, scheduler
     assert len(evaluation) == 1
     assert found - evaluation == {
         "spec.json",
+        "run.toml",
         "sources.json",
         "dataset.json",
         "result.json",

@@ -10,6 +10,7 @@ import pytest
 from tiny import request, spec
 
 from ddbench import Recipe, UsageError
+from ddbench.base.machine import pick_device
 from ddbench.base.options import make
 from ddbench.base.recipes import RecipeEntry
 from ddbench.grade.protocol import PROTOCOLS, Protocol
@@ -20,7 +21,6 @@ from ddbench.run.spec import (
     Request,
     differences,
     from_record,
-    pick_device,
     resolve,
     split_flags,
     with_flags,

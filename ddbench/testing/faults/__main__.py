@@ -193,7 +193,7 @@ def warm(folder: Path) -> None:
     torch.set_num_threads(1)
     photos(folder / PHOTOS)
     run = Command(CELL.words, folder)
-    others = (["compare"], ["suite", "status", "x.toml"], ["leaderboard", "html", "--out", "site"], ["report", "x"])
+    others = (["compare"], ["suite", "status", "x.toml"], ["leaderboard", "html", "--to", "site"], ["report", "x"])
     preload([run, Command(Cell("k-means", "single").words, folder), *(Command(list(o), folder) for o in others)])
     gc.collect()
     gc.freeze()

@@ -44,8 +44,8 @@ _FOREIGN = (
     f"{_SET} --dataset toy",
     f"{_SET} --dataset toy",
     _SET,
-    "import FILE --dataset toy --out imported.safetensors",
-    "export FILE --format npz --out npz",
+    "import FILE --dataset toy --to imported.safetensors",
+    "export FILE --format npz --to npz",
 )
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "records of a run": ("runs/RUN/*.json", _RUN),
@@ -53,17 +53,17 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "evaluations": ("runs/RUN/evaluations/*.json", _RUN),
     "metrics and locks": (
         "half/HALF/[.m][le]*",
-        (f"run --resume HALF {_ALONE} --out half", "compare --out half", "report HALF --runs half"),
+        (f"run --resume HALF {_ALONE} --out half", "compare --out half", "report HALF --out half"),
     ),
     "checkpoints": ("half/HALF/stage-*/*", (f"run --resume HALF {_ALONE} --out half", "compare --out half")),
     "distilled files": (
         "runs/RUN/distilled.safetensors",
-        ("eval RUN", _SET, "report RUN", "export RUN --format npz --out npz"),
+        ("eval RUN", _SET, "report RUN", "export RUN --format npz --to npz"),
     ),
-    "entries of a board": ("leaderboards/board/entries/*", ("leaderboard build", "leaderboard html --out site")),
+    "entries of a board": ("leaderboards/board/entries/*", ("leaderboard build", "leaderboard html --to site")),
     "boards": (
         "leaderboards/board/board.toml",
-        ("leaderboard build", "submit RUN board --replace", "leaderboard html --out site"),
+        ("leaderboard build", "submit RUN board --replace", "leaderboard html --to site"),
     ),
     "suites": ("suite.toml", ("suite run suite.toml --dry-run", "submit suite.toml board")),
     "records of suites": (

@@ -253,7 +253,7 @@ def _datasets(distilled: Distilled, out: Path) -> list[str]:
         features["soft_label"] = hub.List(hub.Value("float32"))
         columns["soft_label"] = labels.tolist()
     out.mkdir()
-    table = hub.Dataset.from_dict(columns, features=hub.Features(features)).with_format("arrow")[:]
+    table: Any = hub.Dataset.from_dict(columns, features=hub.Features(features)).with_format("arrow")[:]
     said = {**(table.schema.metadata or {}), b"ddbench": json.dumps(_about(distilled, images)).encode()}
     pq.write_table(table.replace_schema_metadata(said), out / "train.parquet")
     return [

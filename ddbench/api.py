@@ -251,7 +251,8 @@ class Result:
                 normalised (or whitened) as ddbench's students take them.
 
         Labels are class numbers where every one is certain, else probabilities ``(k,)``, which
-        ``torch.nn.functional.cross_entropy`` takes as well.
+        ``torch.nn.functional.cross_entropy`` takes as well. Numbers are places in :attr:`classes`, 2 before 10;
+        torchvision's ImageFolder sorts names as text, so go by ``class_to_idx`` of both.
         """
         if space not in ("pixels", "network"):
             hint = did_you_mean(str(space), ["pixels", "network"])

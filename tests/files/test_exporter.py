@@ -214,6 +214,18 @@ def test_a_parquet_file_says_its_space_its_classes_and_its_lr(tmp_path):
     assert torch.equal(found.sets[0].labels, made.curriculum.sets[0].labels[:, [2, 0, 1]])
 
 
+def test_a_whitened_set_as_a_table_says_so_and_leaves_the_matrix_to_be_stated(tmp_path):
+    pytest.importorskip("datasets")
+    mixing = torch.eye(192) * 4 + torch.randn(192, 192, generator=torch.Generator().manual_seed(0)) / 100
+    zca = Preprocessing(torch.full((192,), 0.5), None, mixing)
+    made = replace(distilled(some(0)), preprocessing=zca)
+    out, notes = exported(tmp_path, "datasets", made)
+    assert "--pixels zca" in notes
+    found = read(out)
+    assert found.step is None
+    assert torch.equal(found.sets[0].images, made.curriculum.sets[0].images)
+
+
 @pytest.mark.parametrize("spoilt", ["no key", "shape", "cut", "step"])
 def test_a_parquet_file_that_is_not_what_it_says_is_refused(tmp_path, spoilt):
     pq = pytest.importorskip("pyarrow.parquet")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,8 @@ from torch import Tensor
 from ddbench.cli import console
 from ddbench.errors import DataError, DivergedError, UsageError, did_you_mean
 from ddbench.files import pixelspace
-from ddbench.files.asked import EvalOptions
+from ddbench.files.asked import EvalOptions, Options, flags_of
+from ddbench.files.exporter import export
 from ddbench.files.target import Opened, grades, opened
 from ddbench.files.torch_dataset import DistilledDataset
 from ddbench.grade.distilled import Distilled
@@ -36,12 +37,11 @@ from ddbench.run.record import RunRecord
 from ddbench.run.row import Row
 from ddbench.run.run import Settings
 from ddbench.run.runs import carry_out
-from ddbench.run.spec import GROUPS, Request, resolve
+from ddbench.run.spec import Request, resolve
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Options = Mapping[str, object]
 AGAIN = "{}; the same call goes on".format  # what is said of an interrupted call
 Space = Literal["pixels", "network"]
 
@@ -76,7 +76,7 @@ def distil(
     Raises UsageError for names and values that are none, DataError for data that cannot be read, DivergedError where
     the run left the numbers, and InterruptedRun after SIGINT or SIGTERM, after which the same call goes on.
     """
-    flags = _flags(options)
+    flags = flags_of(options)
     request = Request(dataset, matcher, scheduler, network, ipc, seed, protocol, device, flags, recipe)
     settings = Settings(Path(out), students, renew="always" if fresh else "changed")
     return _distilled(request, settings, (random, ceiling), quiet=quiet)
@@ -111,7 +111,7 @@ def load(path: str | Path, *, dataset: str | None = None, out: str | Path = "run
         UsageError: Where a set of another tool comes without a dataset, or no run is called so.
         DataError: For files that are damaged.
     """
-    asked = EvalOptions(dataset=dataset, flags=_flags(options))
+    asked = EvalOptions(dataset=dataset, flags=flags_of(options))
     found = opened(str(path), Path(out), asked)
     return Result(found, tuple(RunRecord.read(found.folder).rows()) if found.folder else (), asked)
 
@@ -251,7 +251,8 @@ class Result:
                 normalised (or whitened) as ddbench's students take them.
 
         Labels are class numbers where every one is certain, else probabilities ``(k,)``, which
-        ``torch.nn.functional.cross_entropy`` takes as well.
+        ``torch.nn.functional.cross_entropy`` takes as well. Numbers are places in :attr:`classes`, 2 before 10;
+        torchvision's ImageFolder sorts names as text, so go by ``class_to_idx`` of both.
         """
         if space not in ("pixels", "network"):
             hint = did_you_mean(str(space), ["pixels", "network"])
@@ -292,13 +293,24 @@ class Result:
             protocol=protocol,
             metrics=metrics,
             transfer=transfer,
-            flags=(*self.asked.flags, *_flags(options, "metric")),
+            flags=(*self.asked.flags, *flags_of(options, "metric")),
             quiet=quiet,
         )
         place = Path(out) if out is not None else self.folder.parent if self.folder else Path("runs")
         with console.working(quiet, AGAIN):
             (found,) = grades(str(self.folder or self.path), place, asked, _silent if quiet else console.say)
         return Grade.of(found.row())
+
+    def export(self, out: str | Path, form: str = "folder", *, quiet: bool = False) -> Path:
+        """Write the set at ``out``, which must not exist, as ``ddbench export`` does; returns the path.
+
+        ``form`` is ``folder`` (pictures), ``datasets`` (parquet), ``webdataset``, ``npz`` or ``pt``. What a form cannot
+        hold, such as pixels outside [0, 1] in pictures, is said on stderr. Raises UsageError for another form, or a
+        path that exists.
+        """
+        for note in export(self.distilled, form, Path(out)):
+            (_silent if quiet else console.say)(note)
+        return Path(out)
 
     def _images(self) -> Tensor:
         return torch.cat([s.decoder(s.images) for s in self.distilled.curriculum.sets]).cpu()
@@ -324,19 +336,3 @@ class Result:
 
 def _silent(_: str) -> None:
     """Where nothing is to be said."""
-
-
-def _flags(options: Mapping[str, Options], *more: str) -> tuple[tuple[str, str], ...]:
-    """``matcher_options={"syn_steps": 30}`` as the command line writes it: ``matcher.syn_steps=30``."""
-    groups = {f"{group}_options": group for group in (*GROUPS, *more)}
-    for name in options:
-        if name not in groups:
-            raise UsageError(f"there is no argument {name!r}{did_you_mean(name, groups)} ({', '.join(groups)})")
-    return tuple((f"{groups[n]}.{key}", _text(value)) for n, some in options.items() for key, value in some.items())
-
-
-def _text(value: object) -> str:
-    """A value as the command line takes it; the parts of a list that have commas stand in quotes."""
-    if isinstance(value, list | tuple):
-        return ",".join('"' + str(part).replace('"', '""') + '"' for part in value)
-    return "none" if value is None else str(value)

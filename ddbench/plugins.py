@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import pluggy
 
 from ddbench import hookspecs
+from ddbench.base import installed
 from ddbench.base import recipes as recipe_files
 from ddbench.base.guard import guarded, told
 from ddbench.base.recipes import RecipeEntry
@@ -177,10 +178,13 @@ def check_class(kind: str, cls: Any) -> None:
 
 @cache
 def registry() -> Registry:
-    """All entry points of the group ``ddbench``, loaded once."""
-    loaded = Registry()
-    for entry in sorted(entry_points(group="ddbench"), key=lambda e: (e.dist.name if e.dist else "", e.name)):
+    """All entry points of the group ``ddbench`` that are wanted (``ddbench.base.installed``), loaded once."""
+    loaded, strict = Registry(), installed.strict()
+    for entry in installed.wanted(entry_points(group="ddbench")):
         loaded.load(entry)
+    if strict and loaded.broken:
+        lost = "; ".join(f"{b.name!r} of {b.package}: {b.reason}" for b in loaded.broken)
+        raise DataError(f"plugins cannot be loaded, and {installed.STRICT}=1 asks for all of them: {lost}")
     return loaded
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import THREAD, options, run, spec
+from tiny import ddbench as tiny
 from torch.utils.data import DataLoader
 
 import ddbench
@@ -116,6 +117,26 @@ def test_runs_files_and_sets_of_others_are_loaded(tmp_path, made):
     assert theirs.evaluate(students=1, out=runs, quiet=True, protocol_options=rules).students == 1
 
 
+def test_a_set_is_exported_as_on_the_command_line(tmp_path, made, capsys):
+    out = made.export(tmp_path / "pictures")
+    assert "8 bits" in capsys.readouterr().err
+    assert sorted(p.name for p in out.iterdir()) == sorted([*made.classes, "classes.json"])
+    again = tiny("export", made.folder, "--format", "folder", "--to", tmp_path / "again")
+    assert again.code == 0
+    assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*.*")} == {
+        p.relative_to(tmp_path / "again"): p.read_bytes() for p in (tmp_path / "again").rglob("*.*")
+    }
+    made.export(tmp_path / "set.npz", "npz", quiet=True)
+    assert not capsys.readouterr().err
+    own = dict(groups()["dataset_options"])
+    back = ddbench.load(tmp_path / "set.npz", dataset="toy", dataset_options=own)
+    assert torch.equal(back.dataset(space="network").images, made.dataset(space="network").images)
+    with pytest.raises(UsageError, match="none of pt, npz, folder"):
+        made.export(tmp_path / "x", "gif")
+    with pytest.raises(UsageError, match="exists already"):
+        made.export(tmp_path / "set.npz", "npz")
+
+
 def test_runs_are_compared_as_a_data_frame(tmp_path, made):
     found = ddbench.compare(str(tmp_path / "runs"))
     assert set(found["matcher"]) == {"dm", "random"}
@@ -144,10 +165,10 @@ def test_what_cannot_be_is_said_as_on_the_command_line(tmp_path):
 
 
 def test_lists_with_commas_and_none_reach_their_options():
-    from ddbench.api import _flags
+    from ddbench.files.asked import flags_of
 
     given = {"dataset_options": {"without": ("a,b", 'c"d'), "limit": None, "flip": False}}
-    flags = dict(_flags(given))
+    flags = dict(flags_of(given))
     assert flags == {"dataset.without": '"a,b","c""d"', "dataset.limit": "none", "dataset.flip": "False"}
 
 

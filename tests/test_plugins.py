@@ -284,6 +284,44 @@ def test_a_broken_plugin_that_is_asked_for_exits_3_with_its_reason(forks, instal
     assert "a_module_that_nobody_has" in last
 
 
+def listed(forks, path: str, home: Path, **variables: str) -> Answer:
+    env = THREAD | {"DDBENCH_HOME": str(home)} | variables
+    return forks.run(["plugins", "--json"], home, (path,), env=env)
+
+
+@pytest.mark.parametrize(
+    ("given", "ours", "broken"),
+    [("dd-means", True, set()), ("DD_Means, dd.leaves", True, {"dd-leaves"}), ("", False, set()), (",", False, set())],
+)
+def test_only_the_distributions_that_are_named_are_loaded(forks, installed, tmp_path, given, ours, broken):
+    answer = listed(forks, installed, tmp_path, DDBENCH_LOAD_PLUGINS=given)
+    assert answer.code == (3 if broken else 0), answer.err
+    assert {b["package"] for b in answer.json["broken"]} == broken
+    found = {plugin["package"] for plugin in answer.json["plugins"]}
+    assert found == {"ddbench", *(["dd-means"] if ours else [])}
+
+
+def test_a_distribution_that_is_not_there_is_named(forks, installed, tmp_path):
+    answer = listed(forks, installed, tmp_path, DDBENCH_LOAD_PLUGINS="dd-meens")
+    assert answer.code == 2
+    assert "DDBENCH_LOAD_PLUGINS names 'dd-meens'" in answer.err
+    assert "did you mean 'dd-means'" in answer.err
+
+
+def test_a_broken_plugin_is_an_error_where_all_are_asked_for(forks, installed, tmp_path):
+    answer = listed(forks, installed, tmp_path, DDBENCH_STRICT_PLUGINS="1")
+    assert answer.code == 3
+    for name in ("dd-no-import", "dd-leaves", "dd-bad-hook", "a_module_that_nobody_has"):
+        assert name in answer.err
+    assert "Traceback" not in answer.err
+    whole = {"DDBENCH_STRICT_PLUGINS": "1", "DDBENCH_LOAD_PLUGINS": "dd-means"}
+    assert listed(forks, installed, tmp_path, **whole).code == 0
+    assert listed(forks, installed, tmp_path, DDBENCH_STRICT_PLUGINS="0").json["broken"]
+    wrong = listed(forks, installed, tmp_path, DDBENCH_STRICT_PLUGINS="yes")
+    assert wrong.code == 2
+    assert "must be 1" in wrong.err
+
+
 def test_a_run_of_a_package_that_is_gone_is_still_compared_and_not_resumed(forks, installed, tmp_path):
     arguments = ["run", *MEANS_RUN, "--matcher", "means", *ALONE, "--out", tmp_path / "runs"]
     assert forks.run(arguments, tmp_path / "home", (installed,)).code == 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PATHS = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 _LABELS = click.Choice(["auto", "hard", "probability", "logit", "real"])
-_FORMS = click.Choice(["pt", "npz", "folder", "datasets"])
+_FORMS = click.Choice(["pt", "npz", "folder", "datasets", "webdataset"])
 
 
 @click.command("eval")
@@ -162,7 +162,7 @@ def import_(paths: tuple[Path, ...], to: Path | None, experts: bool, options: tu
 
 @click.command()
 @click.argument("target", metavar="RUN|FILE", type=click.Path(path_type=Path))
-@click.option("--format", "form", required=True, type=_FORMS, help="MTT's .pt files, npz, pictures, or parquet.")
+@click.option("--format", "form", required=True, type=_FORMS, help="MTT's .pt, npz, pictures, parquet, or shards.")
 @click.option("--to", required=True, type=click.Path(path_type=Path), help="Folder (or .npz file) to write.")
 @OUT
 def export(target: Path, form: str, to: Path, out: Path) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ddbench.base.options import make
-from ddbench.errors import UsageError
+from ddbench.errors import UsageError, did_you_mean
 from ddbench.grade.evaluation import default_metrics
 from ddbench.plugins import registry
+from ddbench.run.spec import GROUPS
+
+Options = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -81,3 +85,19 @@ class EvalOptions:
     def plain_flags(self) -> tuple[tuple[str, str], ...]:
         """The flags that are not of metrics."""
         return tuple(flag for flag in self.flags if not flag[0].startswith("metric."))
+
+
+def flags_of(options: Mapping[str, Options], *more: str) -> tuple[tuple[str, str], ...]:
+    """``matcher_options={"syn_steps": 30}`` as the command line writes it: ``matcher.syn_steps=30``."""
+    groups = {f"{group}_options": group for group in (*GROUPS, *more)}
+    for name in options:
+        if name not in groups:
+            raise UsageError(f"there is no argument {name!r}{did_you_mean(name, groups)} ({', '.join(groups)})")
+    return tuple((f"{groups[n]}.{key}", _text(value)) for n, some in options.items() for key, value in some.items())
+
+
+def _text(value: object) -> str:
+    """A value as the command line takes it; the parts of a list that have commas stand in quotes."""
+    if isinstance(value, list | tuple):
+        return ",".join('"' + str(part).replace('"', '""') + '"' for part in value)
+    return "none" if value is None else str(value)

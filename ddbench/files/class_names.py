@@ -15,8 +15,16 @@ from ddbench.errors import DataError
 
 WNIDS = "Folders are called by wnids, which were taken in their order to be the dataset's classes."
 EXPORTED = "The folders are called as `ddbench export` calls the dataset's classes."
+LONGEST = 255  # bytes of a name in a file system
 _WNID = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"(\D*?)(\d{1,9})(?:[_-](.+))?", re.ASCII)
+
+
+def safe_name(name: str) -> str:
+    """A class as a folder: its own name, but for what no folder can be called. Folders of images keep theirs."""
+    plain = re.sub(r"[/\\\x00-\x1f\x7f]+", "_", name)
+    plain = plain.encode()[:LONGEST].decode(errors="ignore")
+    return plain if plain.strip(".") else "_" * max(len(plain), 1)
 
 
 def folder_name(index: int, name: str) -> str:
@@ -32,9 +40,10 @@ def labels_of(path: Path, names: Sequence[str], classes: Sequence[str], wnids: S
     """
     if found := by_names(names, classes):
         return found
-    exported = {_composed(folder_name(i, name)): i for i, name in enumerate(classes)}
-    if exported.keys() == {_composed(name) for name in names} and len(names) == len(classes):
-        return [exported[_composed(name)] for name in names], EXPORTED
+    for called in (list(map(safe_name, classes)), [folder_name(i, name) for i, name in enumerate(classes)]):
+        exported = {_composed(name): i for i, name in enumerate(called)}
+        if exported.keys() == {_composed(name) for name in names} and len(names) == len(classes) == len(exported):
+            return [exported[_composed(name)] for name in names], EXPORTED
     parts = [_NUMBERED.fullmatch(name) for name in names]
     called = [p[3] for p in parts if p and p[3]]
     numbers = [int(p[2]) for p in parts if p]

@@ -6,7 +6,10 @@ Every form holds what students see: decoded images, and labels as they are store
 from __future__ import annotations
 
 import csv
+import io
+import json
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +22,14 @@ from torch import Tensor
 
 from ddbench.base.cache import atomic_file
 from ddbench.errors import DataError, UsageError
-from ddbench.files import pixelspace
-from ddbench.files.class_names import folder_name
+from ddbench.files import class_table, pixelspace
+from ddbench.files.class_names import folder_name, safe_name
 from ddbench.grade.distilled import Distilled
 from ddbench.problem.synthetic import SyntheticSet
 
 CLIPPED = 0.01  # the share of pixels from which clipping is worth a warning
+SHARD = 10_000  # pictures in one archive
+_BESIDE = {class_table.FILE, "labels.npy", "labels.csv"}  # what lies beside folders of pictures
 
 
 def export(distilled: Distilled, form: str, out: Path) -> list[str]:
@@ -132,31 +137,66 @@ def _npz(distilled: Distilled, out: Path) -> list[str]:
     }
     with atomic_file(out) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
-    kind = distilled.curriculum.sets[0].label_kind
-    means = [] if kind == "probability" else [f"Labels are of kind {kind!r}; read them with --labels {kind}."]
-    return [_space(distilled), *means, "Its arrays preprocessing_* undo that step.", *_order_lost(distilled)]
+    return [_space(distilled), *_kind(distilled), "Its arrays preprocessing_* undo that step.", *_order_lost(distilled)]
 
 
-def _folder(distilled: Distilled, out: Path) -> list[str]:
-    """PNG pictures in a folder per class, whose names sort in the order of the labels."""
-    from PIL import Image
-
-    images, labels, _ = _all(distilled)
-    targets, names = labels.argmax(1).tolist(), [folder_name(i, name) for i, name in enumerate(distilled.classes)]
-    for name in names:
-        (out / name).mkdir(parents=True)
+def _levels(images: Tensor, distilled: Distilled) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """Images as pictures, (n, h, w, c) uint8, and a warning where these are not what students see."""
     pixels = torch.cat([pixelspace.undone(part, distilled.preprocessing) for part in images.split(1000)])
     clipped = float(((pixels < -0.5 / 255) | (pixels > 1 + 0.5 / 255)).double().mean())
     levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    if clipped < CLIPPED:
+        return levels, []
+    return levels, [
+        f"Warning: {clipped:.1%} of the pixels lie outside [0, 1] and were clipped, so these pictures are "
+        "not what students learned from."
+    ]
+
+
+def _png(levels: np.ndarray[Any, Any]) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).save(stream, "png")
+    return stream.getvalue()
+
+
+_ROUNDED = "Pictures have 8 bits per channel, so pixels were rounded; --format pt or npz keeps them to the bit."
+
+
+def _kind(distilled: Distilled) -> list[str]:
+    kind = distilled.curriculum.sets[0].label_kind
+    return [] if kind == "probability" else [f"Labels are of kind {kind!r}; read them with --labels {kind}."]
+
+
+def _folders(classes: tuple[str, ...], out: Path) -> tuple[list[str], list[str]]:
+    """Make a folder for each class, by its own name where a file system keeps these apart; what they are called."""
+    plain = [safe_name(name) for name in classes]
+    for name in plain:
+        (out / name).mkdir(parents=True, exist_ok=True)
+    if len([*out.iterdir()]) == len(classes) and _BESIDE.isdisjoint(name.lower() for name in plain):
+        return plain, []
+    shutil.rmtree(out)  # one folder for two classes: their names are one in this file system, or once made safe for it
+    numbered = [folder_name(i, name) for i, name in enumerate(classes)]
+    for name in numbered:
+        (out / name).mkdir(parents=True)
+    return numbered, [
+        "Warning: names of classes cannot all be names of folders here, so these have numbers before them, and "
+        f"ImageFolder may order your own folders otherwise; {class_table.FILE} says which is which."
+    ]
+
+
+def _folder(distilled: Distilled, out: Path) -> list[str]:
+    """PNG pictures in a folder per class, called like the class: ImageFolder numbers them as the user's own folders."""
+    images, labels, _ = _all(distilled)
+    targets = labels.argmax(1).tolist()
+    names, crowded = _folders(distilled.classes, out)
+    class_table.write(out, class_table.Table(distilled.classes, tuple(names)))
+    levels, lost = _levels(images, distilled)
     files = [f"{names[target]}/{i:06d}.png" for i, target in enumerate(targets)]
     for file, picture in zip(files, levels, strict=True):
-        Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(out / file)
-    notes = ["Pictures have 8 bits per channel, so pixels were rounded; --format pt or npz keeps them to the bit."]
-    if clipped >= CLIPPED:
-        notes.append(
-            f"Warning: {clipped:.1%} of the pixels lie outside [0, 1] and were clipped, so these pictures are "
-            "not what students learned from."
-        )
+        (out / file).write_bytes(_png(picture))
+    notes = [_ROUNDED, *lost, *crowded]
     if not _hard(labels):
         np.save(out / "labels.npy", labels.numpy())
         with (out / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
@@ -165,36 +205,79 @@ def _folder(distilled: Distilled, out: Path) -> list[str]:
             rows.writerows([file, *row] for file, row in zip(files, labels.tolist(), strict=True))
         kind = distilled.curriculum.sets[0].label_kind
         notes.append(f"Folders tell the largest label; the soft ones ({kind}) are in labels.csv and labels.npy.")
-        notes += [f"Read them with --labels {kind}."] if kind != "probability" else []
+        notes += _kind(distilled)
     return notes + _order_lost(distilled)
 
 
+def _webdataset(distilled: Distilled, out: Path) -> list[str]:
+    """Shards of pictures and labels: ``000000.png`` with ``000000.cls``, or soft labels in ``000000.json``."""
+    images, labels, _ = _all(distilled)
+    levels, lost = _levels(images, distilled)
+    told: list[int] | list[list[float]] = labels.argmax(1).tolist() if _hard(labels) else labels.tolist()
+    suffix = "cls" if _hard(labels) else "json"
+    out.mkdir()
+    class_table.write(out, class_table.Table(distilled.classes))
+    for shard, first in enumerate(range(0, len(levels), SHARD)):
+        with tarfile.open(out / f"train-{shard:06d}.tar", "w") as archive:
+            for i in range(first, min(first + SHARD, len(levels))):
+                for kind, data in (("png", _png(levels[i])), (suffix, json.dumps(told[i]).encode())):
+                    member = tarfile.TarInfo(f"{i:06d}.{kind}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    numbers = f"Numbers of classes are places in {class_table.FILE}."
+    return [_ROUNDED, *lost, numbers, *_kind(distilled), *_order_lost(distilled)]
+
+
 def _datasets(distilled: Distilled, out: Path) -> list[str]:
-    """A folder with one parquet file that ``datasets.load_dataset`` opens offline, floats to the bit."""
+    """A folder with one parquet file that ``datasets.load_dataset`` opens offline: pictures, and floats to the bit."""
     try:
         import datasets as hub
+        import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError("--format datasets needs the package datasets; pip install 'ddbench[hf]'") from error
     images, labels, stages = _all(distilled)
-    channels, height, width = images.shape[1:]
+    levels, lost = _levels(images, distilled)
     features = {
-        "image": hub.Array3D((channels, height, width), "float32"),
+        "image": hub.Image(),
         "label": hub.ClassLabel(names=list(distilled.classes)),
         "stage": hub.Value("int32"),
+        "network_input": hub.Array3D(tuple(images.shape[1:]), "float32"),
     }
-    columns: dict[str, Any] = {"image": images.numpy(), "label": labels.argmax(1).tolist(), "stage": stages.tolist()}
+    columns: dict[str, Any] = {
+        "image": [{"bytes": _png(picture), "path": f"{i:06d}.png"} for i, picture in enumerate(levels)],
+        "label": labels.argmax(1).tolist(),
+        "stage": stages.tolist(),
+        "network_input": images.numpy(),
+    }
     if not _hard(labels):
         features["soft_label"] = hub.List(hub.Value("float32"))
         columns["soft_label"] = labels.tolist()
     out.mkdir()
-    bars = hub.is_progress_bar_enabled()
-    hub.disable_progress_bars()
-    try:
-        hub.Dataset.from_dict(columns, features=hub.Features(features)).to_parquet(str(out / "train.parquet"))
-    finally:
-        if bars:
-            hub.enable_progress_bars()
-    return [_space(distilled), "Open it with datasets.load_dataset(FOLDER).", *_order_lost(distilled)]
+    table: Any = hub.Dataset.from_dict(columns, features=hub.Features(features)).with_format("arrow")[:]
+    said = {**(table.schema.metadata or {}), b"ddbench": json.dumps(_about(distilled, images)).encode()}
+    pq.write_table(table.replace_schema_metadata(said), out / "train.parquet")
+    return [
+        "Its column 'image' holds pictures of 8 bits, 'network_input' the same to the bit as networks take it.",
+        *lost,
+        _space(distilled),
+        "Open it with datasets.load_dataset(FOLDER).",
+        *_kind(distilled),
+        *_order_lost(distilled),
+    ]
+
+
+def _about(distilled: Distilled, images: Tensor) -> dict[str, Any]:
+    """What a table says of itself: classes by label, ``(c, h, w)``, what networks' input passed, and the student lr."""
+    step = distilled.preprocessing
+    passed = {"kind": step.kind}
+    if step.std is not None:
+        passed |= {"mean": step.mean.tolist(), "std": step.std.tolist()}
+    return {
+        "classes": distilled.classes,
+        "shape": tuple(images.shape[1:]),
+        "preprocessing": passed,
+        "lr": distilled.curriculum.lr(len(distilled.curriculum.phases) - 1),
+    }
 
 
 FORMS: dict[str, Callable[[Distilled, Path], list[str]]] = {
@@ -202,4 +285,5 @@ FORMS: dict[str, Callable[[Distilled, Path], list[str]]] = {
     "npz": _npz,
     "folder": _folder,
     "datasets": _datasets,
+    "webdataset": _webdataset,
 }

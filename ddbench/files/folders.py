@@ -18,8 +18,9 @@ from ddbench.base.cache import digest, file_digest
 from ddbench.base.opening import reading
 from ddbench.data.pictures import beside_others
 from ddbench.errors import DataError
-from ddbench.files import arrays, beside, safe_load
-from ddbench.files.class_names import folder_name, labels_of, numbered
+from ddbench.files import arrays, beside, class_table, safe_load
+from ddbench.files.class_names import by_names, folder_name, labels_of, numbered
+from ddbench.files.class_table import Table
 from ddbench.files.foreign import Foreign
 from ddbench.files.known import Known, columns
 
@@ -27,20 +28,18 @@ HEAD = 4_000_000  # bytes of a table that are read for its first line: the names
 
 
 def pictures(path: Path, folders: Sequence[Path], known: Known) -> Foreign:
-    """One folder per class. Numbers in their names order them, since "10" sorts before "2" as text."""
+    """One folder per class, told by ``classes.json`` or by their names. Numbers in these order them: 2 before 10."""
     files, rest = safe_load.listing([*folders])
-    names, classes, rows = [f.name for f in folders], None, _rows(path, known)
+    names, rows, table = [f.name for f in folders], _rows(path, known), _table(path, folders)
     _check(path, dict(zip(names, files, strict=True)), rows)
-    named = [*names, *(_lacking(path, names, rows) if rows is not None else ())]
-    if known.names:
-        labels, said = labels_of(path, named, known.names, known.wnids)
-    else:
-        labels, classes, said = numbered(path, named, known.classes)
+    named = [*names, *(_lacking(path, names, rows, table) if rows is not None else ())]
+    labels, classes, said = _told(path, named, known, table)
     flat = [p for found in files for p in found]
     pixels = safe_load.pictures(flat, rest)
     targets = torch.tensor([label for label, found in zip(labels, files, strict=False) for _ in found])
-    soft = None if rows is None else _sorted(path, rows, flat, dict(zip(named, labels, strict=True)))
-    used = {} if rows is None else {"labels.npy": file_digest(path / "labels.npy")}
+    soft = None if rows is None else _sorted(path, rows, flat, dict(zip(named, labels, strict=True)), table)
+    read = [*([] if rows is None else ["labels.npy"]), *([] if table is None else [class_table.FILE])]
+    used = {name: file_digest(path / name) for name in read}
     made, notes = known.set(path, pixels, targets if soft is None else soft, None)
     listed = [[str(p.relative_to(path)), file_digest(p)] for p in flat]
     counted = f"Read {len(listed)} pictures in {len(folders)} folders."
@@ -52,6 +51,38 @@ def pictures(path: Path, folders: Sequence[Path], known: Known) -> Foreign:
         files={f"{path.name}/": digest(listed)} | used,
         unit=True,
     )
+
+
+def _table(path: Path, folders: Sequence[Path]) -> Table | None:
+    """What ``classes.json`` says of the folders, if it lies there and speaks of folders at all."""
+    table = class_table.read(path)
+    if table is None or not table.folders:
+        return None
+    if odd := [f.name for f in folders if table.column(f.name) is None]:
+        raise DataError(
+            f"{path} has folders that its {class_table.FILE} does not name ({', '.join(odd[:4])}); remove them, or "
+            "remove that file to have all folders told by their names"
+        )
+    return table
+
+
+def _told(
+    path: Path, named: list[str], known: Known, table: Table | None
+) -> tuple[list[int], tuple[str, ...] | None, str]:
+    """The label of each folder, class names where no dataset is known, and what they are told by."""
+    columns = [] if table is None else [column for name in named if (column := table.column(name)) is not None]
+    if table is not None and not known.names and known.classes in (None, len(table.names)):
+        return columns, table.names, f"{class_table.FILE} tells the classes of the folders."
+    if table is not None and (found := by_names(table.names, known.names)):
+        return (
+            [found[0][column] for column in columns],
+            None,
+            f"{class_table.FILE} names the folders' classes. {found[1]}",
+        )
+    if known.names:
+        labels, said = labels_of(path, named, known.names, known.wnids)
+        return labels, None, said
+    return numbered(path, named, known.classes)
 
 
 def _check(path: Path, held: dict[str, list[Path]], rows: Tensor | None) -> None:
@@ -73,21 +104,25 @@ def _rows(path: Path, known: Known) -> Tensor | None:
     return arrays.array(file) if file.exists() and known.labels != "hard" else None
 
 
-def _column(name: str) -> int | None:
-    """The column of labels that a folder of ``ddbench export`` belongs to."""
+def _column(name: str, table: Table | None) -> int | None:
+    """The column of labels that a folder of ``ddbench export`` belongs to; without a table its number says it."""
+    if table is not None:
+        return table.column(name)
     found = re.match(r"[0-9]{1,9}", name)
     return int(found[0]) if found else None
 
 
-def _lacking(path: Path, names: Sequence[str], rows: Tensor) -> list[str]:
+def _lacking(path: Path, names: Sequence[str], rows: Tensor, table: Table | None) -> list[str]:
     """Folders that ``ddbench export`` made for classes without pictures, which not every copy keeps."""
-    there = {_column(name) for name in names}
+    there = {_column(name, table) for name in names}
     k = rows.shape[1] if rows.ndim == 2 else 0
     lacking = [column for column in range(k) if column not in there]
-    table = path / "labels.csv"
-    if not lacking or not table.exists():
+    if table is not None:
+        return [table.folders[column] for column in lacking] if len(table.folders) == k else []
+    beside_it = path / "labels.csv"
+    if not lacking or not beside_it.exists():
         return []
-    with reading(table) as stream:
+    with reading(beside_it) as stream:
         text = stream.read(HEAD).decode(errors="replace")
     try:
         head = next(csv.reader(io.StringIO(text, newline="")), [])[1:]
@@ -96,13 +131,13 @@ def _lacking(path: Path, names: Sequence[str], rows: Tensor) -> list[str]:
     return [folder_name(column, head[column]) for column in lacking] if len(head) == k else []
 
 
-def _sorted(path: Path, rows: Tensor, flat: Sequence[Path], labels: dict[str, int]) -> Tensor:
+def _sorted(path: Path, rows: Tensor, flat: Sequence[Path], labels: dict[str, int], table: Table | None) -> Tensor:
     """Rows of labels in the order of the pictures, and their columns in that of the classes.
 
-    ``ddbench export`` numbers pictures by row, and folders by column. That is compared: the folder of each picture is
-    the largest entry of its row, or the rows belong to something else.
+    ``ddbench export`` numbers pictures by row, and says the column of each folder. That is compared: the folder of each
+    picture is the largest entry of its row, or the rows belong to something else.
     """
-    places = {name: column for name in labels if (column := _column(name)) is not None}
+    places = {name: column for name in labels if (column := _column(name, table)) is not None}
     index = [int(p.stem) if re.fullmatch(r"[0-9]{1,9}", p.stem) else -1 for p in flat]
     k = len(labels)
     fits = tuple(rows.shape) == (len(flat), k) and sorted(index) == list(range(len(flat)))
@@ -112,6 +147,6 @@ def _sorted(path: Path, rows: Tensor, flat: Sequence[Path], labels: dict[str, in
             return columns(rows, [labels[name] for name in sorted(places, key=places.__getitem__)])
     raise DataError(
         f"{path / 'labels.npy'} holds {tuple(rows.shape)} labels, and which row and column belong to which picture and "
-        "folder is not told by their numbers, as `ddbench export` gives them; remove it, or say --labels hard, to "
-        "learn the folders alone"
+        f"folder is not told by {class_table.FILE} or their numbers, as `ddbench export` gives them; remove it, or say "
+        "--labels hard, to learn the folders alone"
     )

@@ -17,7 +17,7 @@ from ddbench.base.cache import file_digest
 from ddbench.data.pictures import is_of_tools, is_picture
 from ddbench.data.preprocessing import Preprocessing
 from ddbench.errors import DataError, UsageError
-from ddbench.files import arrays, beside, folders, safe_load
+from ddbench.files import arrays, beside, class_table, folders, parquet, safe_load, shards
 from ddbench.files.class_names import by_names
 from ddbench.files.foreign import Foreign
 from ddbench.files.known import Known, columns
@@ -27,8 +27,8 @@ from ddbench.problem.synthetic import SyntheticSet
 
 READ = (
     "a folder with images_best.pt and labels_best.pt (MTT, TESLA, FTD, DATM), a folder of such folders (PDD), "
-    "res_*.pt (DC, DSA, DM), data_*.pt (IDC, NCFM), an .npz of images and labels (FRePo, KIP, RFAD), or a folder of "
-    "images per class"
+    "res_*.pt (DC, DSA, DM), data_*.pt (IDC, NCFM), an .npz of images and labels (FRePo, KIP, RFAD), a folder of "
+    "images per class, tar archives of WebDataset, or a parquet file of `ddbench export`"
 )
 MOST_SAID = 3  # stages of which is said what was not read in them
 
@@ -59,10 +59,15 @@ def read(
 
 
 def _file(path: Path, known: Known, experiment: int) -> Foreign:
+    if path.suffix == shards.SUFFIX:
+        return _shards([path], known)
     safe_load.recognise(path)
     if arrays.is_npz(path):
         found, names = arrays.arrays(path)
         return _arrays(path, "npz", found, known, names, soft="real")
+    if path.suffix == parquet.SUFFIX:
+        found, names = parquet.arrays(path)
+        return _arrays(path, "parquet", found, known, names, soft="real")
     if arrays.is_npy(path) and beside.images_of(path) == path:
         return _pair(path, known)
     if safe_load.is_torch(path) or arrays.is_npy(path):
@@ -77,7 +82,7 @@ def _folder(path: Path, known: Known, experiment: int) -> Foreign:
     if pair := beside.chosen(path):
         return _pair(pair, known)
     inside = beside.inside(path)
-    inner = natural(p for p in inside if p.is_dir() and not p.name.startswith(".") and not is_of_tools(p.name))
+    inner = _folders_in(path, inside)
     stages = [pair for p in inner if (pair := beside.chosen(p))]
     if stages and len(stages) < len([p for p in inner if any(q.suffix == ".pt" for q in beside.inside(p))]):
         raise DataError(f"some of the folders in {path} lack images_best.pt or labels_best.pt; every stage needs both")
@@ -93,9 +98,23 @@ def _folder(path: Path, known: Known, experiment: int) -> Foreign:
         raise UsageError(f"{path} holds {len(single)} sets; name one of {', '.join(p.name for p in single[:6])}")
     if any(is_picture(p.name) for folder in inner for p in beside.inside(folder)):
         return folders.pictures(path, inner, known)
+    files = natural(p for p in inside if not p.is_dir())
+    if archives := [p for p in files if p.suffix == shards.SUFFIX]:
+        return _shards(archives, known)
+    if len(tables := [p for p in files if p.suffix == parquet.SUFFIX]) == 1:
+        return _file(tables[0], known, experiment)
     lone = [one.path.name for kind in ("images", "labels") for one in beside.among(path, kind)]
     found = f"holds {', '.join(lone[:4])} without its partner" if lone else "holds no set that is read here"
     raise DataError(f"{path} {found}; give {READ}")
+
+
+def _folders_in(path: Path, inside: list[Path]) -> list[Path]:
+    """Folders that may hold a set, or a class of it: no hidden ones or those of tools that ``classes.json`` lacks."""
+    table = class_table.read(path)
+    named = set() if table is None else set(table.folders)
+    return natural(
+        p for p in inside if p.is_dir() and (p.name in named or not (p.name.startswith(".") or is_of_tools(p.name)))
+    )
 
 
 def _torch(path: Path, known: Known, experiment: int) -> Foreign:
@@ -228,6 +247,20 @@ def _arrays(
     files = {path.name: file_digest(path)}
     step, unit = _step(path, found, made), images.dtype == torch.uint8
     return Foreign(form, (made,), notes=(*notes, *more), files=files, step=step, unit=unit and step is None)
+
+
+def _shards(paths: list[Path], known: Known) -> Foreign:
+    """Tar archives of pictures and their labels."""
+    rest: list[str] = []
+    held, called = shards.arrays(paths, rest)
+    made = _arrays(paths[0], "webdataset", held, known, called, soft="real")
+    counted = f"Read {len(held['images'])} pictures in {len(paths)} archives."
+    return replace(made, notes=(counted, *rest, *made.notes[1:]), files=_digests(paths), unit=True)
+
+
+def _digests(paths: list[Path]) -> dict[str, str]:
+    table = paths[0].parent / class_table.FILE
+    return {p.name: file_digest(p) for p in (*paths, *([table] if table.exists() else []))}
 
 
 def _reordered(made: SyntheticSet, called: tuple[str, ...], known: Known) -> tuple[SyntheticSet, str]:

@@ -138,24 +138,30 @@ def listing(folders: list[Path]) -> tuple[list[list[Path]], list[str]]:
 
 
 def pictures(paths: list[Path], notes: list[str] | None = None) -> Tensor:
-    """Pictures of one size as (n, c, h, w) float32 in [0, 1]; one channel where all of them are grey.
+    """Pictures of one size, as :func:`shown` has them."""
+    return shown(((str(path), path) for path in paths), notes)
+
+
+def shown(held: Iterable[tuple[str, Path | bytes]], notes: list[str] | None = None) -> Tensor:
+    """Named pictures of one size as (n, c, h, w) float32 in [0, 1]; one channel where all of them are grey.
 
     They are read by the decoder of datasets (``ddbench.data.pictures``), those of 16 bits to the last one, and are
     shown on white where they are transparent, which is added to ``notes``.
     """
     found: list[np.ndarray[Any, Any]] = []
-    through = 0
-    for path in paths:
+    through, first = 0, ""
+    for name, data in held:
         try:
             with strictly():
-                pixels, transparent = decode(read(path), deep=True)
+                pixels, transparent = decode(read(data) if isinstance(data, Path) else data, deep=True)
         except Broken as error:
-            raise DataError(f"{path} {error}; get it again, or remove it") from error
+            raise DataError(f"{name} {error}; get it again, or remove it") from error
+        first = first or name
         found.append(pixels)
         through += transparent
         if found[-1].shape[1:] != found[0].shape[1:]:
             raise DataError(
-                f"{path} has {found[-1].shape[2]}x{found[-1].shape[1]} pixels, but {paths[0]} "
+                f"{name} has {found[-1].shape[2]}x{found[-1].shape[1]} pixels, but {first} "
                 f"{found[0].shape[2]}x{found[0].shape[1]}; bring all pictures to one size"
             )
     if through and notes is not None:

@@ -255,7 +255,7 @@ def _datasets(distilled: Distilled, out: Path) -> list[str]:
     out.mkdir()
     table: Any = hub.Dataset.from_dict(columns, features=hub.Features(features)).with_format("arrow")[:]
     said = {**(table.schema.metadata or {}), b"ddbench": json.dumps(_about(distilled, images)).encode()}
-    pq.write_table(table.replace_schema_metadata(said), out / "train.parquet")
+    pq.write_table(table.replace_schema_metadata(said), out / "train.parquet", write_page_checksum=True)
     return [
         "Its column 'image' holds pictures of 8 bits, 'network_input' the same to the bit as networks take it.",
         *lost,

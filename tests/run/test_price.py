@@ -6,13 +6,13 @@ import pytest
 from problems import task_of
 from tiny import ddbench, spec, words
 
-from ddbench.cli.run import _say_if_long
 from ddbench.errors import UsageError
 from ddbench.plugins import passes_of
 from ddbench.run import price
 from ddbench.run.forecast import forecast
 from ddbench.run.price import LONG, Work, remember, seconds_of, told, work_of
 from ddbench.run.run import Run, Settings
+from ddbench.run.runs import _say_time
 
 
 @pytest.fixture(autouse=True)
@@ -117,15 +117,14 @@ def test_a_run_of_more_than_an_hour_says_so_and_names_the_other_recipe(tmp_path,
 
 
 @pytest.mark.parametrize(("networks", "said"), [("none", True), ("1", False)])
-def test_a_long_run_that_mostly_teaches_start_networks_says_how_to_teach_fewer(
-    tmp_path, monkeypatch, capsys, networks, said
-):
+def test_a_long_run_that_mostly_teaches_start_networks_says_how_to_teach_fewer(tmp_path, monkeypatch, networks, said):
     monkeypatch.setattr(price, "LITTLE", 1)
     monkeypatch.setattr(price, "_timed", lambda task: LONG)
     options = {"scheduler__stages": 2, "matcher__steps": 900, "matcher__batch_real": 1}
     made = spec("dm", "pdd", ipc=2, **options, scheduler__networks=networks)
-    _say_if_long(Run(made, made.dataset.load(), Settings(tmp_path)))
-    err = capsys.readouterr().err
+    said_: list[str] = []
+    _say_time(Run(made, made.dataset.load(), Settings(tmp_path)), said_.append)
+    err = "\n".join(said_)
     assert "this run will take about" in err
     assert ("-o scheduler.networks=10 teaches ten" in err) == said
 

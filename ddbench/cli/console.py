@@ -15,6 +15,7 @@ from ddbench.base import interrupts
 from ddbench.base.progress import Event, Interrupts, listening, noting
 from ddbench.errors import InterruptedRun
 from ddbench.results.tables import UNSAFE
+from ddbench.run.course import WHAT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,12 +137,12 @@ class Display:
 
     def __enter__(self) -> Display:
         if _console(stderr=True).is_terminal and not self.quiet:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[count]}"),
                 TextColumn("{task.fields[numbers]}", markup=False),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -168,9 +169,11 @@ class Display:
         from rich.markup import escape
 
         if event.what not in self._tasks:
-            self._tasks[event.what] = bars.add_task(escape(event.what), total=event.total, numbers="")
+            self._tasks[event.what] = bars.add_task(escape(event.what), total=event.total, numbers="", count="")
         task = self._tasks[event.what]
-        bars.update(task, completed=event.done, total=event.total, numbers=_numbers(event), visible=True)
+        bars.update(
+            task, completed=event.done, total=event.total, numbers=_numbers(event), count=_count(event), visible=True
+        )
         if event.done >= event.total:
             bars.update(task, visible=False)
             bars.reset(task, visible=False)
@@ -185,10 +188,15 @@ class Display:
             self._last[event.what] = now
             left = (event.total - event.done) * (now - first) / max(1, event.done - first_done)
             eta = f"{left:.0f} s left" if event.done < event.total and event.done > first_done else ""
-            say("  ".join(part for part in (f"{event.what} {event.done}/{event.total}", _numbers(event), eta) if part))
+            say("  ".join(part for part in (f"{event.what} {_count(event)}", _numbers(event), eta) if part))
         if event.done >= event.total:
             self._last.pop(event.what, None)
             self._first.pop(event.what, None)
+
+
+def _count(event: Event) -> str:
+    """``3/5``; of the whole command a percentage."""
+    return f"{100 * event.done // event.total} %" if event.what == WHAT else f"{event.done}/{event.total}"
 
 
 def _numbers(event: Event) -> str:
@@ -275,7 +283,9 @@ def show(rows: Rows, form: str, *, wide: bool = True) -> None:
     elif not rows.rows:
         say("no runs to show; `ddbench run` makes one")
     elif wide or rows.columns or "matcher" not in rows.shown:
-        table(rows.title, *rows.text(), "\n".join(rows.notes()))
+        titles, body = rows.text()
+        words = [[word for text in column for word in text.split()] for column in zip(titles, *body, strict=True)]
+        table(rows.title, titles, body, "\n".join(rows.notes()), [max(map(len, found), default=0) for found in words])
     else:
         titles, body, notes, least = brief(rows, _width())
         table(rows.title, titles, body, "\n".join(notes), least)

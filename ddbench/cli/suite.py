@@ -43,6 +43,7 @@ def suite() -> None:
 def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, device: str, **given: Any) -> int:
     """Carry out the cells of a suite; the same command goes on with it."""
     from ddbench.run import trackers
+    from ddbench.run.price import told
     from ddbench.suite.grid import read
     from ddbench.suite.runner import Orders, Work, existing, prepare
 
@@ -60,7 +61,9 @@ def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, devic
     with console.WorkTable(quiet) as watch:
 
         def show(scene: Scene) -> None:
-            watch(f"{scene.title}: {', '.join(f'{n} {what}' for what, n in scene.counts.items())}", scene.working)
+            stands = ", ".join(f"{n} {what}" for what, n in scene.counts.items())
+            time = "" if scene.left is None else f", about {told(scene.left)} to go"
+            watch(f"{scene.title}: {stands}{time}", scene.working)
 
         work = Work(asked, orders, (lambda _: None) if quiet else console.say, show)
         _carry_out(work)

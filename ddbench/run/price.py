@@ -25,7 +25,8 @@ from ddbench.problem.problem import Problem
 from ddbench.run.calls import stages_of, steps_of
 from ddbench.run.spec import RunSpec
 
-LONG = 3600.0  # seconds from which a run says what it will take
+SAID = 60.0  # seconds from which a run says how long it will take
+LONG = 3600.0  # from which it says which recipe takes less
 LITTLE = 2e6  # passes that no network makes an hour of: nothing is timed for them
 TIMED, BATCHES = 64, 6  # images and batches that are timed, if nothing is on record
 FILE = "speed.json"
@@ -84,6 +85,12 @@ def _lessons(spec: RunSpec, task: Problem) -> float:
 
 def seconds_of(spec: RunSpec, task: Problem, students: int) -> float | None:
     """About what a run takes; None of a matcher that does not tell its work, and of little work."""
+    parts = parts_of(spec, task, students)
+    return None if parts is None else sum(parts.values())
+
+
+def parts_of(spec: RunSpec, task: Problem, students: int) -> dict[str, float] | None:
+    """The same of its parts: ``experts`` (with what teaches start networks), ``distilling`` and ``grading``."""
     try:
         work = work_of(spec, task, students)
     except DDBenchError:  # a matcher may refuse the whole budget and take a stage's; the run will say what is wrong
@@ -95,7 +102,11 @@ def seconds_of(spec: RunSpec, task: Problem, students: int) -> float | None:
     pass_seconds = 0.0 if known else _timed(task)
     training = held.get("experts", pass_seconds) or pass_seconds
     matching = held.get(f"matcher {spec.matcher.name}", pass_seconds) or pass_seconds
-    return (work.experts + work.grading + work.lessons) * training + work.distilling * matching
+    return {
+        "experts": (work.experts + work.lessons) * training,
+        "distilling": work.distilling * matching,
+        "grading": work.grading * training,
+    }
 
 
 def remember(spec: RunSpec, task: Problem, notes: list[dict[str, Any]]) -> None:

@@ -34,7 +34,7 @@ def references(
     """
     found: list[Row] = []
     if with_random:
-        for kind, decoder in product(_label_kinds(spec), dict.fromkeys((Decoder(), spec.decoder))):
+        for kind, decoder in product(label_kinds(spec), dict.fromkeys((Decoder(), spec.decoder))):
             run = Run(baseline(spec, kind, decoder), dataset, settings)
             run.execute()
             found += run.rows()
@@ -58,7 +58,7 @@ def against_random(folder: Path, rows: Sequence[Row], beside: Sequence[Row]) -> 
     return [*said, text] if (text := below.sentence(row, found)) else said
 
 
-def _label_kinds(spec: RunSpec) -> list[str]:
+def label_kinds(spec: RunSpec) -> list[str]:
     """The labels of the random images beside a run; where batches are labelled online, hard ones have no part."""
     if spec.protocol.online:
         return ["teacher"]

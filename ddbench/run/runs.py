@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from ddbench.base.progress import Say
+from ddbench.base.progress import Say, listening_too
 from ddbench.base.recipes import NAMES, RecipeEntry
+from ddbench.data.dataset import Dataset
 from ddbench.plugins import loaded, registry
+from ddbench.problem.decode import Decoder
 from ddbench.run import trackers as tracking
+from ddbench.run.calls import stages_of
+from ddbench.run.course import Course
 from ddbench.run.folder import finished
-from ddbench.run.price import LONG, seconds_of, told, work_of
-from ddbench.run.references import against_random, references
+from ddbench.run.place import folder_of
+from ddbench.run.price import LONG, SAID, parts_of, seconds_of, told, work_of
+from ddbench.run.references import against_random, label_kinds, references
 from ddbench.run.row import Row
 from ddbench.run.run import Run, Settings, build_task
 from ddbench.run.spec import RunSpec
@@ -42,35 +48,58 @@ def carry_out(
     if skipped := dataset.facts.get("skipped"):
         say(f"warning: left out {skipped}")
     _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
-    for spec in specs:
-        work = Run(spec, dataset, settings, partial(_begin, say=say))
-        with tracking.attached(trackers, work, say):
-            result = work.execute()
-        rows += (graded := work.rows())
-        if result.status == "diverged":
-            fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
-            continue
-        others = replace(settings, renew="changed")
-        beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
-        rows += [row for row in beside if row not in rows]
-        said += against_random(work.folder, graded, beside) if with_random else []
+    parts = _parts(specs, dataset, settings, with_random=with_random)
+    course = None if parts is None else Course(parts, stages_of(specs[0].scheduler))
+    with nullcontext() if course is None else listening_too(course):
+        for i, spec in enumerate(specs):
+            work = Run(spec, dataset, settings, partial(_begin, say=say, course=course, place=i))
+            with tracking.attached(trackers, work, say):
+                result = work.execute()
+            rows += (graded := work.rows())
+            if result.status == "diverged":
+                fail(f"the run diverged: {result.error} (its last good state is kept in {work.folder})")
+                continue
+            if course is not None:
+                course.beside()
+            others = replace(settings, renew="changed")
+            beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
+            rows += [row for row in beside if row not in rows]
+            said += against_random(work.folder, graded, beside) if with_random else []
     return rows, said
 
 
-def _begin(work: Run, going_on: bool, say: Say) -> None:
+def _parts(
+    specs: list[RunSpec], dataset: Dataset, settings: Settings, *, with_random: bool
+) -> list[dict[str, float]] | None:
+    """The seconds of the parts of each run; None where they are not known, or all are done."""
+    done = [finished(folder_of(spec, settings.out)) is not None for spec in specs]
+    known = None if all(done) else parts_of(specs[0], build_task(specs[0], dataset), settings.students)
+    if known is None:
+        return None
+    kinds = len(label_kinds(specs[0])) * len({Decoder(), specs[0].decoder}) if with_random else 0
+    whole = known | {"beside": kinds * known["grading"]}
+    return [dict.fromkeys(whole, 0.0) if over else whole for over in done]
+
+
+def _begin(work: Run, going_on: bool, say: Say, course: Course | None, place: int) -> None:
     """Say what begins, once nothing of it was refused."""
     say(f"{'going on with' if going_on else 'starting'} {work.folder}")
-    _say_if_long(work, say)
+    _say_time(work, say)
+    if course is not None:
+        course.begin(place)
 
 
-def _say_if_long(work: Run, say: Say) -> None:
-    """Say what a run takes if that is more than an hour, and which recipe takes less."""
+def _say_time(work: Run, say: Say) -> None:
+    """Say what a run takes if that is a minute or more, and if it is more than an hour which recipe takes less."""
     spec = work.spec
     if finished(work.folder) is not None:
         return
     task = build_task(spec, work.dataset)
     seconds = seconds_of(spec, task, work.settings.students)
-    if seconds is None or seconds < LONG:
+    if seconds is None or seconds < SAID:
+        return
+    if seconds < LONG:
+        say(f"this run will take about {told(seconds)} on this machine")
         return
     situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": spec.scheduler.name}
     recipes = [registry().get("matcher", spec.matcher.name).recipe(situation, asked=name) for name in NAMES]

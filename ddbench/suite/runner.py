@@ -23,8 +23,9 @@ from ddbench.base.progress import Interrupts, Say
 from ddbench.errors import BusyError, InterruptedRun, UsageError
 from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
+from ddbench.run.price import told
 from ddbench.suite.grid import Cell, Suite
-from ddbench.suite.status import BAD, append, cell_standings, due, standing
+from ddbench.suite.status import BAD, append, cell_standings, due, expected, standing
 
 _POLL_SECONDS = 0.1
 _PATIENCE = 1.0  # seconds between looks at a cell that another process is at
@@ -48,6 +49,7 @@ class Scene:
     title: str
     working: tuple[tuple[str, float, str], ...]
     counts: dict[str, int]
+    left: float | None = None  # seconds, as cells like them took, and others on average
 
 
 def existing(suite: Suite, out: Path, on_existing: str) -> list[Cell]:
@@ -135,6 +137,7 @@ class Work:
     def __post_init__(self) -> None:
         self._base = _base(self.suite, self.orders.out)
         self._working: dict[str, tuple[Cell, Worker]] = {}
+        self._times: dict[str, float] = {}  # seconds of cells like these, by key
         self._trained: set[str | None] = {None}  # experts that some cell has made
         self._asked: dict[str, float] = {}  # when a busy cell was last looked at
         self._stopping = False
@@ -147,12 +150,15 @@ class Work:
             for cell in self.suite.cells:
                 self._note_experts(cell)
             queue = self._queue()
+            self._times = expected(self.suite.cells, self.orders.out)
+            if (left := self._left(queue)) is not None:
+                self.say(f"{len(queue)} cells to do, about {told(left)} with -j {self.orders.jobs}")
             try:
                 while queue or self._working:
                     if interrupts.requested:
                         self._stop(queue)
                     self._start(queue)
-                    self.show(self._scene(len(queue)))
+                    self.show(self._scene(queue))
                     time.sleep(_POLL_SECONDS)
                     self._collect(queue)
             except BaseException:
@@ -274,10 +280,22 @@ class Work:
 
     # -------------------------------------------------------------------------- what people see
 
-    def _scene(self, left: int) -> Scene:
+    def _left(self, queue: list[Cell]) -> float | None:
+        """Seconds until all is done; None before anything is known of any cell."""
+        if not queue and not self._working:
+            return None
+        known = [*self._times.values(), *(record["seconds"] for record in self.made if record["status"] == "ok")]
+        if not known:
+            return None
+        usual = sum(known) / len(known)
+        due = sum(self._times.get(cell.key, usual) for cell in queue)
+        going = [self._times.get(key, usual) - worker.seconds for key, (_, worker) in self._working.items()]
+        return max((due + sum(max(0.0, time) for time in going)) / self.orders.jobs, *going, 0.0)
+
+    def _scene(self, queue: list[Cell]) -> Scene:
         working = [(cell.name, worker.seconds, worker.last_words()) for cell, worker in self._working.values()]
         counts = Counter(status for status, _ in self.status.values() if status)
-        return Scene(self.suite.title, tuple(working), {**counts, "left": left})
+        return Scene(self.suite.title, tuple(working), {**counts, "left": len(queue)}, self._left(queue))
 
     def summary(self, word: str = "finished") -> str:
         """One line on how the cells stand."""

@@ -12,7 +12,7 @@ from ddbench.run import price
 from ddbench.run.forecast import forecast
 from ddbench.run.price import LONG, Work, remember, seconds_of, told, work_of
 from ddbench.run.run import Run, Settings
-from ddbench.run.runs import _say_if_long
+from ddbench.run.runs import _say_time
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_a_long_run_that_mostly_teaches_start_networks_says_how_to_teach_fewer(t
     options = {"scheduler__stages": 2, "matcher__steps": 900, "matcher__batch_real": 1}
     made = spec("dm", "pdd", ipc=2, **options, scheduler__networks=networks)
     heard: list[str] = []
-    _say_if_long(Run(made, made.dataset.load(), Settings(tmp_path)), heard.append)
+    _say_time(Run(made, made.dataset.load(), Settings(tmp_path)), heard.append)
     assert "this run will take about" in heard[0]
     assert ("-o scheduler.networks=10 teaches ten" in heard[0]) == said
 

@@ -104,6 +104,7 @@ class Line:
     def cells(self) -> Cells:
         """All columns by name, in the order in which files for programs have them."""
         row, (low, high) = self.row, self.bounds or (None, None)
+        counted = one_per_run(self.rows)
         tested = ("baseline", "difference", "test", "p", "p_holm", "best")
         found = {
             **{name: getattr(row, name) for name in _SHARED},
@@ -112,7 +113,7 @@ class Line:
             "students": self.students,
             "seeds": list(self.scores),
             "accuracies": list(self.scores.values()),
-            "students_std": self.rows[0].accuracy_std if len(self.rows) == 1 else None,
+            "students_std": counted[0].accuracy_std if len(counted) == 1 else None,
             "ci_low": low,
             "ci_high": high,
             **{name: getattr(self, name) for name in tested},

@@ -95,8 +95,16 @@ def _difference(row: Cells) -> str:
     """To the baseline of a line; of a single run to random images, with labels as near to its own as there are."""
     if row.get("difference") is not None or "baseline" in row:
         return cell("difference", row)
-    beside = row.get("random") or []
-    return f"{100 * beside[-1]['difference']:+.1f}" if beside else ""
+    beside = _beside(row)
+    return "" if beside is None else f"{100 * beside['difference']:+.1f}"
+
+
+def _beside(row: Cells) -> Cells | None:
+    """The random images that a single run is compared with: soft labels with soft ones, packed images with packed."""
+    found = row.get("random") or []
+    soft = row.get("label_type") not in (None, "hard")
+    alike = [one for one in found if ("labels)" in one["baseline"]) == soft] or found
+    return alike[-1] if alike else None
 
 
 def _cost(row: Cells) -> str:
@@ -142,5 +150,5 @@ def _notes(table: Table, kept: list[str]) -> list[str]:
 def _baselines(table: Table) -> str:
     """What the differences are to."""
     names = {row["baseline"] for row in table.rows if row.get("difference") is not None and row.get("baseline")}
-    names |= {row["random"][-1]["baseline"] for row in table.rows if "baseline" not in row and row.get("random")}
+    names |= {one["baseline"] for row in table.rows if "baseline" not in row and (one := _beside(row))}
     return f"to {' or '.join(sorted(names or {BASELINE}))}"

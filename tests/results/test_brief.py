@@ -110,13 +110,27 @@ def test_what_is_the_same_for_all_is_said_once_even_of_a_single_line():
 
 def test_a_single_run_has_its_deviation_over_students_and_its_difference_to_random_images():
     rows = [line(matcher="random", run="r", accuracy_mean=0.4), line(run="t")]
-    titles, body, _, _ = brief(lines(rows), 80)
+    again = line(run="t", n=1, accuracy_std=None)  # graded once more, by one student
+    titles, body, _, _ = brief(lines([*rows, again]), 80)
     cells = {row[0]: dict(zip(titles, row, strict=True)) for row in body}
     assert (cells["tesla"]["accuracy %"], cells["tesla"]["difference"]) == ("50.0 ± 10.0 ‡", "+10.0")
     titles, body, _, _ = brief(Table(per_run(rows), PER_RUN), 80)
     cells = {row[0]: dict(zip(titles, row, strict=True)) for row in body}
     assert (cells["tesla"]["accuracy %"], cells["tesla"]["difference"]) == ("50.0 ± 10.0 ‡", "+10.0")
     assert (cells["random"]["accuracy %"], cells["random"]["difference"]) == ("40.0 ± 10.0", "")
+
+
+def test_a_single_run_with_soft_labels_is_beside_random_images_with_soft_labels():
+    soft = {"label_type": "teacher"}
+    rows = [
+        line(run="t", **soft),
+        line(matcher="random", run="s", accuracy_mean=0.45, **soft),
+        line(matcher="random", run="r", accuracy_mean=0.4),
+    ]
+    titles, body, notes, _ = brief(Table(per_run(rows), PER_RUN), 80)
+    cells = {row[0]: dict(zip(titles, row, strict=True)) for row in body}
+    assert cells["tesla (teacher labels)"]["difference"] == "+5.0"
+    assert "Difference, in points: to random (teacher labels); intervals and p are columns of --wide." in notes
 
 
 def test_a_run_that_did_not_finish_says_so_and_a_damaged_one_goes_by_its_name():

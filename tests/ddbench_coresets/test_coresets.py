@@ -427,12 +427,12 @@ def test_labelling_experts_stop_later_where_there_are_more_images(dataset, ipc, 
         Request(dataset, "random", "single", ipc=ipc, device="cpu", flags=(("matcher.labels", "teacher"),))
     ).spec
     assert (made.matcher.experts, made.matcher.teacher_epochs) == (experts, epochs)
-    assert made.experts.lr == (5e-4 if dataset == "cifar10" else 1e-2)
+    assert made.experts.lr == (1e-3 if dataset == "cifar10" else 1e-2)
     assert made.experts.epochs is None or made.experts.epochs >= epochs
 
 
 def test_random_images_beside_a_run_are_labelled_by_experts_that_train_as_long_as_their_recipe_says():
     flags = (("matcher.labels", "teacher"),)
     beside = baseline(resolve(Request("cifar10", "tesla", "single", ipc=50, device="cpu", flags=flags)).spec, "teacher")
-    assert (beside.experts.epochs, beside.experts.lr) == (128, 5e-4)
+    assert (beside.experts.epochs, beside.experts.lr) == (128, 1e-3)
     assert beside.matcher.teacher_epochs == 128

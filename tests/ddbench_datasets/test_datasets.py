@@ -77,7 +77,7 @@ def test_all_sources_are_registered():
 def test_options_read_from_text_and_out_of_range_ones_are_refused(source):
     made = make(source, {"validation": "0.2", "zca": "true", "limit": "50"}, "dataset")
     assert (made.validation, made.zca, made.limit) == (0.2, True, 50)
-    for wrong in ({"validation": "0"}, {"validation": "1"}, {"limit": "0"}):
+    for wrong in ({"validation": "-0.1"}, {"validation": "1"}, {"limit": "0"}):
         with pytest.raises(UsageError, match=r"dataset\.(validation|limit)"):
             make(source, wrong, "dataset")
 

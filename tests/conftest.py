@@ -6,6 +6,7 @@ import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import pytest
 import torch
@@ -24,6 +25,9 @@ torch.set_num_threads(1)
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/ddbench_compiled_{os.getuid()}")
 
 
+_number = count()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """What needs a GPU is skipped where there is none, before any fixture looks for it."""
@@ -33,8 +37,8 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's caches and data."""
-    monkeypatch.setenv("DDBENCH_HOME", str(tmp_path_factory.mktemp("home")))
+    """No test reads or writes the user's caches and data. A folder is made by who wants one: most tests do not."""
+    monkeypatch.setenv("DDBENCH_HOME", str(tmp_path_factory.getbasetemp() / "homes" / f"{next(_number)}"))
     monkeypatch.delenv("DDBENCH_DATA", raising=False)
 
 

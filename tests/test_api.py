@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ddbench_datasets import Images
 from tiny import THREAD, options, run, spec
 from tiny import ddbench as tiny
 from torch.utils.data import DataLoader
 
 import ddbench
 from ddbench import DataError, DivergedError, UsageError
+from ddbench.base.options import make
 from ddbench.base.progress import Interrupts
 
 QUICK = {"students": 2, "quiet": True, "device": "cpu", "ceiling": False}
@@ -167,9 +169,10 @@ def test_what_cannot_be_is_said_as_on_the_command_line(tmp_path):
 def test_lists_with_commas_and_none_reach_their_options():
     from ddbench.files.asked import flags_of
 
-    given = {"dataset_options": {"without": ("a,b", 'c"d'), "limit": None, "flip": False}}
-    flags = dict(flags_of(given))
-    assert flags == {"dataset.without": '"a,b","c""d"', "dataset.limit": "none", "dataset.flip": "False"}
+    given = {"without": ("a,b", 'c"d', " e"), "limit": None, "flip": False}
+    flags = {name.removeprefix("dataset."): text for name, text in flags_of({"dataset_options": given})}
+    made = make(Images, flags | {"root": "photos"}, "dataset")
+    assert {name: getattr(made, name) for name in given} == given
 
 
 def test_work_in_a_thread_of_a_notebook_leaves_signals_alone():

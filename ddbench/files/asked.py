@@ -10,6 +10,7 @@ from ddbench.base.options import make
 from ddbench.errors import UsageError, did_you_mean
 from ddbench.grade.evaluation import default_metrics
 from ddbench.plugins import registry
+from ddbench.run.again import option_text
 from ddbench.run.spec import GROUPS
 
 Options = Mapping[str, object]
@@ -93,11 +94,6 @@ def flags_of(options: Mapping[str, Options], *more: str) -> tuple[tuple[str, str
     for name in options:
         if name not in groups:
             raise UsageError(f"there is no argument {name!r}{did_you_mean(name, groups)} ({', '.join(groups)})")
-    return tuple((f"{groups[n]}.{key}", _text(value)) for n, some in options.items() for key, value in some.items())
-
-
-def _text(value: object) -> str:
-    """A value as the command line takes it; the parts of a list that have commas stand in quotes."""
-    if isinstance(value, list | tuple):
-        return ",".join('"' + str(part).replace('"', '""') + '"' for part in value)
-    return "none" if value is None else str(value)
+    return tuple(
+        (f"{groups[n]}.{key}", option_text(value)) for n, some in options.items() for key, value in some.items()
+    )

@@ -34,6 +34,7 @@ from ddbench.base.opening import parse_toml, read_text
 from ddbench.base.schema import RECORD_BYTES, require_bounded
 from ddbench.errors import DataError, UsageError, did_you_mean
 from ddbench.plugins import wants_networks
+from ddbench.run.again import option_text
 from ddbench.run.defaults import BASELINE, DATASET, NETWORK, SCHEDULER
 from ddbench.run.record import PLACES
 from ddbench.run.spec import PLUGGED, Request, RunSpec, resolve, split_dataset, unfitted
@@ -290,7 +291,7 @@ def _choice(axis: str, given: Any, where: str, here: _Here) -> Choice:
     if not isinstance(name, str):
         raise UsageError(f'{axis} of {where} must be names or tables such as {{name = "..."}}, got {given!r}')
     flags = _flags(given.get("options", {}), axis, f"{axis} {name!r} of {where}", here)
-    words = ", ".join(f"{n.removeprefix(axis + '.')}={_text(v)}" for n, v in given.get("options", {}).items())
+    words = ", ".join(f"{n.removeprefix(axis + '.')}={option_text(v)}" for n, v in given.get("options", {}).items())
     label = _word(given, "label", (f"{name} ({words})" if words else name)[:300], where)
     if axis == "dataset" and ":" in name:
         try:
@@ -312,14 +313,8 @@ def _flags(given: Any, group: str, where: str, here: _Here) -> dict[str, str]:
             raise UsageError(f'{where}: option {name!r} must be GROUP.NAME, in quotes, such as "matcher.{name}"')
         if isinstance(value, dict):
             raise UsageError(f'{where}: write "{name}.{next(iter(value), "NAME")}" = ... in quotes, with its dot')
-        found[full] = here.placed(full, _text(value), where)
+        found[full] = here.placed(full, option_text(value), where)
     return found
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_text, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _exclude(given: Any, where: str) -> dict[str, set[Any]]:

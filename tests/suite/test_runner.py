@@ -227,6 +227,12 @@ def test_the_options_nearest_to_a_cell_win(tmp_path):
     assert cells[0].name.startswith("toy, dm (steps=3)")
 
 
+def test_a_part_of_a_list_with_a_comma_stays_one(tmp_path):
+    listed = {"dataset.classes": ["a,b", "c"]}
+    (cell,) = resolved(write(tmp_path / "s.toml", {"matcher": "dm"}, dataset="digits", options=listed)).cells
+    assert cell.spec.dataset.classes == ("a,b", "c")
+
+
 def test_paths_of_data_are_relative_to_the_file_and_may_hold_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("PICTURES", "photos")
     quick = {name: value for name, value in RULES.items() if name != "dataset.per_class"}

@@ -15,6 +15,9 @@ With g the gradient of an iteration, t the number of iterations, and mu = ``mome
 With the last two, lr_img is about how far a pixel moves in an iteration, whatever the size of the gradients; with
 ``adam`` each pixel, also one that carries no signal, such as those of a black border; with ``adam-mini`` the root mean
 square over an image's pixels, which move as far as their share of the gradient.
+
+With ``schedule=cosine`` lr_img falls to zero over the N iterations of a stage, as half a cosine: iteration t = 0 .. N-1
+has lr_img (1 + cos(pi t / N)) / 2.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ TINY = 1e-16
 NOTHING = 1e-17  # what Adam's first moment still adds may be left out when it is below this share
 
 Outer = Literal["sgd", "adam", "adam-mini"]
+Schedule = Literal["constant", "cosine"]
 
 
 class Moving(Protocol):
@@ -46,6 +50,10 @@ class Moving(Protocol):
     def outer(self) -> Outer: ...
     @property
     def lr_img(self) -> float: ...
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def steps(self) -> int: ...
     @property
     def lr_lr(self) -> float: ...
     @property
@@ -179,9 +187,10 @@ def _move_images(method: Moving, state: PixelState, rows: Tensor, found: Tensor)
     if method.clip is not None:
         found = _clipped(found, state, method.clip)
     held = state.images_momentum[rows].mul_(method.momentum)
+    lr = method.lr_img * _left(method, state.steps)
     if state.images_square is None:
         held.add_(found)
-        state.images[rows] = state.images[rows].sub_(held, alpha=method.lr_img)
+        state.images[rows] = state.images[rows].sub_(held, alpha=lr)
     else:
         held.add_(found, alpha=1 - method.momentum)
         square = state.images_square[rows].mul_(BETA2)
@@ -192,8 +201,13 @@ def _move_images(method: Moving, state: PixelState, rows: Tensor, found: Tensor)
         state.images_square[rows] = square
         t = state.steps + 1
         scale = (1 - BETA2**t) ** 0.5 / (1 - method.momentum**t)
-        state.images[rows] = state.images[rows].addcdiv_(held, square.sqrt() + TINY, value=-method.lr_img * scale)
+        state.images[rows] = state.images[rows].addcdiv_(held, square.sqrt() + TINY, value=-lr * scale)
     state.images_momentum[rows] = held
+
+
+def _left(method: Moving, t: int) -> float:
+    """The share of ``lr_img`` that iteration ``t`` has."""
+    return 1.0 if method.schedule == "constant" else (1 + math.cos(math.pi * t / method.steps)) / 2
 
 
 def _square(images: Tensor) -> Tensor:
@@ -203,28 +217,32 @@ def _square(images: Tensor) -> Tensor:
 
 def _coast_images(method: Moving, state: PixelState, images: Tensor, rows: Tensor, missed: Tensor) -> None:
     """Where ``rows`` of the images move without a gradient."""
-    if state.images_square is None:
-        _coast(images, state.images_momentum, rows, missed, method.momentum, method.lr_img)
+    square, held = state.images_square, state.images_momentum
+    if square is None and method.schedule == "constant":
+        _coast(images, held, rows, missed, method.momentum, method.lr_img)
         return
     for part, steps in zip(rows.split(100), missed.split(100), strict=True):  # blocks: with terms for each iteration
-        moved = _per_row(_adam_sum(steps, state.steps, method.momentum), images)
-        direction = state.images_momentum[part] / (state.images_square[part].sqrt() + TINY)
+        moved = _per_row(_coasted(method, steps, state.steps, adam=square is not None), images)
+        direction = held[part] if square is None else held[part] / (square[part].sqrt() + TINY)
         images[part] -= method.lr_img * moved * direction
 
 
-def _adam_sum(missed: Tensor, now: int, beta1: float) -> Tensor:
-    """What j steps without a gradient, up to step ``now``, multiply m / sqrt(v) by: one factor for each row.
+def _coasted(method: Moving, missed: Tensor, now: int, *, adam: bool) -> Tensor:
+    """What j steps without a gradient, up to step ``now``, multiply m (or Adam's m / sqrt(v)) by, one factor per row.
 
-    After i of them m is beta_1^i m, v is beta_2^i v, and t = now - j + i corrects their bias: the sum over i of
-    (beta_1 / sqrt(beta_2))^i sqrt(1 - beta_2^t) / (1 - beta_1^t).
+    After i of them m is beta_1^i m, of Adam v is beta_2^i v, and t = now - j + i corrects their bias: the sum over i of
+    (beta_1 / sqrt(beta_2))^i sqrt(1 - beta_2^t) / (1 - beta_1^t), each with the share of lr_img that is left.
     """
     most = now if missed.is_cuda or not len(missed) else int(missed.max())  # reading a number makes a GPU wait
-    ratio = beta1 / BETA2**0.5
+    beta1 = method.momentum
+    ratio = beta1 / BETA2**0.5 if adam else beta1
     longest = min(most, math.ceil(math.log(NOTHING) / math.log(ratio))) if 0 < ratio < 1 else most if ratio else 1
     i = torch.arange(1, longest + 1, dtype=torch.float64, device=missed.device)
     j = missed.double().unsqueeze(1)
     t = now - j + i  # (r, longest)
-    terms = ratio**i * (1 - BETA2**t).sqrt() / (1 - beta1**t)
+    terms = ratio**i * (1 - BETA2**t).sqrt() / (1 - beta1**t) if adam else (ratio**i).expand(len(j), -1)
+    if method.schedule == "cosine":
+        terms = terms * (1 + torch.cos(math.pi * (t - 1) / method.steps)) / 2
     return torch.where(i <= j, terms, 0.0).sum(1).to(missed.dtype)
 
 

@@ -58,6 +58,32 @@ def test_row_wise_adam_equals_dense_adam(beta1):
     torch.testing.assert_close(late, state.images, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("outer", ["sgd", "adam", "adam-mini"])
+def test_a_cosine_of_the_step_size_is_that_of_torch(outer, momentum):
+    """Against dense torch under CosineAnnealingLR, in float64, on images of one pixel, where both Adams agree."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 1, 1, 1, dtype=torch.float64, generator=generator)
+    method = Tesla(outer=outer, lr_img=0.3, momentum=momentum, clip=None, schedule="cosine", steps=len(BATCHES))
+    state = PixelState.start(images.clone(), torch.zeros(7, 4), 0.01, outer=outer)
+    dense = images.clone().requires_grad_()
+    adam = torch.optim.Adam([dense], 0.3, (momentum, 0.999), eps=1e-16)
+    optimiser = torch.optim.SGD([dense], 0.3, momentum) if outer == "sgd" else adam
+    annealed = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, len(BATCHES))
+    for rows in BATCHES:
+        index = torch.tensor(rows, dtype=torch.int64)
+        weights = torch.randn(len(rows), 1, 1, 1, dtype=torch.float64, generator=generator)
+        catch_up(method, state, index)
+        torch.testing.assert_close(state.images[index], dense.detach()[index], rtol=1e-10, atol=1e-10)
+        descend(method, state, index, fed(state.images[index] * weights))
+        dense.grad = torch.zeros_like(dense)
+        dense.grad[index] = dense.detach()[index] * weights
+        optimiser.step()
+        annealed.step()
+    assert annealed.get_last_lr()[0] == pytest.approx(0.0, abs=1e-12)
+    torch.testing.assert_close(caught_up(method, state)[0], dense.detach(), rtol=1e-10, atol=1e-10)
+
+
 def test_adam_does_not_care_how_large_gradients_are():
     """They are 1e-7 in real runs, where the usual eps of 1e-8 would decide."""
     moved = []

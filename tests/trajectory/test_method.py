@@ -306,6 +306,7 @@ def test_the_default_values_of_options_are_part_of_every_key():
         "batch_syn": None,
         "outer": "sgd",
         "lr_img": 100.0,
+        "schedule": "constant",
         "lr_lr": 1e-5,
         "lr_label": 2.0,
         "lr_init": 0.03,

@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --dry-run --records docs/results/gpu    # what the next call would do
     python -m benchmarks.gpu --minutes 5 --only training unrolls
     python -m benchmarks.gpu --rehearse                              # on a CPU, tiny: does every line work?
-    python -m benchmarks.gpu --table                                 # the tables of all records, into the page
+    python -m benchmarks.gpu --table                                 # the tables of all records, into the pages
     python -m benchmarks.gpu --pack FOLDER --data cifar10-jpeg.zip   # all that a bare GPU machine needs
 
 A call carries out as many parts as fit into its minutes, most valuable first. Each is a process with a hard limit, at
@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_published
 from benchmarks.gpu_records import PAGE, RECORDS, Record, on_record, page, read_all, sources_of
 
 BEGAN = time.monotonic()
@@ -66,6 +67,27 @@ class Part:
         return [*(self.command or usual), json.dumps(orders)]
 
 
+def _published(name: str, expected: float, title: str) -> Part:
+    """Cells of papers' tables, [published.md](../docs/published.md): each is on record as soon as it ends."""
+    command = (sys.executable, "-m", "benchmarks.gpu_published", name)
+    return Part(
+        name,
+        f"{title} Beside published numbers in [published.md](published.md).",
+        expected,
+        480,
+        ALL,
+        needs_data=True,
+        command=command,
+    )
+
+
+PUBLISHED = (
+    ("evaluator", 40, "Random images and all of them, nothing distilled."),
+    ("dm", 120, "Distribution matching with its whole budget."),
+    ("gradients", 100, "Gradient matching, one image per class."),
+    ("trajectories", 120, "Trajectories of experts, reduced."),
+    ("stages", 200, "Two stages against one of the same total."),
+)
 # In the order of their value. Expected seconds are those of an H200.
 PARTS = (
     Part("tests", "Those marked `gpu`, with their seconds.", 60, 180, (*ALL, "tests")),
@@ -118,6 +140,7 @@ PARTS = (
         120,
         TRAINER,
     ),
+    *(_published(name, expected, title) for name, expected, title in PUBLISHED),
     Part(
         "cell", "A cell of a paper's table at its size, in seconds from start to end.", 300, 420, ALL, needs_data=True
     ),
@@ -341,7 +364,7 @@ def rehearsal(folder: Path, say: Callable[[str], None] = print) -> list[str]:
     return failed + [f"the table of {name}" for name in missing]
 
 
-def _images(path: Path) -> None:
+def _images(path: Path, count: int = 12) -> None:
     """An archive of noise as images, ten classes."""
     import io
     import zipfile
@@ -351,9 +374,9 @@ def _images(path: Path) -> None:
 
     draw = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
-        for split, count in (("train", 12), ("test", 2)):
+        for split, each in (("train", count), ("test", 2)):
             for label in range(10):
-                for index in range(count):
+                for index in range(each):
                     made = io.BytesIO()
                     Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(made, "PNG")
                     archive.writestr(f"{split}/class{label}/{index}.png", made.getvalue())
@@ -394,7 +417,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--code", default="", help="which ddbench this is, where no checkout tells")
     parser.add_argument("--dry-run", action="store_true", help="what would be done")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny sizes; nothing is measured")
-    parser.add_argument("--table", action="store_true", help="write the tables of all records into docs/performance.md")
+    parser.add_argument("--table", action="store_true", help="write the tables of all records into the pages")
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="make what a bare GPU machine needs")
     return parser
 
@@ -403,7 +426,9 @@ def main() -> None:
     """Do what the arguments ask for."""
     given = _parser().parse_args()
     if given.table:
-        PAGE.write_text(page(PAGE.read_text(), TITLES, read_all(given.records)))
+        held = read_all(given.records)
+        PAGE.write_text(page(PAGE.read_text(), TITLES, held))
+        gpu_published.PAGE.write_text(gpu_published.page(gpu_published.PAGE.read_text(), held))
     elif given.pack:
         from benchmarks.gpu_pack import pack
 

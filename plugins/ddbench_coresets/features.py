@@ -38,10 +38,8 @@ class ByFeatures(Coreset):
 
     def needs(self, problem: Problem) -> Needs:
         """Raises UsageError where no expert is worth training, since the network has no features."""
-        needs, network = super().needs(problem), problem.network
-        nothing = torch.zeros(network.length, device=network.device, dtype=network.dtype)
-        blank = torch.zeros(1, *network.shape, device=network.device, dtype=network.dtype)
-        network.features(nothing, blank, train=False)
+        needs = super().needs(problem)
+        check_features(problem)
         return needs
 
     @torch.no_grad()
@@ -49,9 +47,22 @@ class ByFeatures(Coreset):
         vectors = [problem.experts.snapshot(i, self.epochs) for i in range(self.experts)]
         chosen = []
         for members, gone in zip(problem.real.members, taken(problem), strict=True):
-            features = torch.cat([_features(problem, vectors, rows) for rows in members.split(AT_ONCE)])
-            chosen.append(members[self.pick(features, gone, problem.shown).cpu()])
+            picked = self.pick(features_of(problem, vectors, members), gone, problem.shown)
+            chosen.append(members[picked.cpu()])
         return problem.pack(torch.cat(chosen))
+
+
+def check_features(problem: Problem) -> None:
+    """Raise UsageError where the network has no features."""
+    network = problem.network
+    nothing = torch.zeros(network.length, device=network.device, dtype=network.dtype)
+    blank = torch.zeros(1, *network.shape, device=network.device, dtype=network.dtype)
+    network.features(nothing, blank, train=False)
+
+
+def features_of(problem: Problem, vectors: list[Tensor], rows: Tensor) -> Tensor:
+    """What each network of ``vectors`` makes of the real images ``rows`` ``(m,)``, side by side: ``(m, f)``."""
+    return torch.cat([_features(problem, vectors, part) for part in rows.split(AT_ONCE)])
 
 
 def _features(problem: Problem, vectors: list[Tensor], rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from ddbench_coresets.clusters import KMeans, k_means, pairs
 from ddbench_coresets.coreset import Coreset
 from ddbench_coresets.greedy import Herding, KCenter, herding, k_center
+from ddbench_coresets.pruning import D2, Ccs, Moderate
 from ddbench_coresets.sampled import Random
 from ddbench_coresets.scored import El2n, Forgetting, error_lengths, forgotten, rank
 from ddbench_coresets.taken import taken
@@ -31,7 +32,8 @@ BY_SCORE = [
     *(Forgetting(**COMMON, epochs=3, order=order) for order in ("easiest", "moderate", "hardest")),
     *(El2n(**COMMON, epochs=1, order=order) for order in ("easiest", "moderate", "hardest")),
 ]
-CHOOSING = [*BY_FEATURES, *BY_SCORE]
+PRUNING = [Moderate(**COMMON, epochs=1), Ccs(**COMMON, epochs=2), D2(**COMMON, epochs=2)]
+CHOOSING = [*BY_FEATURES, *BY_SCORE, *PRUNING]
 ALL = [Random(**COMMON), *CHOOSING]
 NONE = torch.empty(0, dtype=torch.int64)
 

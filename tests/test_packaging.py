@@ -36,6 +36,12 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
         assert not expected - wheel
 
 
+def test_what_is_found_by_name_is_in_the_wheel_as_it_is_in_a_checkout(wheel):
+    tracked = {p for p in (ROOT / "leaderboards").rglob("*") if p.is_file()}
+    assert {f"ddbench/shipped/{path.relative_to(ROOT).as_posix()}" for path in tracked} <= wheel
+    assert "ddbench/shipped/leaderboards/digits/board.toml" in wheel
+
+
 def test_the_metadata_say_on_which_systems_ddbench_works():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [c for c in project["classifiers"] if c.startswith("Operating System")] == ["Operating System :: POSIX"]

@@ -34,14 +34,6 @@ from ddbench.run.spec import current
 _COSTS = ("distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes", "image_bytes", "label_bytes", "steps")
 
 
-def found(names: Sequence[str], root: Path) -> list[Board]:
-    """The boards named, or all of a folder."""
-    there = sorted(path.parent.name for path in root.glob("*/board.toml"))
-    if not there:
-        raise UsageError(f"there are no boards in {root}; --boards names the folder that holds their folders")
-    return [Board.load(root / name) for name in (names or there)]
-
-
 @dataclass(frozen=True)
 class Board:
     """The rules of one leaderboard.
@@ -273,6 +265,11 @@ class Board:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def size(self) -> int:
+        """The number of its entries."""
+        return len(self._files())
 
     @cached_property
     def network_label(self) -> str:

@@ -222,7 +222,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError as error:
-        raise UsageError(f"pages need jinja2 ({error}); pip install 'ddbench[html]'") from error
+        raise UsageError(f"pages need jinja2 ({error}); pip install jinja2") from error
     return Environment(
         loader=FunctionLoader(_asset),
         autoescape=True,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import OUT, run_names
+from ddbench.cli.options import JSON, OUT, run_names
 from ddbench.errors import UsageError
 
 BOARDS = click.option(
@@ -35,7 +35,7 @@ def submit(words: tuple[str, ...], root: Path, out: Path, replace: bool, **about
 
     A suite stands for the runs of all its cells.
     """
-    from ddbench.boards.board import Board
+    from ddbench.boards.places import writable
     from ddbench.boards.submit import submit as work
     from ddbench.run.folder import find_run
 
@@ -44,7 +44,7 @@ def submit(words: tuple[str, ...], root: Path, out: Path, replace: bool, **about
         raise UsageError("submit takes runs and then a board: ddbench submit runs/digits-dm-* digits")
     console.warn_broken()
     folders = [folder for name in runs for folder in _of_suite(name, out) or [find_run(name, out)]]
-    for path in work(folders, Board.load(root / board), replace=replace, **about):
+    for path in work(folders, writable(board, root), replace=replace, **about):
         console.data(str(path))
     console.say("the tables are out of date now; `ddbench leaderboard build` makes them anew")
     return 0
@@ -57,8 +57,9 @@ def _of_suite(name: str, out: Path) -> list[Path]:
     from ddbench.run.folder import finished
     from ddbench.run.place import folder_of
     from ddbench.suite.grid import read
+    from ddbench.suite.places import suite_file
 
-    folders = [folder_of(cell.spec, out) for cell in read(Path(name)).cells]
+    folders = [folder_of(cell.spec, out) for cell in read(suite_file(Path(name))).cells]
     if missing := [folder for folder in folders if finished(folder) is None]:
         raise UsageError(
             f"{len(missing)} of {len(folders)} cells of {name} have no finished run in {out} (the first is "
@@ -71,6 +72,27 @@ def _of_suite(name: str, out: Path) -> list[Path]:
 @click.group()
 def leaderboard() -> None:
     """Tables and pages of leaderboards, made from their entries."""
+
+
+@leaderboard.command("list")
+@BOARDS
+@JSON
+def list_(root: Path, as_json: bool) -> int:
+    """List the boards in --boards and those that come with ddbench: what they are of, and where they lie."""
+    from ddbench.boards.places import every
+
+    found = every(root)
+    columns = ("board", "title", "dataset", "network", "ipc", "entries", "folder")
+    body = [
+        [b.name, b.title, b.dataset.name, b.network_label, ", ".join(map(str, b.ipc)), b.size, str(b.folder)]
+        for b in found
+    ]
+    if as_json:
+        console.data_json([dict(zip(columns, line, strict=True)) for line in body])
+    else:
+        console.table("boards", columns[:-1], [line[:-1] for line in body])
+        console.say(f"by name: `ddbench compare --board {found[0].name}`" if found else "there are no boards")
+    return 0
 
 
 @leaderboard.command()
@@ -107,7 +129,7 @@ def new(board: str, run: str, root: Path, out: Path, **rules: Any) -> int:
 def build(boards: tuple[str, ...], root: Path, check: bool) -> int:
     """Make every table anew from the entries: each board's README.md and the overview."""
     from ddbench.base.cache import atomic_write
-    from ddbench.boards.board import found
+    from ddbench.boards.places import found
     from ddbench.boards.ranking import build as work
     from ddbench.boards.ranking import stale
 
@@ -126,7 +148,7 @@ def build(boards: tuple[str, ...], root: Path, check: bool) -> int:
 @BOARDS
 def html(boards: tuple[str, ...], root: Path, to: Path) -> int:
     """A static site of the boards, which needs no server and no network."""
-    from ddbench.boards.board import found
+    from ddbench.boards.places import found
     from ddbench.boards.ranking import standings
     from ddbench.boards.site import site, write
 

@@ -34,6 +34,7 @@ for command in (
     leaderboard, report,
 ):  # fmt: skip
     cli.add_command(command)
+cli.add_command(leaderboard, "board")
 
 
 def _require_folder() -> None:

@@ -13,7 +13,8 @@ from tiny import artefacts, ddbench, options
 
 from ddbench.base.cache import write_json
 from ddbench.boards import ranking as leaderboard
-from ddbench.boards.board import Board, found
+from ddbench.boards.board import Board
+from ddbench.boards.places import found
 from ddbench.boards.ranking import BEGIN, END, board_text, build, overview, stale, standings
 from ddbench.boards.site import site
 from ddbench.cli import boards
@@ -252,8 +253,6 @@ def test_the_commands_build_and_check(five, run, tmp_path, capfd):
 
 
 def test_the_commands_lead_from_runs_to_pages(tmp_path, monkeypatch, capfd):
-    pytest.importorskip("jinja2")
-    pytest.importorskip("matplotlib")
     monkeypatch.setenv("DDBENCH_THREADS", "1")
     folders = made(tmp_path / "runs")
     new = ("new", "mine", folders[0], "--title", "Mine", "--students", 2, "--seeds", 2, "--boards", tmp_path)

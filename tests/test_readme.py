@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ BOARDS = re.search(r"## Leaderboards\n.*?```sh\n(.*?)```", README, flags=re.S)[1
 
 def words(line: str) -> list[str]:
     """The arguments of ``ddbench`` as a shell would give them here, patterns of file names included."""
-    found = [sorted(glob.glob(word)) if "*" in word else [word] for word in shlex.split(line)[1:]]
+    found = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in shlex.split(line)[1:]]
     return [word for some in found for word in some]
 
 

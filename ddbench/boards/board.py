@@ -107,6 +107,16 @@ class Board:
     def _runs_of(self, entry: Entry) -> list[EntryRun]:
         return [self.counted(entry, run) for run in entry.runs]
 
+    def entry(self, name: str) -> Entry:
+        """One entry by its name, checked as all are."""
+        path = self.folder / "entries" / f"{name}.json"
+        if path not in self._files():
+            there = [file.stem for file in self._files()]
+            few = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
+            hint = did_you_mean(name, there)
+            raise UsageError(f"board {self.name!r} has no entry {name!r:.80}{hint} (it has {few or 'none'})")
+        return self._entry(path)
+
     def entries(self) -> list[Entry]:
         """All entries by name, each checked against the rules again: a file may have been edited since."""
         found = [self._entry(path) for path in self._files()]

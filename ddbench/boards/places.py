@@ -48,10 +48,16 @@ def folder(name: str | Path, root: Path = HERE) -> Path:
 def writable(name: str, root: Path) -> Board:
     """A board to enter something in: of one that comes with ddbench, its rules are copied to ``root`` first."""
     place = folder(name, root)
-    if place.is_relative_to(shipped("leaderboards")) and not root.absolute().is_relative_to(shipped("leaderboards")):
+    if ships(place, root):
         atomic_write(root / place.name / RULES, read_bytes(place / RULES))
         place = root / place.name
     return Board.load(place)
+
+
+def ships(place: Path, root: Path) -> bool:
+    """Whether the folder of a board came with ddbench, and is not where boards are kept here, as in a checkout."""
+    ours = shipped("leaderboards")
+    return place.is_relative_to(ours) and not root.absolute().is_relative_to(ours)
 
 
 def _names(root: Path) -> list[str]:

@@ -15,7 +15,6 @@ import pytest
 from boardkit import HOSTILE, board, made, packed, pictured, posted
 from browser import Visit, chromium
 
-
 from ddbench.base.cache import read_json, write_json
 from ddbench.boards import charts, figures, site_data
 from ddbench.boards import site as pages

@@ -46,11 +46,12 @@ def test_entries_that_changed_and_name_their_sets_are_verified(tmp_path, code):
     write("given", "unsaid")
     done = subprocess.run([SCRIPT, "main"], cwd=repo, env=env, check=False, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
+    unsaid = "unsaid-ipc1-01234567.json says nothing of where its sets are: nobody can verify it"
     assert done.stdout.splitlines() == [
         "leaderboard verify digits given-ipc1-01234567 --by continuous integration",
-        "leaderboards/digits/entries/unsaid-ipc1-01234567.json says nothing of where its sets are: nobody can verify it",
+        f"leaderboards/digits/entries/{unsaid}",
         "leaderboards/photos/entries/given-ipc1-01234567.json is of a board whose data are not here: verify it where "
         "they are",
-        "leaderboards/photos/entries/unsaid-ipc1-01234567.json says nothing of where its sets are: nobody can verify it",
+        f"leaderboards/photos/entries/{unsaid}",
     ]
     assert '.ci/verify "origin/$GITHUB_BASE_REF"' in WORKFLOW.read_text()

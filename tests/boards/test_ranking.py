@@ -259,7 +259,10 @@ def test_the_commands_lead_from_runs_to_pages(tmp_path, monkeypatch, capfd):
     assert carry_out(boards.leaderboard, *new) == 0
     with pytest.raises(UsageError, match="is there already; give the new board another name"):
         carry_out(boards.leaderboard, *new)
-    assert carry_out(boards.submit, *folders, "mine", "--boards", tmp_path, "--author", "A") == 0
+    assert (
+        carry_out(boards.submit, *folders, "mine", "--boards", tmp_path, "--author", "A", "--sets", tmp_path / "sets")
+        == 0
+    )
     with pytest.raises(UsageError, match="there is no board"):
         carry_out(boards.submit, *folders, "yours", "--boards", tmp_path)
     with pytest.raises(UsageError, match="submit takes runs and then a board"):
@@ -279,7 +282,17 @@ def test_a_suite_stands_for_the_runs_of_its_cells(tmp_path, monkeypatch):
     rules = "\n".join(f'"{name}" = {value!r}' for name, value in options("random").items())
     axes = 'dataset = "toy"\nmatcher = "random"\nipc = 1'
     path.write_text(f'title = "s"\nseeds = [0, 1]\nstudents = 2\n[options]\n{rules}\n[[matrix]]\n{axes}\n')
-    words = ("submit", path, "toys", "--boards", tmp_path / "boards", "--out", tmp_path / "runs")
+    words = (
+        "submit",
+        path,
+        "toys",
+        "--boards",
+        tmp_path / "boards",
+        "--out",
+        tmp_path / "runs",
+        "--sets",
+        tmp_path / "sets",
+    )
     answer = ddbench(*words, home=tmp_path / "home")
     assert answer.code == 0, answer.err
     assert [[run.seed for run in entry.runs] for entry in toys.entries()] == [[0, 1]]

@@ -117,11 +117,20 @@ def _made(found: Findings, kind: str, given: Any) -> Any:
             raise FailedCheck(f"{cls.__name__} cannot be a {kind}: {error}; {hint}") from error
         told = f"{plugin!r} comes back from JSON as {copy!r}; use numbers, text, None, or tuples of them"
         require(copy == plugin, told)
+        require(_hashable(plugin), f"{plugin!r} cannot be hashed; use tuples where options are lists")
         for name, least in COUNTS.get(kind, {}).items():
             value = getattr(plugin, name, None)
             whole = type(value) is int and value >= least
             require(whole, f"{cls.__name__}.{name} must be a whole number of at least {least}, got {value!r}")
     return plugin
+
+
+def _hashable(plugin: Any) -> bool:
+    try:
+        hash(plugin)
+    except TypeError:
+        return False
+    return True
 
 
 def _examine_matcher(found: Findings, method: Matcher[object]) -> None:

@@ -136,7 +136,7 @@ def _hear(event: str, given: tuple[Any, ...]) -> None:
         path, mode, flags = given
         writes = bool(set(mode) & set("wax+")) if isinstance(mode, str) else bool((flags or 0) & _WRITING)
         paths = (path,) if writes else ()
-    elif event in _MOVES:
+    elif event in _MOVES and (event == "os.truncate" or given[-1] == -1):  # others are relative to an open folder
         paths = given[:2]
     for path in paths:
         if isinstance(path, (str, bytes, os.PathLike)):

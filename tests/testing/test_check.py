@@ -84,7 +84,9 @@ def test_installed_plugins_are_found_by_their_package_and_by_their_names():
     assert [(p.kind, p.name) for p in check.found("pdd")] == [("scheduler", "pdd")]
     answer = ddbench("plugins", "check", "pdd")
     assert answer.code == 0, answer.out
-    with pytest.raises(UsageError, match=r"nothing is called 'pddd'; did you mean 'pdd'.* or a folder with a pyproject"):
+    with pytest.raises(
+        UsageError, match=r"nothing is called 'pddd'; did you mean 'pdd'.* or a folder with a pyproject"
+    ):
         check.found("pddd")
 
 

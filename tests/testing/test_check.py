@@ -165,6 +165,6 @@ def test_the_examples_install_into_a_fresh_environment_and_run(tmp_path):
         tests = str(ROOT / "examples" / name / "tests")
         call([str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", tests])
     call(["ddbench", "plugins", "new", "mine", "--kind", "matcher"])
-    call([sys.executable, "-m", "pip", "--python", str(python), "install", *quiet, "ddbench-mine"])
+    call([sys.executable, "-m", "pip", "--python", str(python), "install", *quiet, "./ddbench-mine"])
     call([str(python), "-m", "pytest", "-q", "ddbench-mine/tests"])
     call(["ddbench", "plugins", "check", "ddbench-mine"])

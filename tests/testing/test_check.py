@@ -135,6 +135,7 @@ def test_an_example_is_checked_by_its_name(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_examples_install_into_a_fresh_environment_and_run(tmp_path):
     """What they depend on is taken from this environment; ddbench and they are installed into the new one."""
     fresh = tmp_path / "fresh"

@@ -711,7 +711,8 @@ def test_kit_refuses_a_metric_that(flaw):
 def test_code_of_the_guide_is_that_of_packages_which_are_tested():
     """Of what `plugins new` writes (tests/testing/test_new.py), and of the examples (tests/testing/test_check.py)."""
     texts = [path.read_text() for path in SKELETONS.glob("*.py.txt")]
-    texts = [text.replace("my-name", name) for text in texts for name in ("sharp-means", "mine")]
+    names = {"sharp-means": "SharpMeans", "mine": "Mine"}
+    texts = [text.replace("my-name", n).replace("MyName", c) for text in texts for n, c in names.items()]
     texts += [path.read_text() for path in EXAMPLES.rglob("*.toml")]
     blocks = re.findall(r"^```(?:python|toml)\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 5

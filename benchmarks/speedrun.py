@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import atomic_write, write_json
-from ddbench.boards.board import Board, found
+from ddbench.boards.board import Board
+from ddbench.boards.places import found
 from ddbench.boards.race import WALL
 from ddbench.boards.ranking import build, stale
 from ddbench.boards.submit import submit

@@ -249,8 +249,9 @@ class Examinee:
 class Metric(Protocol):
     """A frozen dataclass that measures a student; which of :class:`Scoring` and :class:`Examining` it is, it chooses.
 
-    One with the class attribute ``costly = True`` is computed only when asked for (``ddbench eval --metrics``). Its
-    options are ``-o metric.<name>.<option>=VALUE``.
+    A class attribute ``bounds = (least, most)`` says between which numbers it lies, for the kit. One with the class
+    attribute ``costly = True`` is computed only when asked for (``ddbench eval --metrics``). Its options are
+    ``-o metric.<name>.<option>=VALUE``.
     """
 
     @property

@@ -19,6 +19,7 @@ from ddbench.base import installed
 from ddbench.base import recipes as recipe_files
 from ddbench.base.guard import guarded, told
 from ddbench.base.recipes import RecipeEntry
+from ddbench.base.signatures import methods_flaw
 from ddbench.errors import DataError, DDBenchError, PluginError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,13 +31,14 @@ KINDS = ("dataset", "matcher", "scheduler", "network", "metric")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
 _TAKEN = {"metric": ("diverged",)}  # what records say of a student
-_METHODS = {
-    "dataset": ("load",),
-    "matcher": ("init", "step", "result"),
-    "scheduler": ("next", "phases"),
-    "network": ("build",),
-    "metric": (),
+METHODS: dict[str, dict[str, tuple[str, ...]]] = {  # what each kind must have, and is called with
+    "dataset": {"load": ()},
+    "matcher": {"init": ("problem",), "step": ("problem", "state", "k"), "result": ("problem", "state")},
+    "scheduler": {"next": ("task", "done"), "phases": ("n",)},
+    "network": {"build": ("shape", "classes")},
+    "metric": {},
 }
+EITHER = {"metric": {"__call__": ("logits", "targets"), "examine": ("student",)}}  # one of these
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,8 @@ def check_class(kind: str, cls: Any) -> None:
         raise ValueError(f"{cls.__name__}.name must match {_NAME.pattern}, got {name!r}")
     if name in _TAKEN.get(kind, ()):
         raise ValueError(f"a {kind} cannot be called {name!r}, which records use for something else")
-    for method in _METHODS[kind]:
-        if not callable(getattr(cls, method, None)):
-            raise ValueError(f"{kind} {name!r} has no method {method}()")
+    if flaw := methods_flaw(cls, METHODS[kind], EITHER.get(kind, {})):
+        raise ValueError(f"{kind} {name!r} has {flaw}")
     options = {f.name for f in dataclasses.fields(cls)}
     version = getattr(cls, "version", "1")
     if "version" not in options and not (isinstance(version, (str, int)) and _VERSION.fullmatch(str(version))):
@@ -172,7 +173,7 @@ def check_class(kind: str, cls: Any) -> None:
         raise ValueError(
             f"matcher {name!r}.published must be a tuple of ddbench.Published, got {getattr(cls, 'published', None)!r}"
         )
-    if kind == "metric" and not any(callable(getattr(cls, method, None)) for method in ("__call__", "examine")):
+    if kind in EITHER and not any(callable(getattr(cls, method, None)) for method in EITHER[kind]):
         raise ValueError(f"metric {name!r} has neither __call__(logits, targets) nor examine(student)")
 
 

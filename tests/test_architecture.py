@@ -16,7 +16,7 @@ import pytest
 import ddbench
 from ddbench import hookspecs
 from ddbench.base.moved import MODULES
-from ddbench.plugins import _METHODS, KINDS
+from ddbench.plugins import KINDS, METHODS
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "ddbench").rglob("*.py"))
@@ -300,7 +300,7 @@ def test_what_each_kind_must_bring_is_documented_in_the_same_file(kind):
     protocol = getattr(hookspecs, PROTOCOLS[kind])
     assert len(inspect.getdoc(protocol) or "") > 60
     assert "name" in {*protocol.__annotations__, *vars(protocol)}
-    for method in _METHODS[kind]:
+    for method in METHODS[kind]:
         assert method in vars(protocol), f"{protocol.__name__} does not declare {method}"
 
 

@@ -22,7 +22,7 @@ from ddbench.run.spec import GROUPS, PLUGGED, Request, resolve
 from ddbench.testing import check_matcher
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("docs", "benchmarks", "leaderboards", "ddbench", "plugins", "tests")
+FOLDERS = ("docs", "examples", "benchmarks", "leaderboards", "ddbench", "plugins", "tests")
 README = (ROOT / "README.md").read_text()
 ROOTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = sorted([*ROOTS, *(p for f in FOLDERS for p in (ROOT / f).rglob("*.md"))])
@@ -73,8 +73,8 @@ def test_run_commands_in_the_docs_name_plugins_and_options_that_exist(page, line
     given = context.params
     names = {kind: given[kind] for kind in PLUGGED}
     mapped = "dataset.root" in dict(given["options"]) and page.name == "writing-a-plugin.md"
-    if mapped or {"mean", "means"} & set(names.values()):
-        return  # README's own plugin, and the guide's, which tests/testing/test_kit.py writes and runs
+    if mapped or {"mean", "sharp-means", "class-means"} & set(names.values()):
+        return  # README's own plugin, and those of the guide and the examples, which tests/testing writes and runs
     flags = tuple(pair for pair in given["options"])
     assert resolve(Request(**names, ipc=given["ipc"], protocol=given["protocol"], device="cpu", flags=flags)).spec
 
@@ -114,7 +114,7 @@ def test_links_between_pages_lead_to_files_and_headings(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_paths_and_modules_that_pages_name_exist(page):
-    text = page.read_text().replace("tests/test_extras.py", "")  # the guide's own
+    text = page.read_text().replace("tests/test_ddbench_sharp_means.py", "")  # of the guide
     for path in re.findall(r"\b((?:ddbench|plugins|tests|benchmarks)/[\w./-]*\w)", text):
         assert (ROOT / path).exists() or "NAME" in path, f"{page.name} names {path}"
     dotted = re.findall(r"\bddbench(?:\.[A-Za-z_]\w*)+", text)

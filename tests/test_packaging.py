@@ -36,6 +36,16 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
         assert not expected - wheel
 
 
+def test_what_is_found_by_name_is_in_the_wheel_as_it_is_in_a_checkout(wheel):
+    there = [p for part in ("leaderboards", "examples") for p in (ROOT / part).rglob("*")]
+    tracked = {p for p in there if p.is_file() and "__pycache__" not in p.parts}
+    assert {f"ddbench/shipped/{path.relative_to(ROOT).as_posix()}" for path in tracked} <= wheel
+    assert {"leaderboards/digits/board.toml", "examples/ddbench-npz/pyproject.toml"} <= {
+        path.removeprefix("ddbench/shipped/") for path in wheel
+    }
+    assert "ddbench/testing/skeletons/matcher.py.txt" in wheel
+
+
 def test_the_metadata_say_on_which_systems_ddbench_works():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [c for c in project["classifiers"] if c.startswith("Operating System")] == ["Operating System :: POSIX"]

@@ -68,7 +68,7 @@ class guarded:  # noqa: N801 - used as a function, and called around every step:
         raise PluginError(f"{self.what} raised {reason}{_place(trace)}", reason) from error
 
     def _restore(self) -> None:
-        for part, before in zip(_PARTS, self._held, strict=True):
+        for part, before in zip(PARTS, self._held, strict=True):
             with suppress(RuntimeError, OSError, ValueError):  # a working folder that is gone, say
                 if part.look() != before:
                     part.restore(before)
@@ -259,7 +259,7 @@ def _set_hooks(before: tuple[tuple[Any, ...], ...]) -> None:
         held.update(items)
 
 
-_PARTS = (
+PARTS = (
     _Part(torch.get_default_dtype, torch.set_default_dtype, "torch's default dtype"),
     _Part(_default_device, _set_default_device, "torch's default device"),
     _Part(torch._C._len_torch_function_stack, _cut_modes),
@@ -279,7 +279,7 @@ _PARTS = (
     _Part(_variables, _set_variables),
     _Part(_handlers, _set_handlers),
 )
-_LOOKS = tuple(part.look for part in _PARTS)
+_LOOKS = tuple(part.look for part in PARTS)
 
 
 def _generators() -> tuple[Any, ...]:

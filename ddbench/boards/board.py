@@ -34,14 +34,6 @@ from ddbench.run.spec import current
 _COSTS = ("distil_seconds", "selection_seconds", "expert_seconds", "peak_bytes", "image_bytes", "label_bytes", "steps")
 
 
-def found(names: Sequence[str], root: Path) -> list[Board]:
-    """The boards named, or all of a folder."""
-    there = sorted(path.parent.name for path in root.glob("*/board.toml"))
-    if not there:
-        raise UsageError(f"there are no boards in {root}; --boards names the folder that holds their folders")
-    return [Board.load(root / name) for name in (names or there)]
-
-
 @dataclass(frozen=True)
 class Board:
     """The rules of one leaderboard.
@@ -114,6 +106,16 @@ class Board:
 
     def _runs_of(self, entry: Entry) -> list[EntryRun]:
         return [self.counted(entry, run) for run in entry.runs]
+
+    def entry(self, name: str) -> Entry:
+        """One entry by its name, checked as all are."""
+        path = self.folder / "entries" / f"{name}.json"
+        if path not in self._files():
+            there = [file.stem for file in self._files()]
+            few = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
+            hint = did_you_mean(name, there)
+            raise UsageError(f"board {self.name!r} has no entry {name!r:.80}{hint} (it has {few or 'none'})")
+        return self._entry(path)
 
     def entries(self) -> list[Entry]:
         """All entries by name, each checked against the rules again: a file may have been edited since."""
@@ -273,6 +275,11 @@ class Board:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def size(self) -> int:
+        """The number of its entries."""
+        return len(self._files())
 
     @cached_property
     def network_label(self) -> str:

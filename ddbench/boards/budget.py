@@ -21,7 +21,11 @@ FLOAT = 4  # bytes
 
 def check_stored(run: RunRecord, folder: Path) -> None:
     """Refuse a run whose set, as it is stored, is damaged, not that of its budget, or not what its result says."""
-    distilled = Distilled.load(folder / "distilled.safetensors")
+    check_set(run, Distilled.load(folder / "distilled.safetensors"))
+
+
+def check_set(run: RunRecord, distilled: Distilled) -> None:
+    """The same of a set that was read."""
     sets, classes = distilled.curriculum.sets, len(distilled.classes)
     check_recorded(run, classes, distilled.shape)
     stored = {

@@ -62,7 +62,7 @@ def _figure(draw: Callable[[Any], None], title: str, about: str, size: tuple[flo
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError(f"pages need matplotlib ({error}); pip install 'ddbench[html]'") from error
+        raise UsageError(f"pages need matplotlib ({error}); pip install matplotlib") from error
 
     out = io.BytesIO()
     with mpl.rc_context(_SETTINGS), warnings.catch_warnings():

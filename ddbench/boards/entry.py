@@ -19,6 +19,7 @@ from ddbench.base.schema import RECORD_BYTES, Digest, Held, Number, Seed, Text, 
 from ddbench.base.tensors import content_digest
 from ddbench.boards.picture import Picture, file_name, opened
 from ddbench.boards.race import WALL, Clock
+from ddbench.boards.verification import StoredSet, Verification
 from ddbench.errors import DataError, UsageError
 from ddbench.results.tables import clean
 from ddbench.run.defaults import ONE_STAGE
@@ -58,6 +59,7 @@ class EntryRun(RunRecord):
     seed: Seed
     stages: list[StageRecord]
     tensors: Digest | None = None  # sha256 of their content
+    stored: StoredSet | None = None  # the file that they are in; entries before 0.2 name none
     curves: list[Curve]
     wall_seconds: Number | None = None  # in all, nothing cached: what a race ranks by
 
@@ -91,6 +93,8 @@ class Entry(Held):
     note: Text = ""
     date: Text = ""
     picture: Picture | None = None
+    sets: Text = ""  # the address of the folder that holds the files of its sets
+    verification: Verification | None = None
     file: Path = Field(default=Path(), exclude=True)
 
     @property
@@ -177,11 +181,16 @@ def pack(folder: Path) -> EntryRun:
             for stage in result.stages
         ],
         tensors=content_digest(distilled) if distilled.name in result.sha256 else None,
+        stored=_stored(distilled, result.sha256.get(distilled.name)),
         evaluations=[e for e in run.evaluations if e.complete and e.students],
         curves=curves(folder / "metrics.jsonl"),
     )
     clock = folder / WALL
     return packed.model_copy(update={"wall_seconds": Clock.from_file(clock).seconds}) if clock.exists() else packed
+
+
+def _stored(distilled: Path, sha256: str | None) -> StoredSet | None:
+    return None if sha256 is None else StoredSet(sha256=sha256, bytes=distilled.stat().st_size)
 
 
 def verified(folder: Path) -> ResultRecord:

@@ -37,6 +37,7 @@ SHOWN = {
     "selection_seconds": "selection s",
     "hardware": "hardware",
     "author": "by",
+    "verified": "verified",
     "date": "date",
     "entry": "entry",
 }

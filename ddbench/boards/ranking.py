@@ -20,6 +20,8 @@ from ddbench.boards.command import NONE, option_text
 from ddbench.boards.entry import Entry, shown
 from ddbench.boards.matched import ABOUT_MATCHED, MATCHED, matched
 from ddbench.boards.rules import Digested
+from ddbench.boards.verification import Verdict
+from ddbench.boards.verify import judged, told
 from ddbench.errors import DataError
 from ddbench.results import published
 from ddbench.results.aggregate import Line, aggregate
@@ -34,7 +36,7 @@ SHOWN = {
     "ci_low": "95 % CI", "difference": "difference", "baseline": "to", "p_holm": "p (Holm)",
     "total_bytes": "total kB", "distil_seconds": "distil s", "expert_seconds": "experts s",
     "selection_seconds": "selection s", "peak_bytes": "peak MB", "hardware": "hardware", "status": "status",
-    "author": "by", "date": "date", "entry": "entry", "note": "note",
+    "verified": "verified", "author": "by", "date": "date", "entry": "entry", "note": "note",
 }  # fmt: skip
 CAUTION = "They follow their papers' own protocols, and are neither ranked nor tested with the entries above."
 
@@ -47,6 +49,7 @@ class Place:
     line: Line
     title: str
     rank: int | None = None
+    verdict: Verdict | None = None  # of whoever graded its sets anew
 
     @property
     def mean(self) -> float | None:
@@ -72,6 +75,7 @@ class Place:
             "title": self.title,
             "rank": self.rank,
             "hardware": self.hardware,
+            "verified": self.verdict and self.verdict.state,
         }
         return self.line.cells | {name: shown(text) for name, text in told.items()} | own
 
@@ -107,7 +111,8 @@ def build(boards: Sequence[Board], root: Path, every: Sequence[Board]) -> dict[P
 def standings(board: Board) -> Standings:
     """Rank what a board holds. Entries become the lines that ``ddbench compare`` makes, tests included."""
     held = board.entries()
-    own, other = _placed(board, held, main=True), _placed(board, held, main=False)
+    own = [replace(p, verdict=judged(board, p.entry)) for p in _placed(board, held, main=True)]
+    other = _placed(board, held, main=False)
     lines = [place.line for place in own]
     notes = test(lines, None, board.mark_seeds)
     notes = [*legend(lines), *notes] if lines else []
@@ -217,8 +222,9 @@ def board_text(found: Standings) -> str:
     for place in found.flat():
         entry = place.entry
         code = "\n".join(f"    {line}" for line in board.command(entry).splitlines())
-        told = (shown(entry.author), shown(entry.link), shown(entry.note, 500))
-        about = "; ".join(_typeset(part) for part in told if part)
+        told_of = told(entry, place.verdict) if place.verdict else ""
+        words = (shown(entry.author), shown(entry.link), shown(entry.note, 500), told_of)
+        about = "; ".join(_typeset(part) for part in words if part)
         made = code or f"    {NONE}"
         parts += [f"{_typeset(entry.name)}{f' ({about})' if about else ''}:", made]
     return "\n\n".join(parts) + "\n"

@@ -22,6 +22,7 @@ from ddbench.boards.matched import ABOUT_MATCHED, MATCHED
 from ddbench.boards.picture import opened, picture_of
 from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules
 from ddbench.boards.site_data import PageData, experts_view, parts, table_view
+from ddbench.boards.verify import told
 from ddbench.errors import UsageError
 from ddbench.results.aggregate import per_run
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING
@@ -207,10 +208,13 @@ def _entry(board: Board, place: Place) -> PageData:
         "date": shown(entry.date[:10]),
         "status": row.status,
         "versions": shown(row.versions),
+        "graded anew": told(entry, place.verdict) if place.verdict else "",
     }
     linked = [(name, text, _safe(text) if name == "link" else None) for name, text in facts.items() if text]
     heading = f"{place.title}, ipc {row.ipc}: {accuracy or row.status}"
-    return view | {"id": entry.name, "heading": heading, "facts": linked, "note": shown(entry.note, 2000)}
+    badge = place.verdict.state if place.verdict else ""
+    about = {"id": entry.name, "heading": heading, "badge": badge, "facts": linked, "note": shown(entry.note, 2000)}
+    return view | about
 
 
 def _safe(link: str) -> str | None:
@@ -222,7 +226,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError as error:
-        raise UsageError(f"pages need jinja2 ({error}); pip install 'ddbench[html]'") from error
+        raise UsageError(f"pages need jinja2 ({error}); pip install jinja2") from error
     return Environment(
         loader=FunctionLoader(_asset),
         autoescape=True,

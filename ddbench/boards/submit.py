@@ -11,6 +11,7 @@ from typing import Any
 from ddbench.base.cache import atomic_write, digest, read_json
 from ddbench.base.opening import read_bytes
 from ddbench.base.options import changed, options
+from ddbench.boards import sets
 from ddbench.boards.board import Board, plugin
 from ddbench.boards.budget import check_stored
 from ddbench.boards.entry import FORMAT, Entry, EntryRun, pack, write
@@ -69,8 +70,14 @@ def _toml(value: Any) -> str:
     return json.dumps("none" if value is None else value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def submit(folders: Sequence[Path], board: Board, *, replace: bool, **about: str | None) -> list[Path]:
-    """Check run folders against a board and write them as entries, one per setting; all of them or none."""
+def submit(
+    folders: Sequence[Path], board: Board, *, replace: bool, keep_in: Path | None = None, **about: str | None
+) -> list[Path]:
+    """Check run folders against a board and write them as entries, one per setting; all of them or none.
+
+    Their sets are copied to ``keep_in``, if there is such a folder. ``sets`` is the address where people find them.
+    """
+    about["sets"] = sets.require_url(about.get("sets"))
     groups: dict[str, list[tuple[Path, EntryRun]]] = {}
     for folder in dict.fromkeys(path.resolve() for path in folders):
         run = pack(folder)
@@ -87,6 +94,8 @@ def submit(folders: Sequence[Path], board: Board, *, replace: bool, **about: str
         if path.exists() and not replace:
             raise UsageError(f"{path} holds an entry of these settings already; replace it with --replace")
         ready.append((path, _entry(runs, board, about), _picture(found)))
+    if keep_in is not None:
+        sets.keep([pair for found in groups.values() for pair in found], keep_in)
     before = "".join(read_bytes(path).decode(errors="replace") for path, _, _ in ready if path.exists())
     for path, entry, drawn in ready:
         _write(path, entry.json_value(), drawn)
@@ -142,6 +151,7 @@ def _entry(runs: Sequence[EntryRun], board: Board, about: dict[str, str | None])
         note=about.get("note") or "",
         date=max(run.result.finished or "" for run in kept),
         picture=None,
+        sets=about.get("sets") or "",
         runs=kept,
     )
 

@@ -1,4 +1,4 @@
-"""``list``, ``info``, ``plugins``, ``prepare`` and ``check-grad``: what there is, whether it is here, and right."""
+"""``list``, ``info``, ``prepare`` and ``check-grad``: what there is, whether it is here, and right."""
 
 from __future__ import annotations
 
@@ -57,13 +57,6 @@ def info(name: str, options: tuple, as_json: bool) -> int:
     """Describe a plugin: options, recipes with their sources; of a dataset also sizes, statistics, licence."""
     _show_info(name, options, as_json)
     return 0
-
-
-@click.command()
-@JSON
-def plugins(as_json: bool) -> int:
-    """List all plugins with their packages, and those that could not be loaded."""
-    return _show_plugins(as_json)
 
 
 @click.command("check-grad")
@@ -182,23 +175,6 @@ def _recipe(recipe: dict[str, Any]) -> list[str]:
         f"{about}\nrun by ddbench: {recipe['record']}\n{checked}; {recipe['source']}\n",
         recipe["options"].replace(" ", "\n"),
     ]
-
-
-def _show_plugins(as_json: bool) -> int:
-    """All plugins and their packages; exit code 3 if one could not be loaded."""
-    from ddbench.plugins import registry
-
-    loaded = registry()
-    body = [[p.kind, p.name, p.package, p.version] for p in loaded.plugins.values()]
-    broken = [dataclasses.asdict(b) for b in loaded.broken]
-    if as_json:
-        columns = ("kind", "name", "package", "version")
-        console.data_json({"plugins": [dict(zip(columns, line, strict=True)) for line in body], "broken": broken})
-    else:
-        console.table("plugins", ("kind", "name", "package", "version"), sorted(body))
-        for b in loaded.broken:
-            console.fail(str(b))
-    return 3 if broken else 0
 
 
 def _show_gradient_check(

@@ -13,7 +13,8 @@ from ddbench.cli import console, streams
 from ddbench.cli.apply import apply
 from ddbench.cli.boards import leaderboard, report, submit
 from ddbench.cli.files import evaluate, export, import_
-from ddbench.cli.info import check_grad, info, list_, plugins, prepare
+from ddbench.cli.info import check_grad, info, list_, prepare
+from ddbench.cli.plugins import plugins
 from ddbench.cli.results import compare
 from ddbench.cli.run import experts, run
 from ddbench.cli.suite import suite
@@ -34,6 +35,7 @@ for command in (
     leaderboard, report,
 ):  # fmt: skip
     cli.add_command(command)
+cli.add_command(leaderboard, "board")
 
 
 def _require_folder() -> None:

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     "--board",
     "boards",
     multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="The entries of a leaderboard as well, such as leaderboards/digits.",
+    metavar="NAME|FOLDER",
+    help="The entries of a leaderboard as well, such as digits; `ddbench board list` names them.",
 )
 @click.option(
     "--where", multiple=True, metavar="CONDITIONS", help="Rows to keep: 'matcher=tesla,ipc>=10'; = != < <= > >= ~."
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--layout", type=click.Choice(["paper"]), help="With --format latex: methods by images per class.")
 @JSON
 @WIDE
-def compare(runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: str, as_json: bool, **given: Any) -> int:
+def compare(runs: tuple[str, ...], boards: tuple[str, ...], out: Path, form: str, as_json: bool, **given: Any) -> int:
     """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
     from ddbench.run.folder import find_run, readable, rows, run_folders
 
@@ -58,8 +57,9 @@ def compare(runs: tuple[str, ...], boards: tuple[Path, ...], out: Path, form: st
     found = readable([] if given["reported_only"] else folders)
     if boards:
         from ddbench.boards.board import Board
+        from ddbench.boards.places import folder
 
-        found += [run for folder in boards for run in Board.load(folder.absolute()).runs()]
+        found += [run for name in boards for run in Board.load(folder(name)).runs()]
     return _show_comparison(rows(found), "json" if as_json else form, **given)
 
 

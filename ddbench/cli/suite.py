@@ -23,7 +23,7 @@ def suite() -> None:
 
 
 @suite.command("run")
-@click.argument("file", metavar="SUITE.toml", type=click.Path(path_type=Path))
+@click.argument("file", metavar="SUITE.toml|NAME", type=click.Path(path_type=Path))
 @click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Cells at the same time.")
 @OUT
 @click.option(
@@ -41,14 +41,19 @@ def suite() -> None:
 @JSON
 @QUIET
 def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, device: str, **given: Any) -> int:
-    """Carry out the cells of a suite; the same command goes on with it."""
+    """Carry out the cells of a suite, from a file or by the name of one that comes with ddbench.
+
+    The same command goes on with it.
+    """
     from ddbench.run import trackers
     from ddbench.run.price import told
     from ddbench.suite.grid import read
+    from ddbench.suite.places import suite_file
     from ddbench.suite.runner import Orders, Work, existing, prepare
 
     console.warn_broken()
-    asked, as_json, quiet = read(file, jobs=jobs, device=device, dry=dry_run), given.pop("as_json"), given.pop("quiet")
+    asked = read(suite_file(file), jobs=jobs, device=device, dry=dry_run)
+    as_json, quiet = given.pop("as_json"), given.pop("quiet")
     trackers.checked(asked.trackers)
     for text in asked.unfitted:
         console.say(f"warning: {text}")
@@ -68,6 +73,21 @@ def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, devic
         work = Work(asked, orders, (lambda _: None) if quiet else console.say, show)
         _carry_out(work)
     return _finish(work, orders, as_json)
+
+
+@suite.command("list")
+@JSON
+def list_(as_json: bool) -> int:
+    """List the suites that come with ddbench, which fill its boards."""
+    from ddbench.base.opening import parse_toml, read_text
+    from ddbench.suite.places import suites
+
+    body = [[name, parse_toml(read_text(path)).get("title", ""), str(path)] for name, path in suites().items()]
+    if as_json:
+        console.data_json([dict(zip(("suite", "title", "file"), line, strict=True)) for line in body])
+    else:
+        console.table("suites", ("suite", "title"), [line[:-1] for line in body])
+    return 0
 
 
 def _carry_out(work: Work) -> None:

@@ -156,7 +156,7 @@ def resolve(request: Request) -> Resolved:
         ipc=request.ipc,
         seed=request.seed,
         device=pick_device(request.device),
-        threads=_threads(),
+        threads=usual_threads(),
         versions=versions_of(chosen),
     )
     if spec.decoder.factor > 1 and not decodes(spec.matcher):
@@ -210,7 +210,7 @@ def from_record(record: dict[str, Any]) -> RunSpec:
         protocol=make(Protocol, record["protocol"], "protocol"),
         decoder=make(Decoder, record.get("decoder", {}), "decoder"),
         device=record.get("device") or pick_device("auto"),
-        threads=record.get("threads") or _threads(),
+        threads=record.get("threads") or usual_threads(),
         versions=versions_of(plugins),
     )
 
@@ -250,7 +250,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", *, a
     return [line.replace("options.", "") for line in lines]
 
 
-def _threads() -> int:
+def usual_threads() -> int:
     """CPU bits depend on the number of threads, so it is part of the spec: DDBENCH_THREADS, or all cores."""
     given = os.environ.get("DDBENCH_THREADS")
     if given is None:

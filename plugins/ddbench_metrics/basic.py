@@ -18,6 +18,7 @@ class Accuracy:
     """The share of images whose most likely class is the right one."""
 
     name = "accuracy"
+    bounds = (0.0, 1.0)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> float:
         return accuracy(logits, targets)
@@ -28,6 +29,7 @@ class CalibrationError:
     """Expected calibration error (Guo et al., ICML 2017): mean gap of confidence and accuracy over bins."""
 
     name = "ece"
+    bounds = (0.0, 1.0)
     bins: Annotated[int, Ge(1), "equal bins of confidence"] = 15
 
     def __call__(self, logits: Tensor, targets: Tensor) -> float:

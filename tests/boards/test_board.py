@@ -14,9 +14,10 @@ from ddbench.base.cache import read_json, write_json
 from ddbench.base.options import options
 from ddbench.base.tensors import content_digest
 from ddbench.boards import ranking
-from ddbench.boards.board import Board, found
+from ddbench.boards.board import Board
 from ddbench.boards.command import command_of, is_command
 from ddbench.boards.entry import NAME, POINTS, Entry, EntryRun, curves, pack
+from ddbench.boards.places import found
 from ddbench.boards.submit import drafted, submit
 from ddbench.errors import DataError, UsageError
 from ddbench.plugins import Plugin

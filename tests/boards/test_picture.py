@@ -123,7 +123,6 @@ def test_pages_show_pictures_as_webp_that_holds_the_same_pixels(staged, tmp_path
 
 
 def test_the_report_of_a_run_shows_all_its_images(staged):
-    pytest.importorskip("jinja2", reason="the extra html is not installed")
     from ddbench.boards.site import report
 
     text = report(staged)
@@ -263,7 +262,6 @@ def of_the_first_version(made_: Board, folder: Path, name: str = "one", matcher:
 
 
 def test_an_entry_of_the_first_version_is_read_and_shown(staged, tmp_path):
-    pytest.importorskip("jinja2", reason="the extra html is not installed")
     from ddbench.boards import site
 
     made_ = board(tmp_path, staged, ipc=[6])

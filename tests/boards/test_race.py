@@ -10,8 +10,9 @@ from boardkit import board, made, posted
 from tiny import run, spec
 
 from ddbench.base.cache import read_json, write_json
-from ddbench.boards.board import Board, found
+from ddbench.boards.board import Board
 from ddbench.boards.entry import pack
+from ddbench.boards.places import found
 from ddbench.boards.race import WALL
 from ddbench.boards.ranking import board_text, build, overview, stale, standings
 from ddbench.boards.site import site

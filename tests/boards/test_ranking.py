@@ -13,7 +13,8 @@ from tiny import artefacts, ddbench, options
 
 from ddbench.base.cache import write_json
 from ddbench.boards import ranking as leaderboard
-from ddbench.boards.board import Board, found
+from ddbench.boards.board import Board
+from ddbench.boards.places import found
 from ddbench.boards.ranking import BEGIN, END, board_text, build, overview, stale, standings
 from ddbench.boards.site import site
 from ddbench.cli import boards
@@ -252,15 +253,16 @@ def test_the_commands_build_and_check(five, run, tmp_path, capfd):
 
 
 def test_the_commands_lead_from_runs_to_pages(tmp_path, monkeypatch, capfd):
-    pytest.importorskip("jinja2")
-    pytest.importorskip("matplotlib")
     monkeypatch.setenv("DDBENCH_THREADS", "1")
     folders = made(tmp_path / "runs")
     new = ("new", "mine", folders[0], "--title", "Mine", "--students", 2, "--seeds", 2, "--boards", tmp_path)
     assert carry_out(boards.leaderboard, *new) == 0
     with pytest.raises(UsageError, match="is there already; give the new board another name"):
         carry_out(boards.leaderboard, *new)
-    assert carry_out(boards.submit, *folders, "mine", "--boards", tmp_path, "--author", "A") == 0
+    assert (
+        carry_out(boards.submit, *folders, "mine", "--boards", tmp_path, "--author", "A", "--sets", tmp_path / "sets")
+        == 0
+    )
     with pytest.raises(UsageError, match="there is no board"):
         carry_out(boards.submit, *folders, "yours", "--boards", tmp_path)
     with pytest.raises(UsageError, match="submit takes runs and then a board"):
@@ -280,7 +282,17 @@ def test_a_suite_stands_for_the_runs_of_its_cells(tmp_path, monkeypatch):
     rules = "\n".join(f'"{name}" = {value!r}' for name, value in options("random").items())
     axes = 'dataset = "toy"\nmatcher = "random"\nipc = 1'
     path.write_text(f'title = "s"\nseeds = [0, 1]\nstudents = 2\n[options]\n{rules}\n[[matrix]]\n{axes}\n')
-    words = ("submit", path, "toys", "--boards", tmp_path / "boards", "--out", tmp_path / "runs")
+    words = (
+        "submit",
+        path,
+        "toys",
+        "--boards",
+        tmp_path / "boards",
+        "--out",
+        tmp_path / "runs",
+        "--sets",
+        tmp_path / "sets",
+    )
     answer = ddbench(*words, home=tmp_path / "home")
     assert answer.code == 0, answer.err
     assert [[run.seed for run in entry.runs] for entry in toys.entries()] == [[0, 1]]

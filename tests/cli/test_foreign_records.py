@@ -64,7 +64,7 @@ def try_run(runs: list[Path], folder: Path, rng: random.Random) -> None:
     if rng.random() < 0.2:
         said("eval", victim, "--students", "2", "--quiet")
     if rng.random() < 0.2:
-        said("submit", victim, "toys", "--boards", folder / "boards")
+        said("submit", victim, "toys", "--boards", folder / "boards", "--sets", folder / "sets")
     if rng.random() < 0.1:
         said("report", victim)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import runpy
 import sys
 import textwrap
-import tomllib
 from dataclasses import dataclass, field, make_dataclass, replace
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +20,13 @@ from torch import Tensor, nn
 from ddbench import Curriculum, Dataset, DivergedError, Needs, Preprocessing, SyntheticSet, hookspecs, share
 from ddbench import testing as kit
 from ddbench.base.options import make
-from ddbench.plugins import KINDS, Registry, registry
+from ddbench.plugins import KINDS, registry
+from ddbench.testing.check import found
+from ddbench.testing.findings import CHECKS
 
-GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-plugin.md"
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "writing-a-plugin.md"
+SKELETONS, EXAMPLES = ROOT / "ddbench" / "testing" / "skeletons", ROOT / "examples"
 
 # Options with which a plugin is quick; plugins that are not named here are checked with their defaults.
 QUICK = {"experts": 2, "syn_steps": 3, "max_start": 2, "span": 1}
@@ -463,7 +464,8 @@ def test_options_must_survive_json(cls, said):
 
 
 def test_option_that_changes_on_the_way_through_json_is_refused():
-    kit.check_matcher(Listed)
+    with pytest.raises(AssertionError, match=r"cannot be hashed; use tuples where options are lists"):
+        kit.check_matcher(Listed)
     sets = make_dataclass("Sets", [("sizes", Any, (1, 2))], bases=(Drift,), frozen=True)
     with pytest.raises(AssertionError, match=r"comes back from JSON as .*\[1, 2\]"):
         kit.check_matcher(sets)
@@ -706,39 +708,30 @@ def test_kit_refuses_a_metric_that(flaw):
 # The guide
 
 
-@pytest.fixture
-def extras(tmp_path, monkeypatch):
-    """The package of the guide, written as the guide says, and importable."""
-    files = re.findall(r"^`([\w./]+)`:\n\n```(?:python|toml)\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    for name, text in [*files, ("ddbench_extras/__init__.py", "")]:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for module in [name for name in sys.modules if name.split(".")[0] == "ddbench_extras"]:
-        del sys.modules[module]
+def test_code_of_the_guide_is_that_of_packages_which_are_tested():
+    """Of what `plugins new` writes (tests/testing/test_new.py), and of the examples (tests/testing/test_check.py)."""
+    texts = [path.read_text() for path in SKELETONS.glob("*.py.txt")]
+    names = {"sharp-means": "SharpMeans", "mine": "Mine"}
+    texts = [text.replace("my-name", n).replace("MyName", c) for text in texts for n, c in names.items()]
+    texts += [path.read_text() for path in EXAMPLES.rglob("*.toml")]
+    blocks = re.findall(r"^```(?:python|toml)\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        assert any(block.rstrip() in text for text in texts), block
 
 
-def test_every_code_block_of_the_guide_is_a_file(extras):
-    blocks = GUIDE.read_text().count("\n```") // 2
-    assert blocks == len([path for path in extras.rglob("*.*") if path.suffix in (".py", ".toml")]) - 1
+def test_every_check_stands_in_the_guide():
+    guide = GUIDE.read_text()
+    for kind, checks in CHECKS.items():
+        for name, what in checks.items():
+            assert re.search(rf"^\| `{name}` \| (all|.*\b{kind}\b.*) \| {re.escape(what)} \|$", guide, re.MULTILINE), (
+                name
+            )
 
 
-def test_package_of_the_guide_registers_plugins_of_every_kind(extras):
-    points = tomllib.loads((extras / "pyproject.toml").read_text())["project"]["entry-points"]["ddbench"]
-    found = Registry()
-    for name, module in points.items():
-        found.load(EntryPoint(name, module, "ddbench"))
-    assert not found.broken
-    names = {kind: found.names(kind) for kind in KINDS}
-    assert names == {
-        "dataset": ["npz"],
-        "matcher": ["means"],
-        "scheduler": ["sequence"],
-        "network": ["perceptron"],
-        "metric": ["top3", "travel"],
-    }
+def test_recipes_of_the_example_fit_where_they_say(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (plugin,) = found("ddbench-class-means")
     expected = {
         ("cifar10", 1, "single"): {"lr": 1.0},
         ("digits", 9, "single"): {"steps": 300, "lr": 0.5},
@@ -746,16 +739,8 @@ def test_package_of_the_guide_registers_plugins_of_every_kind(extras):
         ("toy", 10, "pdd"): {"steps": 100},
     }
     for (dataset, ipc, scheduler), options in expected.items():
-        entry = found.get("matcher", "means").recipe({"dataset": dataset, "ipc": ipc, "scheduler": scheduler})
+        entry = plugin.recipe({"dataset": dataset, "ipc": ipc, "scheduler": scheduler})
         assert entry.options["matcher"] == options
-
-
-def test_tests_of_the_guide_pass(extras, monkeypatch):
-    scope = runpy.run_path(str(extras / "tests" / "test_extras.py"))
-    tests = {name: test for name, test in scope.items() if name.startswith("test_")}
-    assert len(tests) == 6
-    for name, test in tests.items():
-        test(extras) if name == "test_dataset" else test()
 
 
 def test_example_of_the_extension_api_keeps_the_contract():

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import DEVICE, JSON, OUT, QUIET
+from ddbench.cli.options import DEVICE, JSON, OUT, QUIET, pairs
+from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
     from ddbench.suite.grid import Suite
     from ddbench.suite.runner import Orders, Scene, Work
+
+
+def _jobs(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | str | None:
+    """A number from 1, ``auto``, or nothing."""
+    if value is None or value == "auto":
+        return value
+    if not (value.isascii() and value.isdecimal() and 1 <= int(value) < 10**6):
+        raise UsageError(f"-j must be a number of cells from 1, or auto, got {value[:40]!r}")
+    return int(value)
 
 
 @click.group()
@@ -24,7 +34,17 @@ def suite() -> None:
 
 @suite.command("run")
 @click.argument("file", metavar="SUITE.toml", type=click.Path(path_type=Path))
-@click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Cells at the same time.")
+@click.option(
+    "-j",
+    "--jobs",
+    callback=_jobs,
+    metavar="N|auto",
+    help="Cells at the same time; auto: as many as memory and cores hold. 1 here, without limit on a cluster.",
+)
+@click.option("--executor", default="local", show_default=True, help="Who carries cells out: local, ray, slurm.")
+@click.option(
+    "-o", "options", multiple=True, callback=pairs, metavar="executor.NAME=VALUE", help="Set an option of the executor."
+)
 @OUT
 @click.option(
     "--on-existing",
@@ -40,15 +60,19 @@ def suite() -> None:
 @DEVICE
 @JSON
 @QUIET
-def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, device: str, **given: Any) -> int:
+def run(file: Path, jobs: int | str | None, out: Path, dry_run: bool, device: str, **given: Any) -> int:
     """Carry out the cells of a suite; the same command goes on with it."""
     from ddbench.run import trackers
     from ddbench.run.price import told
-    from ddbench.suite.grid import read
-    from ddbench.suite.runner import Orders, Work, existing, prepare
+    from ddbench.suite.kept import existing, prepare
+    from ddbench.suite.places import executor_of, places
+    from ddbench.suite.runner import Orders, Work
 
     console.warn_broken()
-    asked, as_json, quiet = read(file, jobs=jobs, device=device, dry=dry_run), given.pop("as_json"), given.pop("quiet")
+    as_json, quiet, on_existing = (given.pop(name) for name in ("as_json", "quiet", "on_existing"))
+    executor = executor_of(given.pop("executor"), given.pop("options"))
+    packed = jobs == "auto"
+    asked, jobs = places(file, executor, jobs, device=device, dry=dry_run)
     trackers.checked(asked.trackers)
     for text in asked.unfitted:
         console.say(f"warning: {text}")
@@ -56,7 +80,7 @@ def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, devic
         existing(asked, out, on_existing)
         again = {"on_existing": on_existing, "retry": given["retry_failed"], "limit": given["limit"]}
         return _show_plan(asked, out, jobs, as_json, again)
-    orders = Orders(out, jobs, **given)
+    orders = Orders(out, jobs, packed=packed, **given)
     prepare(asked, out, on_existing)
     with console.WorkTable(quiet) as watch:
 
@@ -65,9 +89,25 @@ def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, devic
             time = "" if scene.left is None else f", about {told(scene.left)} to go"
             watch(f"{scene.title}: {stands}{time}", scene.working)
 
-        work = Work(asked, orders, (lambda _: None) if quiet else console.say, show)
+        work = Work(asked, orders, (lambda _: None) if quiet else console.say, show, executor)
         _carry_out(work)
     return _finish(work, orders, as_json)
+
+
+@suite.command("work", hidden=True)
+@click.argument("order", type=click.Path(path_type=Path))
+@click.pass_context
+def work(ctx: click.Context, order: Path) -> int:
+    """Carry out a job of a suite on the node of a cluster that it was placed on."""
+    from ddbench.suite.node import arrive, train
+
+    arrived = arrive(order)
+    if arrived.experts is None:
+        sys.argv[1:] = arrived.words  # what messages say of how to go on
+        return ctx.find_root().command.main(args=arrived.words, standalone_mode=False)
+    with console.working(quiet=False):
+        train(arrived, console.say)
+    return 0
 
 
 def _carry_out(work: Work) -> None:

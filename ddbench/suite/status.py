@@ -7,7 +7,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +15,13 @@ from pydantic import PlainValidator
 
 from ddbench.base.opening import in_place, parse_json, read_bytes
 from ddbench.base.schema import Digest, Held, Name, Text, number
-from ddbench.errors import DataError, DDBenchError
-from ddbench.plugins import loaded
+from ddbench.errors import DataError
 from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
 from ddbench.run.record import RunRecord
 from ddbench.run.sources import outdated
 from ddbench.suite.grid import Cell, Suite
+from ddbench.suite.taking import Taking, Takings
 
 BAD = ("diverged", "failed", "killed")  # how a cell ends that is not run again unless asked for
 
@@ -128,15 +127,7 @@ def plan(
     else:
         now = due(suite.cells, stands, retry=retry, limit=limit)
     keys = {cell.key for cell in now}
-    datasets: dict[str, Any] = {}
-    costs: dict[str, dict[str, Any]] = {}
-    for cell in now:
-        if cell.like in costs:
-            continue
-        source = json.dumps(cell.spec.record()["dataset"], sort_keys=True)
-        if source not in datasets:
-            datasets[source] = _loaded(cell, tell)
-        costs[cell.like] = {} if datasets[source] is None else _cost(cell, datasets[source], tell)
+    takings = Takings(tell)
     return [
         {
             "cell": cell.name,
@@ -147,35 +138,16 @@ def plan(
             "due": cell.key in keys,
             "expected_seconds": times.get(cell.key),
             "experts": cell.experts,
-            **(costs[cell.like] if cell.key in keys else {}),
+            **(_cost(takings.of(cell)) if cell.key in keys else {}),
         }
         for cell in suite.cells
     ]
 
 
-def _loaded(cell: Cell, say: Callable[[str], None]) -> Any:
-    try:
-        return loaded(cell.spec.dataset)
-    except DDBenchError as error:
-        say(f"warning: what cells on {cell.spec.dataset.name} take is unknown: {error}")
-        return None
-
-
-def _cost(cell: Cell, dataset: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def _cost(taking: Taking | None) -> dict[str, int]:
     """Bytes on disk and of memory, from the forecast of ``ddbench run --dry-run``."""
-    from ddbench.run.forecast import forecast
-
-    try:
-        found = forecast(replace(cell.spec, device="cpu"), dataset)
-    except DDBenchError as error:  # a budget that does not fit: the cell will fail, and says so now
-        say(f"warning: {cell.name} cannot be carried out: {error}")
-        return {}
-    memory = [value for name, value in found.items() if name.startswith("memory")]
-    return {
-        "expert_bytes": found["disk for experts (bytes)"],
-        "set_bytes": found["disk for the set (bytes)"],
-        "memory_bytes": sum(memory),
-    }
+    names = ("expert_bytes", "set_bytes", "memory_bytes")
+    return {} if taking is None else {name: getattr(taking, name) for name in names}
 
 
 def totals(lines: list[dict[str, Any]], jobs: int) -> dict[str, Any]:

@@ -106,9 +106,9 @@ PUBLIC_MODULES = {
 __all__ = [
     "DSA", "PUBLIC_MODULES", "Curriculum", "DDBenchError", "DataError", "Dataset", "DivergedError", "Examinee",
     "Examples", "Experts", "Grade", "LostError", "Memory", "Needs", "Network", "Pixels", "Pool", "Preprocessing",
-    "Problem", "Published", "RealData", "Recipe", "Result", "Seed", "Starts", "Store", "Student", "SyntheticSet", "Teacher",
-    "Teaching", "UsageError", "__version__", "compare", "did_you_mean", "distil", "fit", "hookimpl", "load", "note",
-    "predict", "report", "share", "soft_cross_entropy", "squared_error", "stratified", "teach",
+    "Problem", "Published", "RealData", "Recipe", "Result", "Seed", "Starts", "Store", "Student", "SyntheticSet",
+    "Teacher", "Teaching", "UsageError", "__version__", "compare", "did_you_mean", "distil", "fit", "hookimpl", "load",
+    "note", "predict", "report", "share", "soft_cross_entropy", "squared_error", "stratified", "teach",
 ]  # fmt: skip
 
 

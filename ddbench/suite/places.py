@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ddbench.base.guard import told
 from ddbench.base.options import make
-from ddbench.errors import UsageError
+from ddbench.errors import DDBenchError, PluginError, UsageError
 from ddbench.hookspecs import Executor
 from ddbench.plugins import registry
 from ddbench.suite.grid import Suite, read
@@ -27,6 +29,23 @@ def executor_of(name: str, flags: Iterable[tuple[str, str]]) -> Executor:
             )
         given[option] = value
     return make(plugin.cls, given, "executor")
+
+
+@contextmanager
+def asking(executor: Executor) -> Iterator[None]:
+    """Around calls of an executor: what it raises that is no error of ddbench is one of its own, with its name."""
+    try:
+        yield
+    except DDBenchError:
+        raise
+    except Exception as error:
+        reason = told(error)
+        raise PluginError(f"executor {executor.name!r} failed: {reason}", reason) from error
+
+
+def local() -> Executor:
+    """Processes of this machine."""
+    return executor_of("local", ())
 
 
 def places(file: Path, executor: Executor, jobs: int | str | None, *, device: str, dry: bool) -> tuple[Suite, int]:

@@ -20,7 +20,6 @@ from ddbench.base.process import death
 from ddbench.base.progress import Interrupts, Say, noting
 from ddbench.errors import BusyError, DataError, DDBenchError, InterruptedRun, LostError
 from ddbench.hookspecs import Executor, Placing
-from ddbench.plugins import registry
 from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
 from ddbench.run.price import told
@@ -29,6 +28,7 @@ from ddbench.suite.grid import Cell, Suite
 from ddbench.suite.jobs import Desk, Part, parts_of
 from ddbench.suite.kept import base_of, held, line_of, remove
 from ddbench.suite.node import skew, warnings_of
+from ddbench.suite.places import asking, local
 from ddbench.suite.status import BAD, append, cell_standings, due, expected, records, standing
 from ddbench.suite.taking import Takings
 
@@ -36,11 +36,6 @@ _POLL_SECONDS = 0.1
 _PATIENCE = 1.0  # seconds between looks at a cell that another process is at
 _FAREWELL = 30.0  # seconds for a process to write its checkpoint after what carried it is gone
 RETRIES = 3  # of what a lost node took
-
-
-def local() -> Executor:
-    """Processes of this machine."""
-    return registry().get("executor", "local").cls()
 
 
 @dataclass(frozen=True)
@@ -154,7 +149,9 @@ class Work:
             return
         assert self._placing is not None
         jobs = [self._job(part) for part in chosen]
-        for part, job, placed in zip(chosen, jobs, self._placing.start(jobs), strict=True):
+        with asking(self.executor):
+            started = self._placing.start(jobs)
+        for part, job, placed in zip(chosen, jobs, started, strict=True):
             if placed is not None:
                 queue.remove(part)
                 result = folder_of(part.cell.spec, self.orders.out) / "result.json"
@@ -205,7 +202,8 @@ class Work:
                 for text in warnings_of(report, skew(self._base), self.orders.out):
                     self._warn(text)
             try:
-                code, said = work.placed.poll(), ""
+                with asking(self.executor):
+                    code, said = work.placed.poll(), ""
             except LostError as error:
                 code, said = None, str(error)
                 if self._again(work, said, queue):

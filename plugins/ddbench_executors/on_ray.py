@@ -79,7 +79,6 @@ class Tasks:
             num_gpus=wants["GPU"],
             memory=wants["memory"] or None,
             max_retries=0,
-            max_calls=1,
         )
         return Task(self.ray, remote.remote(job), job)
 

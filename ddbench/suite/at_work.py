@@ -42,9 +42,15 @@ class AtWork:
         """Whether the result is of this attempt. No clock is asked: those of nodes and file servers may differ."""
         return _stamp(self.result) not in (None, self._before)
 
-    def look(self) -> dict[str, Any] | None:
-        """What the node that it arrived on told, once; asked for now and then."""
-        if self.report or self.job.words[:2] != ("suite", "work") or time.monotonic() - self._looked < _LOOK_SECONDS:
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it was sent as an order, to be carried out on whatever node."""
+        return self.job.words[:2] == ("suite", "work")
+
+    def look(self, *, last: bool = False) -> dict[str, Any] | None:
+        """What the node that it arrived on told, once; asked for now and then, and a ``last`` time."""
+        soon = not last and time.monotonic() - self._looked < _LOOK_SECONDS
+        if self.report or not self.elsewhere or soon:
             return None
         self._looked = time.monotonic()
         path = report_of(Path(self.job.words[2]))
@@ -57,7 +63,7 @@ class AtWork:
     def last_words(self) -> str:
         """Where it is, and the last line of its messages."""
         said, node = last_words(self.job.log), self.report.get("node")
-        if self.job.words[:2] == ("suite", "work") and not node and not said:
+        if self.elsewhere and not node and not said:
             return "waits for a place"
         return f"{node}: {said}" if node else said
 

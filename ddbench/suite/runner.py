@@ -198,9 +198,7 @@ class Work:
     def _collect(self, queue: list[Part]) -> None:
         """Record the parts that have ended, and place again what a lost node took."""
         for work in list(self._working.values()):
-            if (report := work.look()) is not None:
-                for text in warnings_of(report, skew(self._base), self.orders.out):
-                    self._warn(text)
+            self._heed(work)
             try:
                 with asking(self.executor):
                     code, said = work.placed.poll(), ""
@@ -209,10 +207,16 @@ class Work:
                 if self._again(work, said, queue):
                     continue
                 code = -9
-            except DDBenchError as error:
+            except DataError as error:
                 code, said = 1, str(error)
             if code is not None and not self._leaving(work):
                 self._end(work, code, said, queue)
+
+    def _heed(self, work: AtWork, *, last: bool = False) -> None:
+        """Say what the node of a part told that people should know."""
+        if (report := work.look(last=last)) is not None:
+            for text in warnings_of(report, skew(self._base), self.orders.out):
+                self._warn(text)
 
     def _again(self, work: AtWork, said: str, queue: list[Part]) -> bool:
         """Whether a part that was lost is placed again: unless it had ended, too often, or while all is stopped."""
@@ -235,6 +239,7 @@ class Work:
     def _end(self, work: AtWork, code: int, said: str, queue: list[Part]) -> None:
         part = work.part
         del self._working[part.key]
+        self._heed(work, last=True)
         if code and not said and not self._stopping and self._busy(part):  # another process was quicker
             queue.append(part)
             return

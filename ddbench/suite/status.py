@@ -38,13 +38,19 @@ class CellRecord(Held):
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """Everything that any suite recorded in ``out``, oldest first. A line that a crash cut short is passed over."""
-    found = []
+    """Everything that any suite recorded in ``out``, oldest first. A line that a crash cut short is passed over.
+
+    The lines of a file are in their order, whatever the clocks of those who wrote them said.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
     for path in sorted((out / "suites").glob("*.jsonl")):
+        latest = ""
         for line in read_bytes(path).decode(errors="replace").splitlines():
             with suppress(ValueError, DataError):
-                found.append(CellRecord.checked(parse_json(line), "{}").json_value())
-    return sorted(found, key=lambda record: record.get("finished", ""))
+                record = CellRecord.checked(parse_json(line), "{}").json_value()
+                latest = max(latest, record.get("finished", ""))
+                found.append((latest, record))
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ class Slurm:
         yield Queue(auto, self._parameters())
 
     def _parameters(self) -> dict[str, Any]:
-        given = dict(entry.partition("=")[::2] for entry in self.more)
+        given = {name: value for name, _, value in (entry.partition("=") for entry in self.more)}
         if wrong := [entry for entry in self.more if "=" not in entry]:
             raise UsageError(f"executor.more must be NAME=VALUE, such as constraint=a100, got {wrong[0]!r}")
         named = {f"slurm_{n}": getattr(self, n) for n in ("partition", "account", "qos") if getattr(self, n)}

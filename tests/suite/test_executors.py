@@ -141,7 +141,10 @@ def test_matchers_with_the_same_experts_have_them_trained_once_with_the_snapshot
     executor = Planted()
     carried(suite(tmp_path, f"[{tesla()}, {mtt}]"), tmp_path / "far", executor)
     orders = [read_json(Path(job.words[2])) for job in executor.jobs if job.name.startswith("expert")]
-    assert [(o["experts"]["first"], o["experts"]["snapshots"]) for o in orders] == [(0, [0, 1, 2, 3]), (1, [0, 1, 2, 3])]
+    assert [(o["experts"]["first"], o["experts"]["snapshots"]) for o in orders] == [
+        (0, [0, 1, 2, 3]),
+        (1, [0, 1, 2, 3]),
+    ]
 
 
 def test_what_a_lost_node_took_is_placed_again_and_goes_on(tmp_path):

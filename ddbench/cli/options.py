@@ -56,8 +56,12 @@ def varied(options: tuple[tuple[str, str], ...], vary: str | None) -> tuple[tupl
     return options if vary is None else (*options, (f"{vary}.vary", "true"))
 
 
-def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what a run is."""
+def request_options(
+    command: Callable[..., Any] | None = None, *, device: Callable[..., Any] = DEVICE
+) -> Callable[..., Any]:
+    """The options that say what a run is; ``device`` may be another than the one that it runs on."""
+    if command is None:
+        return lambda given: request_options(given, device=device)
     for option in reversed(
         (
             click.option("--dataset", default=DATASET, show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),
@@ -79,7 +83,7 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Choice(["experts"]),
                 help="Let start networks and experts come of the run's seed, too, instead of one pool for all seeds.",
             ),
-            DEVICE,
+            device,
             OPTIONS,
         )
     ):

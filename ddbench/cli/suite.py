@@ -55,6 +55,7 @@ def suite() -> None:
 )
 @click.option("--retry-failed", is_flag=True, help="Run cells again that failed, diverged or were killed.")
 @click.option("--dry-run", is_flag=True, help="Show every cell, what is done and what the rest takes; start nothing.")
+@click.option("--cost-device", metavar="NAME", help="Whose rates tell what cells cost: h200, a100, rtx4090, cpu.")
 @click.option("--limit", type=click.IntRange(1), help="Run this many cells at most.")
 @click.option("-x", "--stop-first", is_flag=True, help="Stop at the first cell that fails.")
 @DEVICE
@@ -79,7 +80,7 @@ def run(file: Path, jobs: int | str | None, out: Path, dry_run: bool, device: st
     if dry_run:
         existing(asked, out, on_existing)
         again = {"on_existing": on_existing, "retry": given["retry_failed"], "limit": given["limit"]}
-        return _show_plan(asked, out, jobs, as_json, again)
+        return _show_plan(asked, out, jobs, as_json, again | {"device": given["cost_device"]})
     orders = Orders(out, jobs, packed=packed, **given)
     prepare(asked, out, on_existing)
     with console.WorkTable(quiet) as watch:
@@ -139,10 +140,13 @@ def _show_plan(asked: Suite, out: Path, jobs: int, as_json: bool, again: dict[st
     if as_json:
         console.data_json({"suite": asked.key, "title": asked.title, "cells": lines, "total": total})
         return 0
-    titles = ["cell", "status", "expected s", "experts MB", "set MB", "memory MB"]
+    titles = ["cell", "status", "placed on", "expected s", "cost s", "experts MB", "set MB", "memory MB"]
     names = ("expert_bytes", "set_bytes", "memory_bytes")
     body = [
-        [line["cell"], _status(line), _seconds(line), *(f"{line[n] / 1e6:.1f}" if n in line else "" for n in names)]
+        [
+            *(line["cell"], _status(line), _placed(line), _seconds(line), _cost(line)),
+            *(f"{line[n] / 1e6:.1f}" if n in line else "" for n in names),
+        ]
         for line in lines
     ]
     console.table(f"{asked.title} (suite {asked.key}) in {out}", titles, body, _caption(total, jobs))
@@ -151,6 +155,19 @@ def _show_plan(asked: Suite, out: Path, jobs: int, as_json: bool, again: dict[st
 
 def _status(line: dict[str, Any]) -> str:
     return f"{line['status']}, again" if line["due"] and line["status"] != "to do" else line["status"]
+
+
+def _placed(line: dict[str, Any]) -> str:
+    """Threads, the part of a GPU, and the jobs that train its experts before it."""
+    if not line["due"]:
+        return ""
+    gpu = "" if line["device"] == "cpu" else ", GPU" if line["gpus"] is None else f", {line['gpus']:g} GPU"
+    experts = f", after {line['expert_jobs']} of experts" if line["expert_jobs"] else ""
+    return f"{line['threads']} CPU{gpu}{experts}"
+
+
+def _cost(line: dict[str, Any]) -> str:
+    return "" if not line["due"] else "unknown" if line["cost_seconds"] is None else f"{line['cost_seconds']:.0f}"
 
 
 def _seconds(line: dict[str, Any]) -> str:
@@ -165,9 +182,12 @@ def _caption(total: dict[str, Any], jobs: int) -> str:
         lasts = "how long is unknown before cells like them have run"
     elif total["unknown"]:
         lasts += f", and {total['unknown']} cells of unknown length"
+    hours = f"{total['cost_seconds'] / 3600:.2g} hours of a device by the cost model"
+    if total["cost_unknown"]:
+        hours += f", without {total['cost_unknown']} cells that it cannot tell of"
     return (
-        f"{total['to_do']} of {total['cells']} cells to do: {lasts}; {total['disk_bytes'] / 1e6:.1f} MB on disk, "
-        f"where experts that cells share count once; {total['memory_bytes'] / 1e6:.1f} MB of memory for sets and "
+        f"{total['to_do']} of {total['cells']} cells to do: {lasts}; {hours}; {total['disk_bytes'] / 1e6:.1f} MB on "
+        f"disk, where experts that cells share count once; {total['memory_bytes'] / 1e6:.1f} MB of memory for sets and "
         "iterations"
     )
 

@@ -80,17 +80,16 @@ class Cost:
 
 
 def counted(spec: RunSpec, task: Problem, students: int) -> dict[str, Amount | None]:
-    """The amounts of experts (and lessons of start networks), distilling, and grading by judges and ``students``."""
+    """The amounts of experts, distilling, the lessons of what it draws, and grading by judges and ``students``."""
     work, network = work_of(spec, task, students), task.network
     recipe, images = needs_of(spec.matcher, task).recipe or task.expert_recipe, len(task.real)
     batch = min(recipe.batch, images)
     shown = min(spec.protocol.batch, spec.ipc * task.classes)
-    taught = amount(network, work.lessons, shown)
-    trained = amount(network, work.experts, batch)
     found: dict[str, Amount | None] = {
-        "experts": Amount(trained.calls + taught.calls, trained.flops + taught.flops, trained.numbers + taught.numbers),
-        "grading": amount(network, work.grading, shown),
+        "experts": amount(network, work.experts, batch),
         "distilling": None,
+        "lessons": amount(network, work.lessons, shown),
+        "grading": amount(network, work.grading, shown),
     }
     if work.distilling is not None:
         calls = _steps(spec)
@@ -179,6 +178,16 @@ def priced(matcher: str, amounts: dict[str, Amount | None], known: Rates) -> Cos
     seconds = {part: None if found is None else found.seconds(known.training) for part, found in amounts.items()}
     distilling = seconds["distilling"]
     if distilling is not None:
-        distilling *= factor or (max(other) if other else 1.0)
+        distilling = distilling * (factor or (max(other) if other else 1.0)) + (seconds["lessons"] or 0.0)
     guessed = bool(distilling) and factor is None and not other
     return Cost(seconds["experts"] or 0.0, distilling, seconds["grading"] or 0.0, guessed)
+
+
+def device_of(device: str, asked: str | None = None) -> str:
+    """The name of the rates for a run's device: those ``asked`` for, this machine's GPU if it is known, else H200's."""
+    if asked is not None:
+        return rates(asked).name
+    if not device.startswith("cuda"):
+        return "cpu"
+    own = torch.cuda.get_device_name().lower().replace(" ", "") if torch.cuda.is_available() else ""
+    return next((name for name in devices() if name in own), SHEET)

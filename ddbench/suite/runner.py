@@ -24,6 +24,7 @@ from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
 from ddbench.run.price import told
 from ddbench.suite.at_work import AtWork
+from ddbench.suite.costs import costs, longest_first
 from ddbench.suite.grid import Cell, Suite
 from ddbench.suite.jobs import Desk, Part, parts_of
 from ddbench.suite.kept import base_of, held, line_of, remove
@@ -48,6 +49,7 @@ class Orders:
     limit: int | None = None
     stop_first: bool = False
     packed: bool = False
+    cost_device: str | None = None  # whose rates tell how long cells will take
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,11 @@ class Work:
                 remove(folder_of(cell.spec, self.orders.out))
             self.status[cell.key] = ("", "")
         self._times = expected(self.suite.cells, self.orders.out)
-        if self._remote or self.orders.packed or any(cell.spec.device != "cpu" for cell in cells):
-            self._takings = Takings(self.say)
+        needed = self._remote or self.orders.packed or any(cell.spec.device != "cpu" for cell in cells)
+        self._takings = Takings(self.say, at_hand=not needed)
+        found = costs(cells, self._takings, self.suite.students, self.orders.cost_device)
+        self._times = {key: own.known for key, own in found.items() if own.distilling is not None} | self._times
+        cells = cells if self.orders.jobs == 1 else longest_first(cells, self._times)
         trained = [r["key"] for r in records(self.orders.out) if r.get("status") == "ok" and not r.get("like")]
         return parts_of(cells, self._takings if self._remote else None, trained)
 

@@ -16,10 +16,12 @@ from pydantic import PlainValidator
 from ddbench.base.opening import in_place, parse_json, read_bytes
 from ddbench.base.schema import Digest, Held, Name, Text, number
 from ddbench.errors import DataError
+from ddbench.run.cost import Cost
 from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
 from ddbench.run.record import RunRecord
 from ddbench.run.sources import outdated
+from ddbench.suite.costs import costs
 from ddbench.suite.grid import Cell, Suite
 from ddbench.suite.taking import Taking, Takings
 
@@ -119,9 +121,19 @@ def due(cells: Iterable[Cell], stands: dict[str, tuple[str, str]], *, retry: boo
 
 
 def plan(
-    suite: Suite, out: Path, say: Callable[[str], None], *, on_existing: str, retry: bool, limit: int | None
+    suite: Suite,
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    on_existing: str,
+    retry: bool,
+    limit: int | None,
+    device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Every cell with its standing, and what those that are due will take. Trains nothing, and starts nothing."""
+    """Every cell with its standing, and what those that are due will take. Trains nothing, and starts nothing.
+
+    ``device`` is the one whose rates tell what cells cost (:mod:`ddbench.run.cost`).
+    """
 
     def tell(text: str) -> None:
         say(suite.masked(text))
@@ -134,6 +146,7 @@ def plan(
         now = due(suite.cells, stands, retry=retry, limit=limit)
     keys = {cell.key for cell in now}
     takings = Takings(tell)
+    priced = costs(now, takings, suite.students, device)
     return [
         {
             "cell": cell.name,
@@ -144,10 +157,24 @@ def plan(
             "due": cell.key in keys,
             "expected_seconds": times.get(cell.key),
             "experts": cell.experts,
+            "cost_seconds": _seconds(priced.get(cell.key)),
+            **_place(cell, takings.of(cell) if cell.key in keys else None),
             **(_cost(takings.of(cell)) if cell.key in keys else {}),
         }
         for cell in suite.cells
     ]
+
+
+def _seconds(cost: Cost | None) -> float | None:
+    """What the cost model tells of a cell; None where it tells nothing of its longest part."""
+    return None if cost is None or cost.distilling is None else cost.known
+
+
+def _place(cell: Cell, taking: Taking | None) -> dict[str, Any]:
+    """What a cell's job asks for: threads, the part of a GPU, and its experts as jobs of their own."""
+    pool = taking.pool if taking else None
+    jobs = 0 if pool is None else -(-pool.count // pool.at_once)
+    return {"threads": cell.spec.threads, "device": cell.spec.device, "gpus": cell.gpus, "expert_jobs": jobs}
 
 
 def _cost(taking: Taking | None) -> dict[str, int]:
@@ -170,6 +197,8 @@ def totals(lines: list[dict[str, Any]], jobs: int) -> dict[str, Any]:
         "seconds": None if None in times else sum(times) / jobs,
         "known_seconds": sum(time for time in times if time is not None) / jobs,
         "unknown": sum(time is None for time in times),
+        "cost_seconds": sum(line["cost_seconds"] or 0.0 for line in now),
+        "cost_unknown": sum(line["cost_seconds"] is None for line in now),
         "disk_bytes": sum(shared.values()) + sum(line.get("set_bytes", 0) for line in now),
         "memory_bytes": sum(largest[:jobs]),
     }

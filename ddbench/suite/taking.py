@@ -13,7 +13,7 @@ from ddbench.base.cache import digest
 from ddbench.base.options import changed
 from ddbench.data.dataset import Dataset
 from ddbench.errors import DDBenchError
-from ddbench.plugins import loaded, memory_of, needs_of, staged
+from ddbench.plugins import loaded, memory_of, missing, needs_of, staged
 from ddbench.problem.problem import Needs, Problem
 from ddbench.run.forecast import forecast
 from ddbench.run.prepare import for_experts
@@ -61,9 +61,13 @@ class Taking:
 
 @dataclass(eq=False)
 class Takings:
-    """What cells take, by the kind of cell; datasets are loaded once. What cannot be told is said, once."""
+    """What cells take, by the kind of cell; datasets are loaded once. What cannot be told is said, once.
+
+    ``at_hand``: datasets that would have to be fetched or decoded first are left to the cells, and nobody knows.
+    """
 
     say: Callable[[str], None]
+    at_hand: bool = False
     _datasets: dict[str, Dataset | None] = field(default_factory=dict)
     _known: dict[str, Taking | None] = field(default_factory=dict)
 
@@ -77,6 +81,9 @@ class Takings:
     def dataset(self, cell: Cell) -> Dataset | None:
         source = json.dumps(cell.spec.record()["dataset"], sort_keys=True)
         if source not in self._datasets:
+            if self.at_hand and missing(cell.spec.dataset) is not None:
+                self._datasets[source] = None
+                return None
             try:
                 self._datasets[source] = loaded(cell.spec.dataset)
             except DDBenchError as error:

@@ -734,6 +734,7 @@ def test_package_of_the_guide_registers_plugins_of_every_kind(extras):
     names = {kind: found.names(kind) for kind in KINDS}
     assert names == {
         "dataset": ["npz"],
+        "executor": ["shell"],
         "matcher": ["means"],
         "scheduler": ["sequence"],
         "network": ["perceptron"],

@@ -104,18 +104,18 @@ def test_what_a_queue_answers_is_a_code_a_reason_or_a_loss():
     with pytest.raises(DataError, match="ended it for its memory"):
         ended(UncompletedJobError(), "OUT_OF_MEMORY").poll()
     dashes = "-" * 22
-    trace = FailedJobError(
-        f"Job failed with trace:\n{dashes}\nTraceback\nModuleNotFoundError: no ddbench\n{dashes}\nlogs"
-    )
+    trace = FailedJobError(f"Failed with trace:\n{dashes}\nTraceback\nModuleNotFoundError: no ddbench\n{dashes}\nlogs")
     with pytest.raises(DataError, match="a node could not begin it: ModuleNotFoundError: no ddbench"):
         ended(trace).poll()
 
 
 def test_a_queue_that_takes_nothing_is_one_sentence():
-    recorder = Recorder()
-    recorder.submit = lambda *_: (_ for _ in ()).throw(RuntimeError("sbatch: error: invalid partition"))  # type: ignore[method-assign]
-    with pytest.raises(DataError, match="Slurm took no job .*invalid partition"):
-        Queue(recorder, {}).start([Job("a", (), Path("log"))])
+    class Refuses(Recorder):
+        def submit(self, function: Any, jobs: list[Job]) -> list[str]:
+            raise RuntimeError("sbatch: error: invalid partition")
+
+    with pytest.raises(DataError, match=r"Slurm took no job .*invalid partition"):
+        Queue(Refuses(), {}).start([Job("a", (), Path("log"))])
 
 
 def test_options_are_those_of_sbatch():

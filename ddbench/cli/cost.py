@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import JSON, request_options, varied
+from ddbench.cli.options import JSON, request_options_on, varied
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ DEVICE = click.option(
 
 @click.command()
 @click.argument("file", metavar="[SUITE.toml]", required=False, type=click.Path(path_type=Path))
-@request_options(device=DEVICE)
+@partial(request_options_on, DEVICE)
 @click.option("--students", default=5, show_default=True, type=click.IntRange(1), help="Students that grade each set.")
 @JSON
 @click.pass_context

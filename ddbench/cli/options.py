@@ -56,12 +56,13 @@ def varied(options: tuple[tuple[str, str], ...], vary: str | None) -> tuple[tupl
     return options if vary is None else (*options, (f"{vary}.vary", "true"))
 
 
-def request_options(
-    command: Callable[..., Any] | None = None, *, device: Callable[..., Any] = DEVICE
-) -> Callable[..., Any]:
-    """The options that say what a run is; ``device`` may be another than the one that it runs on."""
-    if command is None:
-        return lambda given: request_options(given, device=device)
+def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a run is."""
+    return request_options_on(DEVICE, command)
+
+
+def request_options_on(device: Callable[..., Any], command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with an option of one's own for the device."""
     for option in reversed(
         (
             click.option("--dataset", default=DATASET, show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),

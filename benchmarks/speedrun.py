@@ -34,7 +34,7 @@ from ddbench.boards.submit import submit
 from ddbench.run.place import folder_of
 from ddbench.run.record import RunRecord
 from ddbench.suite.grid import Cell, Suite, read
-from ddbench.suite.runner import words
+from ddbench.suite.jobs import words
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARDS = ROOT / "leaderboards"

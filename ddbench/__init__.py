@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ddbench.data.dataset import Dataset, Examples, RealData, stratified
     from ddbench.data.pixels import Pixels, Store
     from ddbench.data.preprocessing import Preprocessing
-    from ddbench.errors import DataError, DDBenchError, DivergedError, UsageError, did_you_mean
+    from ddbench.errors import DataError, DDBenchError, DivergedError, LostError, UsageError, did_you_mean
     from ddbench.hookspecs import Examinee, Published, hookimpl
     from ddbench.problem.experts import Experts
     from ddbench.problem.problem import Memory, Needs, Problem
@@ -47,6 +47,7 @@ _HOME = {
     "Examinee": "hookspecs",
     "Examples": "data.dataset",
     "Experts": "problem.experts",
+    "LostError": "errors",
     "Memory": "problem.problem",
     "Needs": "problem.problem",
     "Network": "train.network",
@@ -82,6 +83,7 @@ _HOME = {
 # name for one version more, with a DeprecationWarning. In "young" ones, signatures may change with a version.
 PUBLIC_MODULES = {
     "ddbench.base.cache": "stable",  # atomic files, locks, content addresses
+    "ddbench.base.process": "young",  # jobs of a suite, and carrying them out
     "ddbench.data.augment": "stable",  # DSA and DiffAug, drawn apart from being applied
     "ddbench.data.mixing": "stable",  # CutMix and MixUp
     "ddbench.data.pictures": "young",  # image files to arrays
@@ -103,10 +105,10 @@ PUBLIC_MODULES = {
 # Written out for type checkers, which take a name of an installed package for public only if it stands here.
 __all__ = [
     "DSA", "PUBLIC_MODULES", "Curriculum", "DDBenchError", "DataError", "Dataset", "DivergedError", "Examinee",
-    "Examples", "Experts", "Grade", "Memory", "Needs", "Network", "Pixels", "Pool", "Preprocessing", "Problem",
-    "Published", "RealData", "Recipe", "Result", "Seed", "Starts", "Store", "Student", "SyntheticSet", "Teacher",
-    "Teaching", "UsageError", "__version__", "compare", "did_you_mean", "distil", "fit", "hookimpl", "load", "note",
-    "predict", "report", "share", "soft_cross_entropy", "squared_error", "stratified", "teach",
+    "Examples", "Experts", "Grade", "LostError", "Memory", "Needs", "Network", "Pixels", "Pool", "Preprocessing",
+    "Problem", "Published", "RealData", "Recipe", "Result", "Seed", "Starts", "Store", "Student", "SyntheticSet",
+    "Teacher", "Teaching", "UsageError", "__version__", "compare", "did_you_mean", "distil", "fit", "hookimpl", "load",
+    "note", "predict", "report", "share", "soft_cross_entropy", "squared_error", "stratified", "teach",
 ]  # fmt: skip
 
 

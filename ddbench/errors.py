@@ -54,6 +54,13 @@ class BusyError(DDBenchError):
     """Another process holds the folder."""
 
 
+class LostError(DDBenchError):
+    """What carried a job is gone: its node died, or the engine took it away. The job itself did nothing wrong.
+
+    Whoever placed it places it again: it goes on from its last checkpoint.
+    """
+
+
 class InterruptedRun(DDBenchError):
     """SIGINT or SIGTERM arrived and the work stopped at a safe point."""
 

@@ -1,4 +1,4 @@
-"""The whole extension API. A plugin is a module (or object) with some of these five functions.
+"""The whole extension API. A plugin is a module (or object) with some of these six functions.
 
     from dataclasses import dataclass
     from ddbench import SyntheticSet, hookimpl
@@ -25,6 +25,7 @@ of a TOML file of hyperparameters per dataset and ipc, see docs/writing-a-plugin
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
@@ -36,6 +37,7 @@ from ddbench.train.source import NetworkSource as NetworkSource  # a trainer kno
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddbench.base.process import Job
     from ddbench.data.dataset import Dataset as LoadedDataset
     from ddbench.data.dataset import RealData
     from ddbench.problem.problem import Memory, Needs, Problem
@@ -47,7 +49,10 @@ hookspec = pluggy.HookspecMarker("ddbench")
 hookimpl = pluggy.HookimplMarker("ddbench")
 
 State = TypeVar("State")
-HOOKS = ("register_datasets", "register_matchers", "register_schedulers", "register_networks", "register_metrics")
+HOOKS = (
+    "register_datasets", "register_matchers", "register_schedulers", "register_networks", "register_metrics",
+    "register_executors",
+)  # fmt: skip
 
 
 class Register(Protocol):
@@ -79,6 +84,11 @@ def register_networks(register: Register) -> None:
 @hookspec
 def register_metrics(register: Register) -> None:
     """Call ``register(MyMetric)`` for each evaluation metric this plugin brings."""
+
+
+@hookspec
+def register_executors(register: Register) -> None:
+    """Call ``register(MyExecutor)`` for each way this plugin brings to carry out the cells of a suite."""
 
 
 class Matcher(Protocol[State]):
@@ -277,3 +287,37 @@ class Marking(Protocol):
     """An examining metric that wants a student's vectors after some of its ``steps``, in ``student.trail``."""
 
     def marks(self, steps: int) -> Iterable[int]: ...
+
+
+class Executor(Protocol):
+    """A frozen dataclass that has the jobs of a suite carried out: by an engine that exists, such as Ray or Slurm.
+
+    ``opened`` reaches the engine, and gives what places jobs until the block ends; then nothing of it is left running.
+    ``folder`` is for the engine's own files. With the class attribute ``remote = True`` jobs may run on other machines,
+    which share a file system with this one: experts are then jobs of their own, and every job looks first whether it
+    finds the same code and the same files there. Its options are ``-o executor.<option>=VALUE``.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def opened(self, folder: Path) -> AbstractContextManager[Placing]: ...
+
+
+class Placing(Protocol):
+    """Where jobs are placed. ``start`` returns one :class:`Placed` for each; None where there is no room as yet."""
+
+    def start(self, jobs: Sequence[Job]) -> Sequence[Placed | None]: ...
+
+
+class Placed(Protocol):
+    """A job that waits or is at work: ``ddbench.base.process.carry(job)`` in a process of the engine, say.
+
+    ``poll`` is its exit code (negative for a signal), None until there is one. It raises ``ddbench.LostError`` when
+    what carried the job is gone, so that it is placed again, and ``ddbench.DataError`` with the reason when it cannot
+    be carried out. ``stop`` asks it to write a checkpoint and end, ``kill`` ends it at once.
+    """
+
+    def poll(self) -> int | None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...

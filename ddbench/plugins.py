@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ddbench.hookspecs import DatasetSource, Matcher, Metric, Published, Scheduler
     from ddbench.problem.problem import Memory, Needs, Problem
 
-KINDS = ("dataset", "matcher", "scheduler", "network", "metric")
+KINDS = ("dataset", "matcher", "scheduler", "network", "metric", "executor")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
 _TAKEN = {"metric": ("diverged",)}  # what records say of a student
@@ -37,6 +37,7 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {  # what each kind must have, 
     "scheduler": {"next": ("task", "done"), "phases": ("n",)},
     "network": {"build": ("shape", "classes")},
     "metric": {},
+    "executor": {"opened": ()},
 }
 EITHER = {"metric": {"__call__": ("logits", "targets"), "examine": ("student",)}}  # one of these
 

@@ -292,6 +292,7 @@ PROTOCOLS = {
     "dataset": "DatasetSource",
     "network": "NetworkSource",
     "metric": "Metric",
+    "executor": "Executor",
 }
 
 

@@ -3,12 +3,17 @@
 A lock is the file that stands at its path, not the name: somebody may remove the file, or its whole folder, and then
 another process locks another file of that name. Before anything is stored in the folder of a lock that this process
 holds, :mod:`ddbench.base.opening` therefore asks whether it is still the one that others see.
+
+On NFS, Linux makes locks of the server of them (since 2.6.12), so that they hold between nodes, but for mounts with
+``nolock`` or ``local_lock``; on Lustre they do with ``-o flock``, and with ``-o localflock`` do not.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -93,7 +98,7 @@ class _Lock:
         self._stream = stream
         stream.seek(0)
         stream.truncate()
-        stream.write(f"process {os.getpid()}")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
 
     def allow(self, path: Path) -> None:
@@ -137,10 +142,12 @@ def _locked(stream: IO[Any]) -> bool:
 
 
 def _signed(stream: IO[Any]) -> str:
-    """Who wrote its name into a lock, if anybody did."""
+    """Who wrote its name into a lock, if anybody did; its machine, where that is another."""
     stream.seek(0)
-    words = stream.read(40).split()
-    return " ".join(words) if len(words) == 2 and words[0] == "process" and words[1].isdecimal() else ""
+    found = re.fullmatch(r"(process [0-9]{1,10})(?: on ([A-Za-z0-9._-]{1,64}))?", stream.read(100), re.ASCII)
+    if found is None:
+        return ""
+    return found[1] if found[2] in (None, socket.gethostname()) else found[0]
 
 
 def _why(error: OSError) -> str:

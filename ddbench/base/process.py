@@ -1,4 +1,8 @@
-"""Processes that each carry out one command of ddbench: started, watched, stopped, and asked why they ended."""
+"""Processes that each carry out one command of ddbench: started, watched, stopped, and asked why they ended.
+
+A :class:`Job` is such a command with what it takes. On this machine a :class:`Worker` carries it out; on a node of a
+cluster :func:`carry` does, in whatever process the engine has there.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +23,31 @@ from ddbench.errors import DataError
 PARENT = "DDBENCH_PARENT"  # the process that a worker works for
 _TAIL = 4000
 _WATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """``ddbench WORDS`` for somebody to carry out, and what it takes; 0 is what nobody knows.
+
+    Its messages go to ``log``, which is reached through no link below ``within``. ``gpus`` may be a part of one GPU.
+    ``memory`` is bytes of the host, ``gpu_memory`` of the GPU, both with what a process needs before it does anything.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    log: Path
+    within: Path | None = None
+    threads: int = 1
+    gpus: float = 0.0
+    memory: int = 0
+    gpu_memory: int = 0
+    seconds: float = 0.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the environment of its process holds besides."""
+        return {"DDBENCH_THREADS": str(self.threads), "OMP_NUM_THREADS": str(self.threads), **self.environment}
 
 
 def launch(
@@ -41,23 +70,15 @@ def launch(
 
 @dataclass(eq=False)
 class Worker:
-    """A command at work in its own process."""
+    """A job at work in a process on this machine."""
 
-    words: list[str]
-    threads: int
-    log: Path
-    within: Path | None = None
-    began: float = field(default_factory=time.time)
+    job: Job
 
     def __post_init__(self) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        threads = str(self.threads)
-        own = {"DDBENCH_THREADS": threads, "OMP_NUM_THREADS": threads, PARENT: str(os.getpid())}
-        self._process = launch(self.words, os.environ | own, self.log, self.within)
-
-    @property
-    def seconds(self) -> float:
-        return time.time() - self.began
+        job = self.job
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        own = job.variables | {PARENT: str(os.getpid())}
+        self._process = launch(list(job.words), os.environ | own, job.log, job.within)
 
     def poll(self) -> int | None:
         """The exit code; the negative number of the signal that killed it; None while it works."""
@@ -68,30 +89,55 @@ class Worker:
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        return self._process.wait()
+
     def kill(self) -> None:
         """End it at once, with all that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def last_words(self) -> str:
-        """The last line of its messages."""
-        return next(self._lines(), "")
 
-    def complaint(self) -> str:
-        """The error that it ended with, as one line."""
-        said = next((line for line in self._lines() if line.startswith("error: ")), None) or self.last_words()
-        return said.removeprefix("error: ") or f"it said nothing; see {self.log}"
+def carry(job: Job, started: Callable[[Worker], None] = lambda _: None) -> int:
+    """Carry out a job in this process of an engine, and return its exit code (negative for a signal).
 
-    def _lines(self) -> Iterator[str]:
-        """The last lines of the log, backwards, without empty ones."""
-        try:
-            with reading(self.log) as stream:
-                stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL))
-                text = stream.read(_TAIL).decode(errors="replace")
-        except (OSError, DataError):
-            return
-        yield from (line.strip() for line in reversed(text.splitlines()) if line.strip())
+    An exception that an engine raises here to cancel the job lets it write its checkpoint first. ``started`` is given
+    the worker, for engines that signal instead.
+    """
+    worker = Worker(job)
+    started(worker)
+    try:
+        while (code := worker.poll()) is None:
+            time.sleep(_WATCH_SECONDS / 5)
+    except BaseException:
+        worker.stop()
+        worker.wait()
+        raise
+    return code
+
+
+def last_words(log: Path) -> str:
+    """The last line of a job's messages."""
+    return next(_lines(log), "")
+
+
+def complaint(log: Path) -> str:
+    """The error that a job ended with, as one line."""
+    said = next((line for line in _lines(log) if line.startswith("error: ")), None) or last_words(log)
+    return said.removeprefix("error: ") or f"it said nothing; see {log}"
+
+
+def _lines(log: Path) -> Iterator[str]:
+    """The last lines of a log, backwards, without empty ones."""
+    try:
+        with reading(log) as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL))
+            text = stream.read(_TAIL).decode(errors="replace")
+    except (OSError, DataError):
+        return
+    yield from (line.strip() for line in reversed(text.splitlines()) if line.strip())
 
 
 def death(code: int) -> str:

@@ -27,7 +27,9 @@ SHOWN_CLASSES = 12
 
 @click.command("list")
 @click.argument(
-    "what", default="matchers", type=click.Choice(["matchers", "schedulers", "datasets", "networks", "metrics", "runs"])
+    "what",
+    default="matchers",
+    type=click.Choice(["matchers", "schedulers", "datasets", "networks", "metrics", "executors", "runs"]),
 )
 @OUT
 @JSON

@@ -12,6 +12,7 @@ from ddbench.base import interrupts
 from ddbench.cli import console, streams
 from ddbench.cli.apply import apply
 from ddbench.cli.boards import leaderboard, report, submit
+from ddbench.cli.cost import cost
 from ddbench.cli.files import evaluate, export, import_
 from ddbench.cli.info import check_grad, info, list_, prepare
 from ddbench.cli.plugins import plugins
@@ -32,7 +33,7 @@ def cli() -> None:
 
 for command in (
     run, evaluate, compare, experts, list_, prepare, info, plugins, check_grad, import_, export, apply, suite, submit,
-    leaderboard, report,
+    leaderboard, report, cost,
 ):  # fmt: skip
     cli.add_command(command)
 cli.add_command(leaderboard, "board")

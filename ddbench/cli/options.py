@@ -58,6 +58,11 @@ def varied(options: tuple[tuple[str, str], ...], vary: str | None) -> tuple[tupl
 
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what a run is."""
+    return request_options_on(DEVICE, command)
+
+
+def request_options_on(device: Callable[..., Any], command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with an option of one's own for the device."""
     for option in reversed(
         (
             click.option("--dataset", default=DATASET, show_default=True, help="Dataset plugin; images:PATH, hf:PATH."),
@@ -79,7 +84,7 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Choice(["experts"]),
                 help="Let start networks and experts come of the run's seed, too, instead of one pool for all seeds.",
             ),
-            DEVICE,
+            device,
             OPTIONS,
         )
     ):

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import DEVICE, JSON, OUT, QUIET
+from ddbench.cli.options import DEVICE, JSON, OUT, QUIET, pairs
+from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
     from ddbench.suite.grid import Suite
     from ddbench.suite.runner import Orders, Scene, Work
+
+
+def _jobs(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | str | None:
+    """A number from 1, ``auto``, or nothing."""
+    if value is None or value == "auto":
+        return value
+    if not (value.isascii() and value.isdecimal() and 1 <= int(value) < 10**6):
+        raise UsageError(f"-j must be a number of cells from 1, or auto, got {value[:40]!r}")
+    return int(value)
 
 
 @click.group()
@@ -24,7 +34,17 @@ def suite() -> None:
 
 @suite.command("run")
 @click.argument("file", metavar="SUITE.toml|NAME", type=click.Path(path_type=Path))
-@click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Cells at the same time.")
+@click.option(
+    "-j",
+    "--jobs",
+    callback=_jobs,
+    metavar="N|auto",
+    help="Cells at the same time; auto: as many as memory and cores hold. 1 here, without limit on a cluster.",
+)
+@click.option("--executor", default="local", show_default=True, help="Who carries cells out: local, ray, slurm.")
+@click.option(
+    "-o", "options", multiple=True, callback=pairs, metavar="executor.NAME=VALUE", help="Set an option of the executor."
+)
 @OUT
 @click.option(
     "--on-existing",
@@ -35,33 +55,37 @@ def suite() -> None:
 )
 @click.option("--retry-failed", is_flag=True, help="Run cells again that failed, diverged or were killed.")
 @click.option("--dry-run", is_flag=True, help="Show every cell, what is done and what the rest takes; start nothing.")
+@click.option("--cost-device", metavar="NAME", help="Whose rates tell what cells cost: h200, a100, rtx4090, cpu.")
 @click.option("--limit", type=click.IntRange(1), help="Run this many cells at most.")
 @click.option("-x", "--stop-first", is_flag=True, help="Stop at the first cell that fails.")
 @DEVICE
 @JSON
 @QUIET
-def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, device: str, **given: Any) -> int:
+def run(file: Path, jobs: int | str | None, out: Path, dry_run: bool, device: str, **given: Any) -> int:
     """Carry out the cells of a suite, from a file or by the name of one that comes with ddbench.
 
     The same command goes on with it.
     """
     from ddbench.run import trackers
     from ddbench.run.price import told
-    from ddbench.suite.grid import read
+    from ddbench.suite.kept import existing, prepare
     from ddbench.suite.places import suite_file
-    from ddbench.suite.runner import Orders, Work, existing, prepare
+    from ddbench.suite.placing import executor_of, places
+    from ddbench.suite.runner import Orders, Work
 
     console.warn_broken()
-    asked = read(suite_file(file), jobs=jobs, device=device, dry=dry_run)
-    as_json, quiet = given.pop("as_json"), given.pop("quiet")
+    as_json, quiet, on_existing = (given.pop(name) for name in ("as_json", "quiet", "on_existing"))
+    executor = executor_of(given.pop("executor"), given.pop("options"))
+    packed = jobs == "auto"
+    asked, jobs = places(suite_file(file), executor, jobs, device=device, dry=dry_run)
     trackers.checked(asked.trackers)
     for text in asked.unfitted:
         console.say(f"warning: {text}")
     if dry_run:
         existing(asked, out, on_existing)
         again = {"on_existing": on_existing, "retry": given["retry_failed"], "limit": given["limit"]}
-        return _show_plan(asked, out, jobs, as_json, again)
-    orders = Orders(out, jobs, **given)
+        return _show_plan(asked, out, jobs, as_json, again | {"device": given["cost_device"]})
+    orders = Orders(out, jobs, packed=packed, **given)
     prepare(asked, out, on_existing)
     with console.WorkTable(quiet) as watch:
 
@@ -70,7 +94,7 @@ def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, devic
             time = "" if scene.left is None else f", about {told(scene.left)} to go"
             watch(f"{scene.title}: {stands}{time}", scene.working)
 
-        work = Work(asked, orders, (lambda _: None) if quiet else console.say, show)
+        work = Work(asked, orders, (lambda _: None) if quiet else console.say, show, executor)
         _carry_out(work)
     return _finish(work, orders, as_json)
 
@@ -87,6 +111,22 @@ def list_(as_json: bool) -> int:
         console.data_json([dict(zip(("suite", "title", "file"), line, strict=True)) for line in body])
     else:
         console.table("suites", ("suite", "title"), [line[:-1] for line in body])
+    return 0
+
+
+@suite.command("work", hidden=True)
+@click.argument("order", type=click.Path(path_type=Path))
+@click.pass_context
+def work(ctx: click.Context, order: Path) -> int:
+    """Carry out a job of a suite on the node of a cluster that it was placed on."""
+    from ddbench.suite.node import arrive, train
+
+    arrived = arrive(order)
+    if arrived.experts is None:
+        sys.argv[1:] = arrived.words  # what messages say of how to go on
+        return ctx.find_root().command.main(args=arrived.words, standalone_mode=False)
+    with console.working(quiet=False):
+        train(arrived, console.say)
     return 0
 
 
@@ -119,10 +159,13 @@ def _show_plan(asked: Suite, out: Path, jobs: int, as_json: bool, again: dict[st
     if as_json:
         console.data_json({"suite": asked.key, "title": asked.title, "cells": lines, "total": total})
         return 0
-    titles = ["cell", "status", "expected s", "experts MB", "set MB", "memory MB"]
+    titles = ["cell", "status", "placed on", "expected s", "cost s", "experts MB", "set MB", "memory MB"]
     names = ("expert_bytes", "set_bytes", "memory_bytes")
     body = [
-        [line["cell"], _status(line), _seconds(line), *(f"{line[n] / 1e6:.1f}" if n in line else "" for n in names)]
+        [
+            *(line["cell"], _status(line), _placed(line), _seconds(line), _cost(line)),
+            *(f"{line[n] / 1e6:.1f}" if n in line else "" for n in names),
+        ]
         for line in lines
     ]
     console.table(f"{asked.title} (suite {asked.key}) in {out}", titles, body, _caption(total, jobs))
@@ -131,6 +174,19 @@ def _show_plan(asked: Suite, out: Path, jobs: int, as_json: bool, again: dict[st
 
 def _status(line: dict[str, Any]) -> str:
     return f"{line['status']}, again" if line["due"] and line["status"] != "to do" else line["status"]
+
+
+def _placed(line: dict[str, Any]) -> str:
+    """Threads, the part of a GPU, and the jobs that train its experts before it."""
+    if not line["due"]:
+        return ""
+    gpu = "" if line["device"] == "cpu" else ", GPU" if line["gpus"] is None else f", {line['gpus']:g} GPU"
+    experts = f", after {line['expert_jobs']} of experts" if line["expert_jobs"] else ""
+    return f"{line['threads']} CPU{gpu}{experts}"
+
+
+def _cost(line: dict[str, Any]) -> str:
+    return "" if not line["due"] else "unknown" if line["cost_seconds"] is None else f"{line['cost_seconds']:.0f}"
 
 
 def _seconds(line: dict[str, Any]) -> str:
@@ -145,9 +201,12 @@ def _caption(total: dict[str, Any], jobs: int) -> str:
         lasts = "how long is unknown before cells like them have run"
     elif total["unknown"]:
         lasts += f", and {total['unknown']} cells of unknown length"
+    hours = f"{total['cost_seconds'] / 3600:.2g} hours of a device by the cost model"
+    if total["cost_unknown"]:
+        hours += f", without {total['cost_unknown']} cells that it cannot tell of"
     return (
-        f"{total['to_do']} of {total['cells']} cells to do: {lasts}; {total['disk_bytes'] / 1e6:.1f} MB on disk, "
-        f"where experts that cells share count once; {total['memory_bytes'] / 1e6:.1f} MB of memory for sets and "
+        f"{total['to_do']} of {total['cells']} cells to do: {lasts}; {hours}; {total['disk_bytes'] / 1e6:.1f} MB on "
+        f"disk, where experts that cells share count once; {total['memory_bytes'] / 1e6:.1f} MB of memory for sets and "
         "iterations"
     )
 

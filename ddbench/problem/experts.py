@@ -96,24 +96,27 @@ class Experts:
         folder = self.folder  # and not self: with a circle, only the collector would free the GPU's memory
         return Shelf(lambda key: snapshot_in(path_of(folder, key[0]), key), device, a_tenth_of_what_is_free(device))
 
-    def missing(self, count: int, snapshots: Iterable[int]) -> list[int]:
-        """Which of the first ``count`` experts lack one of the snapshots."""
-        return [i for i in range(count) if not set(snapshots) <= self._kept(i)]
+    def missing(self, count: int, snapshots: Iterable[int], first: int = 0) -> list[int]:
+        """Which of the first ``count`` experts, from ``first`` on, lack one of the snapshots."""
+        return [i for i in range(first, count) if not set(snapshots) <= self._kept(i)]
 
-    def build(self, count: int, snapshots: Iterable[int]) -> None:
-        """Train what is missing; an interrupted build goes on at the last epoch that was stored."""
+    def build(self, count: int, snapshots: Iterable[int], first: int = 0) -> None:
+        """Train what is missing; an interrupted build goes on at the last epoch that was stored.
+
+        With ``first``, those before it are left to others: by multiples of ``TOGETHER``, who trains with whom stays.
+        """
         wanted = set(snapshots)
         if self.imported:
             self._check_imported(count, max(wanted, default=0))
         else:
-            self._train_missing(count, wanted)
-        self._built.update((index, epoch) for index in range(count) for epoch in wanted)
+            self._train_missing(range(first, count), wanted)
+        self._built.update((index, epoch) for index in range(first, count) for epoch in wanted)
         if self._shelf is not None:
             network = self.starts.network
-            keys = ((index, epoch) for index in range(count) for epoch in sorted(wanted))
+            keys = ((index, epoch) for index in range(first, count) for epoch in sorted(wanted))
             self._shelf.expect(keys, network.length * network.dtype.itemsize)
 
-    def _train_missing(self, count: int, wanted: set[int]) -> None:
+    def _train_missing(self, asked: range, wanted: set[int]) -> None:
         if self.recipe.steps is not None:
             raise UsageError("an expert recipe counts epochs, whose ends are the snapshots; leave experts.steps alone")
         if self.recipe.epochs is None and self.recipe.schedule != "constant":
@@ -125,9 +128,9 @@ class Experts:
                 f"snapshot {max(wanted)} asked for, but experts train for {self.recipe.epochs} epochs; set "
                 f"-o experts.epochs={max(wanted)} or more"
             )
-        for index in range(count):
+        for index in asked:
             self._heal(index, wanted)
-        missing = self.missing(count, wanted)
+        missing = self.missing(asked.stop, wanted, asked.start)
         at_once = TOGETHER if self._together else 1
         for position in range(0, len(missing), at_once):
             report("experts", position, len(missing))

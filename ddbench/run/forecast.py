@@ -14,11 +14,12 @@ from ddbench.run.run import build_task
 from ddbench.run.spec import RunSpec
 
 
-def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
+def forecast(spec: RunSpec, dataset: Dataset, *, timed: bool = True) -> dict[str, Any]:
     """What a run will take: stages, iterations, experts, student steps, disk and memory. Trains nothing.
 
     Memory is that of the device: the set with its momentum, and for methods that unroll a student the peak of one
-    iteration. Real pixels stay on the host, mapped from a file when there are many.
+    iteration. Real pixels stay on the host, mapped from a file when there are many. Without ``timed`` nothing is
+    executed to tell how long it will take.
     """
     task = build_task(spec, dataset)
     stages = stages_of(spec.scheduler)
@@ -26,7 +27,7 @@ def forecast(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     wanted, held = needs_of(spec.matcher, task), memory_of(spec.matcher, task)
     vector = task.network.length * 4
     count, image = spec.ipc * task.classes, prod(task.real.shape)
-    estimate = seconds_of(spec, task, students=5)
+    estimate = seconds_of(spec, task, students=5) if timed else None
     taken = {"memory of the set (bytes)": held.state, "memory of one iteration (bytes)": held.iteration}
     return {
         "train images": len(task.real),

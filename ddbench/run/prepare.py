@@ -14,13 +14,17 @@ from ddbench.problem.synthetic import Curriculum
 def prepared(problem: Problem, wanted: Needs) -> Problem:
     """The problem with what a matcher needs: as many start networks as experts, the experts, and teachers."""
     if wanted.experts:
-        recipe = (wanted.recipe or problem.expert_recipe).on(problem.augment)
-        starts = replace(problem.starts, count=wanted.experts)
-        problem = replace(problem, starts=starts, expert_recipe=recipe)
+        problem = for_experts(problem, wanted)
         problem.experts.build(wanted.experts, wanted.snapshots)
     if wanted.teachers:
         problem = replace(problem, teachers=_teachers(problem, wanted))
     return problem
+
+
+def for_experts(problem: Problem, wanted: Needs) -> Problem:
+    """The problem whose experts are those that are wanted; none is trained."""
+    recipe = (wanted.recipe or problem.expert_recipe).on(problem.augment)
+    return replace(problem, starts=replace(problem.starts, count=wanted.experts), expert_recipe=recipe)
 
 
 def _teachers(problem: Problem, wanted: Needs) -> Experts:

@@ -22,7 +22,8 @@ from ddbench.base.seeds import Seed
 from ddbench.errors import DDBenchError
 from ddbench.plugins import needs_of, passes_of
 from ddbench.problem.problem import Problem
-from ddbench.run.calls import stages_of, steps_of
+from ddbench.problem.synthetic import first_with
+from ddbench.run.calls import phases_of, stages_of, steps_of
 from ddbench.run.spec import RunSpec
 
 SAID = 60.0  # seconds from which a run says how long it will take
@@ -60,10 +61,23 @@ def work_of(spec: RunSpec, task: Problem, students: int) -> Work:
     distilling = None if iteration is None else stages * steps_of(spec.matcher) * iteration
     count = spec.ipc * task.classes
     lesson = (spec.protocol.budget(count) or (spec.protocol.epochs or 0)) * min(spec.protocol.batch, count)
-    selecting = spec.protocol.selects != "last"
-    judged = stages * spec.protocol.checks * spec.protocol.judges * (len(spec.protocol.lrs) + 1) if selecting else 0
+    judged = _judged(spec, stages) if spec.protocol.selects != "last" else 0.0
     drawn = 0.0 if wanted.experts else _lessons(spec, task)
     return Work(float(experts), distilling, float(lesson * (judged + students)), drawn)
+
+
+def _judged(spec: RunSpec, stages: int) -> float:
+    """Whole lessons of judges: one learns the phases that a stage's set is in, with each lr, at each of the checks.
+
+    A coreset is checked once, and has no lr of its own.
+    """
+    whole, share = len(phases_of(spec.scheduler, stages)), 0.0
+    for stage in range(stages):
+        taken = phases_of(spec.scheduler, stage + 1)
+        share += (len(taken) - first_with(stage, taken)) / whole
+    learned = steps_of(spec.matcher) > 0
+    trials = max(1, len(spec.protocol.lrs) + learned)
+    return share * (spec.protocol.checks if learned else 1) * spec.protocol.judges * trials
 
 
 def _lessons(spec: RunSpec, task: Problem) -> float:

@@ -30,20 +30,20 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import digest
-from ddbench.base.opening import parse_toml, read_text
-from ddbench.base.schema import RECORD_BYTES, require_bounded
-from ddbench.errors import DataError, UsageError, did_you_mean
+from ddbench.base.machine import DEVICES
+from ddbench.errors import DataError, UsageError
 from ddbench.plugins import wants_networks
 from ddbench.run.again import option_text
 from ddbench.run.defaults import BASELINE, DATASET, NETWORK, SCHEDULER
 from ddbench.run.record import PLACES
 from ddbench.run.spec import PLUGGED, Request, RunSpec, resolve, split_dataset, unfitted
+from ddbench.suite.entries import count_of, gpus_of, known_keys, table_of, trackers, word
 
 AXES: tuple[str, ...] = ("dataset", "network", "ipc", "scheduler", "matcher", "protocol", "seeds")
 NUMBERS = ("ipc", "seeds")
 USUAL = {"network": NETWORK, "scheduler": SCHEDULER, "protocol": "default", "seeds": [0]}
-TOP = (*AXES, "recipe", "title", "students", "threads", "tracker", "options", "matrix", "exclude")
-MATRIX = (*AXES, "recipe", "options", "label")
+TOP = (*AXES, "recipe", "title", "students", "threads", "gpus", "tracker", "options", "matrix", "exclude")
+MATRIX = (*AXES, "recipe", "options", "label", "gpus")
 CHOICE = ("name", "options", "label")
 PLACE = "dataset.root"
 MOST = 100_000  # cells
@@ -66,6 +66,7 @@ class Cell:
     name: str
     request: Request
     spec: RunSpec
+    gpus: float | None = None  # the part of a GPU that it takes, if the suite says so
 
     @property
     def key(self) -> str:
@@ -147,10 +148,10 @@ class Suite:
         return digest([sorted(cell.key for cell in self.cells), self.students])[:12]
 
 
-def read(path: Path, *, jobs: int = 1, device: str = "auto", dry: bool = False) -> Suite:
+def read(path: Path, *, jobs: int = 1, device: str = "auto", dry: bool = False, remote: bool = False) -> Suite:
     """Read a suite file and resolve all its cells. Raises UsageError that names the entry at fault.
 
-    With ``dry``, variables of the environment need not be set.
+    With ``dry``, variables of the environment need not be set; with ``remote``, the device need not be here.
     """
     given = table_of(path)
     known_keys(given, TOP, str(path))
@@ -165,59 +166,22 @@ def read(path: Path, *, jobs: int = 1, device: str = "auto", dry: bool = False) 
     used: set[int] = set()
     found: dict[str, Cell] = {}
     made: dict[Request, RunSpec] = {}
-    here = _Here(path.parent, dry)
+    here, there = _Here(path.parent, dry), device if remote and device in DEVICES[1:] else None
     for number, matrix in enumerate(matrices, 1):
         where = f"matrix {number} of {path}"
+        gpus = gpus_of({**given, **matrix} if isinstance(matrix, dict) else given, where)
         for name, request in _requests(given, matrix, where, here, excludes, used):
-            request = replace(request, device=device)
-            spec = _resolved(request, made, f"{where}, {name}")
-            cell = Cell(name, request, replace(spec, threads=_threads(spec.threads, own_threads, jobs)))
+            asked = replace(request, device="cpu" if there else device)
+            spec = _resolved(asked, made, f"{where}, {name}")
+            spec = replace(spec, threads=_threads(spec.threads, own_threads, jobs), device=there or spec.device)
+            cell = Cell(name, replace(request, device=device), spec, gpus)
             found.setdefault(cell.key, cell)
     for i in set(range(len(excludes))) - used:
         raise UsageError(f"exclude {i + 1} of {path} leaves out no cell; correct it, or take it out")
     seeds = list(dict.fromkeys(cell.spec.seed for cell in found.values()))
     cells = sorted(found.values(), key=lambda cell: seeds.index(cell.spec.seed))
-    students, trackers = count_of(given, "students", 5, path), _trackers(given, path)
-    return Suite(path, _word(given, "title", path.stem, path), students, trackers, tuple(cells), tuple(here.used))
-
-
-def table_of(path: Path) -> dict[str, Any]:
-    try:
-        held = parse_toml(read_text(path, RECORD_BYTES))
-        require_bounded(held)
-        return held
-    except ValueError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
-
-
-def known_keys(given: Any, valid: tuple[str, ...], where: str) -> None:
-    if not isinstance(given, dict):
-        raise UsageError(f"{where} must be a table, got {given!r}")
-    for name in given:
-        if name not in valid:
-            raise UsageError(f"{where} has no key {name!r}{did_you_mean(name, valid)} (valid ones: {', '.join(valid)})")
-
-
-def count_of(given: dict[str, Any], name: str, usual: int, path: Path) -> int:
-    value = given.get(name, usual)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} of {path} must be a number from 1, got {value!r}")
-    return value
-
-
-def _word(given: dict[str, Any], name: str, usual: str, where: object) -> str:
-    value = given.get(name, usual)
-    if not isinstance(value, str) or len(value) > 300:
-        raise UsageError(f"{name} of {where} must be a text of at most 300 letters")
-    return value
-
-
-def _trackers(given: dict[str, Any], path: Path) -> tuple[str, ...]:
-    names = given.get("tracker", [])
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f'tracker of {path} must be a name or a list of names, such as "tensorboard", got {names!r}')
-    return tuple(names)
+    students, names = count_of(given, "students", 5, path), trackers(given, path)
+    return Suite(path, word(given, "title", path.stem, path), students, names, tuple(cells), tuple(here.used))
 
 
 def _threads(usual: int, given: int | None, jobs: int) -> int:
@@ -245,11 +209,11 @@ def _requests(
     for axis in AXES:
         if axis not in given:
             raise UsageError(f"{where} names no {axis}; add one, such as {_example(axis)}")
-    label = _word(matrix, "label", "", where)
+    label = word(matrix, "label", "", where)
     axes = [_choices(axis, given[axis], where, here) for axis in AXES]
     shared = _flags(top.get("options", {}), "", f"options of {where}", here)
     shared |= _flags(matrix.get("options", {}), "", f"options of {where}", here)
-    recipe = _word(top | matrix, "recipe", "", where) or None
+    recipe = word(top | matrix, "recipe", "", where) or None
     if prod(map(len, axes)) > MOST:
         raise UsageError(f"{where} makes {prod(map(len, axes)):,} cells, and {MOST:,} are the most; divide it")
     for chosen in itertools.product(*axes):
@@ -292,7 +256,7 @@ def _choice(axis: str, given: Any, where: str, here: _Here) -> Choice:
         raise UsageError(f'{axis} of {where} must be names or tables such as {{name = "..."}}, got {given!r}')
     flags = _flags(given.get("options", {}), axis, f"{axis} {name!r} of {where}", here)
     words = ", ".join(f"{n.removeprefix(axis + '.')}={option_text(v)}" for n, v in given.get("options", {}).items())
-    label = _word(given, "label", (f"{name} ({words})" if words else name)[:300], where)
+    label = word(given, "label", (f"{name} ({words})" if words else name)[:300], where)
     if axis == "dataset" and ":" in name:
         try:
             name, more = split_dataset(name)

@@ -1,45 +1,55 @@
-"""A suite at work: which cells are finished, the processes that carry out the others, and what is recorded of each.
+"""A suite at work: which cells are finished, the jobs that carry out the others, and what is recorded of each.
 
 Nothing but run folders and the records decides what is still to do, so the command that began a suite also goes on
-with it: after Ctrl-C, after SIGKILL, under another -j, or from another suite that shares cells with it.
+with it: after Ctrl-C, after SIGKILL, under another -j, with another executor, or from another suite that shares cells.
 """
 
 from __future__ import annotations
 
-import datetime
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import lock
 from ddbench.base.opening import refuse_links
-from ddbench.base.process import Worker, death
-from ddbench.base.progress import Interrupts, Say
-from ddbench.errors import BusyError, InterruptedRun, UsageError
+from ddbench.base.process import death
+from ddbench.base.progress import Interrupts, Say, noting
+from ddbench.errors import BusyError, DataError, DDBenchError, InterruptedRun, LostError
+from ddbench.hookspecs import Executor, Placing
 from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
 from ddbench.run.price import told
+from ddbench.suite.at_work import AtWork
+from ddbench.suite.costs import costs, longest_first
 from ddbench.suite.grid import Cell, Suite
-from ddbench.suite.status import BAD, append, cell_standings, due, expected, standing
+from ddbench.suite.jobs import Desk, Part, parts_of
+from ddbench.suite.kept import base_of, held, line_of, remove
+from ddbench.suite.node import skew, warnings_of
+from ddbench.suite.placing import asking, local
+from ddbench.suite.status import BAD, append, cell_standings, due, expected, records, standing
+from ddbench.suite.taking import Takings
 
 _POLL_SECONDS = 0.1
 _PATIENCE = 1.0  # seconds between looks at a cell that another process is at
+_FAREWELL = 30.0  # seconds for a process to write its checkpoint after what carried it is gone
+RETRIES = 3  # of what a lost node took
 
 
 @dataclass(frozen=True)
 class Orders:
-    """How a suite is carried out; none of it changes what comes out."""
+    """How a suite is carried out; none of it changes what comes out. ``packed``: memory decides what runs beside."""
 
     out: Path = Path("runs")
     jobs: int = 1
     retry_failed: bool = False
     limit: int | None = None
     stop_first: bool = False
+    packed: bool = False
+    cost_device: str | None = None  # whose rates tell how long cells will take
 
 
 @dataclass(frozen=True)
@@ -52,77 +62,6 @@ class Scene:
     left: float | None = None  # seconds, as cells like them took, and others on average
 
 
-def existing(suite: Suite, out: Path, on_existing: str) -> list[Cell]:
-    """The cells whose runs are finished, however they ended. Raises UsageError where there may be none."""
-    done = [cell for cell in suite.cells if finished(folder_of(cell.spec, out))]
-    if done and on_existing == "fail":
-        raise UsageError(
-            f"{len(done)} of {len(suite.cells)} cells exist in {out} (the first is {done[0].spec.folder}); "
-            "leave --on-existing at skip, or give another --out"
-        )
-    return done
-
-
-def prepare(suite: Suite, out: Path, on_existing: str) -> None:
-    """Refuse or remove finished runs, if that is asked for. Removing comes first, so that going on removes nothing."""
-    done = existing(suite, out, on_existing)
-    if on_existing == "rerun":
-        for cell in done:
-            _remove(folder_of(cell.spec, out))
-            # else the record of how it ended last would stand for it
-            append(_base(suite, out).with_suffix(".jsonl"), _line(cell, suite) | {"status": "removed"})
-
-
-def _base(suite: Suite, out: Path) -> Path:
-    """Where a suite's records, logs and lock are, without their endings."""
-    return out / "suites" / suite.key
-
-
-def _line(cell: Cell, suite: Suite) -> dict[str, Any]:
-    """What every record of a cell says."""
-    return {
-        "suite": suite.key,
-        "key": cell.key,
-        "like": cell.like,
-        "cell": cell.name,
-        "run": cell.spec.folder,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-    }
-
-
-def _remove(folder: Path) -> None:
-    with lock(folder / ".lock", wait=False, within=folder.parent):
-        shutil.rmtree(folder)
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Hold the lock of a suite. One that was killed a moment ago may still have it: that is waited for."""
-    end = time.monotonic() + 2 * _PATIENCE
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(lock(path, wait=False, within=path.parent.parent))
-                break
-            except BusyError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(_POLL_SECONDS)
-        yield
-
-
-def words(cell: Cell, suite: Suite, out: Path) -> list[str]:
-    """The arguments of the ``ddbench`` command that carries out a cell."""
-    asked = cell.request
-    named = {name: getattr(asked, name) for name in ("dataset", "matcher", "scheduler", "network", "protocol")}
-    given = named | {"ipc": asked.ipc, "seed": asked.seed, "device": cell.spec.device, "students": suite.students}
-    flags = [word for name, value in asked.flags for word in ("-o", f"{name}={value}")]
-    trackers = [word for name in suite.trackers for word in ("--tracker", name)]
-    given |= {"recipe": asked.recipe} if asked.recipe else {}
-    plain = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    return ["run", *plain, *flags, "--out", str(out), "--no-random", "--no-ceiling", *trackers]
-
-
 @dataclass(eq=False)
 class Work:
     """A suite being carried out. ``status`` maps keys to how cells ended; '' is to do."""
@@ -131,28 +70,40 @@ class Work:
     orders: Orders
     say: Say
     show: Callable[[Scene], None]
+    executor: Executor = field(default_factory=local)
     status: dict[str, tuple[str, str]] = field(default_factory=dict)
     made: list[dict[str, Any]] = field(default_factory=list)  # the records of this time
 
     def __post_init__(self) -> None:
-        self._base = _base(self.suite, self.orders.out)
-        self._working: dict[str, tuple[Cell, Worker]] = {}
+        out, self._base = self.orders.out, base_of(self.suite, self.orders.out)
+        self._remote = bool(getattr(self.executor, "remote", False))
+        self._desk = Desk(self.suite, out.absolute() if self._remote else out, self._base, self._remote)
+        self._placing: Placing | None = None
+        self._takings: Takings | None = None
+        self._working: dict[str, AtWork] = {}
         self._times: dict[str, float] = {}  # seconds of cells like these, by key
-        self._trained: set[str | None] = {None}  # experts that some cell has made
+        self._peaks: dict[str, int] = {}  # bytes that cells like these took
+        self._made_ahead: set[str | None] = {None}  # what cells share, and some cell has made
+        self._over: set[str] = set()  # keys of parts that ended
         self._asked: dict[str, float] = {}  # when a busy cell was last looked at
+        self._lost = Counter[str]()
+        self._said: set[str] = set()
         self._stopping = False
 
     def carry_out(self) -> None:
         """Run what is to do, and record every cell as it ends. Raises InterruptedRun on the first signal."""
         refuse_links(self._base.with_suffix(".lock"), self.orders.out)
-        with _held(self._base.with_suffix(".lock")), Interrupts() as interrupts:
-            self.status = cell_standings(self.suite, self.orders.out)
-            for cell in self.suite.cells:
-                self._note_experts(cell)
+        with (
+            held(self._base.with_suffix(".lock")),
+            noting(lambda text: self._warn(text)),
+            self.executor.opened(self._base) as self._placing,
+            Interrupts() as interrupts,
+        ):
             queue = self._queue()
-            self._times = expected(self.suite.cells, self.orders.out)
             if (left := self._left(queue)) is not None:
-                self.say(f"{len(queue)} cells to do, about {told(left)} with -j {self.orders.jobs}")
+                self.say(
+                    f"{len(queue)} {'jobs' if self._remote else 'cells'} to do, about {told(left)}{self._places()}"
+                )
             try:
                 while queue or self._working:
                     if interrupts.requested:
@@ -167,120 +118,213 @@ class Work:
             if interrupts.requested:
                 raise InterruptedRun(self.summary("interrupted"))
 
-    def _queue(self) -> list[Cell]:
-        """The cells to run now, in order."""
-        queue = due(self.suite.cells, self.status, retry=self.orders.retry_failed, limit=self.orders.limit)
-        for cell in queue:
+    def _places(self) -> str:
+        return "" if self._remote else f" with -j {self.orders.jobs}"
+
+    def _warn(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.say(f"warning: {text}")
+
+    def _queue(self) -> list[Part]:
+        """The parts to run now, in order."""
+        self.status = cell_standings(self.suite, self.orders.out)
+        for cell in self.suite.cells:
+            self._note(Part(cell, ahead=cell.experts))
+        cells = due(self.suite.cells, self.status, retry=self.orders.retry_failed, limit=self.orders.limit)
+        for cell in cells:
             if self.status[cell.key][0] == "diverged":  # its result is final, and its checkpoint leads there again
-                _remove(folder_of(cell.spec, self.orders.out))
+                remove(folder_of(cell.spec, self.orders.out))
             self.status[cell.key] = ("", "")
-        return queue
+        self._times = expected(self.suite.cells, self.orders.out)
+        needed = self._remote or self.orders.packed or any(cell.spec.device != "cpu" for cell in cells)
+        self._takings = Takings(self.say, at_hand=not needed)
+        found = costs(cells, self._takings, self.suite.students, self.orders.cost_device)
+        self._times = {key: own.known for key, own in found.items() if own.distilling is not None} | self._times
+        cells = cells if self.orders.jobs == 1 else longest_first(cells, self._times)
+        trained = [r["key"] for r in records(self.orders.out) if r.get("status") == "ok" and not r.get("like")]
+        return parts_of(cells, self._takings if self._remote else None, trained)
 
-    def _start(self, queue: list[Cell]) -> None:
+    def _start(self, queue: list[Part]) -> None:
         """Fill the free places."""
-        while len(self._working) < self.orders.jobs and (cell := self._next(queue)):
-            queue.remove(cell)
-            name = cell.spec.folder
-            log = self._base / f"{name}.log"
-            worker = Worker(words(cell, self.suite, self.orders.out), cell.spec.threads, log, self.orders.out)
-            self._working[cell.key] = (cell, worker)
+        chosen: list[Part] = []
+        while len(self._working) + len(chosen) < self.orders.jobs and (part := self._next(queue, chosen)):
+            chosen.append(part)
+        if not chosen:
+            return
+        assert self._placing is not None
+        jobs = [self._job(part) for part in chosen]
+        with asking(self.executor):
+            started = self._placing.start(jobs)
+        for part, job, placed in zip(chosen, jobs, started, strict=True):
+            if placed is not None:
+                queue.remove(part)
+                result = folder_of(part.cell.spec, self.orders.out) / "result.json"
+                self._working[part.key] = AtWork(part, job, placed, result)
 
-    def _next(self, queue: list[Cell]) -> Cell | None:
-        """The first cell that has not to wait for experts that another is training, else the first of all.
+    def _job(self, part: Part) -> Any:
+        taking = self._takings.of(part.cell) if self._takings else None
+        return self._desk.job(part, taking, self._peaks.get(part.cell.like), self._times.get(part.key))
 
-        Of cells with the same experts, so, one goes ahead while the free places go to others.
+    def _next(self, queue: list[Part], chosen: list[Part]) -> Part | None:
+        """The first part that has not to wait for what another is making, else on this machine the first of all.
+
+        Of cells that share what is not made yet, so, one goes ahead while the free places go to others.
         """
-        training = {cell.experts for cell, _ in self._working.values()} - self._trained
-        free = [cell for cell in queue if not self._busy(cell)]
-        return next((cell for cell in free if cell.experts not in training), free[0] if free else None)
+        making = {part.ahead for part in (*(w.part for w in self._working.values()), *chosen)} - self._made_ahead
+        free = [part for part in queue if part not in chosen and part.after <= self._over and not self._busy(part)]
+        first = next((part for part in free if part.ahead not in making), None)
+        return free[0] if first is None and free and not self._remote else first
 
-    def _busy(self, cell: Cell) -> bool:
+    def _busy(self, part: Part) -> bool:
         """Whether another process is at this run: a worker of another suite, or one whose suite was just killed."""
-        if time.monotonic() - self._asked.get(cell.key, -_PATIENCE) < _PATIENCE:
+        if part.pool is not None:  # who trains experts waits for others who do
+            return False
+        if time.monotonic() - self._asked.get(part.key, -_PATIENCE) < _PATIENCE:
             return True
+        holder = self._holder(part.cell)
+        if holder:
+            if part.key not in self._asked:
+                self.say(f"waiting: {holder}")
+            self._asked[part.key] = time.monotonic()
+        return bool(holder)
+
+    def _holder(self, cell: Cell) -> str:
+        """Who is at a run, as a sentence; nothing where nobody is."""
         path = folder_of(cell.spec, self.orders.out) / ".lock"
         if not path.exists():
-            return False
+            return ""
         try:
             with lock(path, wait=False, within=self.orders.out):
-                return False
+                return ""
         except BusyError as error:
-            if cell.key not in self._asked:
-                self.say(f"waiting: {error}")
-            self._asked[cell.key] = time.monotonic()
-            return True
+            return str(error)
 
-    def _collect(self, queue: list[Cell]) -> None:
-        """Record the cells that have ended."""
-        for cell, worker in list(self._working.values()):
-            code = worker.poll()
-            if code is None:
-                continue
-            del self._working[cell.key]
-            if code and not self._stopping and self._busy(cell):  # another process was quicker
-                queue.append(cell)
-                continue
-            status, reason = self._verdict(cell, worker, code)
-            self._record(cell, worker, status, reason)
-            if status in BAD and self.orders.stop_first:
-                self._stop(queue)
+    def _collect(self, queue: list[Part]) -> None:
+        """Record the parts that have ended, and place again what a lost node took."""
+        for work in list(self._working.values()):
+            self._heed(work)
+            try:
+                with asking(self.executor):
+                    code, said = work.placed.poll(), ""
+            except LostError as error:
+                code, said = None, str(error)
+                if self._again(work, said, queue):
+                    continue
+                code = -9
+            except DataError as error:
+                code, said = 1, str(error)
+            if code is not None and not self._leaving(work):
+                self._end(work, code, said, queue)
 
-    def _verdict(self, cell: Cell, worker: Worker, code: int) -> tuple[str, str]:
-        """(status, reason) of a cell whose process ended with this code."""
-        status, reason = standing(cell, self.orders.out, self.suite.students, {})
+    def _heed(self, work: AtWork, *, last: bool = False) -> None:
+        """Say what the node of a part told that people should know."""
+        if (report := work.look(last=last)) is not None:
+            for text in warnings_of(report, skew(self._base), self.orders.out):
+                self._warn(text)
+
+    def _again(self, work: AtWork, said: str, queue: list[Part]) -> bool:
+        """Whether a part that was lost is placed again: unless it had ended, too often, or while all is stopped."""
+        part, lost = work.part, self._lost
+        ended = part.pool is None and standing(part.cell, self.orders.out, self.suite.students, {})[0]
+        if ended or self._stopping or lost[part.key] >= RETRIES:
+            return False
+        lost[part.key] += 1
+        del self._working[part.key]
+        queue.insert(0, part)
+        self.say(f"{part.name}: {said}; it goes on from its last checkpoint (try {lost[part.key]} of {RETRIES} more)")
+        return True
+
+    def _leaving(self, work: AtWork) -> bool:
+        """Whether a cell that was stopped is still writing its checkpoint, though what carried it is gone."""
+        work.ended = work.ended or time.monotonic()
+        patient = self._stopping and time.monotonic() - work.ended < _FAREWELL
+        return patient and work.part.pool is None and bool(self._holder(work.part.cell))
+
+    def _end(self, work: AtWork, code: int, said: str, queue: list[Part]) -> None:
+        part = work.part
+        del self._working[part.key]
+        self._heed(work, last=True)
+        if code and not said and not self._stopping and self._busy(part):  # another process was quicker
+            queue.append(part)
+            return
+        status, reason = self._verdict(work, code, said)
+        self._record(work, status, reason)
+        if status in BAD and part.pool is None and self.orders.stop_first:
+            self._stop(queue)
+
+    def _verdict(self, work: AtWork, code: int, said: str) -> tuple[str, str]:
+        """(status, reason) of a part whose process ended with this code, or of which the executor ``said`` why."""
+        cell, status, reason = work.part.cell, "", ""
+        if work.part.pool is None:
+            status, reason = standing(cell, self.orders.out, self.suite.students, {})
+        elif code == 0:
+            status = "ok"
         if status in ("ok", "diverged"):
             return status, reason
         if code == 0:
-            return "failed", reason or f"it wrote no result; see {worker.log}"
+            return "failed", reason or f"it wrote no result; see {work.job.log}"
         if self._stopping:
             return "interrupted", ""
         if code < 0:
-            return "killed", death(code)
-        path = folder_of(cell.spec, self.orders.out) / "result.json"
-        fresh = path.exists() and path.stat().st_mtime >= worker.began  # not the failure of an earlier attempt
-        return "failed", reason if fresh and reason else worker.complaint()
+            return "killed", said or death(code)
+        return "failed", said or (reason if work.fresh and reason else work.complaint())
 
-    def _record(self, cell: Cell, worker: Worker, status: str, reason: str) -> None:
-        self.status[cell.key] = ("" if status == "interrupted" else status, reason)
-        self._note_experts(cell)
-        record = _line(cell, self.suite) | {
+    def _record(self, work: AtWork, status: str, reason: str) -> None:
+        part = work.part
+        self._over.add(part.key)
+        if part.pool is None:
+            self.status[part.key] = ("" if status == "interrupted" else status, reason)
+            self._note(part)
+        record = line_of(part, self.suite) | {
             "status": status,
-            "seconds": round(worker.seconds, 3),
+            "seconds": round(work.seconds, 3),
             "error": reason or None,
             "jobs": self.orders.jobs,
+            **({"node": work.report["node"]} if "node" in work.report else {}),
         }
         append(self._base.with_suffix(".jsonl"), record)
+        why = f": {' '.join(reason.split())}" if reason else ""
+        if part.pool is not None:
+            self.say(f"{status}  {work.seconds:.0f} s  {part.name}{why}")
+            return
         self.made.append(record)
         place = sum(1 for status, _ in self.status.values() if status)
-        why = f": {' '.join(reason.split())}" if reason else ""
-        self.say(f"[{place}/{len(self.suite.cells)}] {status}  {worker.seconds:.0f} s  {cell.name}{why}")
+        self.say(f"[{place}/{len(self.suite.cells)}] {status}  {work.seconds:.0f} s  {part.name}{why}")
 
-    def _note_experts(self, cell: Cell) -> None:
-        """Remember that the experts of a cell are there, if it is done and used any."""
-        if self.status[cell.key][0] == "ok":
-            result = finished(folder_of(cell.spec, self.orders.out))
-            self._trained |= {cell.experts} if result and result.expert_seconds else set()
+    def _note(self, part: Part) -> None:
+        """Remember what a cell that is done made for others, and what it took."""
+        if self.status[part.key][0] == "ok":
+            result = finished(folder_of(part.cell.spec, self.orders.out))
+            self._made_ahead |= {part.cell.experts} if result and result.expert_seconds else set()
+            if result and result.peak_bytes:
+                peak = max(self._peaks.get(part.cell.like, 0), int(result.peak_bytes))
+                self._peaks[part.cell.like] = peak
 
-    def _stop(self, queue: list[Cell]) -> None:
+    def _stop(self, queue: list[Part]) -> None:
         """Start nothing more, and ask those at work to write their checkpoints."""
         queue.clear()
         if not self._stopping:
             self._stopping = True
-            for _, worker in self._working.values():
-                worker.stop()
+            for work in self._working.values():
+                work.placed.stop()
             if self._working:
                 self.say(f"stopping {len(self._working)} cells at their next checkpoint; once more kills them")
 
     def _kill(self) -> None:
+        """End everything first: to record it may fail, as on a full disk."""
         self._stopping = True
-        for cell, worker in self._working.values():
-            worker.kill()
-            self._record(cell, worker, "interrupted", "")
-        self._working.clear()
+        for work in self._working.values():
+            with suppress(DDBenchError, OSError):
+                work.placed.kill()
+        while self._working:
+            _, work = self._working.popitem()
+            with suppress(DataError):
+                self._record(work, "interrupted", "")
 
     # -------------------------------------------------------------------------- what people see
 
-    def _left(self, queue: list[Cell]) -> float | None:
+    def _left(self, queue: list[Part]) -> float | None:
         """Seconds until all is done; None before anything is known of any cell."""
         if not queue and not self._working:
             return None
@@ -288,12 +332,13 @@ class Work:
         if not known:
             return None
         usual = sum(known) / len(known)
-        due = sum(self._times.get(cell.key, usual) for cell in queue)
-        going = [self._times.get(key, usual) - worker.seconds for key, (_, worker) in self._working.items()]
-        return max((due + sum(max(0.0, time) for time in going)) / self.orders.jobs, *going, 0.0)
+        due = sum(self._times.get(part.key, usual) for part in queue)
+        going = [self._times.get(key, usual) - work.seconds for key, work in self._working.items()]
+        places = min(self.orders.jobs, max(1, len(going))) if self._remote else self.orders.jobs
+        return max((due + sum(max(0.0, time) for time in going)) / places, *going, 0.0)
 
-    def _scene(self, queue: list[Cell]) -> Scene:
-        working = [(cell.name, worker.seconds, worker.last_words()) for cell, worker in self._working.values()]
+    def _scene(self, queue: list[Part]) -> Scene:
+        working = [(work.part.name, work.seconds, work.last_words()) for work in self._working.values()]
         counts = Counter(status for status, _ in self.status.values() if status)
         return Scene(self.suite.title, tuple(working), {**counts, "left": len(queue)}, self._left(queue))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ddbench.errors import UsageError
 from ddbench.run.spec import Request
-from ddbench.suite.grid import MATRIX, cells_of, count_of, known_keys, table_of
+from ddbench.suite.entries import count_of, known_keys, table_of
+from ddbench.suite.grid import MATRIX, cells_of
 
 KEYS = (*MATRIX, "students", "threads", "device")
 

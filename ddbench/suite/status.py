@@ -7,7 +7,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +15,15 @@ from pydantic import PlainValidator
 
 from ddbench.base.opening import in_place, parse_json, read_bytes
 from ddbench.base.schema import Digest, Held, Name, Text, number
-from ddbench.errors import DataError, DDBenchError
-from ddbench.plugins import loaded
+from ddbench.errors import DataError
+from ddbench.run.cost import Cost
 from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
 from ddbench.run.record import RunRecord
 from ddbench.run.sources import outdated
+from ddbench.suite.costs import costs
 from ddbench.suite.grid import Cell, Suite
+from ddbench.suite.taking import Taking, Takings
 
 BAD = ("diverged", "failed", "killed")  # how a cell ends that is not run again unless asked for
 
@@ -39,13 +40,19 @@ class CellRecord(Held):
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """Everything that any suite recorded in ``out``, oldest first. A line that a crash cut short is passed over."""
-    found = []
+    """Everything that any suite recorded in ``out``, oldest first. A line that a crash cut short is passed over.
+
+    The lines of a file are in their order, whatever the clocks of those who wrote them said.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
     for path in sorted((out / "suites").glob("*.jsonl")):
+        latest = ""
         for line in read_bytes(path).decode(errors="replace").splitlines():
             with suppress(ValueError, DataError):
-                found.append(CellRecord.checked(parse_json(line), "{}").json_value())
-    return sorted(found, key=lambda record: record.get("finished", ""))
+                record = CellRecord.checked(parse_json(line), "{}").json_value()
+                latest = max(latest, record.get("finished", ""))
+                found.append((latest, record))
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
@@ -114,9 +121,19 @@ def due(cells: Iterable[Cell], stands: dict[str, tuple[str, str]], *, retry: boo
 
 
 def plan(
-    suite: Suite, out: Path, say: Callable[[str], None], *, on_existing: str, retry: bool, limit: int | None
+    suite: Suite,
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    on_existing: str,
+    retry: bool,
+    limit: int | None,
+    device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Every cell with its standing, and what those that are due will take. Trains nothing, and starts nothing."""
+    """Every cell with its standing, and what those that are due will take. Trains nothing, and starts nothing.
+
+    ``device`` is the one whose rates tell what cells cost (:mod:`ddbench.run.cost`).
+    """
 
     def tell(text: str) -> None:
         say(suite.masked(text))
@@ -128,15 +145,8 @@ def plan(
     else:
         now = due(suite.cells, stands, retry=retry, limit=limit)
     keys = {cell.key for cell in now}
-    datasets: dict[str, Any] = {}
-    costs: dict[str, dict[str, Any]] = {}
-    for cell in now:
-        if cell.like in costs:
-            continue
-        source = json.dumps(cell.spec.record()["dataset"], sort_keys=True)
-        if source not in datasets:
-            datasets[source] = _loaded(cell, tell)
-        costs[cell.like] = {} if datasets[source] is None else _cost(cell, datasets[source], tell)
+    takings = Takings(tell)
+    priced = costs(now, takings, suite.students, device)
     return [
         {
             "cell": cell.name,
@@ -147,35 +157,30 @@ def plan(
             "due": cell.key in keys,
             "expected_seconds": times.get(cell.key),
             "experts": cell.experts,
-            **(costs[cell.like] if cell.key in keys else {}),
+            "cost_seconds": _seconds(priced.get(cell.key)),
+            **_place(cell, takings.of(cell) if cell.key in keys else None),
+            **(_cost(takings.of(cell)) if cell.key in keys else {}),
         }
         for cell in suite.cells
     ]
 
 
-def _loaded(cell: Cell, say: Callable[[str], None]) -> Any:
-    try:
-        return loaded(cell.spec.dataset)
-    except DDBenchError as error:
-        say(f"warning: what cells on {cell.spec.dataset.name} take is unknown: {error}")
-        return None
+def _seconds(cost: Cost | None) -> float | None:
+    """What the cost model tells of a cell; None where it tells nothing of its longest part."""
+    return None if cost is None or cost.distilling is None else cost.known
 
 
-def _cost(cell: Cell, dataset: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def _place(cell: Cell, taking: Taking | None) -> dict[str, Any]:
+    """What a cell's job asks for: threads, the part of a GPU, and its experts as jobs of their own."""
+    pool = taking.pool if taking else None
+    jobs = 0 if pool is None else -(-pool.count // pool.at_once)
+    return {"threads": cell.spec.threads, "device": cell.spec.device, "gpus": cell.gpus, "expert_jobs": jobs}
+
+
+def _cost(taking: Taking | None) -> dict[str, int]:
     """Bytes on disk and of memory, from the forecast of ``ddbench run --dry-run``."""
-    from ddbench.run.forecast import forecast
-
-    try:
-        found = forecast(replace(cell.spec, device="cpu"), dataset)
-    except DDBenchError as error:  # a budget that does not fit: the cell will fail, and says so now
-        say(f"warning: {cell.name} cannot be carried out: {error}")
-        return {}
-    memory = [value for name, value in found.items() if name.startswith("memory")]
-    return {
-        "expert_bytes": found["disk for experts (bytes)"],
-        "set_bytes": found["disk for the set (bytes)"],
-        "memory_bytes": sum(memory),
-    }
+    names = ("expert_bytes", "set_bytes", "memory_bytes")
+    return {} if taking is None else {name: getattr(taking, name) for name in names}
 
 
 def totals(lines: list[dict[str, Any]], jobs: int) -> dict[str, Any]:
@@ -192,6 +197,8 @@ def totals(lines: list[dict[str, Any]], jobs: int) -> dict[str, Any]:
         "seconds": None if None in times else sum(times) / jobs,
         "known_seconds": sum(time for time in times if time is not None) / jobs,
         "unknown": sum(time is None for time in times),
+        "cost_seconds": sum(line["cost_seconds"] or 0.0 for line in now),
+        "cost_unknown": sum(line["cost_seconds"] is None for line in now),
         "disk_bytes": sum(shared.values()) + sum(line.get("set_bytes", 0) for line in now),
         "memory_bytes": sum(largest[:jobs]),
     }

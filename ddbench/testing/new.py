@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddbench.base.cache import atomic_write
 from ddbench.errors import UsageError
-from ddbench.plugins import KINDS, registry
+from ddbench.plugins import registry
 
 NAME = re.compile(r"[a-z][a-z0-9]*([._-][a-z0-9]+)*")
 PREFIX = "ddbench-"  # of the distribution: names without it are others' on the package index, and modules of Python
@@ -27,8 +27,9 @@ def written(name: str, kind: str, to: Path) -> list[Path]:
     Raises UsageError for a name that no plugin can have, or that one has, and for a folder that is there.
     """
     name = name.removeprefix(PREFIX)
-    if kind not in KINDS:
-        raise UsageError(f"a plugin is a {', '.join(KINDS[:-1])} or {KINDS[-1]}, not a {kind!r:.40}")
+    if kind not in COMMANDS:
+        *first, last = COMMANDS
+        raise UsageError(f"a plugin is a {', '.join(first)} or {last}, not a {kind!r:.40}")
     if not NAME.fullmatch(name) or len(name) > 50:
         raise UsageError(f"a plugin is named with a-z, 0-9 and single - _ . between them, not {name!r:.80}")
     if name in registry().names(kind):

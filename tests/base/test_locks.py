@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -56,7 +57,7 @@ def test_lock_of_a_killed_process_is_free(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with lock(tmp_path / "run" / "lock", wait=False):
-        assert (tmp_path / "run" / "lock").read_text() == f"process {os.getpid()}"
+        assert (tmp_path / "run" / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_second_holder_waits_until_the_first_is_done(tmp_path):
@@ -82,7 +83,7 @@ def test_lock_can_be_taken_again_and_after_an_error_inside(tmp_path):
         raise KeyError
     for _ in range(2):
         with lock(tmp_path / "lock", wait=False):
-            assert (tmp_path / "lock").read_text() == f"process {os.getpid()}"
+            assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 # -- waiting -------------------------------------------------------------------------------------------------
@@ -97,6 +98,14 @@ def test_who_waits_says_once_for_whom_and_is_stopped_by_a_signal(tmp_path, holde
         with pytest.raises(InterruptedRun, match="kept"), lock(tmp_path / "run" / "lock"):
             raise AssertionError("the lock was given to two")
     assert said == [f"waiting for process {holder.pid}, which is at work on {tmp_path / 'run' / 'lock'}"]
+
+
+def test_a_holder_on_another_machine_is_named_with_it(tmp_path):
+    for written, said in (("process 7 on node12", "process 7 on node12"), ("process 7", "process 7")):
+        with lock(tmp_path / "lock"):
+            (tmp_path / "lock").write_text(written)
+            with pytest.raises(BusyError, match=f"is being written by {said};"), lock(tmp_path / "lock", wait=False):
+                raise AssertionError("the lock was given to two")
 
 
 def test_what_is_not_the_name_of_a_process_is_not_repeated(tmp_path):

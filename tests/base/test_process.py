@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from ddbench.base.process import PARENT, Worker, death, follow_parent
+from ddbench.base.process import PARENT, Job, Worker, carry, complaint, death, follow_parent, last_words
 from ddbench.errors import DataError
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
@@ -33,35 +33,47 @@ def ended(worker: Worker) -> int:
 @pytest.fixture
 def worker(tmp_path):
     """A command that ends by itself, soon."""
-    made = Worker(["--version"], 2, tmp_path / "logs" / "worker.log")
+    made = Worker(Job("a worker", ("--version",), tmp_path / "logs" / "worker.log", threads=2))
     yield made
     made.kill()
 
 
 def test_a_worker_ends_with_the_code_of_its_command_and_nothing_to_say(worker):
     assert ended(worker) == 0
-    assert worker.last_words() == ""
-    assert worker.complaint() == f"it said nothing; see {worker.log}"
+    assert last_words(worker.job.log) == ""
+    assert complaint(worker.job.log) == f"it said nothing; see {worker.job.log}"
 
 
 def test_a_worker_that_fails_says_why_as_the_command_does(tmp_path):
-    failed = Worker(["run", "--dataset", "toys", "--matcher", "random"], 1, tmp_path / "worker.log")
+    failed = Worker(Job("", ("run", "--dataset", "toys", "--matcher", "random"), tmp_path / "worker.log"))
     said = tiny.ddbench("run", "--dataset", "toys", "--matcher", "random")
     assert ended(failed) == said.code == 2
     (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert failed.complaint() == line.removeprefix("error: ")
+    assert complaint(failed.job.log) == line.removeprefix("error: ")
 
 
-def test_a_worker_counts_its_seconds_from_its_start(worker):
-    worker.began = time.time() - 1000.0
-    assert worker.seconds == pytest.approx(1000.0, abs=100.0)
+def test_what_an_engine_carries_ends_with_the_code_of_its_command(tmp_path):
+    assert carry(Job("", ("--version",), tmp_path / "worker.log")) == 0
+    assert carry(Job("", ("nonsense",), tmp_path / "worker.log")) == 2
+
+
+def test_an_engine_that_cancels_lets_the_command_end_first(tmp_path):
+    begun: list[Worker] = []
+
+    def interrupt(worker: Worker) -> None:
+        begun.append(worker)
+        threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        carry(Job("", ("list", "matchers"), tmp_path / "worker.log"), interrupt)
+    assert begun[0].poll() is not None
 
 
 @needs_proc
 def test_a_worker_has_our_environment_its_own_number_of_threads_and_a_parent(monkeypatch, tmp_path):
     monkeypatch.setenv("DDBENCH_THREADS", "7")
     monkeypatch.setenv("A_NAME_OF_OURS", "kept")
-    made = Worker(["list", "matchers"], 2, tmp_path / "worker.log")
+    made = Worker(Job("", ("list", "matchers"), tmp_path / "worker.log", threads=2))
     until = time.monotonic() + 60
     try:
         while PARENT not in (text := Path(f"/proc/{made._process.pid}/environ").read_text()):
@@ -88,7 +100,7 @@ def test_a_log_is_not_written_through_a_link(tmp_path):
     (tmp_path / "linked").symlink_to(tmp_path / "suite")
     for log in ("suite/worker.log", "linked/other.log"):
         with pytest.raises(DataError, match="is a link"):
-            Worker(["--version"], 1, tmp_path / log, tmp_path)
+            Worker(Job("", ("--version",), tmp_path / log, tmp_path))
     assert (tmp_path / "precious").read_text() == "many lines of it"
     assert not (tmp_path / "suite" / "other.log").exists()
 
@@ -103,35 +115,35 @@ def test_a_parent_that_is_no_number_is_none(monkeypatch, parent):
 
 def test_the_last_words_are_the_last_line_with_something_on_it(worker):
     ended(worker)
-    worker.log.write_text("first\nerror: a reason  \n  more of it \n\n  \n")
-    assert worker.last_words() == "more of it"
-    assert worker.complaint() == "a reason"
+    worker.job.log.write_text("first\nerror: a reason  \n  more of it \n\n  \n")
+    assert last_words(worker.job.log) == "more of it"
+    assert complaint(worker.job.log) == "a reason"
 
 
 def test_without_an_error_the_last_words_are_the_complaint(worker):
     ended(worker)
-    worker.log.write_text("first\nsecond\n")
-    assert worker.complaint() == "second"
+    worker.job.log.write_text("first\nsecond\n")
+    assert complaint(worker.job.log) == "second"
 
 
 def test_the_last_of_two_errors_is_the_complaint(worker):
     ended(worker)
-    worker.log.write_text("error: one\nerror: two\nlater\n")
-    assert worker.complaint() == "two"
+    worker.job.log.write_text("error: one\nerror: two\nlater\n")
+    assert complaint(worker.job.log) == "two"
 
 
 def test_of_a_long_log_the_end_is_read(worker):
     ended(worker)
-    worker.log.write_text("error: long ago\n" + "x" * 4100 + "\nlast\n")
-    assert worker.last_words() == worker.complaint() == "last"
-    worker.log.write_text("error: not so long ago\n" + "x" * 3900 + "\nlast\n")
-    assert worker.complaint() == "not so long ago"
+    worker.job.log.write_text("error: long ago\n" + "x" * 4100 + "\nlast\n")
+    assert last_words(worker.job.log) == complaint(worker.job.log) == "last"
+    worker.job.log.write_text("error: not so long ago\n" + "x" * 3900 + "\nlast\n")
+    assert complaint(worker.job.log) == "not so long ago"
 
 
 def test_a_log_that_is_gone_is_silence(worker):
     ended(worker)
-    worker.log.unlink()
-    assert worker.last_words() == ""
+    worker.job.log.unlink()
+    assert last_words(worker.job.log) == ""
 
 
 def test_death_names_the_signal_and_memory_where_that_is_likely():

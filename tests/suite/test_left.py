@@ -30,7 +30,7 @@ def test_cells_that_are_due_count_as_cells_like_them_and_others_as_the_mean(tmp_
 
 def test_cells_at_work_count_by_what_is_left_of_them_and_the_longest_decides(tmp_path):
     found = work(tmp_path, 2, {"a": 10.0, "b": 50.0})
-    found._working = {"b": (None, SimpleNamespace(seconds=4.0)), "a": (None, SimpleNamespace(seconds=99.0))}
+    found._working = {"b": SimpleNamespace(seconds=4.0), "a": SimpleNamespace(seconds=99.0)}
     assert found._left([]) == pytest.approx(46)
 
 

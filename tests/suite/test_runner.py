@@ -20,9 +20,9 @@ from ddbench.base.cache import file_digest, read_json
 from ddbench.errors import DDBenchError, UsageError
 from ddbench.run.below import store
 from ddbench.run.record import RandomRecord
-from ddbench.suite import runner
 from ddbench.suite.grid import Suite, read
-from ddbench.suite.runner import Orders, Work, words
+from ddbench.suite.jobs import Part, words
+from ddbench.suite.runner import Orders, Work
 from ddbench.suite.status import append, cell_standings, expected, records
 
 # The server of tests/helpers/tiny.py, in which a suite forks its workers instead of starting an interpreter for each.
@@ -554,20 +554,22 @@ def test_a_cell_that_another_process_is_at_is_waited_for(suite, forks, site, tmp
     assert "2 ok of 2 cells" in answer.err
 
 
-def test_of_cells_with_the_same_experts_one_goes_ahead_while_others_take_the_free_places(tmp_path, monkeypatch):
+def test_of_cells_with_the_same_experts_one_goes_ahead_while_others_take_the_free_places(tmp_path):
     same = {"matcher": [TESLA, {"name": "tesla", "options": {"experts": 3}}]}
     other = {"matcher": "mtt", "options": {"network.width": 4}}
     found = resolved(write(tmp_path / "s.toml", same, other))
     started: list[str] = []
 
     class Still:
-        """A worker that only tells that it was started."""
+        """Places that only tell what was started."""
 
-        def __init__(self, words: list[str], *_: Any) -> None:
-            started.append(words[words.index("--matcher") + 1])
+        def start(self, jobs: list[Any]) -> list[object]:
+            started.extend(job.words[job.words.index("--matcher") + 1] for job in jobs)
+            return [object() for _ in jobs]
 
-    monkeypatch.setattr(runner, "Worker", Still)
-    Work(found, Orders(tmp_path / "runs", jobs=2), lambda _: None, lambda _: None)._start(list(found.cells))
+    work: Any = Work(found, Orders(tmp_path / "runs", jobs=2), lambda _: None, lambda _: None)
+    work._placing = Still()
+    work._start([Part(cell, ahead=cell.experts) for cell in found.cells])
     assert started == ["tesla", "mtt"]
 
 

@@ -1,0 +1,144 @@
+"""What cells take: memory, disk, experts. Asked of each kind of cell once; nothing is trained for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ddbench.base.cache import digest
+from ddbench.base.options import changed
+from ddbench.data.dataset import Dataset
+from ddbench.errors import DDBenchError
+from ddbench.plugins import loaded, memory_of, missing, needs_of, staged
+from ddbench.problem.problem import Needs, Problem
+from ddbench.run.forecast import forecast
+from ddbench.run.prepare import for_experts
+from ddbench.run.run import first_problem
+from ddbench.suite.grid import Cell
+from ddbench.train.fit_together import TOGETHER, pays_together, stackable
+
+# What a process takes before it does anything: torch on the host, and with CUDA its libraries there and its context.
+HOST = {"cpu": 600_000_000, "cuda": 3_000_000_000}
+CONTEXT = 700_000_000
+SPARE = 1.25  # what kernels allocate inside themselves is in no forecast
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Experts that cells share: which, how many, the snapshots that some cell wants, and how many train at once."""
+
+    key: str
+    count: int
+    snapshots: tuple[int, ...]
+    at_once: int
+
+    def joined(self, other: Pool) -> Pool:
+        """What serves both."""
+        wanted = tuple(sorted({*self.snapshots, *other.snapshots}))
+        return replace(self, count=max(self.count, other.count), snapshots=wanted)
+
+
+@dataclass(frozen=True)
+class Taking:
+    """What a cell takes by the forecast. ``memory`` of one iteration is None where its matcher does not tell."""
+
+    expert_bytes: int = 0
+    set_bytes: int = 0
+    state: int = 0
+    iteration: int | None = None
+    pool: Pool | None = None
+    teachers: int = 0
+    problem: Problem | None = field(default=None, repr=False, compare=False)  # of the first stage, with its experts
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.state + (self.iteration or 0)
+
+
+@dataclass(eq=False)
+class Takings:
+    """What cells take, by the kind of cell; datasets are loaded once. What cannot be told is said, once.
+
+    ``at_hand``: datasets that would have to be fetched or decoded first are left to the cells, and nobody knows.
+    """
+
+    say: Callable[[str], None]
+    at_hand: bool = False
+    _datasets: dict[str, Dataset | None] = field(default_factory=dict)
+    _known: dict[str, Taking | None] = field(default_factory=dict)
+
+    def of(self, cell: Cell) -> Taking | None:
+        """None where nobody can tell: the data are not here, or the budget does not fit."""
+        if cell.like not in self._known:
+            dataset = self.dataset(cell)
+            self._known[cell.like] = None if dataset is None else self._taken(cell, dataset)
+        return self._known[cell.like]
+
+    def dataset(self, cell: Cell) -> Dataset | None:
+        source = json.dumps(cell.spec.record()["dataset"], sort_keys=True)
+        if source not in self._datasets:
+            if self.at_hand and missing(cell.spec.dataset) is not None:
+                self._datasets[source] = None
+                return None
+            try:
+                self._datasets[source] = loaded(cell.spec.dataset)
+            except DDBenchError as error:
+                self.say(f"warning: what cells on {cell.spec.dataset.name} take is unknown: {error}")
+                self._datasets[source] = None
+        return self._datasets[source]
+
+    def _taken(self, cell: Cell, dataset: Dataset) -> Taking | None:
+        spec = replace(cell.spec, device="cpu")
+        try:
+            found, problem = forecast(spec, dataset, timed=False), first_problem(spec, dataset)
+            matcher = staged(spec.matcher, problem)
+            held = memory_of(matcher, problem)
+            wanted = needs_of(matcher, problem)
+            problem = for_experts(problem, wanted)
+            pool = _pool(cell, problem, wanted)
+        except DDBenchError as error:  # a budget that does not fit: the cell will fail, and says so now
+            self.say(f"warning: {cell.name} cannot be carried out: {error}")
+            return None
+        disk = found["disk for experts (bytes)"], found["disk for the set (bytes)"]
+        return Taking(*disk, held.state, held.iteration, pool, wanted.teachers, problem)
+
+
+def _pool(cell: Cell, problem: Problem, wanted: Needs) -> Pool | None:
+    """The experts of a cell's first stage; those of later stages follow from what was distilled before."""
+    if not wanted.experts or problem.expert_recipe.imported:
+        return None
+    recipe, starts = problem.expert_recipe, problem.starts
+    identity = [cell.experts, changed(recipe), starts.identity, problem.real.digest]
+    there = replace(problem.network, device=torch.device(cell.spec.device))
+    batch = min(recipe.batch, len(problem.real))
+    alone = recipe.kernels == "fused" or recipe.launch == "graph"
+    together = pays_together(there, batch) and not alone and stackable(problem.network, recipe)
+    return Pool(digest(identity)[:16], wanted.experts, tuple(wanted.snapshots), TOGETHER if together else 1)
+
+
+def pools(cells: Iterable[Cell], takings: Takings) -> dict[str, tuple[Pool, list[Cell]]]:
+    """The experts that cells want before their first iteration, each with the cells that want them."""
+    found: dict[str, tuple[Pool, list[Cell]]] = {}
+    for cell in cells:
+        taking = takings.of(cell)
+        if taking is not None and (pool := taking.pool) is not None:
+            held, users = found.get(pool.key, (pool, []))
+            found[pool.key] = held.joined(pool), [*users, cell]
+    return found
+
+
+def memory(cell: Cell, taking: Taking | None, peak: int | None) -> dict[str, Any]:
+    """``memory`` and ``gpu_memory`` of a cell's job: as one like it took (``peak`` bytes), else by the forecast.
+
+    Without either, a GPU's is 0: nobody knows.
+    """
+    kind = "cuda" if cell.spec.device.startswith("cuda") else "cpu"
+    known = peak if peak else (taking.memory_bytes if taking and taking.iteration is not None else None)
+    if kind == "cpu":  # the peak that a run records there is that of its whole process
+        own = peak or HOST[kind] + (taking.memory_bytes if taking else 0)
+        return {"memory": int(SPARE * own), "gpu_memory": 0}
+    return {"memory": HOST[kind], "gpu_memory": 0 if known is None else int(SPARE * known) + CONTEXT}

@@ -54,7 +54,7 @@ class Ray:
 def library() -> Any:
     """The package. Raises UsageError with the way to get it."""
     try:
-        import ray
+        import ray  # type: ignore[import-not-found]
     except ImportError as error:
         raise UsageError(f"--executor ray needs Ray ({error}); run `pip install 'ddbench[ray]'`") from error
     return ray

@@ -52,7 +52,7 @@ class Slurm:
 def library() -> Any:
     """The package. Raises UsageError with the way to get it."""
     try:
-        import submitit
+        import submitit  # type: ignore[import-not-found]
     except ImportError as error:
         raise UsageError(f"--executor slurm needs submitit ({error}); run `pip install 'ddbench[slurm]'`") from error
     return submitit

@@ -27,18 +27,17 @@ if TYPE_CHECKING:
     from ddbench.hookspecs import DatasetSource, Matcher, Metric, Published, Scheduler
     from ddbench.problem.problem import Memory, Needs, Problem
 
-KINDS = ("dataset", "matcher", "scheduler", "network", "metric", "executor")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
-_TAKEN = {"metric": ("diverged",)}  # what records say of a student
 METHODS: dict[str, dict[str, tuple[str, ...]]] = {  # what each kind must have, and is called with
     "dataset": {"load": ()},
     "matcher": {"init": ("problem",), "step": ("problem", "state", "k"), "result": ("problem", "state")},
     "scheduler": {"next": ("task", "done"), "phases": ("n",)},
     "network": {"build": ("shape", "classes")},
     "metric": {},
-    "executor": {"opened": ()},
+    "executor": {"opened": ("folder",)},
 }
+KINDS = tuple(METHODS)
 EITHER = {"metric": {"__call__": ("logits", "targets"), "examine": ("student",)}}  # one of these
 
 
@@ -162,7 +161,7 @@ def check_class(kind: str, cls: Any) -> None:
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{cls.__name__}.name must match {_NAME.pattern}, got {name!r}")
-    if name in _TAKEN.get(kind, ()):
+    if (kind, name) == ("metric", "diverged"):  # what records say of a student
         raise ValueError(f"a {kind} cannot be called {name!r}, which records use for something else")
     if flaw := methods_flaw(cls, METHODS[kind], EITHER.get(kind, {})):
         raise ValueError(f"{kind} {name!r} has {flaw}")

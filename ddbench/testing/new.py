@@ -13,9 +13,9 @@ from ddbench.plugins import registry
 NAME = re.compile(r"[a-z][a-z0-9]*([._-][a-z0-9]+)*")
 PREFIX = "ddbench-"  # of the distribution: names without it are others' on the package index, and modules of Python
 COMMANDS = {
+    "dataset": "ddbench run --dataset my-name --matcher dm --ipc 1",
     "matcher": "ddbench run --matcher my-name --ipc 1",
     "scheduler": "ddbench run --matcher dm --scheduler my-name --ipc 10",
-    "dataset": "ddbench run --dataset my-name --matcher dm --ipc 1",
     "network": "ddbench run --network my-name --matcher random --ipc 10",
     "metric": "ddbench run --matcher random --ipc 10",
 }

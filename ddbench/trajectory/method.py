@@ -184,11 +184,7 @@ def needs(method: Method, starts: range | None = None) -> Needs:
 
 
 def begin(
-    method: Method,
-    problem: Problem,
-    examples: Examples,
-    logits: Tensor | None = None,
-    starts: range | None = None,
+    method: Method, problem: Problem, examples: Examples, logits: Tensor | None = None, starts: range | None = None
 ) -> PixelState:
     """Stored real images (or noise) with their labels.
 

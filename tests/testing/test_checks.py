@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ddbench import Curriculum, Dataset, DivergedError, Needs, SyntheticSet, share
-from ddbench.plugins import KINDS
 from ddbench.testing.findings import CHECKS, PASSED, UNREACHED, Findings
 from ddbench.testing.kit import examine
 
@@ -107,7 +106,7 @@ class Errors:
 SOUND = {"matcher": Drift, "scheduler": Halves, "dataset": Noise, "network": Linear, "metric": Errors}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHECKS)
 def test_what_is_sound_passes_every_check(kind):
     assert examine(kind, SOUND[kind]).outcomes() == dict.fromkeys(CHECKS[kind], PASSED)
 
@@ -405,7 +404,7 @@ def test_a_fault_of_a_metric_fails_its_check(fault):
 
 
 def test_every_check_is_failed_by_some_fault_here_or_beside():
-    named = {kind: set() for kind in KINDS}
+    named = {kind: set() for kind in CHECKS}
     for kind, faults in (
         ("matcher", FAULTY_MATCHERS),
         ("scheduler", FAULTY_SCHEDULERS),
@@ -416,4 +415,4 @@ def test_every_check_is_failed_by_some_fault_here_or_beside():
         named[kind] = {check for check, _ in faults.values()}
     beside = {"options", "process", "folder", "generators", "signature"}  # of all kinds by the same code
     beside |= {"taught", "finite", "starts", "training", "features"}  # tests/testing/test_kit.py
-    assert all(set(CHECKS[kind]) - named[kind] <= beside for kind in KINDS)
+    assert all(set(CHECKS[kind]) - named[kind] <= beside for kind in CHECKS)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ddbench import Curriculum, Dataset, DivergedError, Needs, Preprocessing, SyntheticSet, hookspecs, share
 from ddbench import testing as kit
 from ddbench.base.options import make
-from ddbench.plugins import KINDS, registry
+from ddbench.plugins import registry
 from ddbench.testing.check import found
 from ddbench.testing.findings import CHECKS
 
@@ -87,7 +87,7 @@ OPTIONS = {
 }
 CASES = [
     pytest.param(kind, name, options, id=f"{kind}-{name}-{number}")
-    for kind in KINDS
+    for kind in CHECKS
     for name in registry().names(kind)
     for number, options in enumerate(OPTIONS.get((kind, name), [{}]))
 ]
@@ -207,7 +207,7 @@ class Errors:
 GOOD = {"matcher": Drift, "scheduler": Halves, "dataset": Noise, "network": Linear, "metric": Errors}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHECKS)
 def test_good_examples_pass(kind):
     getattr(kit, f"check_{kind}")(GOOD[kind])
 

@@ -12,7 +12,6 @@ import pytest
 from tiny import ddbench
 
 from ddbench.errors import UsageError
-from ddbench.plugins import KINDS
 from ddbench.testing.check import examined, found
 from ddbench.testing.new import written
 
@@ -28,7 +27,7 @@ def paths() -> Iterator[None]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHECKS)
 def test_a_new_package_passes_its_own_tests_and_every_check(kind, tmp_path):
     folder, *files = written(f"my-own.{kind}2", kind, tmp_path)
     assert folder == tmp_path / f"ddbench-my-own.{kind}2"
@@ -51,7 +50,7 @@ def test_a_new_package_passes_its_own_tests_and_every_check(kind, tmp_path):
 
 def test_what_is_written_is_clean(tmp_path):
     pytest.importorskip("ruff")
-    for kind in KINDS:
+    for kind in CHECKS:
         written(f"my-{kind}", kind, tmp_path)
     ruff = [sys.executable, "-m", "ruff"]
     rules = ["--line-length", "120", "--isolated", "--no-cache", str(tmp_path)]

@@ -13,6 +13,7 @@ from tiny import ddbench
 
 from ddbench.errors import UsageError
 from ddbench.testing.check import examined, found
+from ddbench.testing.findings import CHECKS
 from ddbench.testing.new import written
 
 

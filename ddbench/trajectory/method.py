@@ -56,7 +56,7 @@ class Method:
     it has. Its state is a :class:`PixelState`, or holds one. ``batch_syn`` counts images as students see them, decoded.
     """
 
-    decodes = True
+    decodes = divides = True
     removed_options: ClassVar[dict[str, Removed]] = {
         "segments": Removed(1, "more iterations gain as much"),
         "outer=normalised": Removed("sgd", "it did not reach what SGD and Adam reach"),

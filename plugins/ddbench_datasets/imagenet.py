@@ -15,7 +15,8 @@ from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import Choices, SkipBroken, told
 from ddbench_datasets.layout import Layout
 from ddbench_datasets.left import listed
-from ddbench_datasets.sources import Folder, printable
+from ddbench_datasets.listing import Listed
+from ddbench_datasets.sources import printable
 from ddbench_datasets.synsets import PARTS, Numbered, arranged, parts_among
 from ddbench_datasets.wnids import SUBSETS, WNID, numbers, readable, words
 
@@ -63,7 +64,7 @@ class ImageNet(Choices):
         names = self._classes(root, base)
         wanted = numbers(self.classes, names)
         used = [wnid for wnid in names if wanted is None or wnid in wanted]
-        files = Folder(base, lambda inner, folders: _worth_searching(inner, folders, used), times=False)
+        files = Listed(base, lambda inner, folders: _worth_searching(inner, folders, used), [self.name, used])
         content = [self.name, truth.stamp(root, base), files.identity()]
 
         def untold(image: str) -> str:

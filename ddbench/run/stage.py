@@ -251,8 +251,7 @@ class Stage:
         """Judge the current set; keep it if it is the best so far."""
         began = time.monotonic()
         with (self.seed / "result" / self.ledger.step).scope():
-            made = self._asked.result(state)
-        candidate = replace(made, decoder=self.problem.decoder).detached()
+            candidate = replace(self._asked.result(state), decoder=self.problem.decoder).detached()
         if not candidate.finite():
             raise DivergedError(
                 f"the synthetic set holds numbers that are not finite at iteration {self.ledger.step} of stage "

@@ -22,7 +22,9 @@ def enter(inner, folders):
 def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(listing, "SHORT", 0)
     monkeypatch.setattr(listing, "GRAIN", 0)
-    return Path(folder(tmp_path / "set", {f"train/{c}/{i}.jpg": b"x" * (10 + i + (c == "b")) for c in "ab" for i in range(5)}))
+    return Path(
+        folder(tmp_path / "set", {f"train/{c}/{i}.jpg": b"x" * (10 + i + (c == "b")) for c in "ab" for i in range(5)})
+    )
 
 
 def listed(root: Path) -> Listed:

@@ -26,7 +26,7 @@ _IDLE = timedelta(days=365)  # between two batches: rank 0 trains experts or sel
 _WORDS = 2**17  # bytes that a rank says about itself, its command line included: more than the system lets that have
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of torchrun
 _HERE = "127.0.0.1"
-_WORKER = "import sys; sys.path[:] = {path!r}; from ddbench.base.rank_start import work; work()"
+_WORKER = "import sys; sys.path[:] = {path!r}; from ddbench.base.rank_start import work; work({device!r})"
 
 
 def rank_here() -> int:
@@ -76,13 +76,11 @@ def see_own_gpu() -> None:
 
 def _started(devices: int, device: str) -> Ranks:
     """Rank 0 of ranks that it starts on this machine, each on a GPU or process of its own."""
-    import torch.distributed as dist
-
     there = torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
     if devices > there:
         kind = "CUDA devices" if device == "cuda" else "processors"
         raise UsageError(f"--devices {devices} asked for, but there are {there} {kind} here; ask for at most {there}")
-    store = dist.TCPStore(_HERE, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_START))
+    store = _store(0)
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = given.split(",") if given else [str(i) for i in range(devices)]
     started: list[subprocess.Popen[bytes]] = []
@@ -93,7 +91,7 @@ def _started(devices: int, device: str) -> Ranks:
             own = dict(zip(_VARIABLES, map(str, (rank, devices, _HERE, store.port)), strict=True))
             own |= {PARENT: str(os.getpid()), "OMP_NUM_THREADS": str(torch.get_num_threads())}
             own |= {"CUDA_VISIBLE_DEVICES": gpus[rank]} if device == "cuda" else {}
-            started.append(_launched(own, words[-1]))
+            started.append(_launched(own, device, words[-1]))
         _await(store, started, words, devices)
         control, data = _groups(0, devices, device, store)
     except BaseException:
@@ -105,11 +103,19 @@ def _started(devices: int, device: str) -> Ranks:
     return ranks
 
 
-def _launched(own: dict[str, str], words: IO[bytes]) -> subprocess.Popen[bytes]:
+def _store(port: int) -> Any:
+    """Where ranks of this machine leave word: made at any free port, or found at the one of rank 0."""
+    from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage] # it is documented
+
+    return TCPStore(_HERE, port, None, port == 0, timeout=timedelta(seconds=_START), wait_for_workers=False)
+
+
+def _launched(own: dict[str, str], device: str, words: IO[bytes]) -> subprocess.Popen[bytes]:
     """A rank's process, in a session of its own: Ctrl-C reaches only rank 0."""
-    command = [sys.executable, "-P", "-c", _WORKER.format(path=sys.path)]
+    command = [sys.executable, "-P", "-c", _WORKER.format(path=sys.path, device=device)]
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": words}
-    return subprocess.Popen(command, **streams, env=os.environ | own, start_new_session=True)  # noqa: S603 - our own
+    environment = os.environ | own
+    return subprocess.Popen(command, env=environment, start_new_session=True, **streams)  # noqa: S603 - our own
 
 
 def _await(store: Any, started: list[subprocess.Popen[bytes]], words: list[IO[bytes]], devices: int) -> None:
@@ -134,7 +140,7 @@ def _groups(rank: int, size: int, device: str, store: Any = None) -> tuple[Any, 
     """The process groups for headers and for batches, once all ranks are the same ddbench with the same command."""
     import torch.distributed as dist
 
-    where = {"store": store} if store is not None else {"init_method": "env://"}
+    where: dict[str, Any] = {"store": store} if store is not None else {"init_method": "env://"}
     try:
         dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=_START), **where)
         given = [] if store is not None else sys.argv[1:]
@@ -169,15 +175,11 @@ def _disagreement(told: Sequence[dict[str, Any]]) -> str | None:
     return None
 
 
-def work() -> None:
-    """A rank that rank 0 started: it has the device that rank 0 gave it."""
+def work(device: str) -> None:
+    """A rank that rank 0 started, on the kind of device that it works on."""
     follow_parent()
-    import torch.distributed as dist
-
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_START))
-    device = "cuda" if torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
-    store.set(f"here/{_placed()[0]}", b"1")
+    store = _store(int(os.environ["MASTER_PORT"]))
+    store.set(f"here/{_placed()[0]}", "1")
     _serve(device, store)
 
 

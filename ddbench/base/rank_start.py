@@ -113,9 +113,10 @@ def _store(port: int) -> Any:
 def _launched(own: dict[str, str], device: str, words: IO[bytes]) -> subprocess.Popen[bytes]:
     """A rank's process, in a session of its own: Ctrl-C reaches only rank 0."""
     command = [sys.executable, "-P", "-c", _WORKER.format(path=sys.path, device=device)]
-    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": words}
-    environment = os.environ | own
-    return subprocess.Popen(command, env=environment, start_new_session=True, **streams)  # noqa: S603 - our own
+    nothing = subprocess.DEVNULL
+    return subprocess.Popen(  # noqa: S603 - our own command
+        command, stdin=nothing, stdout=nothing, stderr=words, env=os.environ | own, start_new_session=True
+    )
 
 
 def _await(store: Any, started: list[subprocess.Popen[bytes]], words: list[IO[bytes]], devices: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from ddbench_networks import ConvNet
 from float64 import error
 from problems import play, toy_with_experts
-from unrolls import FULL, RULES, Case, assert_same, case, rule_case, unrolled
+from unrolls import FULL, RULES, Case, assert_same, case, on_noise, rule_case, unrolled
 
 from ddbench import Examples, Network, Pool, Recipe, Seed, Student, fit
 from ddbench.base.rank_start import gathered
@@ -192,3 +192,18 @@ def test_networks_that_mix_the_images_of_a_batch_are_refused(ranks, source):
     else:
         check_network(network)
     alone(lambda: check_network(network))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("curvature", ["zero", "exact"])
+def test_two_gpus_find_the_gradient_of_one(curvature):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("torch finds one CUDA device")
+    sweep = on_noise(width=32, images=33, device="cuda", augment=FULL)
+    expected = sweep(curvature=curvature)
+    with gathered(2, "cuda") as ranks:
+        seen = sweep(curvature=curvature)
+        assert ranks is not None
+        assert ranks._jobs
+    for name in ("images", "labels", "lr", "end"):
+        assert error(getattr(seen, name), getattr(expected, name)) < 1e-3, name

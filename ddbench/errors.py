@@ -61,6 +61,12 @@ class LostError(DDBenchError):
     """
 
 
+class RankError(DDBenchError):
+    """One of several processes that work at a run is gone, or does not answer; what is finished is kept."""
+
+    exit_code = 3
+
+
 class InterruptedRun(DDBenchError):
     """SIGINT or SIGTERM arrived and the work stopped at a safe point."""
 

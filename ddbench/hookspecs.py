@@ -107,6 +107,8 @@ class Matcher(Protocol[State]):
     - ``paper``: authors, venue and year in a few words, for lists;
     - ``published``: the names, :class:`Published`, that its numbers stand under in the table of published accuracies;
     - ``decodes = True``: it matches ``problem.decoder(images)``, so that it can be run with a decoder;
+    - ``divides = True``: its gradients are those of :mod:`ddbench.trajectory.unroll`, whose student steps are divided
+      over the ranks of ``--devices`` and torchrun; others are refused there;
     - ``labels``: what its images are labelled with; beside a run with other than ``hard`` ones stand random images with
       soft ones, too.
     """

@@ -19,6 +19,13 @@ OUT = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 WIDE = click.option("--wide", is_flag=True, help="All columns in the table; other formats always have them.")
 DEVICE = click.option("--device", default="auto", metavar="auto|cpu|cuda", show_default=True)
+DEVICES = click.option(
+    "--devices",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="GPUs (on a CPU, processes) that divide each batch of a trajectory matcher; torchrun starts them, too.",
+)
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 
 

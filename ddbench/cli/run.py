@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddbench.cli import console
-from ddbench.cli.options import FORM, JSON, OUT, QUIET, WIDE, request_options, run_names, varied
+from ddbench.cli.options import DEVICES, FORM, JSON, OUT, QUIET, WIDE, request_options, run_names, varied
 from ddbench.errors import UsageError
 from ddbench.run.defaults import BASELINE
 
@@ -31,6 +31,7 @@ UNGRADED = "--no-random: random images were not graded, so nothing is said of wh
 
 @click.command()
 @request_options
+@DEVICES
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -63,9 +64,12 @@ UNGRADED = "--no-random: random images were not graded, so nothing is said of wh
 @click.pass_context
 def run(ctx: click.Context, **given: Any) -> int:
     """Distil a dataset, evaluate the result on its test set, and leave a complete run behind."""
+    from ddbench.base.rank_start import gathered
     from ddbench.run.run import Settings
     from ddbench.run.runs import carry_out
 
+    if (code := _of_another_rank(given["device"], needed=not given["dry_run"])) is not None:
+        return code
     given["options"] = varied(given["options"], given["vary"])
     asked = _asked(ctx, given)
     form = "json" if given["as_json"] else given["form"]
@@ -77,7 +81,7 @@ def run(ctx: click.Context, **given: Any) -> int:
     specs, out = _specs(ctx, asked, given)
     renew = "always" if given["fresh"] else "never" if given["resume"] else "changed"
     settings = Settings(out, asked.students or given["students"], given["checkpoint_seconds"], renew)
-    with console.working(given["quiet"]):
+    with console.working(given["quiet"]), gathered(given["devices"], specs[0].device):
         rows, said = carry_out(
             specs,
             settings,
@@ -151,14 +155,30 @@ def _show_headline(rows: list[Row], specs: list[RunSpec], out: Path) -> None:
 
 @click.command()
 @request_options
+@DEVICES
 @QUIET
-def experts(quiet: bool, options: tuple, vary: str | None, **given: Any) -> int:
+def experts(quiet: bool, options: tuple, vary: str | None, devices: int, **given: Any) -> int:
     """Train the expert trajectories of a run's first stage ahead of it."""
     from ddbench.run.spec import Request
 
+    if (code := _of_another_rank(given["device"])) is not None:
+        return code
     console.warn_broken()
-    _build(Request(**given, flags=varied(options, vary)), quiet)
+    _build(Request(**given, flags=varied(options, vary)), devices, quiet)
     return 0
+
+
+def _of_another_rank(device: str, *, needed: bool = True) -> int | None:
+    """The work of a rank that torchrun started beside rank 0, and its exit code; None for rank 0."""
+    if "WORLD_SIZE" not in os.environ:
+        return None
+    from ddbench.base.machine import pick_device
+    from ddbench.base.rank_start import rank_here, see_own_gpu, serve
+
+    see_own_gpu()
+    if not rank_here():
+        return None
+    return serve(pick_device(device)) if needed else 0
 
 
 def _warn(text: str | None) -> None:
@@ -218,17 +238,20 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
     return spec, folder.parent
 
 
-def _build(request: Request, quiet: bool) -> None:
+def _build(request: Request, devices: int, quiet: bool) -> None:
     """Train what the first stage of a run needs, and say where it is."""
+    from ddbench.base.rank_start import gathered
     from ddbench.plugins import loaded, needs_of
+    from ddbench.run.devices import check_network
     from ddbench.run.prepare import prepared
     from ddbench.run.run import first_problem
     from ddbench.run.spec import resolve
 
     spec = resolve(request).spec
-    with console.working(quiet):
+    with console.working(quiet), gathered(devices, spec.device):
         dataset = loaded(spec.dataset)
         problem = first_problem(spec, dataset)
+        check_network(problem.network)
         wanted = needs_of(spec.matcher, problem)
         if not wanted.experts and not wanted.teachers:
             console.say(f"matcher {spec.matcher.name!r} with these options needs no experts")

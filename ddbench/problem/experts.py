@@ -31,6 +31,7 @@ from ddbench.problem.expert_files import (
 )
 from ddbench.problem.gpu_cache import Shelf, a_tenth_of_what_is_free
 from ddbench.problem.starts import Starts
+from ddbench.train.divided import over_ranks
 from ddbench.train.fit import TRAINER_VERSION, Recipe, Student, fit, whoever_asks
 from ddbench.train.fit_together import TOGETHER, fit_together, trains_together
 from ddbench.train.network import Network
@@ -320,6 +321,7 @@ class Experts:
                 first_epoch=first,
                 stop_epoch=last,
                 on_epoch=lambda done, after: on_epoch(done, [after]),
+                divide=over_ranks,
                 what=f"expert {index}",
             )
 

@@ -52,6 +52,7 @@ class Ledger:
     stage: Text = ""  # its folder in that of its run
     experts: dict[str, Any] | None = None  # what its first expert reaches on validation data, by snapshot
     warnings: list[Text] = field(default_factory=list)  # what the run saw of itself
+    ranks: list[Whole] = field(default_factory=list)  # how many worked at it, one after the other; none for one alone
 
 
 @dataclass(frozen=True)

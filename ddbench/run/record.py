@@ -131,6 +131,7 @@ class StageRecord(Held):
     selected: CheckRecord | None = None
     experts: ExpertsRecord | None = None
     warnings: list[Text] = Field(default=[])
+    ranks: list[Whole] = Field(default=[])  # how many worked at it; none for one alone
 
 
 class RandomRecord(Held):

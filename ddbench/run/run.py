@@ -22,9 +22,10 @@ from ddbench.base.cache import Cache, atomic_write, file_digest, home, lock, rea
 from ddbench.base.machine import machine
 from ddbench.base.options import label
 from ddbench.base.progress import note, report
+from ddbench.base.ranks import world
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Dataset, RealData
-from ddbench.errors import DataError, DivergedError, InterruptedRun, PluginError, UsageError
+from ddbench.errors import DataError, DivergedError, InterruptedRun, PluginError, RankError, UsageError
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation, evaluate
 from ddbench.grade.preview import preview
@@ -196,12 +197,13 @@ class Run:
         began = time.monotonic()
         try:
             curriculum, notes, task = self.distil()
-            remember(self.spec, task, notes)
+            if world() == 1:
+                remember(self.spec, task, notes)
         except DivergedError as error:
             result = self._result("diverged", began, [], {}) | {"error": str(error)}
             write_json(self.folder / "result.json", result, sealed=True)
             return result
-        except (InterruptedRun, DataError, UsageError):
+        except (InterruptedRun, DataError, RankError, UsageError):
             raise
         except Exception as error:
             said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"

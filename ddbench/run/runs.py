@@ -16,12 +16,13 @@ from ddbench.problem.decode import Decoder
 from ddbench.run import trackers as tracking
 from ddbench.run.calls import stages_of
 from ddbench.run.course import Course
+from ddbench.run.devices import check_division
 from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
 from ddbench.run.price import LONG, SAID, parts_of, seconds_of, told, work_of
 from ddbench.run.references import against_random, label_kinds, references
 from ddbench.run.row import Row
-from ddbench.run.run import Run, Settings, build_task
+from ddbench.run.run import Run, Settings, build_task, first_problem
 from ddbench.run.spec import RunSpec
 
 
@@ -48,6 +49,7 @@ def carry_out(
     if skipped := dataset.facts.get("skipped"):
         say(f"warning: left out {skipped}")
     _ = build_task(specs[0], dataset).network.parameters  # one that cannot take these images leaves no folder
+    check_division(specs[0].matcher, first_problem(specs[0], dataset))
     parts = _parts(specs, dataset, settings, with_random=with_random)
     course = None if parts is None else Course(parts, stages_of(specs[0].scheduler))
     with nullcontext() if course is None else listening_too(course):

@@ -18,6 +18,7 @@ from ddbench.base.cache import file_digest, read_json, write_json
 from ddbench.base.guard import guarded
 from ddbench.base.machine import peak_bytes, reset_peak
 from ddbench.base.progress import note, report, say
+from ddbench.base.ranks import world
 from ddbench.base.schema import Digest, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.base.state import has_nan, load_state, save_state
@@ -88,6 +89,8 @@ class Stage:
             return finished
         self._prepare()
         state = self._restore()
+        if world() not in (self.ledger.ranks or [1]):
+            self.ledger.ranks = [*(self.ledger.ranks or [1] * (self.ledger.step > 0)), world()]
         reset_peak(self.device.type)
         with Log(self.metrics, self.ledger.metrics_end) as stream:
             self._loop(state, stream)
@@ -248,8 +251,7 @@ class Stage:
         """Judge the current set; keep it if it is the best so far."""
         began = time.monotonic()
         with (self.seed / "result" / self.ledger.step).scope():
-            made = self._asked.result(state)
-        candidate = replace(made, decoder=self.problem.decoder).detached()
+            candidate = replace(self._asked.result(state), decoder=self.problem.decoder).detached()
         if not candidate.finite():
             raise DivergedError(
                 f"the synthetic set holds numbers that are not finite at iteration {self.ledger.step} of stage "
@@ -316,6 +318,7 @@ class Stage:
             "experts": self.ledger.experts,
             "warnings": self.ledger.warnings,
         }
+        record |= {"ranks": self.ledger.ranks} if self.ledger.ranks else {}
         noted = list((self.ledger.engine | notes_of(self.matcher)).values())
         write_json(self.folder / "result.json", record | ({"engine": noted} if noted else {}), sealed=True)
         self.checkpoint.path.unlink(missing_ok=True)

@@ -182,6 +182,8 @@ def whoever_asks() -> Iterator[None]:
 
 OnEpoch = Callable[[int, Student], None]
 Labeller = Callable[[Tensor], Tensor]  # images (n, c, h, w) -> logits (n, k)
+Divided = Callable[[Tensor, Examples], Tensor]  # parameters (p,) and a batch -> its gradient (p,), by several processes
+Divide = Callable[[Network, "Lessons"], Divided | None]  # None where it is not worth it
 
 
 def fit(
@@ -197,6 +199,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     watch: Watch | None = None,
     teacher: Labeller | None = None,
+    divide: Divide | None = None,
     what: str | None = "training",
 ) -> Student:
     """Train ``student`` on ``source`` by ``recipe``; ``lr`` overrides the recipe's, ``teacher`` labels when online.
@@ -204,11 +207,12 @@ def fit(
     Batches, augmentations and mixtures of epoch e are functions of ``seed / "epoch" / e`` alone, so that training may
     stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on from there to the same
     bits. ``watch`` sees the student after the optimiser steps that it names. ``state`` of the student continues an
-    optimiser; empty starts a fresh one. Progress is reported as ``what``; None reports nothing.
+    optimiser; empty starts a fresh one. ``divide`` has others take shares of its batches. Progress is told as ``what``.
     """
     source, per_epoch, total = paced(source, recipe)
     rule, lessons = recipe.rule(network), Lessons(recipe, teacher, fused=chosen(recipe.kernels, network.device))
-    kind = InPlace if in_place(recipe, network, source, total) else Apart
+    lessons.divided = divide(network, lessons) if divide else None
+    kind = InPlace if lessons.divided is None and in_place(recipe, network, source, total) else Apart
     at = kind(network, student.vector, student.state, source, lessons, rule)
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
     step, computed = first_epoch * per_epoch, training(network.device, recipe.precision)
@@ -238,6 +242,7 @@ class Lessons:
         self.recipe = recipe
         self.teacher = teacher
         self.fused = fused
+        self.divided: Divided | None = None
         self.augment = DSA(recipe.augment)
         self.mixing = Mixing(recipe.mixing, recipe.mix_probability, recipe.mix_alpha)
         self.temperature = recipe.temperature if recipe.online else 1.0
@@ -273,6 +278,8 @@ class Lessons:
         """The direction ``(p,)`` at ``parameters``, and the batch-norm buffers after this batch."""
 
         def at(theta: Tensor) -> tuple[Tensor, Tensor]:
+            if self.divided is not None:
+                return self.divided(theta, batch), buffers
             leaf = theta.requires_grad_()
             vector = torch.cat([leaf, buffers]) if len(buffers) else leaf
             logits, after = self.logits(network, vector, batch.images)

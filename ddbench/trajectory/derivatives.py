@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -134,3 +134,25 @@ def _reverse_over_reverse(loss: Callable[..., Tensor], curvature: bool) -> Calla
         return Along(d_images, d_labels, value, curved[0] if curved else None)
 
     return along
+
+
+class _Node(torch.autograd.Function):
+    """g of a step as a node of a graph, whose own graph is that of its passes: they build it when they are asked."""
+
+    @staticmethod
+    def forward(ctx: Any, passes: Passes, *batch: Tensor) -> Tensor:
+        """g ``(p,)``."""
+        ctx.passes = passes
+        ctx.save_for_backward(*batch)
+        return passes.gradient(*batch)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[reportIncompatibleMethodOverride]
+        """The Hessian is symmetric, so a cotangent u of g gives H u to theta."""
+        found = ctx.passes.along(*ctx.saved_tensors, cotangent)
+        return None, found.curved, None, found.images, found.labels
+
+
+def differentiable(passes: Passes, theta: Tensor, buffers: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """g ``(p,)`` by ``passes``, as a function that autograd can go back through, once."""
+    return _Node.apply(passes, theta, buffers, images, labels)  # type: ignore[reportReturnType]

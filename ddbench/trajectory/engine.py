@@ -68,14 +68,24 @@ class Engine:
             return {}
         found = {}
         for size in sorted(set(batches)):
-            steps = self.steps or batches.count(size) * self.iterations
-            build = self.kind == "compiled" or (self.kind == "auto" and pays(network, size, steps))
-            if build or self.precision != "float32" or theta.is_cuda:
-                shape = _Shape(network, buffers, theta, size, classes, curvature, build, self.precision, self.probe)
-                passes = shape.passes()
-                if passes is not None:
-                    found[size] = passes
+            passes = self.for_size(network, buffers, theta, size, self.count(batches, size), classes, curvature)
+            if passes is not None:
+                found[size] = passes
         return found
+
+    def count(self, batches: Sequence[int], size: int) -> int:
+        """The student steps of a stage with batches of one ``size``, by the sizes in one plan."""
+        return self.steps or batches.count(size) * self.iterations
+
+    def for_size(
+        self, network: Network, buffers: Tensor, theta: Tensor, size: int, steps: int, classes: int, curvature: bool
+    ) -> Passes | None:
+        """Passes for batches of one ``size`` of which there will be ``steps``; None where plain autograd does."""
+        build = self.kind == "compiled" or (self.kind == "auto" and pays(network, size, steps))
+        if not (build or self.precision != "float32" or theta.is_cuda):
+            return None
+        shape = _Shape(network, buffers, theta, size, classes, curvature, build, self.precision, self.probe)
+        return shape.passes()
 
 
 EAGER = Engine()

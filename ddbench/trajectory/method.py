@@ -25,7 +25,17 @@ from ddbench.problem.synthetic import Pool, SyntheticSet, targets
 from ddbench.train.compile import Kind, settle, verdicts
 from ddbench.train.precision import Precision
 from ddbench.trajectory.decoded import View, mean_of_copies
-from ddbench.trajectory.descent import Outer, PixelState, Schedule, catch_up, caught_up, check_lr, check_outer, descend
+from ddbench.trajectory.descent import (
+    Outer,
+    PixelState,
+    Schedule,
+    at_end,
+    catch_up,
+    caught_up,
+    check_lr,
+    check_outer,
+    descend,
+)
 from ddbench.trajectory.engine import Engine, Probe
 from ddbench.trajectory.labelling import at_once, ensemble_labels, teacher_epoch
 from ddbench.trajectory.later import check_later, in_stage
@@ -56,7 +66,7 @@ class Method:
     it has. Its state is a :class:`PixelState`, or holds one. ``batch_syn`` counts images as students see them, decoded.
     """
 
-    decodes = True
+    decodes = divides = True
     removed_options: ClassVar[dict[str, Removed]] = {
         "segments": Removed(1, "more iterations gain as much"),
         "outer=normalised": Removed("sgd", "it did not reach what SGD and Adam reach"),
@@ -339,9 +349,9 @@ def advance(
 
 
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
-    """The state as a set, with the labels to store; all rows brought up to date, in copies."""
+    """The state as a set, with the labels to store; all rows brought up to date, in copies until nothing follows."""
     learned = method.labels == "learned"
-    images, labels = caught_up(method, state)
+    images, labels = (at_end if state.steps >= method.steps else caught_up)(method, state)
     if method.labels == "teacher" and method.relabel:
         labels = ensemble_labels(method, problem, images)
     return SyntheticSet(images, labels, float(state.lr), "logit" if learned else "probability", method.labels)

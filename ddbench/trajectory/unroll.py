@@ -32,13 +32,15 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from ddbench.base.ranks import current
 from ddbench.data.augment import DSA, NO_DRAW
 from ddbench.data.dataset import Examples
 from ddbench.problem.synthetic import Pool
 from ddbench.train.network import Network
 from ddbench.train.optimisers import SGD, Optimiser, State
 from ddbench.train.precision import arithmetic
-from ddbench.trajectory.derivatives import Passes
+from ddbench.trajectory.derivatives import Passes, differentiable
+from ddbench.trajectory.divided import divided
 from ddbench.trajectory.engine import EAGER, Engine
 from ddbench.trajectory.step import Augment, Loss, Step, StudentLoss, first_order, linear
 
@@ -169,8 +171,7 @@ def reverse(
     first = 0 if window is None else max(0, steps - window)
     passes: dict[int, Passes] = {}
     if isinstance(loss, StudentLoss):
-        sizes = [len(rows) for rows in plan.batches]
-        passes = engine.passes(loss.network, loss.buffers, start, sizes, pool.new.labels.shape[1], curvature == "exact")
+        passes = _passes(engine, loss, start, pool, plan, curvature)
     with arithmetic(start.device, "float32"):  # steps of a lower precision say so themselves
         path, states, kept = _forward(loss, start, pool, lr.detach(), plan, rule, first, passes)
         end = path[-1].requires_grad_()
@@ -212,17 +213,36 @@ def autograd_unroll(
     labels = pool.new.labels.detach().requires_grad_()
     rate = lr.detach().requires_grad_()
     leaves = Pool(Examples(images, labels), pool.frozen)
+    passes: dict[int, Passes] = {}
+    if isinstance(loss, StudentLoss) and current() is not None and not start.is_meta:
+        passes = _passes(EAGER, loss, start, pool, plan, curvature)
     with arithmetic(start.device, "float32"):
         theta = start.detach().requires_grad_()
         state = rule.init(theta)
         for rows, draw in zip(plan.batches, plan.draws, strict=True):
             batch = leaves[rows]
             at = theta if curvature == "exact" else theta.detach().requires_grad_()
-            g = grad(loss(at, draw(batch.images), batch.labels), at, create_graph=True)[0]
+            augmented = draw(batch.images)
+            if isinstance(loss, StudentLoss) and passes:
+                g = differentiable(passes[len(rows)], at, loss.buffers, augmented, batch.labels)
+            else:
+                g = grad(loss(at, augmented, batch.labels), at, create_graph=True)[0]
             theta, state = rule.update(theta, state, g, rate)
         value = terminal(theta)
         gradients = grad(value, (images, labels, rate))
         return Gradient(value.detach(), gradients[0], gradients[1], gradients[2], theta.detach())
+
+
+def _passes(
+    engine: Engine, loss: StudentLoss, start: Tensor, pool: Pool, plan: Plan, curvature: Curvature
+) -> dict[int, Passes]:
+    """Passes by the size of a batch: those of ``engine``, or of all ranks if there are several."""
+    sizes, classes, exact = [len(rows) for rows in plan.batches], pool.new.labels.shape[1], curvature == "exact"
+    ranks = current()
+    if ranks is None or start.is_meta:
+        return engine.passes(loss.network, loss.buffers, start, sizes, classes, exact)
+    counts = {size: engine.count(sizes, size) for size in sizes}
+    return {size: divided(ranks, engine, loss.network, counts[size], classes, exact) for size in counts}
 
 
 def play(loss: Loss, start: Tensor, pool: Pool, lr: Tensor, plan: Plan, optimiser: Optimiser | None = None) -> Tensor:

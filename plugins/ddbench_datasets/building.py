@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -151,13 +152,15 @@ def _fill(plan: Plan, chunks: list[list[int]], journal: _Journal) -> None:
     pending = [number for number in range(len(chunks)) if number not in journal.done or journal.done[number][0]]
     total = len(plan.names)
     done = total - sum(len(chunks[number]) for number in pending)
+    began, before = time.monotonic(), done
     report("decoding", done, total)
     processes = min(workers.cores(), max(1, len(pending) // WORTH_A_PROCESS))
     with closing(workers.fill(journal.target(plan), _items(plan, chunks, pending), processes)) as results:
         for number, what in results:
             journal.add(number, what)
             done += len(chunks[number])
-            report("decoding", done, total)
+            rate = (done - before) / max(time.monotonic() - began, 1e-9)
+            report("decoding", done, total, **{"images/s": round(rate)})
 
 
 def _items(plan: Plan, chunks: list[list[int]], pending: list[int]) -> Iterator[Chunk]:

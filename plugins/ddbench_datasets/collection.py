@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from ddbench import DataError, Pixels, report
+from ddbench import DataError, Pixels, Store, report
 from ddbench_datasets import store
 from ddbench_datasets.building import Plan, refusal
 from ddbench_datasets.common import Choices, Chosen, choose
@@ -17,6 +17,18 @@ from ddbench_datasets.left import listed
 from ddbench_datasets.sources import Files
 
 PARTS = ("train", "test", "validation")  # in the order of their rows
+
+
+class Elsewhere(Protocol):
+    """Another place with decoded images, or with what they are decoded from."""
+
+    def bring(self, decided: dict[str, Any], *, skip_broken: bool) -> tuple[Store, dict[str, Any]]:
+        """The images on this machine; ``decided`` are the options that decide the pixels."""
+        ...
+
+    def missing(self, decided: dict[str, Any]) -> str | None:
+        """What that takes, in one sentence, if anything."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,22 +48,29 @@ class Collection:
     skip_broken: bool
     ground: str = "drop"
     more: Mapping[str, Any] = field(default_factory=dict)
+    elsewhere: Elsewhere | None = None  # what brings decoded images from another place
 
     def identity(self, options: Choices) -> dict[str, Any]:
         """Everything that decides the decoded pixels."""
-        return {"format": 2, "content": self.content, **self._decided(options)}
+        return {"format": 2, "content": self.content, **self.decided(options)}
 
     def missing(self, options: Choices) -> str | None:
         """What ``load`` has to do first, in one sentence, if anything."""
+        if self.elsewhere is not None:
+            return self.elsewhere.missing(self.decided(options))
         return None if store.there(self.identity(options)) else f"the images of {self.origin} have to be decoded, once"
 
-    def _decided(self, options: Choices) -> dict[str, Any]:
+    def decided(self, options: Choices) -> dict[str, Any]:
+        """The options that decide the decoded pixels."""
         chosen = {"classes": options.classes, "imbalance": options.imbalance, "limit": options.limit}
         return {"pillow": store.pillow(), "size": self.size, "channels": self.channels, **chosen, **self.more}
 
     def load(self, options: Choices) -> tuple[Chosen, list[Pixels], dict[str, Any]]:
         """What the options choose, the pixels of the parts (train, test, validation), and facts about them."""
-        images, about = store.decoded(self.identity(options), lambda: self._plan(options))
+        if self.elsewhere is not None:
+            images, about = self.elsewhere.bring(self.decided(options), skip_broken=self.skip_broken)
+        else:
+            images, about = store.decoded(self.identity(options), lambda: self._plan(options))
         chosen = choose(options, tuple(about["classes"]), *(targets(about.get(part, ())) for part in PARTS))
         facts = dict(about["notes"])
         if through := about["transparent"]:
@@ -79,7 +98,7 @@ class Collection:
             held = [name for of_class in side for name in of_class]
             names += [held[row] for row in getattr(chosen, part).tolist()]
         about = {"classes": layout.classes, **counts, "notes": layout.notes}
-        origin = [self.origin, self._decided(options)]
+        origin = [self.origin, self.decided(options)]
         return Plan(self.files, names, self.channels, self.size, self.skip_broken, origin, about, ground=self.ground)
 
 

@@ -8,14 +8,18 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le, MultipleOf
 
-from ddbench import DataError, Dataset
+from ddbench import DataError, Dataset, UsageError
 from ddbench.base import cache
 from ddbench_datasets import sources, truth
 from ddbench_datasets.collection import Collection
 from ddbench_datasets.common import Choices, SkipBroken, told
+from ddbench_datasets.elsewhere import Bucket
 from ddbench_datasets.layout import Layout
 from ddbench_datasets.left import listed
-from ddbench_datasets.sources import Folder, printable
+from ddbench_datasets.listing import Listed
+from ddbench_datasets.places import Place
+from ddbench_datasets.remote import Remote, is_url
+from ddbench_datasets.sources import Given, printable
 from ddbench_datasets.synsets import PARTS, Numbered, arranged, parts_among
 from ddbench_datasets.wnids import SUBSETS, WNID, numbers, readable, words
 
@@ -43,7 +47,9 @@ class ImageNet(Choices):
         "citation": "Russakovsky et al.: ImageNet large scale visual recognition challenge, IJCV 2015",
         "images": "1,281,167 train, 50,000 test; colour, 1,000 classes; decoded, 16 GB at 64x64 and 65 GB at 128x128",
     }
-    root: Annotated[str, "folder with train and val; by default imagenet in DDBENCH_DATA"] = ""
+    root: Annotated[
+        str, "folder with train and val, by default imagenet in DDBENCH_DATA; or a URL of prepared images or shards"
+    ] = ""
     size: Annotated[int, MultipleOf(64), Ge(64), Le(128), "pixels along each side, 64 or 128"] = 64
     subset: Annotated[
         Literal["all", "nette", "woof", "squawk", "fruit", "meow", "yellow"], "all classes, or ten of them"
@@ -59,11 +65,13 @@ class ImageNet(Choices):
 
     def _opened(self) -> Numbered:
         """The images of the classes that are used."""
+        if is_url(self.root):
+            return self._elsewhere()
         root, base = self._root()
         names = self._classes(root, base)
         wanted = numbers(self.classes, names)
         used = [wnid for wnid in names if wanted is None or wnid in wanted]
-        files = Folder(base, lambda inner, folders: _worth_searching(inner, folders, used), times=False)
+        files = Listed(base, lambda inner, folders: _worth_searching(inner, folders, used), [self.name, used])
         content = [self.name, truth.stamp(root, base), files.identity()]
 
         def untold(image: str) -> str:
@@ -74,6 +82,19 @@ class ImageNet(Choices):
 
         collection = Collection(files, content, str(root), arrange, self.size, "3", self.skip_broken)
         return Numbered(replace(self, classes=wanted), collection, names)
+
+    def _elsewhere(self) -> Numbered:
+        """All classes, from a prepared store or from shards at a URL."""
+        if self.subset != "all":
+            raise UsageError(f"{self.root} is used whole; leave out dataset.subset, or give a folder as dataset.root")
+        bucket = Bucket(Remote(self.root))
+        wnids = bucket.classes()
+        nothing = Given((), lambda name: Place(fault=f"{name} is not here"))
+        made = Collection(
+            nothing, None, self.root, lambda: Layout((), (), ()), self.size, "3", self.skip_broken, elsewhere=bucket
+        )
+        names = readable(wnids, _usual(wnids))
+        return Numbered(replace(self, classes=numbers(self.classes, names)), made, names)
 
     def _root(self) -> tuple[Path, Path]:
         """The folder given, and the one in it that has ``train`` and ``val``."""
@@ -104,6 +125,10 @@ def _known(root: Path, base: Path, wnids: list[str]) -> dict[str, str]:
     for path in (place / name for place in (root, base) for name in WORDS):
         if path.is_file():
             return words(sources.text(path, "mend or remove it", errors="replace"))
+    return _usual(wnids)
+
+
+def _usual(wnids: list[str]) -> dict[str, str]:
     if len(wnids) != COUNT:
         return {wnid: name for subset in SUBSETS.values() for wnid, name in subset.items()}
     from torchvision.models import ResNet18_Weights

@@ -108,6 +108,7 @@ class Folder:
         self._times = times
         self._folders: list[str] = []
         self._stamps: dict[str, tuple[int, ...]] = {}
+        self.searched: dict[str, list[int]] = {}  # the folders that were looked into, as they were before
         waiting: list[tuple[tuple[str, ...], frozenset[str]]] = [((), frozenset({os.path.realpath(root)}))]
         while waiting:
             waiting += self._search(*waiting.pop())
@@ -150,6 +151,7 @@ class Folder:
         """
         folders = []
         try:
+            self.searched["/".join(inner)] = stamp_of(self._root.joinpath(*inner))
             with os.scandir(self._root.joinpath(*inner)) as entries:
                 for entry in entries:
                     if entry.is_dir():
@@ -196,6 +198,12 @@ class Folder:
             return (status.st_size,)
         # ctime too: unpacking an archive restores sizes and mtimes, but cannot restore ctimes
         return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def stamp_of(folder: Path) -> list[int]:
+    """What changes when a name in a folder does: its number and times."""
+    status = folder.stat()
+    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
 @dataclass

@@ -9,9 +9,10 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from ddbench_datasets.building import Plan, build
 
 Made = tuple[np.ndarray, dict[str, Any]]
 
+MEASURED = ("content", "shape", "stamp", cache.SEAL)  # what is noted of the pixels themselves
+ABOUT_BYTES = 64_000_000  # of about.json
 CHECKED = 1_000_000_000  # bytes of pixels that are digested whole when a process first maps them, within a second
 # Without it Linux refuses to map a file that is larger than memory copy-on-write, since all of it might be copied.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -70,6 +73,20 @@ def decoded(identity: Any, plan: Callable[[], Plan]) -> tuple[Store, dict[str, A
 
     array, about = _made([folder, other], write)
     return Store(torch.from_numpy(array), about["content"]), about
+
+
+def brought(identity: Any, write: Callable[[Path], dict[str, Any]]) -> Made:
+    """What ``write(folder)`` brings as ``pixels.npy`` and returns about it, once per ``identity`` (JSON)."""
+    folder = place(identity)
+    return _made([folder], lambda: _commit(folder, {**write(folder), "identity": identity}))
+
+
+@contextmanager
+def writing(folder: Path, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
+    """A stream for the bytes of an array of ``shape``, which becomes ``pixels.npy`` when all are there."""
+    with cache.atomic_file(folder / "pixels.npy") as temporary, temporary.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        yield stream
 
 
 def pillow() -> str:

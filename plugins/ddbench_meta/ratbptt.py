@@ -73,7 +73,7 @@ class RatBptt:
     name = "rat-bptt"
     paper = "Feng, Vedantam & Kempe, ICLR 2024"
     published = (Published("RaT-BPTT"),)
-    decodes = True
+    decodes = divides = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 300
     total: Annotated[int, Ge(1), "longest student training, in steps, T"] = 40
     window: Annotated[int, Ge(1), "last steps of the student that are differentiated, M"] = 15

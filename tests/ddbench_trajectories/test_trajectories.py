@@ -291,7 +291,7 @@ pack = Problem.pack
 @pytest.mark.parametrize("decay", [0.0, 0.6, 0.97])
 def test_the_result_is_the_moving_average_of_all_iterates_from_the_real_images_on(problem, decay):
     """Against a plain loop over the iterates of the same descent with lazily moved rows."""
-    common = TINY | {"batch_syn": 2, "syn_steps": 1, "lr_img": 30.0}
+    common = TINY | {"batch_syn": 2, "syn_steps": 1, "lr_img": 30.0, "steps": 6}
     method = Ftd(**common, decay=decay)
     plain = Tesla(**common, labels="hard", curvature="exact")
     state = begin(plain, problem)

@@ -14,7 +14,7 @@ from problems import TINY, begin, gradient_of_ones, step_along, toy_with_experts
 
 from ddbench import DivergedError, Problem, UsageError
 from ddbench.base.options import make, options
-from ddbench.trajectory.descent import PixelState, catch_up, caught_up, check_lr, descend, softmax_pullback
+from ddbench.trajectory.descent import PixelState, at_end, catch_up, caught_up, check_lr, descend, softmax_pullback
 from ddbench.trajectory.unroll import Gradient, Task, reverse
 
 HARD = TINY | {"labels": "hard"}
@@ -440,3 +440,26 @@ def test_hundreds_of_rows_that_waited_are_where_adam_has_them():
         dense.grad[rows] = (rows + 1.0).double().view(-1, 1, 1, 1)
         optimiser.step()
     torch.testing.assert_close(caught_up(method, state)[0], dense.detach(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("labels", ["hard", "learned"])
+@pytest.mark.parametrize("outer", ["sgd", "adam", "adam-mini"])
+def test_at_its_end_a_state_gives_what_a_copy_would_have_and_lets_momentum_go(outer, labels):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 1, 3, 3, generator=generator)
+    method = Tesla(steps=len(BATCHES), outer=outer, lr_img=0.3, momentum=0.5, labels=labels)
+    start = torch.randn(7, 4, generator=generator)
+    state = PixelState.start(images, start, 0.01, learn_labels=labels == "learned", outer=outer)
+    for rows in BATCHES:
+        index = torch.tensor(rows, dtype=torch.int64)
+        catch_up(method, state, index)
+        found = torch.randn(len(rows), 1, 3, 3, generator=generator)
+        slopes = torch.randn(len(rows), 4, generator=generator)
+        descend(method, state, index, replace(fed(found), labels=slopes))
+    copies = caught_up(method, state)
+    assert not torch.equal(copies[0], state.images)  # some rows waited
+    for _ in range(2):  # and again, from the checkpoint that is written then
+        given = at_end(method, state)
+        assert all(torch.equal(a, b) for a, b in zip(given, copies, strict=True))
+        assert given[0] is state.images
+        assert not state.images_momentum.numel()

@@ -24,18 +24,9 @@ from ddbench.problem.problem import Memory, Needs, Problem
 from ddbench.problem.synthetic import Pool, SyntheticSet, targets
 from ddbench.train.compile import Kind, settle, verdicts
 from ddbench.train.precision import Precision
+from ddbench.trajectory import descent
 from ddbench.trajectory.decoded import View, mean_of_copies
-from ddbench.trajectory.descent import (
-    Outer,
-    PixelState,
-    Schedule,
-    at_end,
-    catch_up,
-    caught_up,
-    check_lr,
-    check_outer,
-    descend,
-)
+from ddbench.trajectory.descent import PixelState, at_end, catch_up, caught_up, check_lr, check_outer, descend
 from ddbench.trajectory.engine import Engine, Probe
 from ddbench.trajectory.labelling import at_once, ensemble_labels, teacher_epoch
 from ddbench.trajectory.later import check_later, in_stage
@@ -78,9 +69,13 @@ class Method:
     max_start: Annotated[int, Ge(1), "start epochs are drawn from 0..max_start-1"] = 10
     experts: Annotated[int, Ge(1), "expert trajectories"] = 10
     batch_syn: Annotated[int | None, Ge(1), "synthetic images per student step; none for all"] = None
-    outer: Annotated[Outer, "what moves the images: SGD, or Adam with a second moment per pixel or per image"] = "sgd"
+    outer: Annotated[
+        descent.Outer, "what moves the images: SGD, or Adam with a second moment per pixel or per image"
+    ] = "sgd"
     lr_img: Annotated[float, Gt(0), "outer learning rate of the images"] = 100.0
-    schedule: Annotated[Schedule, "lr_img over a stage's iterations: the same, or half a cosine to zero"] = "constant"
+    schedule: Annotated[descent.Schedule, "lr_img over a stage's iterations: the same, or half a cosine to zero"] = (
+        "constant"
+    )
     lr_lr: Annotated[float, Ge(0), "outer learning rate of the student lr"] = 1e-5
     lr_label: Annotated[float, Ge(0), "outer learning rate of label logits (labels=learned)"] = 2.0
     lr_init: Annotated[

@@ -1,7 +1,8 @@
 """``distilled.safetensors``: a set that describes itself, so that evaluating it needs no flags.
 
-Layout, format 1: for each set j ``set{j}.images`` and ``set{j}.labels``; the preprocessing's tensors as
-``preprocessing.*``; and one JSON document under the metadata key ``ddbench`` with everything else.
+Layout (docs/file-format.md): for each set j ``set{j}.images``, ``set{j}.labels`` and, where there is a teacher,
+``set{j}.teacher``; the preprocessing's tensors as ``preprocessing.*``; and one JSON document under the metadata key
+``ddbench`` with everything else.
 """
 
 from __future__ import annotations

@@ -142,10 +142,18 @@ def test_every_hook_is_documented_for_plugin_authors():
         assert getattr(hookspecs, hook).__doc__
 
 
-def test_every_command_stands_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
+def test_every_command_stands_in_the_docs():
+    text = (ROOT / "docs" / "commands.md").read_text()
     for name in cli.commands:
-        assert f"`ddbench {name}" in readme
+        assert f"\n| `ddbench {name}" in text
+
+
+def test_the_readme_counts_what_there_is():
+    words = {5: "five", 9: "nine", 16: "sixteen", 19: "nineteen"}
+    count = {kind: words[len(registry().names(kind))] for kind in ("matcher", "scheduler", "dataset", "network")}
+    told = "{matcher} matchers, {scheduler} schedulers, {dataset} dataset sources and {network} networks"
+    assert told.format_map(count) in README.lower()
+    assert len(README.splitlines()) <= 120
 
 
 def test_every_built_in_plugin_has_a_docstring_and_described_options():

@@ -24,24 +24,33 @@ def suite() -> None:
 
 @suite.command("run")
 @click.argument("file", metavar="SUITE.toml", type=click.Path(path_type=Path))
-@click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="Cells at the same time.")
+@click.option(
+    "-j",
+    "--jobs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of cells to run at the same time.",
+)
 @OUT
 @click.option(
     "--on-existing",
     default="skip",
     show_default=True,
     type=click.Choice(["skip", "rerun", "fail"]),
-    help="What to do about cells that are finished; rerun deletes their runs first.",
+    help="What to do about finished cells; rerun deletes their runs first.",
 )
-@click.option("--retry-failed", is_flag=True, help="Run cells again that failed, diverged or were killed.")
-@click.option("--dry-run", is_flag=True, help="Show every cell, what is done and what the rest takes; start nothing.")
+@click.option("--retry-failed", is_flag=True, help="Run failed, diverged and killed cells again.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show every cell, what is done and what the rest will take; start nothing."
+)
 @click.option("--limit", type=click.IntRange(1), help="Run this many cells at most.")
 @click.option("-x", "--stop-first", is_flag=True, help="Stop at the first cell that fails.")
 @DEVICE
 @JSON
 @QUIET
 def run(file: Path, jobs: int, out: Path, on_existing: str, dry_run: bool, device: str, **given: Any) -> int:
-    """Carry out the cells of a suite; the same command goes on with it."""
+    """Run the cells of a suite; the same command goes on after an interruption."""
     from ddbench.run import trackers
     from ddbench.run.price import told
     from ddbench.suite.grid import read

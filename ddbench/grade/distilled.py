@@ -176,7 +176,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
             raise ValueError(f"it lists more than {VALUES:,} values")
         held = parse_json(text)
         if not isinstance(held, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except ValueError as error:
         raise DataError(f"{path} is incomplete or damaged ({str(error)[:200]}); get another copy") from error
     if isinstance(newer := held.get("format"), int) and FORMAT < newer < 10**6:

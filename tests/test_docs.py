@@ -92,7 +92,7 @@ def test_what_continuous_integration_does_with_the_installed_package_is_what_the
     command = "ddbench run --matcher tesla --scheduler pdd --ipc 10"
     assert f"pip install . && .venv/bin/{command}\n" in readme
     assert f"\n{command} --dataset toy " in smoke
-    assert re.search(r"--target \S+ \.\n", smoke)
+    assert re.search(r'--target \S+ "\$\{2:-\.\}"\n', smoke)
     assert "$ ddbench compare\n" in readme
     assert "\nddbench compare\n" in smoke
 

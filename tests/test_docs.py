@@ -19,6 +19,7 @@ from ddbench import hookspecs
 from ddbench.cli.main import cli
 from ddbench.plugins import registry
 from ddbench.run.spec import GROUPS, PLUGGED, Request, resolve
+from ddbench.suite.grid import read
 from ddbench.testing import check_matcher
 
 ROOT = Path(__file__).parents[1]
@@ -212,6 +213,14 @@ def test_every_dataset_stands_in_the_docs_with_its_licence():
         (row,) = [line for line in text.splitlines() if re.match(rf"\| \[?`{name}`", line)]
         for value in (about["licence"], about["images"], about.get("licence_url", ""), about.get("homepage", "")):
             assert value in row
+
+
+def test_the_page_on_suites_counts_their_cells():
+    text = (ROOT / "docs" / "suites.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[([\w.-]+)\]\(\.\./(\S+)\) \| .* \| (\d+) \|$", text, flags=re.M)
+    assert len(rows) >= 3
+    for name, path, count in rows:
+        assert len(read(ROOT / path, dry=True).cells) == int(count), name
 
 
 def test_the_page_of_recipes_is_that_of_the_recipes():

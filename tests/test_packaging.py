@@ -79,10 +79,10 @@ def clone(tmp_path) -> Path:
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     folder = tmp_path / "clone"
-    packages = [Path(name) for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
-    for package in packages:
-        (folder / package).mkdir(parents=True)
-        (folder / package / "__init__.py").touch()
+    target = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for part in (*target["packages"], *target.get("force-include", {})):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "__init__.py").touch()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     git(folder, "init", "--quiet")

@@ -51,7 +51,8 @@ def test_every_page_stands_in_the_navigation_once():
     named = re.findall(r"([\w./-]+\.md)$", NAV, flags=re.M)
     assert len(named) == len(set(named))
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
-    assert pages == {name for name in named if not name.startswith("repository/")}
+    own = {name for name in named if not name.startswith("repository/")}
+    assert pages == own, f"add to mkdocs.yml or remove from it: {', '.join(sorted(pages ^ own))}"
     assert all((ROOT / name.removeprefix("repository/")).exists() for name in named if name.startswith("repository/"))
 
 

@@ -64,7 +64,7 @@ class Record:
             held = json.loads(path.read_text())
             about = {name: held.pop(name) for name in ("device", "torch", "ddbench", "date")}
         except (ValueError, KeyError) as error:
-            raise ValueError(f"{path} is no record of figures ({error}); move it elsewhere") from error
+            raise ValueError(f"{path} is not a record of figures ({error}); move it elsewhere") from error
         about |= held.pop("about", {})
         return cls(path, about, held.pop("parts", {}), held.pop("figures", []), held.pop("runs", []), held)
 

@@ -12,9 +12,9 @@ HEAD = """# Recipes
 
 Written by `python docs/recipes.py` from the recipes that plugins bring. *Run by ddbench* says **yes** where ddbench has
 run the very settings and recorded what came out, **reduced** where it has run the method on such data with less (fewer
-images or iterations, a narrower network), and **no** where nothing of the kind is on record: the settings are then as
-their source gives them, and nobody here has seen what they reach. `ddbench info NAME` lists their options. A run for
-which there is none says so, and names the nearest.
+images or iterations, a narrower network), and **no** where nothing of the kind is on record: the settings are those of
+their source, and ddbench has not seen what they reach. `ddbench info NAME` lists their options. If a run has no recipe,
+a warning says so and names the nearest one.
 
 | matcher | dataset | ipc | scheduler | recipe | run by ddbench | source |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -19,6 +19,7 @@ from ddbench import hookspecs
 from ddbench.cli.main import cli
 from ddbench.plugins import registry
 from ddbench.run.spec import GROUPS, PLUGGED, Request, resolve
+from ddbench.suite.grid import read
 from ddbench.testing import check_matcher
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +93,7 @@ def test_what_continuous_integration_does_with_the_installed_package_is_what_the
     command = "ddbench run --matcher tesla --scheduler pdd --ipc 10"
     assert f"pip install . && .venv/bin/{command}\n" in readme
     assert f"\n{command} --dataset toy " in smoke
-    assert re.search(r"--target \S+ \.\n", smoke)
+    assert re.search(r'--target \S+ "\$\{2:-\.\}"\n', smoke)
     assert "$ ddbench compare\n" in readme
     assert "\nddbench compare\n" in smoke
 
@@ -142,10 +143,18 @@ def test_every_hook_is_documented_for_plugin_authors():
         assert getattr(hookspecs, hook).__doc__
 
 
-def test_every_command_stands_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
+def test_every_command_stands_in_the_docs():
+    text = (ROOT / "docs" / "commands.md").read_text()
     for name in cli.commands:
-        assert f"`ddbench {name}" in readme
+        assert f"\n| `ddbench {name}" in text
+
+
+def test_the_readme_counts_what_there_is():
+    words = {5: "five", 9: "nine", 16: "sixteen", 19: "nineteen"}
+    count = {kind: words[len(registry().names(kind))] for kind in ("matcher", "scheduler", "dataset", "network")}
+    told = "{matcher} matchers, {scheduler} schedulers, {dataset} dataset sources and {network} networks"
+    assert told.format_map(count) in README.lower()
+    assert len(README.splitlines()) <= 120
 
 
 def test_every_built_in_plugin_has_a_docstring_and_described_options():
@@ -206,6 +215,14 @@ def test_every_dataset_stands_in_the_docs_with_its_licence():
             assert value in row
 
 
+def test_the_page_on_suites_counts_their_cells():
+    text = (ROOT / "docs" / "suites.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[([\w.-]+)\]\(\.\./(\S+)\) \| .* \| (\d+) \|$", text, flags=re.M)
+    assert len(rows) >= 3
+    for name, path, count in rows:
+        assert len(read(ROOT / path, dry=True).cells) == int(count), name
+
+
 def test_the_page_of_recipes_is_that_of_the_recipes():
     made = runpy.run_path(str(ROOT / "docs" / "recipes.py"))["page"]()
     assert (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8") == made, "run: python docs/recipes.py"
@@ -213,8 +230,8 @@ def test_the_page_of_recipes_is_that_of_the_recipes():
 
 def test_every_method_says_where_it_differs_from_its_released_code():
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `") and line.count("|") == 7]
-    told = {row[0].strip("| `"): row[-1].rstrip(" |") for row in rows}
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| [`") and line.count("|") == 7]
+    told = {row[0].split("`")[1]: row[-1].rstrip(" |") for row in rows}
     assert set(told) == set(registry().names("matcher"))
     assert all(told.values()), told
 

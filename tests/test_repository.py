@@ -17,7 +17,7 @@ def tracked() -> dict[str, int]:
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     if not (ROOT / ".git").exists():
-        pytest.skip("this is no checkout: it has no .git")
+        pytest.skip("this is not a checkout: it has no .git")
     told = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if told.returncode:
         pytest.skip(f"git cannot read this checkout: {told.stderr.strip()}")

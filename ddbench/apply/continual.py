@@ -218,7 +218,7 @@ def _classes_of(held: SyntheticSet, classes: int) -> Tensor:
         return held.labels.argmax(1).cpu()
     if len(held) % classes:
         raise DataError(
-            f"{len(held)} images with soft labels are no equal number for each of {classes} classes; use a "
+            f"{len(held)} images with soft labels are not an equal number for each of {classes} classes; use a "
             "set that is ordered by class"
         )
     return torch.arange(classes).repeat_interleave(len(held) // classes)

@@ -29,7 +29,8 @@ def wanted(found: Iterable[EntryPoint]) -> list[EntryPoint]:
     if lost := sorted(names - there - {_normalised(BUILT_IN)}):
         others = sorted(there - {_normalised(BUILT_IN), ""})
         raise UsageError(
-            f"{LOAD} names {lost[0]!r}, which is no installed distribution with plugins{did_you_mean(lost[0], others)} "
+            f"{LOAD} names {lost[0]!r}, which is not an installed distribution with plugins"
+            f"{did_you_mean(lost[0], others)} "
             f"({', '.join(others) or 'there is none'}); install it, or take it off the list"
         )
     return [entry for entry in entries if _normalised(_distribution(entry)) in names]

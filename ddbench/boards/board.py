@@ -323,7 +323,7 @@ def _check_numbers(run: EntryRun, graded: Sequence[EvaluationRecord]) -> None:
     for name in _COSTS:
         value: float | None = getattr(run.result, name)
         if value is not None and not (isfinite(value) and value >= 0):
-            raise UsageError(f"{run.run} has {value!r} for {name}, which is no cost; run it again")
+            raise UsageError(f"{run.run} has {value!r} for {name}, which is not a cost; run it again")
 
 
 def _apart(kind: str, ours: Described, theirs: Described, free: frozenset[str] = frozenset()) -> str:

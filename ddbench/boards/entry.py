@@ -121,7 +121,7 @@ class Entry(Held):
             n for n in ("format", "method", "runs") if not isinstance(held, dict) or held.get(n) in (None, [])
         ]:
             raise DataError(
-                f"{path} is no entry of a leaderboard: it lacks {', '.join(lacking)}; submit the runs again"
+                f"{path} is not an entry of a leaderboard: it lacks {', '.join(lacking)}; submit the runs again"
             )
         if held["format"] not in (1, FORMAT):
             raise DataError(

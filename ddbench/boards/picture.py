@@ -147,7 +147,7 @@ def opened(path: Path) -> Image:
         return _decoded(path, kind)
     except (OSError, ValueError, SyntaxError, Warning) as error:
         raise DataError(
-            f"{path} is no picture of an entry ({str(error)[:200]}); submit the runs again with --replace"
+            f"{path} is not a picture of an entry ({str(error)[:200]}); submit the runs again with --replace"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -56,7 +57,7 @@ def _type(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return ", or ".join(_type(part) for part in get_args(hint) if part is not NoneType)
     if get_origin(hint) is Literal:
-        return ", ".join(map(str, get_args(hint)))
+        return ", ".join(sorted(map(str, get_args(hint))))  # typing keeps the order of whoever asked first
     if get_origin(hint) in (tuple, list):
         return f"any number of: {_type(get_args(hint)[0])}"
     if notes := getattr(hint, "__metadata__", ()):
@@ -88,3 +89,14 @@ def _flat(options: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _words(values: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in values.items()) or "anything"
+
+
+def literal(text: str) -> str:
+    """A docstring as Markdown in which stars and the like are mathematics, outside of code."""
+    lines = text.split("\n")
+    return "\n".join(line if line.startswith("    ") else _escaped(line) for line in lines)
+
+
+def _escaped(line: str) -> str:
+    parts = re.split(r"(`+[^`]+`+)", line)
+    return "".join(part if i % 2 else re.sub(r"([*_<\[~])", r"\\\1", part) for i, part in enumerate(parts))

@@ -15,7 +15,9 @@ from ddbench.errors import UsageError
 if TYPE_CHECKING:
     from ddbench.apply.continual import Report, Target
 
-FORM_OPTION = click.option("--format", "form", default="table", type=FORM, help="csv holds the first table alone.")
+FORM_OPTION = click.option(
+    "--format", "form", default="table", type=FORM, help="Format of the output; csv holds the first table alone."
+)
 
 
 def grid(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -41,7 +43,9 @@ def target_options(students: int, what: str) -> Callable[[Callable[..., Any]], C
                 click.option("--network", help="Another network than the set's own."),
                 click.option("--protocol", help="Train by another protocol."),
                 click.option("--students", default=students, show_default=True, type=click.IntRange(1), help=what),
-                click.option("--seed", type=click.IntRange(0), help="Seed of all that is drawn; by default the run's."),
+                click.option(
+                    "--seed", type=click.IntRange(0), help="Seed of all random numbers; by default the run's."
+                ),
                 DEVICE,
                 OPTIONS,
                 OUT,
@@ -66,7 +70,7 @@ def apply() -> None:
 @click.option("--orders", default=5, show_default=True, type=click.IntRange(1), help="Random orders of the classes.")
 @click.option("--memories", default="random,herding", show_default=True, help="Coresets beside the distilled memory.")
 def continual(tasks: int, orders: int, memories: str, **given: Any) -> int:
-    """Learn classes that arrive in steps from a memory of them: distilled, random and herded images."""
+    """Learn classes that arrive in steps, from a memory of distilled, random or herded images."""
     from ddbench.apply.continual import continual as work
 
     names = tuple(dict.fromkeys(name.strip() for name in memories.split(",") if name.strip()))
@@ -80,7 +84,7 @@ def continual(tasks: int, orders: int, memories: str, **given: Any) -> int:
     multiple=True,
     callback=grid,
     metavar="OPTION=VALUES",
-    help="Values of an option of the network, such as width=16,32,64; for each option again.",
+    help="Values of an option of the network, such as width=16,32,64; may be repeated.",
 )
 def architecture_search(grid: dict[str, tuple[str, ...]], **given: Any) -> int:
     """Rank architectures on the distilled set, and compare with their ranking on the whole training set."""

@@ -32,9 +32,9 @@ def _user() -> str:
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="RUN|SUITE.toml... BOARD")
-@click.option("--method", help="What to call the method; by default its plugin's name.")
+@click.option("--method", help="Name of the method; by default its plugin's name.")
 @click.option("--author", help="Who submits it.")
-@click.option("--link", help="Where more is to be read: a paper, a repository.")
+@click.option("--link", help="Link to more: a paper, a repository.")
 @click.option("--note", help="What readers should know.")
 @click.option(
     "--sets-at",
@@ -122,10 +122,12 @@ def list_(root: Path, as_json: bool) -> int:
 @leaderboard.command()
 @click.argument("board")
 @click.argument("run", metavar="RUN")
-@click.option("--title", required=True, help="What people read above the tables.")
-@click.option("--ipc", multiple=True, type=click.IntRange(1), help="Images per class, again for each; the run's.")
+@click.option("--title", required=True, help="Title above the tables.")
+@click.option(
+    "--ipc", multiple=True, type=click.IntRange(1), help="Images per class; may be repeated; by default the run's."
+)
 @click.option("--students", default=5, show_default=True, type=click.IntRange(1), help="Students per seed.")
-@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Seeds 0, 1, ...")
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Number of seeds: 0, 1, ...")
 @BOARDS
 @OUT
 def new(board: str, run: str, root: Path, out: Path, **rules: Any) -> int:
@@ -228,7 +230,7 @@ def build(boards: tuple[str, ...], root: Path, check: bool) -> int:
 @click.option("--to", required=True, type=click.Path(path_type=Path), help="Folder for the site.")
 @BOARDS
 def html(boards: tuple[str, ...], root: Path, to: Path) -> int:
-    """A static site of the boards, which needs no server and no network."""
+    """Make a static site of the boards that needs neither server nor network."""
     from ddbench.boards.places import found
     from ddbench.boards.ranking import standings
     from ddbench.boards.site import site, write
@@ -243,7 +245,7 @@ def html(boards: tuple[str, ...], root: Path, to: Path) -> int:
 @click.option("--to", type=click.Path(path_type=Path), help="The page to write; by default report.html in the run.")
 @OUT
 def report(run: str, to: Path | None, out: Path) -> int:
-    """One run as a page: curves, selection, students, controls, images, costs and its command."""
+    """Make a page of one run: curves, selection, students, controls, images, costs and its command."""
     from ddbench.base.cache import atomic_write
     from ddbench.boards.site import report as work
     from ddbench.run.folder import find_run

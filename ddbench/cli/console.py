@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -107,17 +106,11 @@ def markdown(text: str) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    lines = safe(text).split("\n")
-    plain = "\n".join(line if line.startswith("    ") else _literal(line) for line in lines)
+    from ddbench.cli.about import literal
+
     target = _console() if _console().is_terminal else Console(highlight=False, width=120)
-    target.print(Markdown(plain), soft_wrap=False)
+    target.print(Markdown(literal(safe(text))), soft_wrap=False)
     target.print()
-
-
-def _literal(line: str) -> str:
-    """A line in which stars and the like are mathematics, outside of code."""
-    parts = re.split(r"(`+[^`]+`+)", line)
-    return "".join(part if i % 2 else re.sub(r"([*_<\[~])", r"\\\1", part) for i, part in enumerate(parts))
 
 
 def _width() -> int:

@@ -31,13 +31,15 @@ _FORMS = click.Choice(["pt", "npz", "folder", "datasets", "webdataset"])
 @click.option("--metrics", metavar="NAMES", help="Metrics to compute, such as accuracy,corruptions; or all.")
 @click.option("--pixels", default="auto", show_default=True, help="Pixel space of a foreign set: unit, zca, ...")
 @click.option("--labels", default="auto", show_default=True, help="Meaning of a foreign set's soft labels.")
-@click.option("--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which of a res_*.pt file.")
-@click.option("--controls", is_flag=True, help="Also images of coresets, hard and soft labels, without augmentation.")
-@click.option("--transfer", is_flag=True, help="Test on another dataset of the same classes.")
-@click.option("--fetch", is_flag=True, help="Ask the network for data that the file names.")
 @click.option(
-    "--together/--apart", default=None, help="Train students by one vectorised step (default: where that pays)."
+    "--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which experiment of a res_*.pt file."
 )
+@click.option(
+    "--controls", is_flag=True, help="Compare with coresets, hard and soft labels, and training without augmentation."
+)
+@click.option("--transfer", is_flag=True, help="Test on another dataset of the same classes.")
+@click.option("--fetch", is_flag=True, help="Allow the download of data that the file names.")
+@click.option("--together/--apart", default=None, help="Train students by one vectorised step (default: if that pays).")
 @DEVICE
 @OPTIONS
 @OUT
@@ -115,7 +117,9 @@ def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> N
 @click.command("import")
 @_PATHS
 @click.option("--dataset", required=True, help="Dataset plugin that the set was distilled from; images:PATH, hf:PATH.")
-@click.option("--network", default=NETWORK, show_default=True, help="Network that students are, or experts were.")
+@click.option(
+    "--network", default=NETWORK, show_default=True, help="Network of the students, or of the imported experts."
+)
 @click.option("--protocol", default="default", show_default=True, help="Rules that students will learn by.")
 @click.option(
     "--pixels",
@@ -124,14 +128,16 @@ def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> N
     metavar="SPACE",
     help="Pixel space: unit, dataset, zca, cifar10, cifar100, or means/stds: M1,M2,M3/S1,S2,S3.",
 )
-@click.option("--labels", default="auto", type=_LABELS, show_default=True, help="What soft labels mean.")
-@click.option("--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which one of a res_*.pt.")
+@click.option("--labels", default="auto", type=_LABELS, show_default=True, help="Meaning of soft labels.")
+@click.option(
+    "--experiment", default=0, show_default=True, type=click.IntRange(0), help="Which experiment of a res_*.pt file."
+)
 @click.option("--to", type=click.Path(path_type=Path), help="File to write; by default NAME.safetensors here.")
 @click.option("--experts", is_flag=True, help="Import MTT's replay_buffer_*.pt as expert trajectories.")
 @OPTIONS
 @QUIET
 def import_(paths: tuple[Path, ...], to: Path | None, experts: bool, options: tuple, quiet: bool, **given: Any) -> int:
-    """Make a file that describes itself of a set in another tool's format, or experts of replay buffers."""
+    """Turn a set in another tool's format into a file that describes itself, or replay buffers into experts."""
     from ddbench.files.importer import imported, imported_experts
     from ddbench.run.spec import Request
 

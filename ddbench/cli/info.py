@@ -142,7 +142,7 @@ def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> 
     """The docstring, options and recipes of every plugin with this name; of a dataset, what its data are."""
     found = _find(name.partition(":")[0])
     if flags and not any(plugin.kind == "dataset" for plugin in found):
-        raise UsageError(f"{name!r} is no dataset; only what a dataset holds depends on options")
+        raise UsageError(f"{name!r} is not a dataset; only what a dataset holds depends on options")
     data = {p.name: _described(name, flags, get=False) for p in found if p.kind == "dataset"}
     if as_json:
         console.data_json([about_plugin(p) | ({"data": data[p.name]} if p.kind == "dataset" else {}) for p in found])

@@ -17,7 +17,7 @@ OUT = click.option(
     "--out", default="runs", type=click.Path(path_type=Path), show_default=True, help="Folder that holds run folders."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-WIDE = click.option("--wide", is_flag=True, help="All columns in the table; other formats always have them.")
+WIDE = click.option("--wide", is_flag=True, help="Show all columns in the table; other formats always have them.")
 DEVICE = click.option("--device", default="auto", metavar="auto|cpu|cuda", show_default=True)
 DEVICES = click.option(
     "--devices",
@@ -26,7 +26,7 @@ DEVICES = click.option(
     type=click.IntRange(1),
     help="GPUs (on a CPU, processes) that divide each batch of a trajectory matcher; torchrun starts them, too.",
 )
-QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors alone on stderr.")
 
 
 def run_names(context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
@@ -89,7 +89,7 @@ def request_options_on(device: Callable[..., Any], command: Callable[..., Any]) 
             click.option(
                 "--vary",
                 type=click.Choice(["experts"]),
-                help="Let start networks and experts come of the run's seed, too, instead of one pool for all seeds.",
+                help="Draw start networks and experts from the run's seed, too; by default all seeds share one pool.",
             ),
             device,
             OPTIONS,

@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     "boards",
     multiple=True,
     metavar="NAME|FOLDER",
-    help="The entries of a leaderboard as well, such as digits; `ddbench board list` names them.",
+    help="Show the entries of a leaderboard, too, such as digits; `ddbench board list` names them.",
 )
 @click.option(
     "--where", multiple=True, metavar="CONDITIONS", help="Rows to keep: 'matcher=tesla,ipc>=10'; = != < <= > >= ~."
 )
-@click.option("--per-run", is_flag=True, help="Every evaluation as its own row, instead of means over seeds.")
+@click.option("--per-run", is_flag=True, help="Show every evaluation as a row of its own, not means over seeds.")
 @click.option("--group-by", metavar="COLUMNS", default="", help="Average over all but these columns.")
-@click.option("--baseline", metavar="CONDITIONS", help="What differences are to, such as 'random' (the default).")
-@click.option("--allow-mixed", is_flag=True, help="Show different protocols together; nothing is tested across them.")
+@click.option("--baseline", metavar="CONDITIONS", help="Baseline of the differences, such as 'random' (the default).")
+@click.option("--allow-mixed", is_flag=True, help="Show different protocols together, without tests across them.")
 @click.option(
     "--reported",
     is_flag=False,
     flag_value="same",
     type=click.Choice(["same", "all"]),
-    help="Published accuracies beside; 'all' lists those of other settings too.",
+    help="Show published accuracies beside; 'all' lists those of other settings, too.",
 )
-@click.option("--reported-only", is_flag=True, help="The published accuracies themselves.")
-@click.option("--sort", metavar="COLUMNS", help="Such as dataset,-accuracy; minus is falling.")
+@click.option("--reported-only", is_flag=True, help="Show the published accuracies alone.")
+@click.option("--sort", metavar="COLUMNS", help="Columns to sort by, such as dataset,-accuracy; minus means falling.")
 @click.option("--columns", metavar="COLUMNS", default="", help="Columns to show.")
 @click.option(
-    "--fail-if", multiple=True, metavar="CONDITIONS", help="Exit with 1 if a row shown is so: 'accuracy<0.5'."
+    "--fail-if", multiple=True, metavar="CONDITIONS", help="Exit with 1 if this holds for a row: 'accuracy<0.5'."
 )
 @click.option("--format", "form", default="table", type=FORM, show_default=True)
 @click.option("--layout", type=click.Choice(["paper"]), help="With --format latex: methods by images per class.")
 @JSON
 @WIDE
 def compare(runs: tuple[str, ...], boards: tuple[str, ...], out: Path, form: str, as_json: bool, **given: Any) -> int:
-    """Compare runs: those named, or all in --out. Runs that differ only in their seed are one line."""
+    """Compare runs: those that you name, or all in --out. Runs that differ only in their seed are one line."""
     from ddbench.run.folder import find_run, readable, rows, run_folders
 
     folders = [find_run(name, out) for name in runs] if runs or boards else run_folders(out)

@@ -26,7 +26,7 @@ REFUSED = {  # beside --resume
     "recipe": "--resume goes on with the numbers that the run began with, and --recipe asks for others",
     "config": "--resume goes on with a run, and --config describes one",
 }
-UNGRADED = "--no-random: random images were not graded, so nothing is said of whether this is above them"
+UNGRADED = "--no-random: random images were not graded, so it is not known whether this is above them"
 
 
 @click.command()
@@ -36,10 +36,14 @@ UNGRADED = "--no-random: random images were not graded, so nothing is said of wh
     "--config",
     type=click.Path(path_type=Path),
     metavar="RUN.toml",
-    help="What to run, from a file in the format of a suite's cell, such as a run folder's run.toml; flags come first.",
+    help="Read the run from a file in the format of a suite's cell, such as a run folder's run.toml; flags come first.",
 )
 @click.option(
-    "--repeats", default=1, show_default=True, type=click.IntRange(1), help="Runs, with seeds SEED, SEED+1, ..."
+    "--repeats",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of runs, with seeds SEED, SEED+1, ...",
 )
 @click.option("--students", default=5, show_default=True, type=click.IntRange(1), help="Students that grade each set.")
 @OUT
@@ -47,15 +51,22 @@ UNGRADED = "--no-random: random images were not graded, so nothing is said of wh
     "--random/--no-random",
     "with_random",
     default=True,
-    help="Random images at the same ipc, graded beside every run unless --no-random; a result not above them is said.",
+    help="Grade random images at the same ipc beside the run; a result that is not above them says so.",
 )
-@click.option("--ceiling/--no-ceiling", "with_ceiling", default=True, help="The whole training set above it (cached).")
-@click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run takes; do nothing.")
-@click.option("--fresh", is_flag=True, help="Make a run anew that is there; what was there is kept beside it.")
+@click.option(
+    "--ceiling/--no-ceiling",
+    "with_ceiling",
+    default=True,
+    help="Grade the whole training set beside the run, too (cached).",
+)
+@click.option("--dry-run", is_flag=True, help="Show every resolved value and what the run will take; start nothing.")
+@click.option("--fresh", is_flag=True, help="Make the run anew, and keep the old one beside it.")
 @click.option(
     "--resume", metavar="RUN", shell_complete=run_names, help="Go on with an existing run, by folder or name."
 )
-@click.option("--tracker", "trackers", multiple=True, metavar="NAME[=PLACE]", help="tensorboard, wandb or mlflow.")
+@click.option(
+    "--tracker", "trackers", multiple=True, metavar="NAME[=PLACE]", help="Report to tensorboard, wandb or mlflow, too."
+)
 @click.option("--checkpoint-seconds", default=20.0, type=click.FloatRange(0), help="Seconds between checkpoints.")
 @click.option("--format", "form", default="table", type=FORM)
 @JSON

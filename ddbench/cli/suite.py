@@ -51,10 +51,12 @@ def suite() -> None:
     default="skip",
     show_default=True,
     type=click.Choice(["skip", "rerun", "fail"]),
-    help="What to do about cells that are finished; rerun deletes their runs first.",
+    help="What to do about finished cells; rerun deletes their runs first.",
 )
-@click.option("--retry-failed", is_flag=True, help="Run cells again that failed, diverged or were killed.")
-@click.option("--dry-run", is_flag=True, help="Show every cell, what is done and what the rest takes; start nothing.")
+@click.option("--retry-failed", is_flag=True, help="Run failed, diverged and killed cells again.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show every cell, what is done and what the rest will take; start nothing."
+)
 @click.option("--cost-device", metavar="NAME", help="Whose rates tell what cells cost: h200, a100, rtx4090, cpu.")
 @click.option("--limit", type=click.IntRange(1), help="Run this many cells at most.")
 @click.option("-x", "--stop-first", is_flag=True, help="Stop at the first cell that fails.")
@@ -62,9 +64,9 @@ def suite() -> None:
 @JSON
 @QUIET
 def run(file: Path, jobs: int | str | None, out: Path, dry_run: bool, device: str, **given: Any) -> int:
-    """Carry out the cells of a suite, from a file or by the name of one that comes with ddbench.
+    """Run the cells of a suite, from a file or by the name of one that comes with ddbench.
 
-    The same command goes on with it.
+    The same command goes on after an interruption.
     """
     from ddbench.run import trackers
     from ddbench.run.price import told

@@ -144,7 +144,7 @@ def plain(path: str | Path) -> io.FileIO:
     if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         return stream
     stream.close()
-    raise Broken("is no plain file")
+    raise Broken("is not a plain file")
 
 
 def read(path: str | Path, most: int = LARGEST) -> bytes:

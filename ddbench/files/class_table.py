@@ -56,7 +56,7 @@ def read(folder: Path) -> Table | None:
     try:
         rows = parse_json(read_bytes(file))
     except ValueError as error:
-        raise DataError(f"{file} is no JSON ({error}); get it again, or remove it") from error
+        raise DataError(f"{file} is not JSON ({error}); get it again, or remove it") from error
     if not (isinstance(rows, list) and rows and all(isinstance(r, dict) and {"index", "name"} <= set(r) for r in rows)):
         return None
     held = [key for key in ("name", "folder") if key in rows[0]]

@@ -212,7 +212,7 @@ def _results(path: Path, content: dict[str, Any], known: Known, experiment: int)
     """``res_*.pt`` of DC, DSA and DM: ``data`` is a list with images and labels of each experiment."""
     data = content["data"]
     if not isinstance(data, list) or not data or not all(isinstance(d, (list, tuple)) and len(d) == 2 for d in data):
-        raise DataError(f"{path} has 'data' that is no list of images and labels; it is no file of DC, DSA or DM")
+        raise DataError(f"{path} has 'data' that is not a list of images and labels; it is not a file of DC, DSA or DM")
     if not 0 <= experiment < len(data):
         raise UsageError(f"{path} holds {len(data)} experiments; choose --experiment 0 to {len(data) - 1}")
     made, notes = known.set(path, data[experiment][0], data[experiment][1], None)

@@ -304,7 +304,7 @@ def _vector(where: str, parts: Any, network: Network) -> Tensor:
     fitting = layout(network)
     way = "build the network that they were trained with (such as -o network.width=128 -o network.depth=3)"
     if not isinstance(parts, (list, tuple)) or not all(isinstance(p, Tensor) for p in parts):
-        raise DataError(f"{where} is no list of parameters; this is no replay buffer of MTT")
+        raise DataError(f"{where} is not a list of parameters; this is not a replay buffer of MTT")
     for (name, shape), part in zip(fitting, parts, strict=False):
         if list(part.shape) != shape:
             raise DataError(f"{where} has {tuple(part.shape)} where the network's {name} has {tuple(shape)}; {way}")

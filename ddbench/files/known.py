@@ -70,7 +70,7 @@ class Known:
             raise DataError(f"the labels of {path} should be (n,) or (n, k) numbers, and are {shape}")
         if len(labels) != images:
             raise DataError(
-                f"{path} has {images} images, but {len(labels)} labels, so they are no pair; get both files of one "
+                f"{path} has {images} images, but {len(labels)} labels, so they are not a pair; get both files of one "
                 "checkpoint"
             )
         if not torch.isfinite(labels.double()).all():

@@ -51,7 +51,9 @@ def _about(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     """What the schema says: classes, shape, preprocessing and the names of its parts, lr."""
     said = parse_json(metadata[KEY]) if KEY in metadata else None
     if said is None:
-        raise DataError(f"{path} is no parquet file of `ddbench export`, or one of an earlier version; export it again")
+        raise DataError(
+            f"{path} is not a parquet file of `ddbench export`, or one of an earlier version; export it again"
+        )
     numbers = (int, float)
     match said:
         case {"classes": [*names], "shape": [int(), int(), int()] as shape, "preprocessing": {"kind": kind} as step}:

@@ -147,7 +147,9 @@ def stated(name: str, real: RealData, whitened: Callable[[], Preprocessing] | No
         mean, std = CONSTANTS[name]
     else:
         hint = did_you_mean(name, SPACES)
-        raise UsageError(f"--pixels {name!r} is no space{hint} (valid: {', '.join(SPACES)}, or means/stds like .5/.25)")
+        raise UsageError(
+            f"--pixels {name!r} is not a space{hint} (valid: {', '.join(SPACES)}, or means/stds like .5/.25)"
+        )
     if len(mean) != channels:
         raise UsageError(f"--pixels {name} has {len(mean)} channels, but images of the dataset have {channels}")
     return Preprocessing(torch.tensor(mean), torch.tensor(std))

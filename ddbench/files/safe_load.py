@@ -48,7 +48,7 @@ class _DType:
 
     def __init__(self, code: str, _align: object = False, _copy: object = True) -> None:
         if code not in _NUMBERS:
-            raise DataError(f"holds NumPy data of type {str(code)[:40]!r}, which is no plain number; {WAY_OUT}")
+            raise DataError(f"holds NumPy data of type {str(code)[:40]!r}, which is not a plain number; {WAY_OUT}")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: Any) -> None:
@@ -133,7 +133,7 @@ def listing(folders: list[Path]) -> tuple[list[list[Path]], list[str]]:
     entries = [natural(folder.iterdir()) for folder in folders]
     rest = [f"{p.parent.name}/{p.name}" for found in entries for p in found if not is_picture(p.name)]
     more = f" and {len(rest) - 5} more" if len(rest) > 5 else ""
-    said = [f"Left out {len(rest)} entries that are no pictures: {', '.join(rest[:5])}{more}."] if rest else []
+    said = [f"Left out {len(rest)} entries that are not pictures: {', '.join(rest[:5])}{more}."] if rest else []
     return [[p for p in found if is_picture(p.name)] for found in entries], said
 
 
@@ -191,7 +191,7 @@ def _recognise(path: Path) -> None:
         raise DataError("is empty; get it again from its source")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise DataError("is no data: the download returned a web page; get it by the page's own download button")
+        raise DataError("is not data: the download returned a web page; get it by the page's own download button")
     if text.startswith(b"version https://git-lfs"):
         raise DataError("is a Git LFS pointer, not the file itself; get it with `git lfs pull`")
     if head[257:262] == b"ustar":

@@ -69,23 +69,25 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse() or member.size > LARGEST:
-                    raise DataError(f"{path} holds {member.name[:80]!r}, which is no plain file of a sample; {WAY_OUT}")
+                    raise DataError(
+                        f"{path} holds {member.name[:80]!r}, which is not a plain file of a sample; {WAY_OUT}"
+                    )
                 part = archive.extractfile(member)
                 data = part.read() if part else b""
                 if len(data) != member.size:
                     raise DataError(f"{path} is cut short in {member.name[:80]!r}; get it again")
                 yield member.name, data
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise DataError(f"{path} is no plain tar archive, or is damaged ({error}); get it again") from error
+        raise DataError(f"{path} is not a plain tar archive, or is damaged ({error}); get it again") from error
 
 
 def _label(where: str, data: bytes) -> int | list[float]:
     try:
         value = parse_json(data)
     except ValueError as error:
-        raise DataError(f"{where} is no number and no list of numbers ({error}); {WAY_OUT}") from error
+        raise DataError(f"{where} is neither a number nor a list of numbers ({error}); {WAY_OUT}") from error
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31:
         return value
     if isinstance(value, list) and value and all(type(v) in (int, float) for v in value):
         return [float(v) for v in value]
-    raise DataError(f"{where} is no number and no list of numbers; {WAY_OUT}")
+    raise DataError(f"{where} is neither a number nor a list of numbers; {WAY_OUT}")

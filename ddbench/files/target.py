@@ -100,7 +100,7 @@ def opened(target: str, out: Path, options: EvalOptions) -> Opened:
     try:
         path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, or that no file can have
-        raise UsageError(f"{target[:60]!r}... is no name of a file or a run ({error})") from error
+        raise UsageError(f"{target[:60]!r}... is not a name of a file or a run ({error})") from error
     foreign = path.exists() and not (path / "spec.json").exists() and not is_safetensors(path)
     usual = {"pixels": "auto", "labels": "auto", "experiment": 0}
     told = [name for name, value in usual.items() if getattr(options, name) != value]
@@ -119,8 +119,8 @@ def opened(target: str, out: Path, options: EvalOptions) -> Opened:
         return Opened(Distilled.load(path), path, folder)
     if options.dataset is None:
         raise UsageError(
-            f"{path} is no run and no file of ddbench, so it does not say what it was distilled from; name the dataset "
-            "with --dataset (and -o dataset.root=... where its data are)"
+            f"{path} is neither a run nor a file of ddbench, so it does not say what it was distilled from; name the "
+            "dataset with --dataset (and -o dataset.root=... where its data are)"
         )
     request = Request(
         dataset=options.dataset,

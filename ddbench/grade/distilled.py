@@ -1,7 +1,8 @@
 """``distilled.safetensors``: a set that describes itself, so that evaluating it needs no flags.
 
-Layout, format 1: for each set j ``set{j}.images`` and ``set{j}.labels``; the preprocessing's tensors as
-``preprocessing.*``; and one JSON document under the metadata key ``ddbench`` with everything else.
+Layout (docs/file-format.md): for each set j ``set{j}.images``, ``set{j}.labels`` and, where there is a teacher,
+``set{j}.teacher``; the preprocessing's tensors as ``preprocessing.*``; and one JSON document under the metadata key
+``ddbench`` with everything else.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
             raise ValueError(f"it lists more than {VALUES:,} values")
         held = parse_json(text)
         if not isinstance(held, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except ValueError as error:
         raise DataError(f"{path} is incomplete or damaged ({str(error)[:200]}); get another copy") from error
     if isinstance(newer := held.get("format"), int) and FORMAT < newer < 10**6:

@@ -78,7 +78,7 @@ def parse(text: str, rows: Sequence[Cells]) -> list[Condition]:
         match = _CONDITION.fullmatch(part)
         if match is None:
             raise UsageError(
-                f"{part!r} is no condition; write COLUMN=VALUE with one of = != < <= > >= ~, such as ipc>=10"
+                f"{part!r} is not a condition; write COLUMN=VALUE with one of = != < <= > >= ~, such as ipc>=10"
             )
         column, sign, wanted = match.groups()
         if sign in _ORDER and not _numeric(wanted):

@@ -191,9 +191,7 @@ def sentence(row: Row, found: Sequence[RandomRecord]) -> str:
     if row.matcher == BASELINE:
         return ""
     if not found:
-        return (
-            f"{row.run}: no random images of its budget were graded to the end, so nothing is known of how it compares"
-        )
+        return f"{row.run}: no random images of its budget were graded to the end, so it is not known how it compares"
     mean = f"{100 * (row.accuracy_mean or 0):.1f} %"
     low = [r for r in found if r.above is False]
     if low:

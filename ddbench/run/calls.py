@@ -93,7 +93,7 @@ def step_flaw(made: Any) -> str | None:
             return f"reports a metric called {name!r:.80}; a name is a word, and neither 'stage' nor 'step'"
         number = value.numel() == 1 and not value.is_complex() if isinstance(value, Tensor) else _is_number(value)
         if not number:
-            return f"reports a {name} of {value!r:.80}, which is no number"
+            return f"reports a {name} of {value!r:.80}, which is not a number"
     return None
 
 

@@ -116,7 +116,7 @@ class _Here:
         try:
             path = str((self.folder / Path(value).expanduser()).absolute())
         except RuntimeError as error:  # of a user that is not here
-            raise UsageError(f"{where}: {option}={value!r} is no place here ({error})") from error
+            raise UsageError(f"{where}: {option}={value!r} is not a place here ({error})") from error
         return path if os.path.exists(path) or option == PLACE else value  # noqa: PTH110 - no error for odd names
 
 

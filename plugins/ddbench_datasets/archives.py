@@ -194,7 +194,7 @@ class Tar(_Archive):
                     continue
                 fault = oversize(member.size)
                 if not member.isreg() or member.issparse():
-                    fault = LINK if member.issym() or member.islnk() else "is no plain file"
+                    fault = LINK if member.issym() or member.islnk() else "is not a plain file"
                     self.ignored.append(member.name)
                 self._add(member.name, _Member(member.offset_data, member.size, fault))
         self._listed = True

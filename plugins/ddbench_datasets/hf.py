@@ -201,7 +201,7 @@ def _column(part: Any, option: str, given: str | None) -> str:
         return fitting[0]
     if given not in types:
         hint = did_you_mean(given, types)
-        raise UsageError(f"dataset.{option} names {given!r}, which is no column{hint}; the columns are {shown}")
+        raise UsageError(f"dataset.{option} names {given!r}, which is not a column{hint}; the columns are {shown}")
     if types[given] != wanted and (option == "image" or getattr(part.features[given], "dtype", None) not in PLAIN):
         raise UsageError(f"dataset.{option} names {given!r}, which holds no {option}s; the columns are {shown}")
     return given

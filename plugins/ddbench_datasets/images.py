@@ -53,7 +53,7 @@ class Images(Choices):
     ] = None
 
     without: Annotated[
-        tuple[str, ...], "files that are no images of the set, by patterns of their names, such as *_mask.png"
+        tuple[str, ...], "files that are not images of the set, by patterns of their names, such as *_mask.png"
     ] = ()
 
     def load(self) -> Dataset:

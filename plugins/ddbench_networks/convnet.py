@@ -37,7 +37,7 @@ class ConvNet:
             below = self.width - self.width % GROUPS
             near = f"{below} or {below + GROUPS}" if below else f"{GROUPS}"
             raise UsageError(
-                f"group norm divides channels into {GROUPS} groups, and {self.width} is no multiple of "
+                f"group norm divides channels into {GROUPS} groups, and {self.width} is not a multiple of "
                 f"{GROUPS}; use a width of {near}"
             )
 

@@ -112,7 +112,7 @@ def test_images_with_hard_labels_are_told_apart_by_them_in_any_order():
 
 def test_images_whose_class_cannot_be_told_are_refused():
     odd = replace(soft_set("probability"), images=torch.zeros(7, 1, 2, 2), labels=torch.full((7, 4), 0.25))
-    with pytest.raises(DataError, match="7 images with soft labels are no equal number for each of 4 classes"):
+    with pytest.raises(DataError, match="7 images with soft labels are not an equal number for each of 4 classes"):
         remembered(Curriculum((odd,), ((0,),)), [0], 4)
 
 

@@ -194,7 +194,7 @@ def test_toml_may_be_as_deep_as_it_says_and_no_deeper():
 
 @pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_does_not_know_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} is no number of JSON"):
+    with pytest.raises(ValueError, match=f"{name} is not a number of JSON"):
         parse_json(f'{{"loss": [{name}]}}')
 
 

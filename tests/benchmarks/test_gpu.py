@@ -424,7 +424,7 @@ def test_a_record_is_read_as_it_was_written(records, tmp_path):
     assert again == record
     assert [f["value"] for f in again.figures] == [2.0]
     (tmp_path / "b.json").write_text('{"device": "x"}')
-    with pytest.raises(ValueError, match=r"b\.json is no record"):
+    with pytest.raises(ValueError, match=r"b\.json is not a record"):
         records.read_all(tmp_path)
 
 

@@ -355,7 +355,7 @@ def test_an_entry_that_was_edited_against_the_rules_is_found(runs, tmp_path):
     entry = posted(made_, runs[0], "edited", [0.5, 0.6])
     for odd, match in (
         (1.01, r"edited.json is damaged \(runs.0.evaluations.0.students.0.accuracy: should be a number from 0 to 1\)"),
-        (float("nan"), r"edited.json is not readable JSON \(NaN is no number of JSON\); submit the runs again"),
+        (float("nan"), r"edited.json is not readable JSON \(NaN is not a number of JSON\); submit the runs again"),
         ("0.99", r"edited.json is damaged \(runs.0.evaluations.0.students.0.accuracy: .*should be a number\)"),
     ):
         entry["runs"][0]["evaluations"][0]["students"] = [{"accuracy": odd}, {"accuracy": 0.9}]
@@ -490,8 +490,8 @@ def test_a_line_that_is_no_call_of_ddbench_is_no_command(line):
 @pytest.mark.parametrize(
     ("name", "value", "match"),
     [
-        ("image_bytes", -5, "for image_bytes, which is no cost"),
-        ("peak_bytes", float("inf"), "Infinity is no number of JSON"),
+        ("image_bytes", -5, "for image_bytes, which is not a cost"),
+        ("peak_bytes", float("inf"), "Infinity is not a number of JSON"),
         ("peak_bytes", 1e101, "peak_bytes: should be a number of at most"),
         ("distil_seconds", "x", r"edited.json is damaged \(runs.0.result.distil_seconds: .*should be a number\)"),
     ],

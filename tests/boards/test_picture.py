@@ -154,7 +154,7 @@ def test_a_bad_picture_is_refused_though_the_entry_records_it(runs, tmp_path, ki
     seen = pictured(made_, runs[0])
     (made_.folder / "entries" / file_name(digest(data))).write_bytes(data)
     posted(made_, runs[0], "one", [0.5, 0.6], picture=seen | {"sha256": digest(data)})
-    with pytest.raises(DataError, match=rf"{file_name(digest(data))} is no picture of an entry \(.*{reason}"):
+    with pytest.raises(DataError, match=rf"{file_name(digest(data))} is not a picture of an entry \(.*{reason}"):
         made_.entries()
 
 
@@ -165,7 +165,7 @@ def test_a_bad_picture_is_refused_though_the_entry_records_it(runs, tmp_path, ki
         ({"stages": [{"top": 0.5, "bottom": 0.2, "shown": 1, "of": 1}]}, "misdescribes its picture"),
         ({"stages": [{"top": 0.0, "bottom": 1.5, "shown": 1, "of": 1}]}, "misdescribes its picture"),
         ({"stages": [{"top": 0.5, "bottom": 0.5001, "shown": 1, "of": 1}]}, "misdescribes its picture"),
-        ({"stages": [{"top": float("nan"), "bottom": 1.0, "shown": 1, "of": 1}]}, "NaN is no number of JSON"),
+        ({"stages": [{"top": float("nan"), "bottom": 1.0, "shown": 1, "of": 1}]}, "NaN is not a number of JSON"),
         ({"stages": [{"top": 0.0, "bottom": 1.0, "shown": 0, "of": 1}]}, "stages.0.shown: "),
         ({"sha256": "../../../etc/pass"}, r"one.json is damaged \(picture.sha256: "),
         ({"sha256": ""}, "is not the picture that one.json records"),
@@ -274,7 +274,7 @@ def test_an_entry_of_the_first_version_is_read_and_shown(staged, tmp_path):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (saved(FINE), r"one.png is no picture of an entry \(cannot identify"),
+        (saved(FINE), r"one.png is not a picture of an entry \(cannot identify"),
         (saved(FINE, "PNG", save_all=True, append_images=[FINE.rotate(180)]), r"one.png .* \(it moves\)"),
         (saved(Image.new("RGB", (WIDEST + 1, 1)), "PNG"), r"one.png .* \(961x1 pixels"),
     ],

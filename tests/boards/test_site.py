@@ -113,7 +113,7 @@ def test_each_ranking_is_drawn_with_its_intervals_and_seeds():
     gone = place("gone", None)
     drawn = figures.ranked_view([*rows, gone])["svg"]
     assert [name for name in ("dm", "random", "gone") if f"{name}</text>" in drawn] == ["dm", "random"]
-    assert figures.ranked_view([rows[0], gone]) is None, "one method is no ranking"
+    assert figures.ranked_view([rows[0], gone]) is None, "one method is not a ranking"
 
 
 def test_seconds_are_judged_within_an_ipc_and_what_takes_no_time_as_one_second():

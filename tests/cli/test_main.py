@@ -1101,7 +1101,7 @@ def test_prepare_loads_a_dataset_and_shows_what_it_is(tmp_path):
         (["prepare", "mnits"], 2, "did you mean 'mnist'?"),
         (["prepare", "toy", "-o", "matcher.steps=3"], 2, "only options of the dataset"),
         (["prepare", "toy", "-o", "dataset.limt=3"], 2, "did you mean 'limit'?"),
-        (["info", "tesla", "-o", "dataset.limit=3"], 2, "is no dataset"),
+        (["info", "tesla", "-o", "dataset.limit=3"], 2, "is not a dataset"),
         (["prepare", "images", "-o", "dataset.root=/nowhere/at/all"], 3, "/nowhere/at/all"),
     ],
 )

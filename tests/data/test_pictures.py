@@ -256,15 +256,15 @@ def test_only_plain_files_of_a_bounded_size_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "large").write_bytes(bytes(2_000_000))
     for path, why in (
-        ("pipe.png", "is no plain file"),
+        ("pipe.png", "is not a plain file"),
         ("large", "has 2 MB, but may have 1"),
         ("no", "cannot be read"),
     ):
         with pytest.raises(Broken, match=why):
             read(tmp_path / path, 1_000_000)
-    with pytest.raises(Broken, match="is no plain file"):
+    with pytest.raises(Broken, match="is not a plain file"):
         read("/dev/zero")
-    with pytest.raises(Broken, match=r"cannot be read|is no plain file"):
+    with pytest.raises(Broken, match=r"cannot be read|is not a plain file"):
         read(tmp_path)
 
 

@@ -122,7 +122,7 @@ def test_images_of_which_all_are_broken_are_refused(root):
 def test_a_file_that_may_not_be_read_or_is_a_pipe_is_named(tmp_path):
     where = Path(folder(tmp_path / "set", tree()))
     os.mkfifo(where / "train/cat/pipe.png")
-    assert refusal(root=str(where)).startswith("train/cat/pipe.png is no plain file")
+    assert refusal(root=str(where)).startswith("train/cat/pipe.png is not a plain file")
     with pytest.raises(Broken, match="No such file"):
         fetch(Place("/nowhere.png"))
 
@@ -365,7 +365,7 @@ def test_nothing_in_an_archive_is_followed_or_written_outside(tmp_path):
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
 def test_an_image_in_a_tar_that_is_a_link_or_a_device_is_named(tmp_path, kind):
     where = tarred(tmp_path / "set.tar", tree(), links(kind, "train/cat/9.png", "train/cat/0.png"))
-    reason = "is a link, which is not followed" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "is no plain file"
+    reason = "is a link, which is not followed" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "is not a plain file"
     assert refusal(root=where).startswith(f"train/cat/9.png {reason}")
     assert Images(root=where, skip_broken=True).load().facts["skipped"].startswith("1 of 19 images")
 
@@ -601,6 +601,6 @@ def test_missing_says_what_load_would_refuse(tmp_path):
 
 def test_reading_an_image_file_does_not_wait_for_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(Broken, match="is no plain file"):
+    with pytest.raises(Broken, match="is not a plain file"):
         fetch(Place(str(tmp_path / "pipe")))
     assert fetch(Place(data=b"here", size=4)) == b"here"

@@ -118,7 +118,7 @@ MAPS = {
     "are none": lambda module, x: (),
     "are not finite": lambda module, x: (module.inner(x), module.inner(x) / 0),
     "mix up the images": lambda module, x: (module.inner(x).T,),
-    "are no tensors": lambda module, x: ("map",),
+    "are not tensors": lambda module, x: ("map",),
 }
 
 
@@ -534,7 +534,7 @@ def test_smallest_images_that_resnets_take_reach_the_logits(side):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("convnet", {"norm": "group", "width": 6}, "4 groups, and 6 is no multiple of 4; use a width of 4 or 8"),
+        ("convnet", {"norm": "group", "width": 6}, "4 groups, and 6 is not a multiple of 4; use a width of 4 or 8"),
         ("convnet", {"norm": "group", "width": 2}, "use a width of 4$"),
         ("convnet", {"activation": "tanh"}, r"network\.activation: Input should be 'relu', 'leakyrelu', 'sigmoid' or"),
         ("vit", {"dim": 16, "heads": 3}, "3 heads cannot divide 16 numbers per token evenly; use a dim of 18"),

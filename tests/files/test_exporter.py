@@ -342,7 +342,7 @@ def test_damaged_shards_and_links_in_them_are_refused(tmp_path):
         member = tarfile.TarInfo("0.png")
         member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(member)
-    with pytest.raises(DataError, match=r"'0\.png', which is no plain file"):
+    with pytest.raises(DataError, match=r"'0\.png', which is not a plain file"):
         read(out)
 
 
@@ -529,7 +529,7 @@ def test_a_table_of_classes_is_believed_only_where_it_fits_the_folders(tmp_path)
     out, _ = exported(tmp_path, "folder", distilled(some(0)))
     table, rows = out / "classes.json", json.loads((out / "classes.json").read_text())
     for spoilt, why in (
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         (json.dumps(rows[1:]), "an index from 0 to 1"),
         (json.dumps([rows[0], rows[1] | {"name": "cat"}, rows[2]]), "a name and folder of its own"),
         (json.dumps(rows[:2]), "does not name"),

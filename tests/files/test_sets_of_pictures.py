@@ -74,7 +74,7 @@ def test_what_systems_leave_beside_pictures_is_left_out_and_named(plain):
     (plain / "b" / "Thumbs.db").write_bytes(b"\xd0\xcf")
     found = read(plain)
     assert torch.equal(found.sets[0].images, before)
-    assert "Left out 2 entries that are no pictures: a/._0.png, b/Thumbs.db." in found.notes
+    assert "Left out 2 entries that are not pictures: a/._0.png, b/Thumbs.db." in found.notes
 
 
 def test_transparent_parts_are_shown_on_white_and_told(tmp_path):
@@ -119,7 +119,7 @@ def test_folders_of_tools_beside_the_classes_of_a_set_are_no_classes(plain):
 
 def test_a_pipe_among_the_pictures_is_refused_without_waiting(plain):
     os.mkfifo(plain / "b" / "9.png")
-    assert "b/9.png is no plain file" in refused(lambda: read(plain))
+    assert "b/9.png is not a plain file" in refused(lambda: read(plain))
 
 
 # -- from end to end -------------------------------------------------------------------------------------------

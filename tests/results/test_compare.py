@@ -632,9 +632,9 @@ def test_conditions_choose_rows(text, expected):
     [
         ("matchr=x", "no column 'matchr'; did you mean 'matcher'"),
         ("ipc>=ten", "needs a number after >=, got 'ten'"),
-        ("tesla", "'tesla' is no condition"),
+        ("tesla", "'tesla' is not a condition"),
         ("ipc<nan", "needs a number"),
-        ("=3", "is no condition"),
+        ("=3", "is not a condition"),
     ],
 )
 def test_conditions_that_cannot_hold_are_refused(text, message):

@@ -102,16 +102,16 @@ SETS: dict[str, tuple[Hook, str]] = {
     "one class only": (of_set(lambda x, y: SyntheticSet(x, y[:1].repeat(3, 1))), "order its hard labels by class"),
     "another order": (of_set(lambda x, y: SyntheticSet(x, y.flip(0))), "order its hard labels by class"),
     "soft labels called hard": (of_set(lambda x, y: SyntheticSet(x, y * 0.9 + 0.1 / 3)), "another label_type than"),
-    "labels that are no probabilities": (of_set(lambda x, y: SyntheticSet(x, 2 * y, label_type="soft")), "sum to 1"),
+    "labels that are not probabilities": (of_set(lambda x, y: SyntheticSet(x, 2 * y, label_type="soft")), "sum to 1"),
     "a negative probability": (of_set(lambda x, y: SyntheticSet(x, 3 * y - 2 / 3, label_type="soft")), "sum to 1"),
     "a tensor for an lr": (of_set(lambda x, y: SyntheticSet(x, y, lr=torch.tensor(0.1))), "a number or None as lr"),
     "a negative lr": (of_set(lambda x, y: SyntheticSet(x, y, lr=-0.01)), "a positive number or None as lr"),
-    "an lr that is no number": (
+    "an lr that is not a number": (
         of_set(lambda x, y: SyntheticSet(x, y, lr=float("nan"))),
         "a positive number or None as lr",
     ),
     "text for an lr": (of_set(lambda x, y: SyntheticSet(x, y, lr="0.1")), "a number or None as lr"),  # type: ignore[arg-type]
-    "a label type that is no word": (
+    "a label type that is not a word": (
         of_set(lambda x, y: SyntheticSet(x, y, label_type="../x")),
         "a word as label_type",
     ),
@@ -148,11 +148,11 @@ def test_sets_of_every_kind_of_labels_that_are_what_they_say_pass():
         (({}, {1: 2.0}), "a metric called 1"),
         (({}, {"": 2.0}), "a metric called ''"),
         (({}, {"a\nb": 2.0}), "a metric called"),
-        (({}, {"loss": "1"}), "which is no number"),
-        (({}, {"loss": None}), "which is no number"),
-        (({}, {"loss": 10**400}), "which is no number"),
-        (({}, {"loss": torch.ones(2)}), "which is no number"),
-        (({}, {"loss": torch.ones(1, dtype=torch.complex64)}), "which is no number"),
+        (({}, {"loss": "1"}), "which is not a number"),
+        (({}, {"loss": None}), "which is not a number"),
+        (({}, {"loss": 10**400}), "which is not a number"),
+        (({}, {"loss": torch.ones(2)}), "which is not a number"),
+        (({}, {"loss": torch.ones(1, dtype=torch.complex64)}), "which is not a number"),
     ],
 )
 def test_what_is_wrong_with_a_step_is_said(made, said):

@@ -260,7 +260,7 @@ BAD_SUITES = {
     "a key of an entry": ({"matcher": {"name": "dm", "option": 1}}, {}, ["matcher of", "did you mean 'options'"]),
     "no matcher": ({"ipc": 1}, {}, ["matrix 1", "names no matcher"]),
     "an empty list": ({"matcher": []}, {}, ["matcher of matrix 1", "empty"]),
-    "an entry that is no name": ({"matcher": 3}, {}, ["matcher of matrix 1", "3"]),
+    "an entry that is not a name": ({"matcher": 3}, {}, ["matcher of matrix 1", "3"]),
     "an ipc of nothing": ({"matcher": "dm", "ipc": [1, 0]}, {}, ["ipc of matrix 1", "got 0"]),
     "a seed that is text": ({"matcher": "dm", "seeds": "1"}, {}, ["seeds of matrix 1", "'1'"]),
     "no students": ({"matcher": "dm"}, {"students": 0}, ["students", "got 0"]),

@@ -597,7 +597,7 @@ BROKEN_DATASETS = {
         r"preprocessing of the test part of dataset 'noise' gives numbers that are not finite",
     ),
     "names a class twice": (altered(classes=lambda d: ("a", "b", "a")), r"must be a tuple of names that differ"),
-    "is no Dataset": (lambda self: {"train": None}, r"must return a ddbench\.Dataset; Dataset\.split makes one"),
+    "is not a Dataset": (lambda self: {"train": None}, r"must return a ddbench\.Dataset; Dataset\.split makes one"),
 }
 
 

@@ -148,6 +148,15 @@ class RandomRecord(Held):
     above: bool | None = None
 
 
+class WholeRecord(Held):
+    """Students of the whole training set, which a run was shown below."""
+
+    images: Whole
+    accuracy_mean: Fraction
+    accuracy_std: Number | None = None
+    n: Count
+
+
 class ResultRecord(Held):
     """``result.json``: how a run ended, what it made and what that cost."""
 
@@ -173,6 +182,7 @@ class ResultRecord(Held):
     sha256: dict[Name, Digest] = Field(default={})  # of the files of its folder
     sources: dict[Text, Digest] | None = None  # sha256 of the source of each plugin that it used
     random: list[RandomRecord] = Field(default=[])  # each kind that it was graded beside
+    whole: WholeRecord | None = None  # the ceiling, where it was asked for
 
 
 class StudentRecord(Held):

@@ -147,8 +147,10 @@ def curves(
         for _, level in levels:
             axes.axhline(level, color=NEUTRAL, linestyle="--", linewidth=1.1)
         _finish(axes, x, y, [*series, *(Series(n, [axes.get_xlim()[1]], [v], tone=BASE) for n, v in levels)])
-        for border in borders:
+        for stage, border in enumerate(borders, start=1):
             axes.axvline(border, color=NEUTRAL, linestyle=":", linewidth=1.1, alpha=0.8)
+            if len(borders) <= len(COLOURS):
+                axes.annotate(f"stage {stage}", (border, 1), xycoords=("data", "axes fraction"), fontsize=7)
 
     return _figure(draw, title, about, (SIZE[0] + 0.3, 2.4))
 

@@ -74,7 +74,7 @@ def entering(board: Board) -> str:
         words += ["--seed", str(seeds[0]), "--repeats", str(len(seeds)), "--students", str(board.students)]
         groups = {"dataset": given, "network": board.network.options, "protocol": board.protocol.options}
         flags = "".join(flags_text(group, options) for group, options in groups.items())
-        enter = ["ddbench", "submit", "RUN...", board.name, "--author", "Your name", "--link", "https://example.org"]
+        enter = ["ddbench", "submit", "RUN...", board.name, "--author", "Your name", "--link", "LINK"]
         lines = [shlex.join(words) + flags, shlex.join(enter), "ddbench leaderboard build"]
         return "" if any(_UNSEEN.search(line) for line in lines) else "\n".join(lines)
     return ""

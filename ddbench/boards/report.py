@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ddbench.base.cache import file_digest
 from ddbench.boards import charts
 from ddbench.boards.charts import Ranked
 from ddbench.boards.command import command_of
 from ddbench.boards.entry import EntryRun, pack, shown
-from ddbench.boards.picture import picture_of
+from ddbench.boards.picture import encoded, picture_of
 from ddbench.boards.render import environment, render
-from ddbench.boards.site_data import Fact, Levels, PageData, Seen, experts_view, parts, table_view
+from ddbench.boards.site_data import Fact, Levels, PageData, Seen, experts_view, inline, parts, table_view
+from ddbench.boards.tiles import clear
+from ddbench.errors import DataError
 from ddbench.grade.distilled import Distilled
+from ddbench.grade.preview import FEW_CLASSES, FEW_ROWS, glimpse_sides
 from ddbench.results.aggregate import per_run
-from ddbench.run import below
+from ddbench.run import below, looks
 from ddbench.run.record import ControlsRecord, ResultRecord
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 EVALUATIONS = {
     "network": "network",
@@ -42,10 +50,11 @@ def report(folder: Path) -> str:
     run = pack(folder)
     result = ResultRecord.from_file(folder / "result.json")
     own = below.own(run.rows())
+    made = Distilled.load(folder / "distilled.safetensors") if result.status == "ok" else None
     view = parts(folder.name, [run], _levels(result)) | {
         "command": command_of([run.spec], max((len(e.students) for e in run.evaluations), default=5)),
-        "images": _seen(folder).views() if result.status == "ok" and (folder / "preview.png").exists() else [],
-        "course": [],
+        "images": Seen(*picture_of(folder), _sides(made)).views() if made and (folder / "preview.png").exists() else [],
+        "course": _course(folder, result, made) if made else [],
         "accuracy": f"{100 * own.accuracy_mean:.1f} %" if own and own.accuracy_mean is not None else "",
         "standing": f"test accuracy, {own.n} student{'s' if own.n > 1 else ''}" if own else "",
         "beside": _beside(run, result),
@@ -61,9 +70,42 @@ def report(folder: Path) -> str:
     return render(environment(), "report.html", title=title, run=view, controls=_controls(folder))
 
 
-def _seen(folder: Path) -> Seen:
-    shape = Distilled.load(folder / "distilled.safetensors").curriculum.sets[0].images.shape
-    return Seen(*picture_of(folder), tuple(shape[2:]))
+def _sides(made: Distilled) -> tuple[int, int]:
+    return made.curriculum.sets[0].images.shape[2], made.curriculum.sets[0].images.shape[3]
+
+
+def _course(folder: Path, result: ResultRecord, made: Distilled) -> list[PageData]:
+    """What the images of each stage looked like on their way. Raises DataError for a picture that is damaged."""
+    columns, sides = min(len(made.classes), FEW_CLASSES), glimpse_sides(_sides(made))
+    found = []
+    for i, (stage, part) in enumerate(zip(result.stages, made.curriculum.sets, strict=False)):
+        rows = min(len(part) // len(made.classes), FEW_ROWS)
+        taken = sorted((int(step), sha256) for step, sha256 in stage.pictures.items() if step.isdecimal())
+        paths = [(step, looks.file(folder / f"stage-{i}", step), sha256) for step, sha256 in taken]
+        seen = [(step, _opened(path, sha256)) for step, path, sha256 in paths if path.exists()]
+        shown_ = [(step, clear(image, columns, rows, sides)) for step, image in seen]
+        pictures = [
+            {
+                "uri": inline(encoded(image)),
+                "width": image.width,
+                "height": image.height,
+                "when": f"{step:,} iterations" if step else "start",
+                "caption": f"images after {step:,} iterations",
+            }
+            for step, image in shown_
+        ]
+        where = f"Stage {i + 1} of {len(result.stages)}: its" if len(result.stages) > 1 else "Its"
+        found.append({"caption": f"{where} images on their way, the first of each class", "pictures": pictures})
+    return [strip for strip in found if strip["pictures"]]
+
+
+def _opened(path: Path, sha256: str) -> Image:
+    from PIL import Image
+
+    if file_digest(path) != sha256:
+        raise DataError(f"{path} is damaged: it is not the picture that was taken; delete it, and it is left out")
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _levels(result: ResultRecord) -> Levels:
@@ -121,8 +163,8 @@ def _facts_beside(result: ResultRecord) -> list[Fact]:
         for record in result.random
     ]
     if (whole := result.whole) is not None:
-        told = f"{100 * whole.accuracy_mean:.1f} %, mean of {whole.n} students of {whole.images:,} images"
-        found.append((f"{WHOLE}, above it", told, None))
+        students = f"mean of {whole.n} student{'s' if whole.n > 1 else ''}"
+        found.append((WHOLE, f"{100 * whole.accuracy_mean:.1f} %, {students}", None))
     return found
 
 

@@ -131,6 +131,7 @@ class StageRecord(Held):
     selected: CheckRecord | None = None
     experts: ExpertsRecord | None = None
     warnings: list[Text] = Field(default=[])
+    pictures: dict[Text, Digest] = Field(default={})  # sha256 of what its images looked like, by iteration
 
 
 class RandomRecord(Held):
@@ -151,7 +152,6 @@ class RandomRecord(Held):
 class WholeRecord(Held):
     """Students of the whole training set, which a run was shown below."""
 
-    images: Whole
     accuracy_mean: Fraction
     accuracy_std: Number | None = None
     n: Count

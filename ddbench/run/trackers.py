@@ -263,7 +263,8 @@ class _Album:
             self._due.setdefault(stage, points(event.total))
         due, place = self._due.get(stage, frozenset()), self._folder / stage.replace(" ", "-")
         taken = {step for step in due if file(place, step).exists()}
-        self._due[stage] = due - taken
+        if taken:
+            self._due[stage] = due - taken
         return [(file(place, step), step) for step in sorted(taken)]
 
 

@@ -24,7 +24,7 @@ from ddbench.errors import DataError
 from ddbench.results import published
 from ddbench.results.aggregate import Line, aggregate
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING, legend, one_thing_apart, test
-from ddbench.results.tables import LEGEND, MARK, REPORTED, Table, clean, render
+from ddbench.results.tables import LEGEND, REPORTED, Table, clean, render
 from ddbench.run.row import Cells
 
 BEGIN, END = "<!-- boards: generated -->", "<!-- boards: end -->"
@@ -38,7 +38,7 @@ SHOWN = {
 }  # fmt: skip
 CHANCE = (
     "A first place is the highest mean. *: it differs significantly from every other entry of its table; without it, "
-    f"it may be chance. {MARK}: it is not above random images of its budget."
+    "it may be chance."
 )
 CAUTION = "They follow their papers' own protocols, and are neither ranked nor tested with the entries above."
 

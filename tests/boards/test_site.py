@@ -464,7 +464,7 @@ def test_hostile_entries_stay_text(run, tmp_path, browser, kind):
         part["evaluations"][0]["students"][1][text] = 0.5
     write_json(toys.folder / "entries" / "one.json", entry)
     pages.write(pages.site([standings(toys)]), tmp_path / "site")
-    for name in ("index.html", "toys.html"):
+    for name in ("index.html", "toys.html", "toys/one.html"):
         visit = Visit(browser, tmp_path / "site" / name, width=360)
         visit.unfold()
         assert visit.look("window.hacked") is None

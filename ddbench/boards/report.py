@@ -95,7 +95,7 @@ def _course(folder: Path, result: ResultRecord, made: Distilled) -> list[PageDat
             for step, image in shown_
         ]
         where = f"Stage {i + 1} of {len(result.stages)}: its" if len(result.stages) > 1 else "Its"
-        found.append({"caption": f"{where} images on their way, the first of each class", "pictures": pictures})
+        found.append({"caption": f"{where} images on their way, {rows} of each class", "pictures": pictures})
     return [strip for strip in found if strip["pictures"]]
 
 

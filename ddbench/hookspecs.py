@@ -104,7 +104,7 @@ class Matcher(Protocol[State]):
     :class:`Noting`, :class:`Watching`, :class:`Pricing`, :class:`Differentiating`; and the class attribute or option
 
     - ``version``: of what it computes, a short text that keys hold ("1" without one); so for every kind of plugin;
-    - ``paper``: authors, venue and year in a few words, for lists;
+    - ``paper``: authors, venue and year in a few words, for lists; ``paper_url``: its address, for pages;
     - ``published``: the names, :class:`Published`, that its numbers stand under in the table of published accuracies;
     - ``decodes = True``: it matches ``problem.decoder(images)``, so that it can be run with a decoder;
     - ``divides = True``: its gradients are those of :mod:`ddbench.trajectory.unroll`, whose student steps are divided
@@ -203,7 +203,7 @@ class Scheduler(Protocol):
 
     ``next`` returns the problem after the sets in ``done``, or None when there are ``stages`` of them;
     ``phases(n)`` tells which of n sets a student sees, phase by phase. ``published`` is optional: the name that it has,
-    with its options, in the table of published accuracies; so is ``paper``.
+    with its options, in the table of published accuracies; so are ``paper`` and ``paper_url``.
     """
 
     @property

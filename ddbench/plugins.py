@@ -284,10 +284,10 @@ def soft_labels(matcher: Matcher[object]) -> bool:
     return getattr(matcher, "labels", "hard") != "hard"
 
 
-def paper(plugin: Plugin) -> str:
-    """Where a method was published, in a few words; empty where it does not say."""
-    said = getattr(plugin.cls, "paper", "")
-    return said if isinstance(said, str) else ""
+def paper(plugin: Plugin) -> tuple[str, str]:
+    """Where a method was published, in a few words, and its address on the web; empty where it does not say."""
+    words, address = (getattr(plugin.cls, name, "") for name in ("paper", "paper_url"))
+    return words if isinstance(words, str) else "", address if isinstance(address, str) else ""
 
 
 def published_names(plugin: Plugin) -> tuple[Published, ...]:

@@ -149,7 +149,7 @@ def test_libraries_stay_where_they_belong():
         "click": {name_of(path) for path in CORE if room_of(path) == "cli"},
         "rich": {"ddbench/cli/console.py"},
         "pandas": {name_of(path) for path in CORE if room_of(path) in ("results", "api")},
-        "jinja2": {"ddbench/boards/site.py"},
+        "jinja2": {"ddbench/boards/render.py"},
         "matplotlib": {"ddbench/boards/charts.py"},
     }
     for path in SOURCES:

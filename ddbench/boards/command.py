@@ -9,8 +9,9 @@ import ast
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddbench.base.options import label, make
 from ddbench.errors import DataError, UsageError
@@ -19,6 +20,9 @@ from ddbench.results.tables import UNSAFE
 from ddbench.run.again import option_text, request_of
 from ddbench.run.record import PLACES, SpecRecord
 from ddbench.run.spec import PLUGGED, Request, from_record, known_options
+
+if TYPE_CHECKING:
+    from ddbench.boards.board import Board
 
 LONGEST = 20_000  # letters of a line: the names of a thousand classes
 NONE = "no command can be told: a plugin is not here, or a value cannot be written on a line"
@@ -56,6 +60,24 @@ def command_of(specs: Sequence[SpecRecord], students: int, networks: Sequence[st
     ]
     found = [shlex.join(line) for line in (*runs, *(_again(network, students) for network in networks)) if line]
     return "\n".join(found) if all(is_command(line) for line in found) else ""
+
+
+def entering(board: Board) -> str:
+    """The commands that enter a method of one's own in a board; YOURS and DATA stand for its plugin and the data."""
+    seeds, data = board.seeds_at(board.ipc[0]), board.dataset
+    given = {name: value for name, value in data.options.items() if name not in PLACES}
+    with suppress(UsageError, DataError):  # of a plugin that is not here nobody knows whether it asks for a place
+        place = main_option(registry().get("dataset", data.name))
+        where = f":{data.options.get(place, 'DATA')}" if place in PLACES else ""
+        words = ["ddbench", "run", "--dataset", data.name + where, "--matcher", "YOURS", "--ipc", str(board.ipc[0])]
+        words += ["--network", board.network.name, "--protocol", board.protocol.name]
+        words += ["--seed", str(seeds[0]), "--repeats", str(len(seeds)), "--students", str(board.students)]
+        groups = {"dataset": given, "network": board.network.options, "protocol": board.protocol.options}
+        flags = "".join(flags_text(group, options) for group, options in groups.items())
+        enter = ["ddbench", "submit", "RUN...", board.name, "--author", "Your name", "--link", "LINK"]
+        lines = [shlex.join(words) + flags, shlex.join(enter), "ddbench leaderboard build"]
+        return "" if any(_UNSEEN.search(line) for line in lines) else "\n".join(lines)
+    return ""
 
 
 def is_command(line: str) -> bool:

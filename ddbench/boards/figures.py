@@ -10,6 +10,7 @@ from ddbench.boards.charts import Ranked, Series
 from ddbench.boards.entry import shown
 from ddbench.boards.ranking import Place
 from ddbench.boards.site_data import PageData, table_view
+from ddbench.run.defaults import BASELINE, ONE_STAGE
 from ddbench.run.row import Cells
 
 COSTS = {  # what a cost is called, the least that is told apart, and the title of its axis
@@ -29,13 +30,38 @@ def ranked_view(places: Sequence[Place]) -> PageData | None:
             100 * mean,
             place.line.bounds and (100 * place.line.bounds[0], 100 * place.line.bounds[1]),
             [100 * score for score in place.line.scores.values()],
+            is_base(place),
         )
         for place, mean in done
     ]
     title = f"Accuracies of {done[0][0].line.row.ipc} per class"
     about = "Means and intervals are in the table above; each seed is in the table of runs of its entry."
-    caption = "Point: mean over seeds. Bar: 95 % confidence interval, cut where it leaves the chart. Strokes: seeds"
-    return {"svg": charts.ranked(drawn, title, about, "accuracy %"), "caption": caption}
+    caption = "Point: mean over seeds. Bar: 95 % confidence interval, cut where it leaves the chart. Strokes: seeds. "
+    caption += "Dotted: random images" if any(row.base for row in drawn) else ""
+    return {"svg": charts.ranked(drawn, title, about, "accuracy %"), "caption": caption.strip()}
+
+
+def is_base(place: Place) -> bool:
+    """Whether an entry is what others are compared with: random images with hard labels, in one set."""
+    row = place.line.row
+    return (row.matcher, row.scheduler, row.label_type) == (BASELINE, ONE_STAGE, "hard")
+
+
+def tones(places: Sequence[Place]) -> dict[str, int | None]:
+    """How charts show each method: those that are first at an ipc and others of high rank by a colour, the rest grey.
+
+    With random images, which have a tone of their own, they are as many as there are colours.
+    """
+    best: dict[str, tuple[int, float]] = {}
+    for place in places:
+        if place.mean is not None and place.rank is not None:
+            standing = (place.rank, -place.mean)
+            best[place.title] = min(best.get(place.title, standing), standing)
+    base = {place.title for place in places if is_base(place)}
+    order = [title for title in sorted(best, key=lambda title: (best[title], title)) if title not in base]
+    named = order[: len(charts.COLOURS) - bool(base)]
+    tone = {title: named.index(title) if title in named else None for title in order}
+    return tone | dict.fromkeys(base & best.keys(), charts.BASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,21 +92,49 @@ class Spent:
         return self.place.cells | self.costs | {f"{n}_front": "yes" if n in self.fronts else "" for n in COSTS}
 
 
-def figures(places: Sequence[Place]) -> tuple[list[PageData], PageData]:
-    """Accuracy against images per class, bytes and seconds, and the table of all that is drawn."""
+def budgets(places: Sequence[Place]) -> PageData | None:
+    """Accuracy against images per class, of six methods at most by name; nothing where no entry finished."""
+    by_title, tone = _by_title(places), tones(places)
+    if not by_title:
+        return None
+    series = [
+        Series(
+            title,
+            [s.ipc for s in group],
+            [s.percent for s in group],
+            [None if (std := s.place.line.row.accuracy_std) is None else 100 * std for s in group],
+            tone=tone[title],
+        )
+        for title, group in by_title.items()
+    ]
+    about = "Mean test accuracy and deviation over seeds of each method; the table of costs has all values."
+    title = "Accuracy against images per class"
+    drawn = charts.lines(series, title, about, "images per class", "accuracy %", log=True)
+    grey = sum(value is None for value in tone.values())
+    rest = f". Grey: {grey} other method{'s' if grey > 1 else ''}, in the tables" if grey else ""
+    return {"svg": drawn, "caption": f"{title}: means over seeds ± one sample deviation{rest}"}
+
+
+def _by_title(places: Sequence[Place]) -> dict[str, list[Spent]]:
     done = [Spent.of(place) for place in places if place.mean is not None]
     done.sort(key=lambda spent: (spent.ipc, spent.place.entry.name))
-    by_title: dict[str, list[Spent]] = {}
+    found: dict[str, list[Spent]] = {}
     for spent in done:
-        by_title.setdefault(spent.place.title, []).append(spent)
-    found = [{"svg": _budgets(by_title), "caption": "Mean over seeds; bars are ± one sample deviation over seeds"}]
+        found.setdefault(spent.place.title, []).append(spent)
+    return found
+
+
+def figures(places: Sequence[Place]) -> tuple[list[PageData], PageData]:
+    """Accuracy against bytes and seconds, and the table of all that is drawn."""
+    by_title, found = _by_title(places), []
+    done = sorted((s for group in by_title.values() for s in group), key=lambda s: (s.ipc, s.place.entry.name))
     parts = [("", "kilobytes", done)]
     machines = {spent.place.hardware for spent in done}
     for ipc, machine in dict.fromkeys((spent.ipc, spent.place.hardware) for spent in done):
         where = f", {ipc} per class" + (f", on {machine or 'an unnamed machine'}" if len(machines) > 1 else "")
         parts.append((where, "seconds", [s for s in done if (s.ipc, s.place.hardware) == (ipc, machine)]))
     for where, name, part in parts:
-        found += _against(part, where, name, by_title)
+        found += _against(part, where, name)
     shown_ = {
         "title": "method",
         "ipc": "ipc",
@@ -88,6 +142,8 @@ def figures(places: Sequence[Place]) -> tuple[list[PageData], PageData]:
         "n": "seeds",
         "total_bytes": "total kB",
         "seconds": "distil and experts s",
+        "selection_seconds": "selection s",
+        "peak_bytes": "peak MB",
         "hardware": "hardware",
         "kilobytes_front": "Pareto: bytes",
         "seconds_front": "Pareto: seconds, within ipc and hardware",
@@ -95,40 +151,22 @@ def figures(places: Sequence[Place]) -> tuple[list[PageData], PageData]:
     return found, table_view("Accuracies and costs, as drawn above", shown_, [spent.cells for spent in done])
 
 
-def _budgets(by_title: dict[str, list[Spent]]) -> str:
-    series = [
-        Series(
-            title,
-            [s.ipc for s in group],
-            [s.percent for s in group],
-            [None if (std := s.place.line.row.accuracy_std) is None else 100 * std for s in group],
-        )
-        for title, group in by_title.items()
-    ]
-    about = "Mean test accuracy and deviation over seeds of each method; the table of costs has all values."
-    return charts.lines(series, "Accuracy against images per class", about, "images per class", "accuracy %", log=True)
-
-
-def _against(part: Sequence[Spent], where: str, name: str, by_title: dict[str, list[Spent]]) -> list[PageData]:
+def _against(part: Sequence[Spent], where: str, name: str) -> list[PageData]:
     """Accuracy against a cost; what costs less than the clock is worth, a second, is drawn and judged as a second."""
     words, least, axis = COSTS[name]
-    points = {id(spent): (max(cost, least), spent.percent) for spent in part if (cost := spent.costs[name]) is not None}
-    if not points:
+    drawn = [(spent, max(cost, least)) for spent in part if (cost := spent.costs[name]) is not None]
+    if not drawn:
         return []
-    front = charts.pareto(list(points.values()))
-    drawn = [spent for spent in part if id(spent) in points]
-    tops: dict[int, Spent] = {}
-    for spent in drawn:
-        if points[id(spent)] in front:
-            spent.fronts.add(name)
-        best = tops.setdefault(spent.ipc, spent)
-        tops[spent.ipc] = max(best, spent, key=lambda s: (s.percent, s.place.entry.name))
-    said = {id(spent): f"ipc {ipc}" for ipc, spent in tops.items()} if not where else {}
-    series = []
-    for title, group in by_title.items():
-        own = [spent for spent in group if spent in drawn]
-        x, y = ([points[id(spent)][i] for spent in own] for i in (0, 1))
-        series.append(Series(title, x, y, labels=[said.get(id(spent), "") for spent in own]))
+    front = charts.pareto([(cost, spent.percent) for spent, cost in drawn])
+    top = [(spent, cost) for spent, cost in drawn if (cost, spent.percent) in front]
+    for spent, _ in top:
+        spent.fronts.add(name)
+    named = sorted(top, key=lambda pair: -pair[0].percent)[: len(charts.COLOURS)]
+    rest = [pair for pair in drawn if pair not in named]
+    series = [Series("", [cost for _, cost in rest], [spent.percent for spent, _ in rest], tone=None)]
+    for tone, (spent, cost) in enumerate(named):
+        said = spent.place.title + ("" if where else f", ipc {spent.ipc}")
+        series.append(Series(said, [cost], [spent.percent], tone=tone))
     about = "The table of costs has all values."
     svg = charts.scatter(series, front, f"Accuracy against {words}{where}", about, axis)
     return [{"svg": svg, "caption": f"Accuracy against {words}{where}. Dotted: what nothing beats in both"}]

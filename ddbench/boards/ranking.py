@@ -38,6 +38,10 @@ SHOWN = {
     "selection_seconds": "selection s", "peak_bytes": "peak MB", "hardware": "hardware", "status": "status",
     "verified": "verified", "author": "by", "date": "date", "entry": "entry", "note": "note",
 }  # fmt: skip
+CHANCE = (
+    "A first place is the highest mean. *: it differs significantly from every other entry of its table; without it, "
+    "it may be chance."
+)
 CAUTION = "They follow their papers' own protocols, and are neither ranked nor tested with the entries above."
 
 
@@ -71,7 +75,6 @@ class Place:
         }
         own = {
             "entry": self.entry.name,
-            "href": f"#{self.entry.name}",
             "title": self.title,
             "rank": self.rank,
             "hardware": self.hardware,
@@ -202,10 +205,12 @@ def board_text(found: Standings) -> str:
     board = found.board
     parts = [MADE, f"# {_typeset(board.title)}", *([_typeset(board.about)] if board.about else [])]
     parts.append("\n".join(f"- {name}: {_typeset(value)}" for name, value in rules(board)))
+    parts += [_typeset(CHANCE)] if found.places else []
     if board.race:
         parts += race.tables(found)
     for ipc in board.ipc if not board.race else ():
         parts.append(f"## {ipc} image{'s' if ipc > 1 else ''} per class")
+        parts += _pictures(found, [ipc], "")
         rows = [place.cells for place in found.places.get(ipc, [])]
         parts.append(render(Table(rows, SHOWN), "md").strip() if rows else "No entries yet.")
     parts += [_typeset(note) for note in found.notes]
@@ -228,6 +233,16 @@ def board_text(found: Standings) -> str:
         made = code or f"    {NONE}"
         parts += [f"{_typeset(entry.name)}{f' ({about})' if about else ''}:", made]
     return "\n\n".join(parts) + "\n"
+
+
+def _pictures(found: Standings, ipcs: Sequence[int], under: str) -> list[str]:
+    """The images of who is first at some ipcs, as Markdown; ``under`` leads to the folder of the board."""
+    leads = [place for ipc in ipcs for place in found.places.get(ipc, []) if place.rank == 1 and place.entry.picture]
+    return [
+        f"![{_typeset(f'Images of {place.title}, {place.line.row.ipc} per class')}]"
+        f"({under}entries/{place.entry.picture_file.name})"
+        for place in leads
+    ]
 
 
 def rules(board: Board) -> list[tuple[str, str]]:
@@ -263,6 +278,7 @@ def overview(every: Sequence[Standings]) -> str:
     for found in every:
         board = found.board
         parts.append(f"### [{_typeset(board.title)}]({board.name}/README.md)")
+        parts += [] if board.race else _pictures(found, board.ipc[:1], f"{board.name}/")
         rows = race.leaders(found) if board.race else [first_place(found, ipc) for ipc in board.ipc]
         shown = (
             race.OVERVIEW
@@ -270,8 +286,8 @@ def overview(every: Sequence[Standings]) -> str:
             else {"ipc": "ipc", "entries": "entries", "first": "first place", "accuracy_mean": "accuracy %"}
         )
         parts.append(render(Table(rows, shown), "md").strip())
-    if any(place.line.best for found in every for place in found.flat()):
-        parts.append(r"\*: differs significantly from every other entry of its table.")
+    if any(found.places for found in every):
+        parts.append(_typeset(CHANCE))
     if any(place.line.above_random is False for found in every for place in found.flat() if place.rank == 1):
         parts.append(LEGEND)
     return "\n\n".join(parts or ["No boards yet."])

@@ -1,34 +1,28 @@
-"""Pages that need no server and no network: leaderboards as a site, a run as a report. Everything foreign stays text.
+"""Leaderboards as a site that needs no server and no network: an overview, a page per board and per entry, and images.
 
-``jinja2`` escapes, a content security policy with hashes forbids what the page does not bring, and images are inline.
+Images are files beside the pages, named by what they hold, which browsers load when they come into view.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
-from collections.abc import Sequence
-from importlib.resources import files
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ddbench.base.cache import atomic_write
-from ddbench.boards import race
-from ddbench.boards.command import command_of
-from ddbench.boards.entry import EntryRun, pack, shown
-from ddbench.boards.figures import figures, ranked_view, transfers
+from ddbench.base.cache import atomic_write, digest
+from ddbench.boards import links, race
+from ddbench.boards.command import NONE, entering
+from ddbench.boards.entry import shown
+from ddbench.boards.figures import budgets, figures, ranked_view, transfers
 from ddbench.boards.matched import ABOUT_MATCHED, MATCHED
-from ddbench.boards.picture import opened, picture_of
-from ddbench.boards.ranking import CAUTION, SHOWN, Place, Standings, first_place, rules
-from ddbench.boards.site_data import PageData, experts_view, parts, table_view
-from ddbench.boards.verify import told
-from ddbench.errors import UsageError
-from ddbench.results.aggregate import per_run
+from ddbench.boards.picture import opened
+from ddbench.boards.ranking import CAUTION, CHANCE, Place, Standings, first_place, rules
+from ddbench.boards.render import environment, render
+from ddbench.boards.site_data import Fact, PageData, Seen, parts, table_view
+from ddbench.boards.verify import told as graded_anew
 from ddbench.results.differences import ABOUT_ONE_THING, ONE_THING
-from ddbench.results.tables import REPORTED, cell
-from ddbench.run import below
-from ddbench.run.record import ControlsRecord, ResultRecord
+from ddbench.results.tables import REPORTED, cell, marks
+from ddbench.run.row import Cells
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -44,223 +38,176 @@ INDEX = {
     "first": "first place",
     "accuracy_mean": "accuracy %",
 }
-EVALUATIONS = {
-    "network": "network",
-    "protocol": "protocol",
-    "evaluation_seed": "seed",
-    "accuracy_mean": "accuracy %",
-    "n": "students",
-    "selection": "selected on",
-    "steps": "steps",
-    "total_bytes": "total kB",
-}
-CONTROLS = {
-    "images": "images",
-    "labels": "labels",
-    "augmentation": "augmentation",
-    "accuracy_mean": "accuracy %",
-    "n": "students",
-    "student_lr": "student lr",
-}
+RANKING = {  # the rest is on the page of an entry, and in the tables below the rankings
+    "rank": "#", "title": "method", "accuracy_mean": "accuracy %", "ci_low": "95 % CI", "difference": "difference",
+    "baseline": "to", "p_holm": "p (Holm)", "n": "seeds", "total_bytes": "total kB", "distil_seconds": "distil s",
+    "expert_seconds": "experts s", "hardware": "hardware", "status": "status", "author": "by",
+}  # fmt: skip
+ONCE = ("n", "total_bytes", "hardware", "status", "author")
+Keep = Callable[[bytes], str]  # an image to its address, from the root of the site
 
 
-def site(every: Sequence[Standings]) -> dict[str, str]:
-    """The pages of the boards, file name to text."""
-    page = _environment()
-    made = {f"{found.board.name}.html": _board(page, found) for found in every}
-    rows = [
-        first
-        | {
-            "title": shown(found.board.title),
-            "href": f"{found.board.name}.html",
-            "dataset": found.board.dataset.name,
-            "network": found.board.network_label,
-        }
-        for found in every
-        for first in (race.leaders(found) if found.board.race else [first_place(found, n) for n in found.board.ipc])
-    ]
+def site(every: Sequence[Standings]) -> dict[str, str | bytes]:
+    """The pages of the boards and the images beside them, file name to text or bytes."""
+    page = environment()
+    made: dict[str, str | bytes] = {}
+    cards, rows = [], list[Cells]()
+    for found in every:
+        card, files = _pages(page, found)
+        made |= files
+        cards.append(card)
+        about = {"title": card["title"], "href": card["href"], "dataset": found.board.dataset.name}
+        about["network"] = found.board.network_label
+        firsts = race.leaders(found) if found.board.race else [first_place(found, n) for n in found.board.ipc]
+        rows += [first | about for first in firsts]
     boards = table_view("Boards, and who leads them", INDEX, rows) if rows else None
-    return {"index.html": _render(page, "index.html", title="Dataset distillation leaderboards", boards=boards)} | made
+    index = {"title": "Dataset distillation leaderboards", "boards": boards, "cards": cards, "chance": CHANCE}
+    return {"index.html": render(page, "index.html", "", **index)} | made
 
 
-def write(pages: dict[str, str], out: Path) -> list[Path]:
-    """Write pages into a folder."""
-    for name, text in pages.items():
-        atomic_write(out / name, text.encode())
-    return [out / name for name in pages]
+def write(pages: dict[str, str | bytes], out: Path) -> list[Path]:
+    """Write pages, and the images beside them, into a folder."""
+    for name, held in pages.items():
+        atomic_write(out / name, held if isinstance(held, bytes) else held.encode())
+    return [out / name for name in pages if name.endswith(".html")]
 
 
-def report(folder: Path) -> str:
-    """One finished run as a page."""
-    run = pack(folder)
-    command = command_of([run.spec], max((len(e.students) for e in run.evaluations), default=5))
-    seen = run.result.status == "ok" and (folder / "preview.png").exists()
-    view = parts(folder.name, [run], command, picture_of(folder) if seen else None)
-    result = ResultRecord.from_file(folder / "result.json")
-    view["facts"] = [*_facts_of_run(run), *_facts_on_random(result), *_warnings(result)]
-    if (seen_experts := experts_view(folder.name, result.stages)) is not None:
-        view["charts"].append(seen_experts[0])
-        view["folded"].append(seen_experts[1])
-    if run.evaluations:
-        graded = table_view("Test accuracy, mean ± deviation over students", EVALUATIONS, per_run(run.rows()))
-        view["tables"].insert(0, graded)
-    return _render(
-        _environment(), "report.html", title=f"Run {shown(folder.name)}", run=view, controls=_controls(folder)
-    )
+def _pages(page: Environment, found: Standings) -> tuple[PageData, dict[str, str | bytes]]:
+    """The card of a board for the overview, and the files of its page and of those of its entries."""
+    board, files = found.board, dict[str, str | bytes]()
+
+    def keep(data: bytes) -> str:
+        name = f"{board.name}/{digest(data)[:16]}.webp"
+        files[name] = data
+        return name
+
+    entries = [_entry(found, place, keep) for place in found.flat()]
+    for entry in entries:
+        about = {"board": _card(found), "entry": entry, "none": f"No command: {NONE}.", "title": entry["heading"]}
+        files[entry["href"]] = render(page, "entry.html", "../", **about)
+    card = _card(found) | {"leaders": _leaders(found, entries), "chart": budgets(found.flat())}
+    return card, {f"{board.name}.html": _board(page, found, entries, card)} | files
 
 
-def _facts_of_run(run: EntryRun) -> list[tuple[str, str, None]]:
-    spec, result, data = run.spec, run.result, run.result.dataset
-    found = {
-        "method": run.method,
-        "dataset": data and f"{data.name}, digest {(data.digest or '')[:12]}",
-        "network": result.network or spec.network.name,
-        "protocol": f"{spec.protocol.name}, digest {spec.rules[:12]}",
-        "selected on": result.selection,
-        "images per class": spec.ipc,
-        "seed": spec.seed,
-        "optimiser steps of a student": result.steps,
-        "status": f"{result.status} {result.error or ''}".strip(),
-        "finished": result.finished,
-        "versions": ", ".join(sorted(set(spec.versions.values()))),
+def _card(found: Standings) -> PageData:
+    board, count = found.board, len(found.flat())
+    many = f"{count} entr{'y' if count == 1 else 'ies'}"
+    each = f"{', '.join(map(str, board.ipc))} image{'s' if board.ipc != (1,) else ''} per class"
+    goals = " or ".join(f"at least {100 * target:g} %" for target in board.race.targets) if board.race else ""
+    return {
+        "id": f"board-{board.name}",
+        "href": f"{board.name}.html",
+        "title": shown(board.title),
+        "about": f"{board.dataset.name}, {board.network_label}; {each}; {many}",
+        "goal": f"{goals} accuracy in the fewest seconds" if goals else "",
     }
-    return [(shown(name), shown(value, 300), None) for name, value in found.items() if value not in (None, "")]
 
 
-def _warnings(result: ResultRecord) -> list[tuple[str, str, None]]:
-    """What the run saw of itself while it was at work."""
-    return [("warning", shown(text, 1000), None) for text in result.warnings]
-
-
-def _facts_on_random(result: ResultRecord) -> list[tuple[str, str, None]]:
-    """How the run compared with the random images that were graded beside it; entries do not hold this."""
-    words = {True: "above", False: "not above", None: "not known"}
+def _leaders(found: Standings, entries: Sequence[PageData]) -> list[PageData]:
+    """Who is first at each ipc, with the first of its images."""
+    held = {entry["id"]: entry for entry in entries}
+    leads = [(ipc, place) for ipc in sorted(found.places) for place in found.places[ipc] if place.rank == 1]
     return [
-        (
-            f"beside random images, {shown(below.kind(record), 60)}",
-            f"{words[record.above]} ({shown(below.told(record), 200)})",
-            None,
-        )
-        for record in result.random
+        held[place.entry.name] | {"place": f"{ipc} per class", "image": (held[place.entry.name]["images"] or [None])[0]}
+        for ipc, place in leads
     ]
 
 
-def _controls(folder: Path) -> list[PageData]:
-    """The control matrix and its scores, where they were made."""
-    path = folder / "controls.json"
-    if not path.exists():
-        return []
-    held = ControlsRecord.from_file(path)
-    scores = [{"score": n, "value": v, "formula": held.formulas.get(n)} for n, v in held.scores.items()]
-    source = f"Scores, after {shown(held.source, 200)}"
-    return [
-        table_view(
-            "Images, labels and augmentation apart", CONTROLS, [control.json_value() for control in held.matrix]
-        ),
-        table_view(source, {"score": "score", "value": "value", "formula": "formula"}, scores),
-    ]
-
-
-def _board(page: Environment, found: Standings) -> str:
+def _board(page: Environment, found: Standings, entries: Sequence[PageData], card: PageData) -> str:
     board, places = found.board, found.flat()
+    hrefs = {entry["id"]: {"href": entry["href"]} for entry in entries}
     rankings = [
-        table_view(f"{title}: ranked by seconds", race.SHOWN, rows) | {"heading": title, "figure": None}
+        table_view(f"{title}: ranked by seconds", race.SHOWN, [row | hrefs.get(row["entry"], {}) for row in rows])
+        | {"heading": title, "figure": None}
         for title, rows in race.ranked(found)
         if rows
     ]
     rankings += [
-        table_view(f"{ipc} per class: ranked by the mean over seeds", SHOWN, [p.cells for p in found.places[ipc]])
-        | {"heading": f"{ipc} image{'s' if ipc > 1 else ''} per class", "figure": ranked_view(found.places[ipc])}
+        _ranking(found.places[ipc], ipc, [p.cells | hrefs[p.entry.name] for p in found.places[ipc]])
         for ipc in board.ipc
         if ipc in found.places
     ]
     drawn, costs = figures(places)
-    return _render(
+    more = (
+        [("What counts", board.race.counts), ("What does not count", board.race.does_not_count)] if board.race else []
+    )
+    return render(
         page,
         "board.html",
+        "",
         title=shown(board.title),
         about=shown(board.about, 2000),
+        chance=CHANCE,
+        leads=card["leaders"],
+        chart=card["chart"],
         rules=rules(board),
+        more_rules=[(title, [shown(text, 2000) for text in listed]) for title, listed in more],
+        entering=entering(board),
         rankings=rankings,
         notes=[*found.notes, *(["All tables count as one in the correction of p."] if places else [])],
-        charts=drawn if places else [],
+        charts=drawn,
         costs=costs,
         transfer=transfers(places, found.transfer, board.network_label),
-        pairs=table_view("Pairs of entries", ONE_THING, found.pairs) if found.pairs else None,
+        pairs=table_view("Pairs of entries", ONE_THING, found.pairs, once=("test",)) if found.pairs else None,
         about_pairs=ABOUT_ONE_THING,
-        matched=table_view("What was matched", MATCHED, found.matched) if found.matched else None,
+        matched=table_view("The losses of every stage", MATCHED, found.matched) if found.matched else None,
         about_matched=ABOUT_MATCHED,
         reported=table_view("Published accuracies", REPORTED, found.reported) if found.reported else None,
         caution=CAUTION,
-        entries=[_entry(board, place) for place in places],
+        entries=entries,
     )
 
 
-def _entry(board: Board, place: Place) -> PageData:
-    entry, row, cells = place.entry, place.line.row, place.cells
-    seen = (opened(entry.picture_file), entry.picture) if entry.picture else None
-    accuracy = cell("accuracy_mean", cells)
-    view = parts(f"{place.title}, ipc {row.ipc}", entry.runs, board.command(entry), seen)
-    facts = {
-        "test accuracy": f"{accuracy or 'none'} %",
-        "by": shown(entry.author),
-        "link": shown(entry.link),
-        "date": shown(entry.date[:10]),
-        "status": row.status,
-        "versions": shown(row.versions),
-        "graded anew": told(entry, place.verdict) if place.verdict else "",
+def _ranking(places: Sequence[Place], ipc: int, rows: Sequence[Cells]) -> PageData:
+    title = f"{ipc} per class: ranked by the mean over seeds"
+    heading = f"{ipc} image{'s' if ipc > 1 else ''} per class"
+    return table_view(title, RANKING, rows, once=ONCE) | {"heading": heading, "figure": ranked_view(places)}
+
+
+def _entry(found: Standings, place: Place, keep: Keep) -> PageData:
+    """All that its page says of an entry, and what cards and leaders say of it."""
+    board, entry, row = found.board, place.entry, place.line.row
+    accuracy = cell("accuracy_mean", place.cells).removesuffix(marks(place.cells))
+    seen = Seen(opened(entry.picture_file), entry.picture, _sides(board)) if entry.picture else None
+    images = seen.views(keep) if seen else []
+    heading = f"{place.title}, {row.ipc} per class"
+    return parts(heading, entry.runs) | {
+        "id": entry.name,
+        "href": f"{board.name}/{entry.name}.html",
+        "title": place.title,
+        "heading": heading,
+        "ipc": row.ipc,
+        "accuracy": f"{accuracy} %{marks(place.cells)}" if accuracy else row.status,
+        "badge": place.verdict.state if place.verdict else "",
+        "standing": _standing(found, place),
+        "images": images,
+        "image": images[0] if images else None,
+        "command": board.command(entry),
+        "install": links.install(entry.runs),
+        "facts": _facts(place),
+        "note": shown(entry.note, 2000),
     }
-    linked = [(name, text, _safe(text) if name == "link" else None) for name, text in facts.items() if text]
-    heading = f"{place.title}, ipc {row.ipc}: {accuracy or row.status}"
-    badge = place.verdict.state if place.verdict else ""
-    about = {"id": entry.name, "heading": heading, "badge": badge, "facts": linked, "note": shown(entry.note, 2000)}
-    return view | about
 
 
-def _safe(link: str) -> str | None:
-    """The link, if it is one to a web page; anything else is shown and leads nowhere."""
-    return link if re.fullmatch(r"https?://[^\s\"'<>`\\…]+", link) else None
+def _sides(board: Board) -> tuple[int, int] | None:
+    return (board.dataset.shape[1], board.dataset.shape[2]) if board.dataset.shape else None
 
 
-def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, FunctionLoader, StrictUndefined
-    except ImportError as error:
-        raise UsageError(f"pages need jinja2 ({error}); pip install jinja2") from error
-    return Environment(
-        loader=FunctionLoader(_asset),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+def _standing(found: Standings, place: Place) -> str:
+    """Test accuracy of so many seeds, and which rank that is."""
+    if place.rank is None:
+        return "no seed finished"
+    seeds, among = place.line.row.n, len(found.places[place.line.row.ipc or 0])
+    interval = f", 95 % interval {cell('ci_low', place.cells)}" if place.line.bounds else ""
+    ranked = "" if found.board.race else f"; rank {place.rank} of {among}"
+    return f"test accuracy, mean of {seeds} seed{'s' if seeds > 1 else ''}{interval}{ranked}"
 
 
-def _render(page: Environment, name: str, **given: Any) -> str:
-    from markupsafe import Markup
-
-    assets = {kind: _asset(f"page.{kind}") for kind in ("css", "js")}
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(assets['css'])}; script-src {_hash(assets['js'])}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    trusted = {kind: Markup(text) for kind, text in assets.items()}  # noqa: S704  (our own files)
-    return page.get_template(name).render(**_marked(given), **trusted, policy=policy)
-
-
-def _marked(value: Any) -> Any:
-    """Charts, and nothing else, as they are: they were built from elements, not from text."""
-    from markupsafe import Markup
-
-    if isinstance(value, dict):
-        return {n: Markup(v) if n == "svg" else _marked(v) for n, v in value.items()}  # noqa: S704
-    return [_marked(v) for v in value] if isinstance(value, list) else value
-
-
-def _hash(text: str) -> str:
-    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
-
-
-def _asset(name: str) -> str:
-    return files("ddbench.boards").joinpath("templates", name).read_text(encoding="utf-8")
+def _facts(place: Place) -> list[Fact]:
+    entry, row = place.entry, place.line.row
+    author, link = shown(entry.author), shown(entry.link)
+    told: list[Fact] = [("by", author, None), ("link", link, links.safe(link)), *links.about(entry.runs[0])]
+    told += [("date", shown(entry.date[:10]), None), ("status", row.status, None), ("hardware", place.hardware, None)]
+    told += [("versions", shown(row.versions), None), ("note", shown(place.cells.get("note") or "", 300), None)]
+    told += [("graded anew", graded_anew(entry, place.verdict), None)] if place.verdict else []
+    return [fact for fact in told if fact[1]]

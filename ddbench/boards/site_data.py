@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddbench.boards import charts
 from ddbench.boards.charts import Series
 from ddbench.boards.entry import EntryRun, shown
 from ddbench.boards.picture import TALLEST, WIDEST, Picture, encoded
+from ddbench.boards.tiles import clear
 from ddbench.results.aggregate import one_per_run
 from ddbench.results.tables import cell
 from ddbench.results.where import is_number
@@ -21,8 +23,12 @@ if TYPE_CHECKING:
     from ddbench.run.record import StageRecord
 
 PageData = dict[str, Any]
+Fact = tuple[str, str, str | None]  # what it is of, what it says, and where that leads
 FALLING = {"accuracy_mean", "n", "difference", "accuracy"}  # whose best are the largest: sorted so at the first click
+MACHINE = ("device", "torch", "ddbench", "image_bytes", "label_bytes")
+Levels = Sequence[tuple[str, float]]  # what is drawn as a level, and where
 LONG = 28
+DOTTED = ". Dotted: where stages begin"
 RUNS = {
     "seed": "seed", "status": "status", "accuracy": "accuracy %", "lr": "student lr", "distil_seconds": "distil s",
     "expert_seconds": "experts s", "selection_seconds": "selection s", "peak_bytes": "peak MB",
@@ -31,17 +37,27 @@ RUNS = {
 }  # fmt: skip
 
 
-def table_view(caption: str, titles: dict[str, str], rows: Sequence[Cells], *, sortable: bool = True) -> PageData:
-    """Rows as a table with a caption; columns in which no row says anything are left out."""
+def table_view(
+    caption: str, titles: dict[str, str], rows: Sequence[Cells], *, sortable: bool = True, once: Sequence[str] = ()
+) -> PageData:
+    """Rows as a table with a caption; columns in which no row says anything are left out.
+
+    Of the columns ``once``, those that all of several rows agree on are said once, in the caption.
+    """
     kept = {name: title for name, title in titles.items() if any(_said(name, row) for row in rows)}
+    told = {name: {_said(name, row) for row in rows} for name in once if name in kept and len(rows) > 1}
+    agreed = {name: found.pop() for name, found in told.items() if len(found) == 1}
+    kept = {name: title for name, title in kept.items() if name not in agreed}
     numbers = {name for name in kept if all(is_number(row.get(name)) or not _said(name, row) for row in rows)}
     head = [
-        {"title": shown(title, 60), "number": name in numbers, "falling": name in FALLING}
+        {"title": shown(title, 60), "css": _css(name, "", name in numbers), "falling": name in FALLING}
         for name, title in kept.items()
     ]
     lead = "title" if "title" in kept else next(iter(kept), "")
     body = [[_cell(name, row, name in numbers, name == lead) for name in kept] for row in rows]
-    return {"caption": shown(caption, 200), "columns": head, "rows": body, "sortable": sortable and len(rows) > 1}
+    same = ", ".join(f"{titles[name]} {text}" for name, text in agreed.items())
+    about = shown(caption, 200) + (f". In all rows: {same}" if same else "")
+    return {"caption": about, "columns": head, "rows": body, "sortable": sortable and len(rows) > 1}
 
 
 def _said(name: str, row: Cells) -> str:
@@ -50,55 +66,69 @@ def _said(name: str, row: Cells) -> str:
 
 def _cell(name: str, row: Cells, number: bool, lead: bool) -> PageData:
     text, value = _said(name, row), row.get(name)
-    css = "number" if number else "long" if len(text) > LONG else ""
+    css = _css(name, text, number)
     return {
         "text": text,
         "tag": "th" if lead else "td",
-        "sort": value if is_number(value) else text,
+        "sort": f"{value}" if is_number(value) else text,
         "css": f"{css} best".strip() if name == "accuracy_mean" and row.get("best") else css,
         "href": row.get("href") if lead else None,
     }
 
 
-def pictures_view(image: Image, layout: Picture) -> list[PageData]:
-    """The images of a set, a grid per stage with the names of its columns.
+def _css(name: str, text: str, number: bool) -> str:
+    wide = "long" if len(text) > LONG else ""
+    return f"{'number' if number else wide}{' rank' if name == 'rank' else ''}".strip()
 
-    Pages hold pixels that were read and written anew, not whatever bytes a file had.
+
+def inline(data: bytes) -> str:
+    """A WebP as an address that holds it: for pages that are one file."""
+    return "data:image/webp;base64," + base64.b64encode(data).decode()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture of a set and where its stages are in it; the sides (h, w) of an image, where they are known."""
+
+    image: Image
+    layout: Picture
+    sides: Sequence[int] | None = None
+
+    def views(self, keep: Callable[[bytes], str] = inline) -> list[PageData]:
+        """The images, a grid per stage with the names of its columns; ``keep`` stores a WebP and gives its address.
+
+        Pages hold pixels that were read and written anew, not whatever bytes a file had.
+        """
+        found, layout, stages = [], self.layout, self.layout.stages
+        for number, (stage, part) in enumerate(zip(stages, layout.crops(self.image), strict=True), start=1):
+            part.thumbnail((WIDEST, TALLEST))
+            few = f"{stage.shown} of {stage.of}" if stage.shown < stage.of else str(stage.of)
+            where = f"Stage {number} of {len(stages)}: " if len(stages) > 1 else ""
+            some = f"; {len(layout.classes)} of {layout.of} classes" if len(layout.classes) < layout.of else ""
+            tiled = clear(part, len(layout.classes), stage.shown, self.sides)
+            found.append(
+                {
+                    "caption": f"{where}synthetic images, {few} per class{some}; columns are classes",
+                    "classes": [shown(name, 40) for name in layout.classes],
+                    "uri": keep(encoded(tiled)),
+                    "width": part.width,
+                    "height": part.height,
+                }
+            )
+        return found
+
+
+def parts(title: str, runs: Sequence[EntryRun], levels: Levels = ()) -> PageData:
+    """All there is to say of the runs of one setting: for an entry of a board, and for the report of a run.
+
+    ``levels`` are test accuracies, in percent, that those of checkpoints are drawn beside.
     """
-    found, stages = [], layout.stages
-    for number, (stage, part) in enumerate(zip(stages, layout.crops(image), strict=True), start=1):
-        part.thumbnail((WIDEST, TALLEST))
-        few = f"{stage.shown} of {stage.of}" if stage.shown < stage.of else str(stage.of)
-        where = f"Stage {number} of {len(stages)}: " if len(stages) > 1 else ""
-        some = f"; {len(layout.classes)} of {layout.of} classes" if len(layout.classes) < layout.of else ""
-        found.append(
-            {
-                "caption": f"{where}synthetic images, {few} per class{some}; columns are classes",
-                "classes": [shown(name, 40) for name in layout.classes],
-                "uri": "data:image/webp;base64," + base64.b64encode(encoded(part)).decode(),
-                "width": part.width,
-                "height": part.height,
-            }
-        )
-    return found
-
-
-def parts(title: str, runs: Sequence[EntryRun], command: str, seen: tuple[Image, Picture] | None) -> PageData:
-    """All there is to say of the runs of one setting: for an entry of a board, and for the report of a run."""
-    drawn, folded = [], []
-    for view in (_losses(title, runs), _checks(title, runs)):
-        if view:
-            drawn.append(view[0])
-            folded.append(view[1])
+    views = [view for view in (_losses(title, runs), _checks(title, runs, levels)) if view]
     return {
-        "command": command,
         "many": len(runs) > 1,
-        "images": pictures_view(*seen) if seen else [],
-        "charts": drawn,
-        "tables": [table_view("Runs", RUNS, [_run(run) for run in runs]), _students(runs)],
-        "folded": folded,
-        "note": "",
-        "facts": [],
+        "charts": [chart for chart, _ in views],
+        "tables": [table_view("Runs", RUNS, [_run(run) for run in runs], once=("status", *MACHINE))],
+        "folded": [_students(runs), *(table for _, table in views)],
     }
 
 
@@ -147,18 +177,20 @@ def _losses(title: str, runs: Sequence[EntryRun]) -> tuple[PageData, PageData] |
                 y.append(loss)
                 row = cells.setdefault((curve.stage, step), {"stage": curve.stage, "iteration": step})
                 row[f"seed {run.seed}"] = loss
-        series += [Series(f"seed {run.seed}", x, y)] if x else []
+        series += [Series(f"seed {run.seed}", x, y, tone=_tone(len(series)))] if x else []
     if not series:
         return None
     titles = {n: n for n in ("stage", "iteration", *(s.name for s in series))}
-    drawn = charts.curves(series, f"Loss of {title}", "The numbers are in the table of losses.", "iteration", "loss")
+    about = "The numbers are in the table of losses."
+    borders = _borders(runs)
+    drawn = charts.curves(series, f"Loss of {title}", about, "iteration", "loss", borders=borders)
     return (
-        {"svg": drawn, "caption": "Loss of the matcher over all stages, thinned"},
+        {"svg": drawn, "caption": f"Loss of the matcher over all stages, thinned{DOTTED if borders else ''}"},
         table_view("Losses", titles, [cells[key] for key in sorted(cells)]),
     )
 
 
-def _checks(title: str, runs: Sequence[EntryRun]) -> tuple[PageData, PageData] | None:
+def _checks(title: str, runs: Sequence[EntryRun], levels: Levels = ()) -> tuple[PageData, PageData] | None:
     """What selection saw: the best accuracy on validation images of each checkpoint."""
     series, rows = [], list[Cells]()
     for run in runs:
@@ -169,25 +201,17 @@ def _checks(title: str, runs: Sequence[EntryRun]) -> tuple[PageData, PageData] |
                     continue
                 x.append(ends[i] + check.step)
                 y.append(100 * check.accuracy)
-                tried = {f"lr {rate}": round(100 * score, 2) for rate, score in check.tried.items()}
+                tried = ", ".join(f"{rate}: {100 * score:.2f}" for rate, score in check.tried.items())
                 chosen = "selected" if stage.selected and check.step == stage.selected.step else ""
-                rows.append(
-                    {
-                        "seed": run.seed,
-                        "stage": i,
-                        "iteration": check.step,
-                        "lr": check.lr,
-                        "accuracy": round(y[-1], 2),
-                        "choice": chosen,
-                        **tried,
-                    }
-                )
-        series += [Series(f"seed {run.seed}", x, y)] if x else []
+                about = {"seed": run.seed, "stage": i, "iteration": check.step, "choice": chosen, "tried": tried}
+                rows.append(about | {"lr": check.lr, "accuracy": round(y[-1], 2)})
+        series += [Series(f"seed {run.seed}", x, y, tone=_tone(len(series)))] if x else []
     if not series:
         return None
     about = "The numbers are in the table of selection checks."
     split = "test" if any(run.result.selection == "test" for run in runs) else "validation"
-    drawn = charts.curves(series, f"Accuracy on {split} images of {title}", about, "iteration", "accuracy %")
+    borders, named = _borders(runs), f"Accuracy on {split} images of {title}"
+    drawn = charts.curves(series, named, about, "iteration", "accuracy %", borders=borders, levels=levels)
     titles = {
         "seed": "seed",
         "stage": "stage",
@@ -195,10 +219,12 @@ def _checks(title: str, runs: Sequence[EntryRun]) -> tuple[PageData, PageData] |
         "lr": "best lr",
         "accuracy": "accuracy %",
         "choice": "chosen",
-        **{n: f"{n}: %" for row in rows for n in row if n.startswith("lr ")},
+        "tried": "accuracy % by lr",
     }
     caption = f"Accuracy of the checkpoints compared, on the {split} images that select"
     caption += " (†: so the test accuracy of this run is not an independent one)" if split == "test" else ""
+    caption += DOTTED if borders else ""
+    caption += ". Dashed: test accuracies" if levels else ""
     return {"svg": drawn, "caption": caption}, table_view("Selection checks", titles, rows)
 
 
@@ -209,7 +235,7 @@ def experts_view(title: str, stages: Sequence[StageRecord]) -> tuple[PageData, P
         if seen is None:
             continue
         scores = [100 * accuracy for accuracy in seen.accuracies]
-        series.append(Series(f"stage {i}", list(map(float, seen.epochs)), scores))
+        series.append(Series(f"stage {i}", list(map(float, seen.epochs)), scores, tone=_tone(i)))
         for epoch, score in zip(seen.epochs, scores, strict=True):
             rows.append({"stage": i, "epoch": epoch, "accuracy": round(score, 2), "images": seen.images})
     if not series:
@@ -221,6 +247,16 @@ def experts_view(title: str, stages: Sequence[StageRecord]) -> tuple[PageData, P
         "Accuracy of the first expert's snapshots on validation images: a set teaches no more than its targets know"
     )
     return {"svg": drawn, "caption": caption}, table_view("Experts", titles, rows)
+
+
+def _tone(i: int) -> int | None:
+    """The tone of the i-th line of a chart: the first ones are coloured, and as many as there are colours."""
+    return i if i < len(charts.COLOURS) else None
+
+
+def _borders(runs: Sequence[EntryRun]) -> list[float]:
+    """The iterations at which the later stages of the first run begin; other seeds have the same."""
+    return list(map(float, sorted({*_offsets(runs[0]).values()})[1:-1])) if runs else []
 
 
 def _offsets(run: EntryRun) -> dict[int, int]:

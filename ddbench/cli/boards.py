@@ -247,7 +247,7 @@ def html(boards: tuple[str, ...], root: Path, to: Path) -> int:
 def report(run: str, to: Path | None, out: Path) -> int:
     """Make a page of one run: curves, selection, students, controls, images, costs and its command."""
     from ddbench.base.cache import atomic_write
-    from ddbench.boards.site import report as work
+    from ddbench.boards.report import report as work
     from ddbench.run.folder import find_run
 
     folder = find_run(run, out)

@@ -93,8 +93,9 @@ def _show_list(what: str, out: Path, as_json: bool) -> None:
         with_paper = kind in ("matcher", "scheduler")
         columns = ("name", "summary", *(("paper",) if with_paper else ()), "package")
         chosen = [registry().get(kind, name) for name in registry().names(kind)]
+        papers = [[paper(p)[0]] if with_paper else [] for p in chosen]
         body = [
-            [p.name, _summary(p.cls), *([paper(p)] if with_paper else []), f"{p.package} {p.version}"] for p in chosen
+            [p.name, _summary(p.cls), *told, f"{p.package} {p.version}"] for p, told in zip(chosen, papers, strict=True)
         ]
     if as_json:
         console.data_json([dict(zip(columns, line, strict=True)) for line in body])

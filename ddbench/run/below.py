@@ -17,7 +17,7 @@ from typing import Any
 from ddbench.base.cache import lock, write_json
 from ddbench.errors import BusyError
 from ddbench.run.defaults import BASELINE, ONE_STAGE
-from ddbench.run.record import RandomRecord, ResultRecord
+from ddbench.run.record import RandomRecord, ResultRecord, WholeRecord
 from ddbench.run.row import Row
 
 LEVEL = 0.95
@@ -154,17 +154,27 @@ def own(rows: Sequence[Row]) -> Row | None:
     return max(due, key=lambda row: row.weight, default=None)
 
 
-def store(folder: Path, found: Sequence[RandomRecord], flaw: str | None = None) -> None:
-    """Write into ``result.json`` of a finished run how it compares, and a ``flaw`` that shows beside random images."""
+def store(
+    folder: Path,
+    found: Sequence[RandomRecord] | None = None,
+    flaw: str | None = None,
+    whole: WholeRecord | None = None,
+) -> None:
+    """Write into ``result.json`` of a finished run what is known of how it compares.
+
+    That is to random images, with a ``flaw`` that shows beside them, and to the ``whole`` training set.
+    """
     path = folder / "result.json"
 
     def due() -> dict[str, Any]:
         held = ResultRecord.from_file(path).json_value()
         told = held.get("warnings", [])
         warned = {"warnings": [*told, flaw]} if flaw is not None and flaw not in told else {}
-        return held | {"random": [record.json_value() for record in found]} | warned
+        beside = {} if found is None else {"random": [record.json_value() for record in found]}
+        above = {} if whole is None else {"whole": whole.json_value()}
+        return held | beside | above | warned
 
-    if due() == {"random": []} | ResultRecord.from_file(path).json_value():
+    if {"random": []} | due() == {"random": []} | ResultRecord.from_file(path).json_value():
         return
     with suppress(BusyError), lock(folder / ".lock", wait=False, within=folder.parent):  # who has it writes the same
         write_json(path, due(), sealed=True)

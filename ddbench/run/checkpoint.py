@@ -19,7 +19,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from ddbench.base.cache import atomic_write
 from ddbench.base.opening import in_place, may_store, reading
 from ddbench.base.progress import note
-from ddbench.base.schema import Number, Text, Whole
+from ddbench.base.schema import Digest, Number, Text, Whole
 from ddbench.base.state import load_state, save_state
 from ddbench.errors import DamagedError, DataError
 from ddbench.problem.synthetic import SyntheticSet
@@ -53,6 +53,7 @@ class Ledger:
     experts: dict[str, Any] | None = None  # what its first expert reaches on validation data, by snapshot
     warnings: list[Text] = field(default_factory=list)  # what the run saw of itself
     ranks: list[Whole] = field(default_factory=list)  # how many worked at it, one after the other; none for one alone
+    pictures: dict[Text, Digest] = field(default_factory=dict)  # sha256 of those that were taken, by iteration
 
 
 @dataclass(frozen=True)

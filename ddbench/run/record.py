@@ -132,6 +132,7 @@ class StageRecord(Held):
     experts: ExpertsRecord | None = None
     warnings: list[Text] = Field(default=[])
     ranks: list[Whole] = Field(default=[])  # how many worked at it; none for one alone
+    pictures: dict[Text, Digest] = Field(default={})  # sha256 of what its images looked like, by iteration
 
 
 class RandomRecord(Held):
@@ -147,6 +148,14 @@ class RandomRecord(Held):
     low: Number | None = None  # the ends of its 95 % interval; none for one student
     high: Number | None = None
     above: bool | None = None
+
+
+class WholeRecord(Held):
+    """Students of the whole training set, which a run was shown below."""
+
+    accuracy_mean: Fraction
+    accuracy_std: Number | None = None
+    n: Count
 
 
 class ResultRecord(Held):
@@ -174,6 +183,7 @@ class ResultRecord(Held):
     sha256: dict[Name, Digest] = Field(default={})  # of the files of its folder
     sources: dict[Text, Digest] | None = None  # sha256 of the source of each plugin that it used
     random: list[RandomRecord] = Field(default=[])  # each kind that it was graded beside
+    whole: WholeRecord | None = None  # the ceiling, where it was asked for
 
 
 class StudentRecord(Held):

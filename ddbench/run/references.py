@@ -17,7 +17,7 @@ from ddbench.problem.decode import Decoder
 from ddbench.run import below
 from ddbench.run.baseline import baseline
 from ddbench.run.defaults import BASELINE
-from ddbench.run.record import ResultRecord
+from ddbench.run.record import ResultRecord, WholeRecord
 from ddbench.run.row import Row, deviation
 from ddbench.run.run import Run, Settings
 from ddbench.run.spec import RunSpec
@@ -56,6 +56,14 @@ def against_random(folder: Path, rows: Sequence[Row], beside: Sequence[Row]) -> 
     below.store(folder, found, flaw)
     said = [f"warning: {row.run}: {flaw}"] if flaw else []
     return [*said, text] if (text := below.sentence(row, found)) else said
+
+
+def under_whole(folder: Path, beside: Sequence[Row]) -> None:
+    """Record in a finished run's ``result.json`` what students of the whole training set reach, if it is there."""
+    for row in beside:
+        if row.run is None and row.accuracy_mean is not None:
+            whole = WholeRecord(accuracy_mean=row.accuracy_mean, accuracy_std=row.accuracy_std, n=row.n)
+            below.store(folder, whole=whole)
 
 
 def label_kinds(spec: RunSpec) -> list[str]:

@@ -20,7 +20,7 @@ from ddbench.run.devices import check_division
 from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
 from ddbench.run.price import LONG, SAID, parts_of, seconds_of, told, work_of
-from ddbench.run.references import against_random, label_kinds, references
+from ddbench.run.references import against_random, label_kinds, references, under_whole
 from ddbench.run.row import Row
 from ddbench.run.run import Run, Settings, build_task, first_problem
 from ddbench.run.spec import RunSpec
@@ -67,6 +67,7 @@ def carry_out(
             beside = references(spec, dataset, others, with_random=with_random, with_ceiling=with_ceiling)
             rows += [row for row in beside if row not in rows]
             said += against_random(work.folder, graded, beside) if with_random else []
+            under_whole(work.folder, beside)
     return rows, said
 
 

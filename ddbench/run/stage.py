@@ -31,6 +31,7 @@ from ddbench.plugins import needs_of, notes_of, resume_with, stuck_of
 from ddbench.problem.problem import Problem
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import OUT_OF_RANGE, SyntheticSet
+from ddbench.run import looks
 from ddbench.run.calls import Asked
 from ddbench.run.checkpoint import Checkpoint, Ledger, Log
 from ddbench.run.prepare import prepared
@@ -176,6 +177,8 @@ class Stage:
                 self._save(state, stream)
             while True:
                 k = self.ledger.step
+                if k in looks.points(steps) and str(k) not in self.ledger.pictures:
+                    self._look(state)
                 if k in due and k not in [check["step"] for check in self.ledger.checks]:
                     self._save(state, stream)
                     self._select(state)
@@ -197,6 +200,23 @@ class Stage:
             if whole and isinstance(error, InterruptedRun):
                 self._save(state, stream)
             raise
+
+    def _look(self, state: Any) -> None:
+        """Keep a picture of the set as it is, in time that counts for nothing; one that cannot be had stops nothing."""
+        self._tick()
+        k = self.ledger.step
+        try:
+            made = self._result(state)
+        except (DivergedError, PluginError) as error:  # what is wrong for good, steps and selection raise again
+            note(f"stage {self.index}: no picture after {k} iterations: {error}")
+        else:
+            if made.finite():
+                self.ledger.pictures[str(k)] = looks.keep(made, self.problem, self.folder, k)
+        self._began = time.monotonic()
+
+    def _result(self, state: Any) -> SyntheticSet:
+        with (self.seed / "result" / self.ledger.step).scope():
+            return self._asked.result(state)
 
     def _step(self, state: Any, k: int, stream: Log) -> tuple[Any, dict[str, Any]]:
         with (self.seed / "step" / k).scope():
@@ -250,8 +270,7 @@ class Stage:
     def _select(self, state: Any) -> None:
         """Judge the current set; keep it if it is the best so far."""
         began = time.monotonic()
-        with (self.seed / "result" / self.ledger.step).scope():
-            candidate = replace(self._asked.result(state), decoder=self.problem.decoder).detached()
+        candidate = replace(self._result(state), decoder=self.problem.decoder).detached()
         if not candidate.finite():
             raise DivergedError(
                 f"the synthetic set holds numbers that are not finite at iteration {self.ledger.step} of stage "
@@ -317,6 +336,7 @@ class Stage:
             "metrics_end": self.ledger.metrics_end,
             "experts": self.ledger.experts,
             "warnings": self.ledger.warnings,
+            "pictures": self.ledger.pictures,
         }
         record |= {"ranks": self.ledger.ranks} if self.ledger.ranks else {}
         noted = list((self.ledger.engine | notes_of(self.matcher)).values())

@@ -19,6 +19,7 @@ from ddbench.base.guard import guarded, told
 from ddbench.base.opening import refuse_links
 from ddbench.base.progress import Event, listening_too
 from ddbench.errors import DataError, DDBenchError, InterruptedRun, PluginError, UsageError, did_you_mean
+from ddbench.run.looks import file, points
 from ddbench.run.record import RunRecord
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ Numbers = dict[str, float]
 
 
 class Tracker(Protocol):
-    """Where numbers go. ``config`` is flat; ``step`` counts the iterations of the stage that a name begins with."""
+    """Where numbers and pictures go.
+
+    ``config`` is flat; ``step`` counts the iterations of the stage that a name begins with.
+    """
 
     def start(self, name: str, config: dict[str, Any]) -> None: ...
     def log(self, numbers: Numbers, step: int) -> None: ...
+    def show(self, name: str, picture: Path, step: int) -> None: ...
     def finish(self, status: str, summary: Numbers) -> None: ...
 
 
@@ -51,6 +56,13 @@ class TensorBoard:
     def log(self, numbers: Numbers, step: int) -> None:
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
+
+    def show(self, name: str, picture: Path, step: int) -> None:
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(picture) as image:
+            self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def finish(self, status: str, summary: Numbers) -> None:
         self._writer.add_text("status", status)
@@ -83,6 +95,11 @@ class WeightsAndBiases:
         stage = next(iter(numbers)).partition("/")[0]
         self._run.log({**numbers, f"{stage}/step": step})
 
+    def show(self, name: str, picture: Path, step: int) -> None:
+        import wandb  # type: ignore[import-not-found]
+
+        self._run.log({name: wandb.Image(str(picture)), f"{name.partition('/')[0]}/step": step})
+
     def finish(self, status: str, summary: Numbers) -> None:
         self._run.summary.update({**summary, "status": status})
         self._run.finish(exit_code=0 if status == "ok" else 1)
@@ -107,6 +124,9 @@ class MLflow:
 
     def log(self, numbers: Numbers, step: int) -> None:
         self._mlflow.log_metrics(numbers, step=step)
+
+    def show(self, name: str, picture: Path, step: int) -> None:  # noqa: ARG002 - the picture's name tells it
+        self._mlflow.log_artifact(str(picture), name)
 
     def finish(self, status: str, summary: Numbers) -> None:
         self._mlflow.log_metrics(summary)
@@ -165,10 +185,16 @@ def attached(names: Sequence[str], run: Run, say: Callable[[str], None]) -> Iter
     status, readings = "failed", _Readings("test" if run.spec.protocol.selects == "test" else "validation")
     summary: Numbers = {}
 
+    album = _Album(run.folder)
+
     def listen(event: Event) -> None:
-        if numbers := readings.of(event):
-            for post in posts:
+        numbers = readings.of(event)
+        for post in posts:
+            if numbers:
                 post("log", numbers, readings.step)
+        for picture, step in album.new(event, readings.stage):
+            for post in posts:
+                post("show", f"{readings.stage}/images", picture, step)
 
     try:
         with listening_too(listen):
@@ -222,6 +248,24 @@ class _Readings:
             self._best = max(self._best if event.done > 1 else 0.0, plain["accuracy"])
             return {f"{self.stage}/{self._split} accuracy": self._best} if event.done == event.total else {}
         return {}
+
+
+class _Album:
+    """The pictures that a run takes of its images (:mod:`ddbench.run.looks`), each once, soon after it was taken."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._due: dict[str, frozenset[int]] = {}  # iterations, by stage
+
+    def new(self, event: Event, stage: str) -> list[tuple[Path, int]]:
+        """Those that are there since the last event."""
+        if event.what == f"{stage} distilling":
+            self._due.setdefault(stage, points(event.total))
+        due, place = self._due.get(stage, frozenset()), self._folder / stage.replace(" ", "-")
+        taken = {step for step in due if file(place, step).exists()}
+        if taken:
+            self._due[stage] = due - taken
+        return [(file(place, step), step) for step in sorted(taken)]
 
 
 def _outcome(folder: Path) -> tuple[str, Numbers]:

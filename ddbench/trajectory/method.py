@@ -202,12 +202,11 @@ def begin(
     elif method.labels == "learned":
         labels = labels * SHARP if logits is None else logits
     images = torch.randn_like(examples.images) if method.pix_init == "noise" else examples.images
-    learned = method.labels == "learned"
-    if method.lr_init != AUTO:
-        return PixelState.start(images, labels, method.lr_init, learn_labels=learned, outer=method.outer)
-    state = PixelState.start(images, labels, 1.0, learn_labels=learned, outer=method.outer)
-    state.lr_start = least(following(method, problem, state, starts))
-    state.lr.fill_(state.lr_start)
+    lr = 1.0 if method.lr_init == AUTO else method.lr_init
+    state = PixelState.start(images, labels, lr, learn_labels=method.labels == "learned", outer=method.outer)
+    if method.lr_init == AUTO:
+        state.lr_start = least(following(method, problem, state, starts))
+        state.lr.fill_(state.lr_start)
     return state
 
 
@@ -329,8 +328,7 @@ def advance(
     above ``threshold``, or one that is not a number, moves nothing: neither values nor momenta; the metric ``skipped``
     tells.
     """
-    segment = Segment.draw(method, problem, starts)
-    shown = Shown.draw(method, problem, state)
+    segment, shown = Segment.draw(method, problem, starts), Shown.draw(method, problem, state)
     pool = shown.pool(problem, targets_of(method, problem, segment, shown))
     loss = student_loss(problem.network, segment.buffers(problem))
     end, lr = matching(segment.start, segment.target), state.lr.to(segment.start.dtype)
@@ -345,8 +343,8 @@ def advance(
 
 def finish(method: Method, problem: Problem, state: PixelState) -> SyntheticSet:
     """The state as a set, with the labels to store; all rows brought up to date, in copies until nothing follows."""
-    learned = method.labels == "learned"
     images, labels = (at_end if state.steps >= method.steps else caught_up)(method, state)
     if method.labels == "teacher" and method.relabel:
         labels = ensemble_labels(method, problem, images)
-    return SyntheticSet(images, labels, float(state.lr), "logit" if learned else "probability", method.labels)
+    kind = "logit" if method.labels == "learned" else "probability"
+    return SyntheticSet(images, labels, float(state.lr), kind, method.labels)

@@ -25,6 +25,7 @@ class KMeans(ByFeatures):
 
     name = "k-means"
     paper = "Cui et al., NeurIPS 2022"
+    paper_url = "https://arxiv.org/abs/2207.09639"
     published = (Published("Kmeans-emb", "hard"),)
     restarts: Annotated[int, Ge(1), "clusterings from other first centroids, of which the tightest counts"] = 3
 

@@ -22,6 +22,7 @@ class Herding(ByFeatures):
 
     name = "herding"
     paper = "Welling, ICML 2009"
+    paper_url = "https://doi.org/10.1145/1553374.1553517"
     published = (Published("Herding", "hard"),)
 
     def pick(self, features: Tensor, taken: Tensor, count: int) -> Tensor:
@@ -39,6 +40,7 @@ class KCenter(ByFeatures):
 
     name = "k-center"
     paper = "Sener & Savarese, ICLR 2018"
+    paper_url = "https://arxiv.org/abs/1708.00489"
     published = (Published("K-Center", "hard"), Published("K-Center(alt)", "hard"))
 
     def pick(self, features: Tensor, taken: Tensor, count: int) -> Tensor:

@@ -40,6 +40,7 @@ class Forgetting(Coreset):
 
     name = "forgetting"
     paper = "Toneva et al., ICLR 2019"
+    paper_url = "https://arxiv.org/abs/1812.05159"
     published = (Published("Forgetting", "hard"),)
     epochs: Annotated[int, Ge(2), "epochs of the experts over which events are counted"] = 20
     order: Order = "easiest"
@@ -68,6 +69,7 @@ class El2n(Coreset):
 
     name = "el2n"
     paper = "Paul, Ganguli & Dziugaite, NeurIPS 2021"
+    paper_url = "https://arxiv.org/abs/2107.07075"
     experts: Annotated[int, Ge(1), "networks whose errors are averaged, and that label (labels=teacher)"] = 10
     epochs: Annotated[int, Ge(1), "epochs after which errors are measured"] = 5
     order: Order = "easiest"

@@ -46,6 +46,7 @@ class Rded:
 
     name = "rded"
     paper = "Sun et al., CVPR 2024"
+    paper_url = "https://arxiv.org/abs/2312.03526"
     published = (Published("RDED"),)
     steps = 0
     factor: Annotated[int, Ge(1), Le(8), "patches along each side of an image"] = 1

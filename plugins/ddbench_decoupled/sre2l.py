@@ -58,6 +58,7 @@ class Sre2l:
 
     name = "sre2l"
     paper = "Yin, Xing & Shen, NeurIPS 2023"
+    paper_url = "https://arxiv.org/abs/2306.13092"
     published = (Published("SRe2L"), Published("SRe2L(CutMix soft)", variant=True))
     steps: Annotated[int, Ge(1), "iterations per stage, in each of which every image is moved"] = 300
     lr_img: Annotated[float, Gt(0), "first learning rate of Adam, which falls to zero as a cosine"] = 0.25

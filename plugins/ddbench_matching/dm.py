@@ -55,6 +55,7 @@ class Dm:
 
     name = "dm"
     paper = "Zhao & Bilen, WACV 2023"
+    paper_url = "https://arxiv.org/abs/2110.04181"
     published = (Published("DM"),)
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 300

@@ -68,6 +68,7 @@ class Dc:
 
     name = "dc"
     paper = "Zhao, Mopuri & Bilen, ICLR 2021"
+    paper_url = "https://arxiv.org/abs/2006.05929"
     published = (Published("DC"),)
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage, each with a new network"] = 30
@@ -109,6 +110,7 @@ class Dsa(Dc):
 
     name = "dsa"
     paper = "Zhao & Bilen, ICML 2021"
+    paper_url = "https://arxiv.org/abs/2102.08259"
     published = (Published("DSA"),)
     pix_init: PixInit = "real"
     augment: Annotated[bool, "DSA: siamese for matching, for each image in the network's training"] = True

@@ -73,6 +73,7 @@ class Idc:
     name = "idc"
     version = "2"  # 1 scaled the learning rate of a later stage with the images of all stages so far
     paper = "Kim et al., ICML 2022"
+    paper_url = "https://arxiv.org/abs/2205.14959"
     published = (Published("IDC-I"), Published("IDC", factor=2))
     decodes = True
     steps: Annotated[int, Ge(1), "iterations of the inner loop per stage"] = 200

@@ -69,6 +69,7 @@ class Ncfm:
 
     name = "ncfm"
     paper = "Wang et al., CVPR 2025"
+    paper_url = "https://arxiv.org/abs/2502.20653"
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 200
     models: Annotated[int, Ge(1), "networks trained on the real data"] = 10

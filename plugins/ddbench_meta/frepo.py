@@ -72,6 +72,7 @@ class Frepo:
 
     name = "frepo"
     paper = "Zhou, Nezhadarya & Ba, NeurIPS 2022"
+    paper_url = "https://arxiv.org/abs/2206.00719"
     published = (Published("FRePo"),)
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 500

@@ -72,6 +72,7 @@ class RatBptt:
 
     name = "rat-bptt"
     paper = "Feng, Vedantam & Kempe, ICLR 2024"
+    paper_url = "https://arxiv.org/abs/2311.07025"
     published = (Published("RaT-BPTT"),)
     decodes = divides = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 300

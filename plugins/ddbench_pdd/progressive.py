@@ -40,6 +40,7 @@ class Progressive(Staged):
     name = "pdd"
     version = "2"  # 1 had ten taught networks in later stages, whatever a matcher drew
     paper = "Chen et al., ICLR 2024"
+    paper_url = "https://arxiv.org/abs/2310.06982"
     stages: Annotated[int, Ge(1), "sets distilled one after another, P"] = 5
     chain: Annotated[bool, "each stage goes on from the networks that the stage before started from"] = True
     networks: Networks = None

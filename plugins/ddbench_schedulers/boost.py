@@ -23,6 +23,7 @@ class Boost(Staged):
 
     name = "boost"
     paper = "Feng, Vedantam & Kempe, ICLR 2024"
+    paper_url = "https://arxiv.org/abs/2311.07025"
     stages: Annotated[int, Ge(1), "blocks"] = 5
 
     def stage(self, problem: Problem, done: Curriculum) -> Problem:

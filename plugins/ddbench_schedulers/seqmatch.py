@@ -27,6 +27,7 @@ class SeqMatch(Staged):
     name = "seqmatch"
     version = "2"  # 1 had ten taught networks in later stages, whatever a matcher drew
     paper = "Du, Shi & Zhou, NeurIPS 2023"
+    paper_url = "https://arxiv.org/abs/2311.01570"
     stages: Annotated[int, Ge(1), "subsets, K"] = 2
     networks: Networks = None
 

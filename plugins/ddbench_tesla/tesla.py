@@ -47,6 +47,7 @@ class Tesla(Swept):
 
     name = "tesla"
     paper = "Cui et al., ICML 2023"
+    paper_url = "https://arxiv.org/abs/2211.10586"
     published = (Published("TESLA"),)
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "teacher"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"

@@ -47,6 +47,7 @@ class Datm(Swept):
 
     name = "datm"
     paper = "Guo et al., ICLR 2024"
+    paper_url = "https://arxiv.org/abs/2310.05773"
     published = (Published("DATM"),)
     labels: Annotated[Literal["learned", "teacher", "hard"], "what the images are labelled with"] = "learned"
     pix_init: Annotated[

@@ -51,6 +51,7 @@ class Ftd(Swept):
 
     name = "ftd"
     paper = "Du et al., CVPR 2023"
+    paper_url = "https://arxiv.org/abs/2211.11004"
     published = (Published("FTD"), Published("FTD(DATM rerun)"))
     labels: Annotated[Literal["hard", "teacher"], "what the images are labelled with"] = "hard"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"

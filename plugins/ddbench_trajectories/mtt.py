@@ -20,6 +20,7 @@ class Mtt(Method):
 
     name = "mtt"
     paper = "Cazenavette et al., CVPR 2022"
+    paper_url = "https://arxiv.org/abs/2203.11932"
     published = (Published("MTT"), Published("MTT(no ZCA; DC-Bench avg)", variant=True))
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "hard"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"

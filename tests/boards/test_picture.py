@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,14 +105,14 @@ def test_black_and_white_stay_so_with_few_levels(monkeypatch):
 
 
 def test_pages_show_pictures_as_webp_that_holds_the_same_pixels(staged, tmp_path):
-    from ddbench.boards.site_data import pictures_view
+    from ddbench.boards.site_data import Seen
 
     made_ = board(tmp_path, staged, seeds=[0, 1], ipc=[6])
     posted(made_, staged, "one", [0.5, 0.6], ipc=6, picture=pictured(made_, staged))
     (entry,) = made_.entries()
     assert entry.picture
     image = opened(entry.picture_file)
-    views = pictures_view(image, entry.picture)
+    views = Seen(image, entry.picture).views()
     assert [view["caption"].split(",")[0] for view in views] == [f"Stage {i} of 2: synthetic images" for i in (1, 2)]
     assert "2 of 3 per class" in views[0]["caption"]
     for view, part in zip(views, entry.picture.crops(image), strict=True):
@@ -123,11 +124,12 @@ def test_pages_show_pictures_as_webp_that_holds_the_same_pixels(staged, tmp_path
 
 
 def test_the_report_of_a_run_shows_all_its_images(staged):
-    from ddbench.boards.site import report
+    from ddbench.boards.report import report
 
     text = report(staged)
     assert "Stage 2 of 2: synthetic images, 3 per class" in text
-    assert text.count("data:image/webp;base64,") == 2
+    sheets = re.findall(r'<figure class="images">.*?</figure>', text, re.DOTALL)
+    assert [sheet.count("data:image/webp;base64,") for sheet in sheets] == [1, 1]
 
 
 # --------------------------------------------------------------------------------- what is refused

@@ -268,7 +268,7 @@ def test_the_commands_lead_from_runs_to_pages(tmp_path, monkeypatch, capfd):
     with pytest.raises(UsageError, match="submit takes runs and then a board"):
         carry_out(boards.submit, "mine", "--boards", tmp_path)
     assert carry_out(boards.leaderboard, "html", "--boards", tmp_path, "--to", tmp_path / "site") == 0
-    assert {path.name for path in (tmp_path / "site").iterdir()} == {"index.html", "mine.html"}
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {"index.html", "mine.html", "mine"}
     assert carry_out(boards.report, folders[0]) == 0
     assert (folders[0] / "report.html").exists()
     assert capfd.readouterr().out.splitlines()[-1] == str(folders[0] / "report.html")

@@ -37,7 +37,7 @@ class Visit:
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        self.page.goto(path.as_uri())
+        self.page.goto(path.parent.as_uri() + "/" + path.name)
 
     def unfold(self) -> None:
         self.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")

@@ -138,6 +138,7 @@ def test_a_run_folder_holds_what_the_architecture_says(bench, matcher, scheduler
         "distilled.safetensors",
         "preview.png",
         *(f"stage-{j}/{name}" for j in stages for name in ("result.json", "result.safetensors")),
+        *(f"stage-{j}/images-{k}.png" for j in stages for k in range(5) if matcher != "random"),
     }
 
 

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from tiny import spec
 
 from ddbench.base.progress import Event, listening, report
@@ -47,6 +48,9 @@ def tensorboard(monkeypatch, calls) -> None:
         def add_scalar(self, name: str, value: float, step: int) -> None:
             calls.append(("scalar", name, value, step))
 
+        def add_image(self, name: str, image: Any, step: int, dataformats: str) -> None:
+            calls.append(("image", name, image.shape, step, dataformats))
+
         def close(self) -> None:
             calls.append(("close",))
 
@@ -79,6 +83,9 @@ def test_tensorboard_gets_every_steps_numbers_the_selection_and_the_result(tmp_p
     chosen = [c[2] for c in calls if c[0] == "scalar" and c[1] == "stage 0/validation accuracy"]
     assert max(chosen) == max(check.accuracy for check in result.stages[0].checks)
     assert ("result/accuracy_mean", 0) in scalars
+    with Image.open(run.folder / "stage-0" / "images-0.png") as image:
+        shape = image.size[::-1]
+    assert [c[1:] for c in calls if c[0] == "image"] == [("stage 0/images", (*shape, 3), k, "HWC") for k in range(5)]
     assert calls[-1] == ("close",)
     assert ("text", "status", "ok") in calls
 
@@ -237,7 +244,7 @@ def wandb(monkeypatch, calls) -> None:
         calls.append(("init", given))
         return run
 
-    module(monkeypatch, "wandb", init=init, Settings=dict)
+    module(monkeypatch, "wandb", init=init, Settings=dict, Image=lambda path: ("image", Path(path).name))
 
 
 def test_weights_and_biases_is_offline_unless_an_account_is_set_up(tmp_path, wandb, calls, monkeypatch):
@@ -255,6 +262,8 @@ def test_weights_and_biases_is_offline_unless_an_account_is_set_up(tmp_path, wan
         assert (about["mode"], about["project"]) == (mode, "mine")
         assert about["config"]["matcher.name"] == "dm"
         assert calls[-1] == ("finish", 0)
+        shown = [numbers for kind, numbers in calls if kind == "log" and "stage 0/images" in numbers]
+        assert shown == [{"stage 0/images": ("image", f"images-{k}.png"), "stage 0/step": k} for k in range(3)]
         assert [n["stage 0/step"] for kind, n in calls if kind == "log" and "stage 0/loss" in n] == [1, 2]
 
 
@@ -264,6 +273,7 @@ def _mlflow(monkeypatch, calls: list[Any]) -> Iterator[None]:
         return lambda *given, **named: calls.append((name, given, named))
 
     names = ("set_tracking_uri", "set_experiment", "start_run", "log_params", "log_metrics", "set_tag", "end_run")
+    names += ("log_artifact",)
     module(monkeypatch, "mlflow", **{name: noting(name) for name in names})
     yield
 
@@ -276,6 +286,10 @@ def test_mlflow_writes_files_beside_the_runs_unless_a_store_is_named(tmp_path, m
         assert calls[0] == ("set_tracking_uri", ((tmp_path / "runs" / "mlruns").as_uri(),), {})
         assert [named["step"] for name, given, named in calls if name == "log_metrics" and "stage 0/loss" in given[0]]
         assert calls[-1] == ("end_run", (), {"status": "FINISHED"})
+        kept = [given for name, given, _ in calls if name == "log_artifact"]
+        assert [(Path(path).name, place) for path, place in kept] == [
+            (f"images-{k}.png", "stage 0/images") for k in range(3)
+        ]
         calls.clear()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
         carry_out(work(tmp_path / "others", "random"), "mlflow")
@@ -300,3 +314,4 @@ def test_the_real_tensorboard_reads_what_was_written(tmp_path):
     written = EventAccumulator(str(tmp_path / "runs" / "tensorboard" / run.folder.name))
     written.Reload()
     assert [event.step for event in written.Scalars("stage 0/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in written.Images("stage 0/images")] == [0, 1, 2, 3, 4]

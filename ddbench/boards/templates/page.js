@@ -1,5 +1,5 @@
 "use strict";
-const value = (row, i) => row.cells[i].dataset.sort ?? "";
+const value = (row, i) => row.cells[i].dataset.sort ?? row.cells[i].textContent.trim();
 const compare = (a, b) => (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
 function sort(button) {
   const th = button.closest("th"), body = th.closest("table").tBodies[0], i = th.cellIndex;
@@ -28,13 +28,18 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("th button");
   if (button) sort(button);
 });
-function unfold() { // a link to an entry leads to what it says, not to its folded heading
-  const entry = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (entry?.tagName === "DETAILS" && !entry.open) {
-    entry.open = true;
-    entry.scrollIntoView();
-  }
-}
-addEventListener("hashchange", unfold);
-unfold();
 document.getElementById("filter")?.addEventListener("input", (event) => filter(event.target));
+for (const button of document.querySelectorAll(".command button")) {
+  button.hidden = false; // without scripts there is nothing to press
+  button.addEventListener("click", async () => {
+    const code = button.parentNode.querySelector("code");
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+    } catch { // a file or an old browser: what is selected can be copied
+      getSelection().selectAllChildren(code);
+      document.execCommand("copy");
+    }
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+}

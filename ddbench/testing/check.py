@@ -42,12 +42,18 @@ class Examined:
 
 
 def examined(plugins: list[Plugin], given: Mapping[str, Mapping[str, str]]) -> list[Examined]:
-    """Run the kit on each plugin, with the options that are given for its kind and that it has."""
+    """Run the kit on each plugin, with the options that are given for its kind and that it has.
+
+    Plugins of a kind without checks are left out. Raises UsageError where that leaves none.
+    """
+    checked = [plugin for plugin in plugins if plugin.kind in CHECKS]
+    if not checked:
+        raise UsageError(f"the kit has checks of a {', '.join(CHECKS)}, and none of a {plugins[0].kind}")
     for kind, options in given.items():
         known = {f.name for plugin in plugins if plugin.kind == kind for f in fields(plugin.cls)}
         if wrong := sorted(set(options) - known):
             raise UsageError(f"no {kind} here has an option {wrong[0]!r}{did_you_mean(wrong[0], known)}")
-    return [Examined(plugin, examine(plugin.kind, _instance(plugin, given))) for plugin in plugins]
+    return [Examined(plugin, examine(plugin.kind, _instance(plugin, given))) for plugin in checked]
 
 
 def _instance(plugin: Plugin, given: Mapping[str, Mapping[str, str]]) -> Any:

@@ -79,6 +79,13 @@ def test_options_are_given_to_the_plugins_that_have_them(mine):
         assert said in answer.err
 
 
+def test_a_kind_without_checks_is_a_sentence(mine, monkeypatch):
+    monkeypatch.delitem(CHECKS, "metric")
+    answer = ddbench("plugins", "check", mine)
+    assert answer.code == 2
+    assert "the kit has checks of a matcher, scheduler, dataset, network, and none of a metric" in answer.err
+
+
 def test_installed_plugins_are_found_by_their_package_and_by_their_names():
     assert {plugin.package for plugin in check.found("ddbench")} == {"ddbench"}
     assert len(check.found("DDBench")) == len(check.found("ddbench")) == len(registry().plugins)

@@ -102,9 +102,7 @@ class Work:
             queue = self._queue()
             places = "" if self._remote else f" with -j {self.orders.jobs}"
             if (left := self._left(queue)) is not None:
-                self.say(
-                    f"{len(queue)} {'jobs' if self._remote else 'cells'} to do, about {told(left)}{self._places()}"
-                )
+                self.say(f"{len(queue)} {'jobs' if self._remote else 'cells'} to do, about {told(left)}{places}")
             try:
                 while queue or self._working:
                     if interrupts.requested:

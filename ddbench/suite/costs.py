@@ -8,38 +8,45 @@ from dataclasses import replace
 from ddbench.errors import DDBenchError
 from ddbench.run.calls import stages_of
 from ddbench.run.cost import Cost, cost, device_of
+from ddbench.run.price import work_of
+from ddbench.run.run import build_task
 from ddbench.suite.grid import Cell
 from ddbench.suite.taking import Takings
 
 
-def costs(cells: Iterable[Cell], takings: Takings, students: int, device: str | None = None) -> dict[str, Cost]:
+def costs(
+    cells: Iterable[Cell], takings: Takings, students: int, device: str | None = None, least: float = 0.0
+) -> dict[str, Cost]:
     """The cost of each cell, by its key; not of those whose data are not here, or whose budget does not fit.
 
     Of cells with the same experts the first pays for those of the first stage. ``device`` is the name of rates; None
-    for those that are nearest to what each cell asks for.
+    for those that are nearest to what each cell asks for. Cells of less than ``least`` passes have none: what they
+    take is what a process takes to start.
     """
     found: dict[str, Cost] = {}
     alike: dict[str, Cost | None] = {}
     paid: set[str] = set()
     for cell in cells:
         if cell.like not in alike:
-            alike[cell.like] = _cost(cell, takings, students, device_of(cell.spec.device, device))
+            alike[cell.like] = _cost(cell, takings, students, device_of(cell.spec.device, device), least)
         if (own := alike[cell.like]) is None:
             continue
-        taking = takings.of(cell)
-        if taking is not None and taking.pool is not None:
-            if taking.pool.key in paid:
+        if (pool := takings.pool(cell)) is not None:
+            if pool.key in paid:
                 own = replace(own, experts=own.experts * (1 - 1 / stages_of(cell.spec.scheduler)))
-            paid.add(taking.pool.key)
+            paid.add(pool.key)
         found[cell.key] = own
     return found
 
 
-def _cost(cell: Cell, takings: Takings, students: int, device: str) -> Cost | None:
+def _cost(cell: Cell, takings: Takings, students: int, device: str, least: float) -> Cost | None:
     dataset = takings.dataset(cell)
     if dataset is None:
         return None
     try:
+        task = build_task(replace(cell.spec, device="cpu"), dataset)
+        if least and work_of(cell.spec, task, students).known < least:
+            return None
         return cost(cell.spec, dataset, students, device)
     except DDBenchError:  # a budget that does not fit: the forecast said so
         return None

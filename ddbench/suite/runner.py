@@ -22,7 +22,7 @@ from ddbench.errors import BusyError, DataError, DDBenchError, InterruptedRun, L
 from ddbench.hookspecs import Executor, Placing
 from ddbench.run.folder import finished
 from ddbench.run.place import folder_of
-from ddbench.run.price import told
+from ddbench.run.price import LITTLE, told
 from ddbench.suite.at_work import AtWork
 from ddbench.suite.costs import costs, longest_first
 from ddbench.suite.grid import Cell, Suite
@@ -100,10 +100,9 @@ class Work:
             Interrupts() as interrupts,
         ):
             queue = self._queue()
+            places = "" if self._remote else f" with -j {self.orders.jobs}"
             if (left := self._left(queue)) is not None:
-                self.say(
-                    f"{len(queue)} {'jobs' if self._remote else 'cells'} to do, about {told(left)}{self._places()}"
-                )
+                self.say(f"{len(queue)} {'jobs' if self._remote else 'cells'} to do, about {told(left)}{places}")
             try:
                 while queue or self._working:
                     if interrupts.requested:
@@ -117,9 +116,6 @@ class Work:
                 raise
             if interrupts.requested:
                 raise InterruptedRun(self.summary("interrupted"))
-
-    def _places(self) -> str:
-        return "" if self._remote else f" with -j {self.orders.jobs}"
 
     def _warn(self, text: str) -> None:
         if text not in self._said:
@@ -139,7 +135,7 @@ class Work:
         self._times = expected(self.suite.cells, self.orders.out)
         needed = self._remote or self.orders.packed or any(cell.spec.device != "cpu" for cell in cells)
         self._takings = Takings(self.say, at_hand=not needed)
-        found = costs(cells, self._takings, self.suite.students, self.orders.cost_device)
+        found = costs(cells, self._takings, self.suite.students, self.orders.cost_device, LITTLE)
         self._times = {key: own.known for key, own in found.items() if own.distilling is not None} | self._times
         cells = cells if self.orders.jobs == 1 else longest_first(cells, self._times)
         trained = [r["key"] for r in records(self.orders.out) if r.get("status") == "ok" and not r.get("like")]
@@ -163,7 +159,8 @@ class Work:
                 self._working[part.key] = AtWork(part, job, placed, result)
 
     def _job(self, part: Part) -> Any:
-        taking = self._takings.of(part.cell) if self._takings else None
+        weighed = self._takings is not None and not self._takings.at_hand  # a forecast takes a second for each kind
+        taking = self._takings.of(part.cell) if self._takings and weighed else None
         return self._desk.job(part, taking, self._peaks.get(part.cell.like), self._times.get(part.key))
 
     def _next(self, queue: list[Part], chosen: list[Part]) -> Part | None:

@@ -70,13 +70,19 @@ class Takings:
     at_hand: bool = False
     _datasets: dict[str, Dataset | None] = field(default_factory=dict)
     _known: dict[str, Taking | None] = field(default_factory=dict)
+    _asked: dict[str, tuple[Problem, Needs] | None] = field(default_factory=dict)
 
     def of(self, cell: Cell) -> Taking | None:
         """None where nobody can tell: the data are not here, or the budget does not fit."""
         if cell.like not in self._known:
-            dataset = self.dataset(cell)
-            self._known[cell.like] = None if dataset is None else self._taken(cell, dataset)
+            dataset, asked = self.dataset(cell), self._problem(cell)
+            self._known[cell.like] = None if dataset is None or asked is None else self._taken(cell, dataset, *asked)
         return self._known[cell.like]
+
+    def pool(self, cell: Cell) -> Pool | None:
+        """The experts of a cell's first stage, which others may share; of no forecast, and told at once."""
+        asked = self._problem(cell)
+        return None if asked is None else _pool(cell, *asked)
 
     def dataset(self, cell: Cell) -> Dataset | None:
         source = json.dumps(cell.spec.record()["dataset"], sort_keys=True)
@@ -91,19 +97,31 @@ class Takings:
                 self._datasets[source] = None
         return self._datasets[source]
 
-    def _taken(self, cell: Cell, dataset: Dataset) -> Taking | None:
+    def _problem(self, cell: Cell) -> tuple[Problem, Needs] | None:
+        """The problem of a cell's first stage, with its experts, and what its matcher needs."""
+        if cell.like not in self._asked:
+            dataset, found = self.dataset(cell), None
+            spec = replace(cell.spec, device="cpu")
+            try:
+                if dataset is not None:
+                    problem = first_problem(spec, dataset)
+                    wanted = needs_of(staged(spec.matcher, problem), problem)
+                    found = for_experts(problem, wanted), wanted
+            except DDBenchError as error:  # a budget that does not fit: the cell will fail, and says so now
+                self.say(f"warning: {cell.name} cannot be carried out: {error}")
+            self._asked[cell.like] = found
+        return self._asked[cell.like]
+
+    def _taken(self, cell: Cell, dataset: Dataset, problem: Problem, wanted: Needs) -> Taking | None:
         spec = replace(cell.spec, device="cpu")
         try:
-            found, problem = forecast(spec, dataset, timed=False), first_problem(spec, dataset)
-            matcher = staged(spec.matcher, problem)
-            held = memory_of(matcher, problem)
-            wanted = needs_of(matcher, problem)
-            problem = for_experts(problem, wanted)
-            pool = _pool(cell, problem, wanted)
-        except DDBenchError as error:  # a budget that does not fit: the cell will fail, and says so now
+            found = forecast(spec, dataset, timed=False)
+            held = memory_of(staged(spec.matcher, problem), problem)
+        except DDBenchError as error:
             self.say(f"warning: {cell.name} cannot be carried out: {error}")
             return None
         disk = found["disk for experts (bytes)"], found["disk for the set (bytes)"]
+        pool = _pool(cell, problem, wanted)
         return Taking(*disk, held.state, held.iteration, pool, wanted.teachers, problem)
 
 

@@ -800,6 +800,7 @@ def test_compare_shows_an_unfinished_run_as_such(shop, tmp_path):
 
 BUILT_IN = {
     "matchers": {
+        "att",
         "datm",
         "dc",
         "dm",
@@ -810,6 +811,7 @@ BUILT_IN = {
         "ftd",
         "herding",
         "idc",
+        "idm",
         "k-center",
         "k-means",
         "mtt",

@@ -20,7 +20,9 @@ from ddbench.run.spec import Request, resolve
 
 INSTANCE, BATCH = ConvNet(width=4), ConvNet(width=4, norm="batch")
 EXACT = Idm(augment=False, batch_real=1000, batch_net=1000, train_steps=3)  # whole classes, all real images at once
-SITUATIONS = [{"frozen": f, "factor": d, "source": s} for f, d, s in [(0, 1, INSTANCE), (2, 2, INSTANCE), (1, 2, BATCH)]]
+SITUATIONS = [
+    {"frozen": f, "factor": d, "source": s} for f, d, s in [(0, 1, INSTANCE), (2, 2, INSTANCE), (1, 2, BATCH)]
+]
 
 
 def shown(problem: Problem, images: Tensor, label: int) -> Tensor:

@@ -37,6 +37,10 @@ OPTIONS = {
     ],
     ("matcher", "mtt"): [QUICK, QUICK | {"labels": "teacher"}],
     ("matcher", "ftd"): [QUICK, QUICK | {"flat": False, "decay": 0.0, "labels": "teacher", "batch_syn": 2}],
+    ("matcher", "att"): [
+        QUICK | {"max_start": 3},
+        QUICK | {"decay": 0.0, "curvature": "zero", "batch_syn": 2, "labels": "teacher", "pix_init": "noise"},
+    ],
     ("matcher", "datm"): [
         QUICK | {"max_start": 3, "cur_max": 1, "expansion_end": 2},
         QUICK | {"flat": True, "pix_init": "real", "curvature": "zero", "batch_syn": 2, "min_start": 1},
@@ -60,6 +64,10 @@ OPTIONS = {
         {"inner": 2, "n_data": 60, "batch_real": 9},
         {"inner": 1, "n_data": 9, "metric": "l1", "batch_syn": 2, "early": 1, "mix_probability": 0.0},
         {"n_data": 0, "momentum": 0.0, "augment": ""},
+    ],
+    ("matcher", "idm"): [
+        {"networks": 4, "fresh": 1, "train_steps": 2, "batch_net": 9, "batch_real": 9},
+        {"networks": 1, "trained": 0, "ce_weight": 0.0, "pix_init": "noise", "augment": False, "momentum": 0.0},
     ],
     ("matcher", "ncfm"): [
         {"models": 2, "epochs": 1, "frequencies": 16},

@@ -1,4 +1,4 @@
-"""Matching real and synthetic images in random networks: gradients (dc, dsa, idc) and distributions (dm, idm, ncfm)."""
+"""Matching in random networks: gradients (dc, dsa, idc, dream) and distributions (dm, idm, ncfm)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from ddbench import hookimpl
 from ddbench_matching.dm import Dm
 from ddbench_matching.gradient import Dc, Dsa
-from ddbench_matching.idc import Idc
+from ddbench_matching.idc import Dream, Idc
 from ddbench_matching.idm import Idm
 from ddbench_matching.ncfm import Ncfm
 
@@ -16,5 +16,5 @@ RECIPES = Path(__file__).with_name("recipes.toml")
 
 @hookimpl
 def register_matchers(register) -> None:
-    for matcher in (Dc, Dsa, Dm, Idc, Idm, Ncfm):
+    for matcher in (Dc, Dsa, Dm, Idc, Dream, Idm, Ncfm):
         register(matcher, recipes=RECIPES)

@@ -804,6 +804,7 @@ BUILT_IN = {
         "datm",
         "dc",
         "dm",
+        "dream",
         "dsa",
         "el2n",
         "forgetting",

@@ -1,4 +1,4 @@
-"""IDM from the inside, in float64: its two losses, its pool of networks, and an iteration as the released code has it."""
+"""IDM from the inside, in float64: its two losses, its pool of networks, and an iteration of the released code."""
 
 from __future__ import annotations
 

@@ -58,12 +58,19 @@ OPTIONS = {
     ],
     ("matcher", "frepo"): [{"batch_real": 9, "max_online": 2}, {"batch_real": 9, "flip": True, "batch_syn": 4}],
     ("matcher", "dc"): [{"batch_real": 9, "outer": 2, "inner": 1}, {"batch_real": 9, "metric": "mse", "momentum": 0.0}],
-    ("matcher", "dsa"): [{"batch_real": 9}, {"batch_real": 9, "metric": "cos", "outer": 1}],
-    ("matcher", "dm"): [{"batch_real": 9}, {"pix_init": "noise", "augment": False, "momentum": 0.0}],
+    ("matcher", "dsa"): [{"batch_real": 9, "sampling": "k-means"}, {"batch_real": 9, "metric": "cos", "outer": 1}],
+    ("matcher", "dm"): [
+        {"batch_real": 9, "sampling": "k-means", "cluster_every": 2, "pix_init": "k-means"},
+        {"pix_init": "noise", "augment": False, "momentum": 0.0},
+    ],
     ("matcher", "idc"): [
         {"inner": 2, "n_data": 60, "batch_real": 9},
         {"inner": 1, "n_data": 9, "metric": "l1", "batch_syn": 2, "early": 1, "mix_probability": 0.0},
         {"n_data": 0, "momentum": 0.0, "augment": ""},
+    ],
+    ("matcher", "dream"): [
+        {"inner": 3, "n_data": 9, "batch_real": 5, "cluster_every": 2},
+        {"inner": 2, "n_data": 0, "batch_real": 500, "sampling": "random"},
     ],
     ("matcher", "idm"): [
         {"networks": 4, "fresh": 1, "train_steps": 2, "batch_net": 9, "batch_real": 9},

@@ -58,6 +58,11 @@ CASES = {
     "dm pdd": ("dm", "pdd", SHORT | {"matcher__batch_real": 9}),
     "idc single": ("idc", "single", SHORT | {"matcher__n_data": 18, "matcher__batch_real": 9}),
     "idc decoded": ("idc", "single", SHORT | {"matcher__n_data": 18, "matcher__batch_real": 9, "decoder__factor": 2}),
+    "dance single": (
+        "dance",
+        "single",
+        SHORT | {"matcher__models": 2, "matcher__epochs": 1, "matcher__batch_real": 9},
+    ),
     "dream single": ("dream", "single", SHORT | {"matcher__n_data": 18, "matcher__batch_real": 9}),
     "idm single": (
         "idm",

@@ -68,6 +68,10 @@ OPTIONS = {
         {"inner": 1, "n_data": 9, "metric": "l1", "batch_syn": 2, "early": 1, "mix_probability": 0.0},
         {"n_data": 0, "momentum": 0.0, "augment": ""},
     ],
+    ("matcher", "dance"): [
+        {"models": 2, "epochs": 1, "batch_real": 9},
+        {"models": 1, "epochs": 2, "calibration": 0.0, "augment": "", "batch_syn": 2, "momentum": 0.0},
+    ],
     ("matcher", "dream"): [
         {"inner": 3, "n_data": 9, "batch_real": 5, "cluster_every": 2},
         {"inner": 2, "n_data": 0, "batch_real": 500, "sampling": "random"},

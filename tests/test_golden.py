@@ -76,6 +76,7 @@ CASES = {
     "att single": ("att", "single", TRACED),
     "rat-bptt single": ("rat-bptt", "single", UNROLLED),
     "rat-bptt learned pdd": ("rat-bptt", "pdd", UNROLLED | {"matcher__labels": "learned", "matcher__optimizer": "sgd"}),
+    "at-bptt single": ("at-bptt", "single", UNROLLED | {"matcher__spread": 1}),
     "frepo single": ("frepo", "single", SHORT | REPLACED),
     "frepo pdd": ("frepo", "pdd", SHORT | REPLACED),
     "rded single": ("rded", "single", {"matcher__teacher_epochs": 1}),

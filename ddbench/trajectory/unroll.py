@@ -170,10 +170,7 @@ def reverse(
     """
     rule, steps = optimiser or SGD(), len(plan.batches)
     first = 0 if window is None or choose is not None else max(0, steps - window)
-    passes: dict[int, Passes] = {}
-    if isinstance(loss, StudentLoss):
-        sizes = [len(rows) for rows in plan.batches]
-        passes = engine.passes(loss.network, loss.buffers, start, sizes, pool.new.labels.shape[1], curvature == "exact")
+    passes = _passes(engine, loss, start, plan, pool, curvature)
     with arithmetic(start.device, "float32"):  # steps of a lower precision say so themselves
         path, states, kept = _forward(loss, start, pool, lr.detach(), plan, rule, first, passes)
         if choose is not None:
@@ -183,8 +180,7 @@ def reverse(
         end = path[-1].requires_grad_()
         value = terminal(end)
         cotangents = (grad(value, end)[0], tuple(torch.zeros_like(s) for s in states[-1]))
-        images, labels = torch.zeros_like(pool.new.images), torch.zeros_like(pool.new.labels)
-        lr_gradient = torch.zeros_like(lr)
+        images, labels, lr_gradient = map(torch.zeros_like, (pool.new.images, pool.new.labels, lr))
         for t in range(steps - 1, first - 1, -1):
             path.pop()  # theta_{t+1} is not needed again
             states.pop()
@@ -196,6 +192,16 @@ def reverse(
             pool.scatter(images, rows, swept.images)
             pool.scatter(labels, rows, swept.labels)
         return Gradient(value.detach(), images, labels, lr_gradient, end.detach())
+
+
+def _passes(
+    engine: Engine, loss: Loss, start: Tensor, plan: Plan, pool: Pool, curvature: Curvature
+) -> dict[int, Passes]:
+    """By the size of a batch, where plain autograd is not what is wanted."""
+    if not isinstance(loss, StudentLoss):
+        return {}
+    sizes = [len(rows) for rows in plan.batches]
+    return engine.passes(loss.network, loss.buffers, start, sizes, pool.new.labels.shape[1], curvature == "exact")
 
 
 def autograd_unroll(

@@ -800,6 +800,7 @@ def test_compare_shows_an_unfinished_run_as_such(shop, tmp_path):
 
 BUILT_IN = {
     "matchers": {
+        "at-bptt",
         "att",
         "dance",
         "datm",

@@ -56,6 +56,10 @@ OPTIONS = {
         {"total": 4, "window": 2, "batch_real": 9},
         {"total": 3, "window": 3, "batch_real": 9, "labels": "learned", "optimizer": "sgd", "lr_lr": 0.1},
     ],
+    ("matcher", "at-bptt"): [
+        {"total": 4, "window": 2, "spread": 1, "batch_real": 60},
+        {"total": 3, "window": 3, "spread": 0, "batch_real": 200, "labels": "learned", "optimizer": "sgd"},
+    ],
     ("matcher", "frepo"): [{"batch_real": 9, "max_online": 2}, {"batch_real": 9, "flip": True, "batch_syn": 4}],
     ("matcher", "dc"): [{"batch_real": 9, "outer": 2, "inner": 1}, {"batch_real": 9, "metric": "mse", "momentum": 0.0}],
     ("matcher", "dsa"): [{"batch_real": 9, "sampling": "k-means"}, {"batch_real": 9, "metric": "cos", "outer": 1}],

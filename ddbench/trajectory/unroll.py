@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -46,6 +46,7 @@ from ddbench.trajectory.step import Augment, Loss, Step, StudentLoss, first_orde
 
 Curvature = Literal["exact", "zero"]
 Terminal = Callable[[Tensor], Tensor]  # parameters -> scalar
+Choose = Callable[[Sequence[Tensor]], int]  # theta_1 .. theta_T -> t, the step at which the student is taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,25 +161,30 @@ def reverse(
     optimiser: Optimiser | None = None,
     window: int | None = None,
     engine: Engine = EAGER,
+    choose: Choose | None = None,
 ) -> Gradient:
     """Gradients of ``terminal(theta_T)`` by a reverse sweep over stored parameter vectors.
 
     ``start`` is theta_0 ``(p,)``, ``lr`` a 0-dim tensor. ``window`` stops the sweep after that many
     steps from the end (truncated backpropagation). Memory: one step's graph, and the vectors of the steps swept.
+    ``choose`` takes the end at another step than the last: later ones are played, but nothing depends on them.
     A loss that is no :class:`StudentLoss` is differentiated eagerly by every ``engine``.
     """
     rule, steps = optimiser or SGD(), len(plan.batches)
-    first = 0 if window is None else max(0, steps - window)
+    first = 0 if window is None or choose is not None else max(0, steps - window)
     passes: dict[int, Passes] = {}
     if isinstance(loss, StudentLoss):
         passes = _passes(engine, loss, start, pool, plan, curvature)
     with arithmetic(start.device, "float32"):  # steps of a lower precision say so themselves
         path, states, kept = _forward(loss, start, pool, lr.detach(), plan, rule, first, passes)
+        if choose is not None:
+            steps = choose(path[1:])
+            del path[steps + 1 :], states[steps + 1 :], kept[steps:]
+            first = 0 if window is None else max(0, steps - window)
         end = path[-1].requires_grad_()
         value = terminal(end)
         cotangents = (grad(value, end)[0], tuple(torch.zeros_like(s) for s in states[-1]))
-        images, labels = torch.zeros_like(pool.new.images), torch.zeros_like(pool.new.labels)
-        lr_gradient = torch.zeros_like(lr)
+        images, labels, lr_gradient = map(torch.zeros_like, (pool.new.images, pool.new.labels, lr))
         for t in range(steps - 1, first - 1, -1):
             path.pop()  # theta_{t+1} is not needed again
             states.pop()

@@ -18,27 +18,35 @@ from ddbench import DSA, Network, Problem, Seed, SyntheticSet, soft_cross_entrop
 from ddbench.data.augment import Draw
 from ddbench.train.optimisers import SGD
 from ddbench.train.optimisers import State as Moments
+from ddbench_matching.clusters import Rows, clustered_sample
 
 EPS = 1e-6  # in the denominator of cosines, as in the released code of DC
 LOSSES = 5  # that a mean is taken of, at least
 RISEN = 1.1  # a loss this many times the first one has risen, whatever the noise of networks and batches
 Metric = Literal["ours", "mse", "cos"]
 Momentum = Annotated[float, Ge(0), "momentum of the images"]
-PixInit = Annotated[Literal["real", "noise"], "where the images start"]
+PixInit = Annotated[
+    Literal["real", "noise", "k-means"],
+    "where the images start; k-means: at real ones nearest to the centroids of clusters",
+]
 
 
 @dataclass
 class State:
-    """Stored images ``(n, c, h, w)``, class by class, with hard ``labels`` ``(n, k)`` and the images' momentum."""
+    """Stored images ``(n, c, h, w)``, class by class, with hard ``labels`` ``(n, k)`` and the images' momentum.
+
+    ``rows`` are the real images of each class that are matched until classes are clustered anew.
+    """
 
     images: Tensor
     labels: Tensor
     momentum: Moments
+    rows: Rows | None = None
 
 
 def begin(problem: Problem, pix_init: str, momentum: float) -> State:
-    """Real images that no earlier stage drew, or standard normal ``noise`` in their place."""
-    examples = problem.sample()
+    """Real images that no earlier stage drew, random ones or representative ones, or standard normal ``noise``."""
+    examples = clustered_sample(problem) if pix_init == "k-means" else problem.sample()
     images = torch.randn_like(examples.images) if pix_init == "noise" else examples.images
     return State(images, examples.labels, SGD(momentum).init(images))
 
@@ -75,13 +83,15 @@ def drawn_seed() -> Seed:
     return Seed(int(torch.randint(2**62, ())))
 
 
-def real_images(problem: Problem, label: int, count: int) -> Tensor:
-    """``count`` random real images of a class, or all of them if there are fewer."""
-    return problem.real[real_rows(problem, label, count)].images
+def real_images(problem: Problem, label: int, count: int, chosen: Rows | None = None) -> Tensor:
+    """``count`` random real images of a class, or all of them if there are fewer; those ``chosen``, if any were."""
+    return problem.real[real_rows(problem, label, count, chosen)].images
 
 
-def real_rows(problem: Problem, label: int, count: int) -> Tensor:
-    """Where ``count`` random real images of a class are, or all of them if there are fewer."""
+def real_rows(problem: Problem, label: int, count: int, chosen: Rows | None = None) -> Tensor:
+    """Where ``count`` random real images of a class are, or all of them if there are fewer; or those ``chosen``."""
+    if chosen is not None:
+        return chosen[label]
     members = problem.real.members[label]
     return members[torch.randperm(len(members))[:count]]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ddbench import DSA, Problem, Published, SyntheticSet
+from ddbench_matching.clusters import Interval, Rows, Sampling, chosen_rows
 from ddbench_matching.common import (
     Momentum,
     PixInit,
@@ -64,12 +65,16 @@ class Dm:
     momentum: Momentum = 0.5
     pix_init: PixInit = "real"
     augment: Annotated[bool, "the same DSA for the real and synthetic images of a class"] = True
+    sampling: Sampling = "random"
+    cluster_every: Interval = 10
 
     def init(self, problem: Problem) -> State:
         return begin(problem, self.pix_init, self.momentum)
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
-        loss, gradient = self.match(problem, problem.starts.draw(), state.images)
+        vector = problem.starts.draw()
+        state.rows = chosen_rows(self, problem, vector, k, state.rows)
+        loss, gradient = self.match(problem, vector, state.images, state.rows)
         descend(state, gradient, self.lr_img, self.momentum)
         return state, {"loss": loss}
 
@@ -84,15 +89,20 @@ class Dm:
     def result(self, problem: Problem, state: State) -> SyntheticSet:
         return finish(state)
 
-    def match(self, problem: Problem, vector: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """L in the network ``vector``, and its gradient ``(n, c, h, w)`` by all stored ``images``."""
+    def match(
+        self, problem: Problem, vector: Tensor, images: Tensor, chosen: Rows | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """L in the network ``vector``, and its gradient ``(n, c, h, w)`` by all stored ``images``.
+
+        Real images are drawn at random, or those ``chosen`` for each class.
+        """
         dsa = problem.dsa if self.augment else DSA()
         losses, gradients = [], []
         for group in _groups(problem, self.batch_real):
             leaves = [images[rows_of(problem, label)].detach().requires_grad_() for label in group]
             rows, draws = [], []
             for label in group:
-                rows.append(real_rows(problem, label, self.batch_real))
+                rows.append(real_rows(problem, label, self.batch_real, chosen))
                 draws.append(dsa.draw(1, siamese=True))
             real = _fetched(problem, torch.cat(rows)).split([len(part) for part in rows])
             shown = [shown_images(problem, leaf, label) for label, leaf in zip(group, leaves, strict=True)]

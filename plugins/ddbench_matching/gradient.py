@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ddbench import DSA, Problem, Published, Recipe, Student, SyntheticSet, fit
+from ddbench_matching.clusters import Interval, Rows, Sampling, chosen_rows
 from ddbench_matching.common import (
     Metric,
     Momentum,
@@ -81,6 +82,8 @@ class Dc:
     batch_net: Annotated[int, Ge(1), "batch size of the network's training"] = 256
     lr_net: Annotated[float, Gt(0), "learning rate of the network"] = 0.01
     pix_init: PixInit = "noise"
+    sampling: Sampling = "random"
+    cluster_every: Interval = 10
 
     def init(self, problem: Problem) -> State:
         return begin(problem, self.pix_init, self.momentum)
@@ -124,9 +127,10 @@ def condense(method: Dc, problem: Problem, state: State, dsa: DSA) -> tuple[Stat
     default = loops(per_class(problem))
     outer, inner = method.outer or default[0], method.inner or default[1]
     recipe = Recipe(epochs=inner, batch=method.batch_net, lr=method.lr_net, augment=dsa.strategy)
-    student, losses = Student(problem.starts.draw()), []
+    student, losses, rows = Student(problem.starts.draw()), [], None
     for t in range(outer):
-        loss, gradient = match(method, problem, student.vector, state.images, dsa)
+        rows = chosen_rows(method, problem, student.vector, t, rows)
+        loss, gradient = match(method, problem, student.vector, state.images, dsa, rows)
         descend(state, gradient, method.lr_img, method.momentum)
         losses.append(loss / problem.classes)
         if t < outer - 1:
@@ -136,16 +140,19 @@ def condense(method: Dc, problem: Problem, state: State, dsa: DSA) -> tuple[Stat
     return state, {"loss": torch.stack(losses).mean()}
 
 
-def match(method: Dc, problem: Problem, vector: Tensor, images: Tensor, dsa: DSA) -> tuple[Tensor, Tensor]:
+def match(
+    method: Dc, problem: Problem, vector: Tensor, images: Tensor, dsa: DSA, chosen: Rows | None = None
+) -> tuple[Tensor, Tensor]:
     """The sum of D over classes in the network ``vector``, and its gradient ``(n, c, h, w)`` by stored ``images``.
 
     Networks with batch norm use the statistics in ``vector``: those of a batch of one class would hide the class.
+    Real images are drawn at random, or those ``chosen`` for each class.
     """
     network, total, gradients = problem.network, torch.zeros((), device=images.device), []
     vector, train = frozen_statistics(problem, vector), network.length == network.parameters
     for label in range(problem.classes):
         leaf = images[rows_of(problem, label)].detach().requires_grad_()
-        real, synthetic = real_images(problem, label, method.batch_real), shown_images(problem, leaf, label)
+        real, synthetic = real_images(problem, label, method.batch_real, chosen), shown_images(problem, leaf, label)
         real, synthetic = siamese(dsa, real, synthetic)
         g_real = class_gradient(network, vector, real, label, train=train).detach()
         g_syn = class_gradient(network, vector, synthetic, label, train=train, differentiable=True)

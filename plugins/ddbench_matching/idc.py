@@ -20,6 +20,7 @@ from ddbench import Network, Problem, Published, Recipe, Student, SyntheticSet, 
 from ddbench.train.optimisers import SGD
 from ddbench.train.optimisers import State as Moments
 from ddbench_matching.box import Augment, matching_augmentation, moved, pixel_unit
+from ddbench_matching.clusters import Interval, Rows, Sampling, chosen_rows, clustered_sample
 from ddbench_matching.common import (
     Momentum,
     class_gradient,
@@ -37,13 +38,17 @@ IPC = 10  # the images per class that the published learning rates are for
 
 @dataclass
 class State:
-    """Images ``(n, c, h, w)`` with hard ``labels`` ``(n, k)`` and momentum, and the network ``(p,)`` with its own."""
+    """Images ``(n, c, h, w)`` with hard ``labels`` ``(n, k)`` and momentum, and the network ``(p,)`` with its own.
+
+    ``rows`` are the real images of each class that are matched until classes are clustered anew.
+    """
 
     images: Tensor
     labels: Tensor
     momentum: Moments
     vector: Tensor
     net_momentum: Moments
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,15 @@ class Idc:
     decay_net: Annotated[float, Ge(0), "weight decay of the network"] = 5e-4
     mix_probability: Annotated[float, Ge(0), Le(1), "share of the network's batches with CutMix"] = 0.5
     early: Annotated[int, Ge(0), "epochs on real data before a network is first matched in"] = 0
+    pix_init: Annotated[
+        Literal["real", "k-means"], "where the images start; k-means: at real ones nearest to the centroids of clusters"
+    ] = "real"
+    sampling: Sampling = "random"
+    cluster_every: Interval = 10
 
     def init(self, problem: Problem) -> State:
         """Real images (under a decoder, packed from several: the paper's "mix") and a first network."""
-        examples = problem.sample()
+        examples = clustered_sample(problem) if self.pix_init == "k-means" else problem.sample()
         student = self._fresh(problem)
         images = problem.real.preprocessing.clamp(examples.images)
         momentum = SGD(self.momentum).init(images)
@@ -104,9 +114,10 @@ class Idc:
         """Match every class in turn, stepping after each, then train the network or draw the next one."""
         rate = self.lr_img * problem.ipc / IPC * pixel_unit(problem) ** 2
         rule, losses = SGD(self.momentum), []
+        state.rows = chosen_rows(self, problem, state.vector, k % self.inner, state.rows)
         for label in range(problem.classes):
             rows = rows_of(problem, label)
-            loss, gradient = self.match(problem, state.vector, state.images[rows], label)
+            loss, gradient = self.match(problem, state.vector, state.images[rows], label, state.rows)
             state.images, state.momentum = moved(rule, state.images, state.momentum, rows, gradient, rate)
             losses.append(loss)
         if (k + 1) % self.inner:
@@ -123,14 +134,16 @@ class Idc:
     def result(self, problem: Problem, state: State) -> SyntheticSet:
         return SyntheticSet(problem.real.preprocessing.clamp(state.images), state.labels.clone())
 
-    def match(self, problem: Problem, vector: Tensor, images: Tensor, label: int) -> tuple[Tensor, Tensor]:
+    def match(
+        self, problem: Problem, vector: Tensor, images: Tensor, label: int, chosen: Rows | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The distance of one class in the network ``vector`` and its gradient by the stored ``images``."""
         leaf = images.detach().requires_grad_()
         shown = shown_images(problem, leaf, label)
         if len(shown) > self.batch_syn:
             shown = shown[torch.randperm(len(shown))[: self.batch_syn]]
         dsa = matching_augmentation(problem, self.augment)
-        real, synthetic = siamese(dsa, real_images(problem, label, self.batch_real), shown)
+        real, synthetic = siamese(dsa, real_images(problem, label, self.batch_real, chosen), shown)
         mask = matched_weights(problem.network)
         g_real = class_gradient(problem.network, vector, real, label).detach()
         g_syn = class_gradient(problem.network, vector, synthetic, label, differentiable=True)
@@ -169,6 +182,32 @@ class Idc:
             mixing="cutmix" if self.mix_probability else "none",
             mix_probability=self.mix_probability,
         )
+
+
+@dataclass(frozen=True)
+class Dream(Idc):
+    """``idc`` on representative real images instead of random ones: those nearest to the centroids of clusters.
+
+    | paper | here |
+    | --- | --- |
+    | K-means on the features of the matched network, by class | ``sampling="k-means"``, ``batch_real`` clusters |
+    | I_int, the interval | ``cluster_every``, in matching steps; clusters are new where the network is, too |
+    | initialisation at cluster centres | ``pix_init="k-means"`` |
+
+    With both at ``random`` and ``real`` it is ``idc``, where the other options are explained; ``dc``, ``dsa`` and
+    ``dm`` have the same two options. Features are those of unaugmented images as networks see them, normalised; the
+    released code gives pixels in [0, 1] to the network there. Under a decoder small images are packed, as its
+    ``init=mix`` does, where its default of today stores whole ones.
+    """
+
+    name = "dream"
+    version = "1"
+    paper = "Liu et al., ICCV 2023"
+    published = (Published("DREAM", factor=2),)
+    pix_init: Annotated[
+        Literal["real", "k-means"], "where the images start; k-means: at real ones nearest to the centroids of clusters"
+    ] = "k-means"
+    sampling: Sampling = "k-means"
 
 
 def matched_weights(network: Network) -> Tensor:

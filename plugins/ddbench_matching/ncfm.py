@@ -6,26 +6,24 @@ Perspective", CVPR 2025.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
-from torch.autograd import grad
 from torch.nn.functional import normalize
 
-from ddbench import Needs, Problem, SyntheticSet, soft_cross_entropy
+from ddbench import Needs, Problem, SyntheticSet
 from ddbench.train.optimisers import SGD, Adam, Optimiser
 from ddbench.train.optimisers import State as Moments
-from ddbench_matching.box import Augment, matching_augmentation, moved, pixel_unit
-from ddbench_matching.common import all_of_class, not_falling, real_images, rows_of, shown_images, siamese
+from ddbench_matching.between import LossOf, class_by_class, drawn_models, known_as
+from ddbench_matching.box import Augment, matching_augmentation, pixel_unit
+from ddbench_matching.common import not_falling, real_images, shown_images, siamese
 
 SCALE = 300.0  # of the discrepancy beside the calibration loss, as in the released code
 EPS = 1e-12  # under square roots, whose derivative at zero is infinite
-# (problem, network vector, stored images of a class, class) -> the loss to descend on
-LossOf = Callable[[Problem, Tensor, Tensor, int], Tensor]
 LESS = 1e-4  # a loss must be lower by this share to count as a new lowest one (torch's ReduceLROnPlateau)
 
 
@@ -95,14 +93,11 @@ class Ncfm:
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
         """Match every class in one interpolated network, then calibrate every class, stepping after each."""
-        chosen, mixture = int(torch.randint(self.models, ())), float(torch.rand(()))
-        trained = problem.experts.snapshot(chosen, self.epochs)
-        between = mixture * problem.experts.snapshot(chosen, 0) + (1 - mixture) * trained
+        between, trained = drawn_models(problem, self.models, self.epochs)
         state.images = problem.real.preprocessing.clamp(state.images)
-        classes = range(problem.classes)
-        losses = {"matching": self._pass(problem, state, classes, between, self.match)}
+        losses = {"matching": self._pass(problem, state, between, self.match)}
         if self.calibration:
-            losses["calibration"] = self._pass(problem, state, classes, trained, self.calibrate)
+            losses["calibration"] = self._pass(problem, state, trained, self.calibrate)
         total = torch.stack(list(losses.values())).sum()
         self._wait(state, total)
         return state, {"loss": total, **losses}
@@ -127,27 +122,20 @@ class Ncfm:
 
     def calibrate(self, problem: Problem, vector: Tensor, images: Tensor, label: int) -> Tensor:
         """The weighted cross entropy of one class's images in the network ``vector``."""
-        shown = shown_images(problem, images, label)
-        draw = matching_augmentation(problem, self.augment).draw(1, siamese=True)
-        labels = all_of_class(label, shown, problem.classes)
-        return self.calibration * soft_cross_entropy(problem.network.apply(vector, draw(shown)), labels)
+        return self.calibration * known_as(problem, vector, shown_images(problem, images, label), label, self.augment)
 
     @property
     def _rule(self) -> Optimiser:
         return Adam() if self.outer == "adam" else SGD(self.momentum)
 
-    def _pass(self, problem: Problem, state: State, classes: range, vector: Tensor, loss_of: LossOf) -> Tensor:
+    def _pass(self, problem: Problem, state: State, vector: Tensor, loss_of: LossOf) -> Tensor:
         """Descend on the images of each class in turn; the mean loss."""
         unit = pixel_unit(problem)
-        rate, losses = state.share * self.lr_img * (unit if self.outer == "adam" else unit**2), []
-        for label in classes:
-            rows = rows_of(problem, label)
-            leaf = state.images[rows].detach().requires_grad_()
-            loss = loss_of(problem, vector, leaf, label)
-            gradient = grad(loss, leaf)[0]
-            state.images, state.moments = moved(self._rule, state.images, state.moments, rows, gradient, rate)
-            losses.append(loss.detach())
-        return torch.stack(losses).mean()
+        rate = state.share * self.lr_img * (unit if self.outer == "adam" else unit**2)
+        state.images, state.moments, loss = class_by_class(
+            problem, vector, state.images, state.moments, self._rule, rate, loss_of
+        )
+        return loss
 
     def _wait(self, state: State, loss: Tensor) -> None:
         """Halve the learning rate after ``patience`` iterations without a new lowest loss."""

@@ -138,7 +138,10 @@ class RatBptt:
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
         """Train a fresh student on the set, and descend along the gradient of its loss on a real batch."""
         length = int(torch.randint(self.window, self.total + 1, ()))
-        gradient = self._gradient(problem, state, length)
+        return self.moved(state, self._gradient(problem, state, length), k)
+
+    def moved(self, state: State, gradient: Gradient, k: int) -> tuple[State, dict[str, float | Tensor]]:
+        """The state after a step of the outer optimiser along a gradient, in place, and the numbers to report."""
         images, state.norm = _bounded(gradient.images, state.norm, self.clip)
         state.images, state.images_moments = OUTER.update(state.images, state.images_moments, images, self.lr_img)
         if self.labels == "learned":
@@ -177,14 +180,20 @@ class RatBptt:
 
         return mean_loss
 
-    def unrolled(self, problem: Problem, images: Tensor, labels: Tensor, lr: Tensor, length: int) -> Gradient:
-        """The gradients by decoded ``images``, their ``labels`` and ``lr`` after ``length`` steps of a student."""
+    def unrolled(
+        self, problem: Problem, images: Tensor, labels: Tensor, lr: Tensor, length: int, window: int | None = None
+    ) -> Gradient:
+        """The gradients by decoded ``images``, their ``labels`` and ``lr`` after ``length`` steps of a student.
+
+        The last ``window`` of them are differentiated, by default as many as the method says.
+        """
         pool = problem.frozen.pool(images, labels)
         loss, terminal, start, plan = self._lesson(problem, pool, length)
         rate = lr.to(start.dtype)
         mean = (self.window + self.total) // 2  # lengths are drawn from this range
         engine = Engine(self.engine, steps=self.steps * mean)
-        return reverse(loss, terminal, start, pool, rate, plan, optimiser=self._rule, window=self.window, engine=engine)
+        window = self.window if window is None else window
+        return reverse(loss, terminal, start, pool, rate, plan, optimiser=self._rule, window=window, engine=engine)
 
     def _lesson(self, problem: Problem, pool: Pool, length: int) -> tuple[Loss, Terminal, Tensor, Plan]:
         """A fresh student's loss and first parameters, its ``length`` batches, and the loss on real data at its end."""
@@ -203,11 +212,11 @@ class RatBptt:
     def _rule(self) -> Optimiser:
         return Adam() if self.optimizer == "adam" else SGD(momentum=0.9, weight_decay=5e-4)
 
-    def _gradient(self, problem: Problem, state: State, length: int) -> Gradient:
+    def _gradient(self, problem: Problem, state: State, length: int, window: int | None = None) -> Gradient:
         """Of the stored images and labels: through the decoder, if there is one."""
         images, labels = state.images.clone().requires_grad_(), state.labels.clone().requires_grad_()
         shown, told = problem.decoder(images), problem.decoder.labels(labels)
-        found = self.unrolled(problem, shown.detach(), told.detach(), state.log_lr.exp(), length)
+        found = self.unrolled(problem, shown.detach(), told.detach(), state.log_lr.exp(), length, window)
         by_images, by_labels = grad([shown, told], [images, labels], [found.images, found.labels])
         return Gradient(found.loss, by_images, by_labels, found.lr, found.end)
 

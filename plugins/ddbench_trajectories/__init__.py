@@ -1,10 +1,11 @@
-"""Trajectory matching besides tesla: mtt, and its descendants datm and ftd."""
+"""Trajectory matching besides tesla: mtt, and its descendants att, datm and ftd."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ddbench import hookimpl
+from ddbench_trajectories.att import Att
 from ddbench_trajectories.datm import Datm
 from ddbench_trajectories.ftd import Ftd
 from ddbench_trajectories.mtt import Mtt
@@ -16,3 +17,4 @@ def register_matchers(register) -> None:
     register(Mtt, recipes=recipes)
     register(Datm, recipes=recipes)
     register(Ftd, recipes=recipes)
+    register(Att, recipes=recipes)

@@ -69,11 +69,15 @@ class Ftd(Swept):
 
     def step(self, problem: Problem, state: AveragedState, k: int) -> tuple[AveragedState, dict[str, float | Tensor]]:
         pixels, numbers = advance(self, problem, state.pixels, k, partial(swept, self, problem=problem))
-        # every row must be where dense descent has it, since momentum moves those outside this step's batches too
-        catch_up(self, pixels, torch.arange(len(pixels.images), device=pixels.images.device))
-        state.average.mul_(self.decay).add_(pixels.images, alpha=1 - self.decay)
-        return AveragedState(pixels, state.average), numbers
+        return averaged(self, state, pixels, self.decay), numbers
 
     def result(self, problem: Problem, state: AveragedState) -> SyntheticSet:
-        averaged = replace(state.pixels, images=state.average)
-        return finish(self, problem, averaged)
+        return finish(self, problem, replace(state.pixels, images=state.average))
+
+
+def averaged(method: Swept, state: AveragedState, pixels: PixelState, decay: float) -> AveragedState:
+    """The state after an iteration that led to ``pixels``, whose images have joined the running mean."""
+    # every row must be where dense descent has it, since momentum moves those outside this step's batches too
+    catch_up(method, pixels, torch.arange(len(pixels.images), device=pixels.images.device))
+    state.average.mul_(decay).add_(pixels.images, alpha=1 - decay)
+    return AveragedState(pixels, state.average)

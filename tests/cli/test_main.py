@@ -800,9 +800,13 @@ def test_compare_shows_an_unfinished_run_as_such(shop, tmp_path):
 
 BUILT_IN = {
     "matchers": {
+        "at-bptt",
+        "att",
+        "dance",
         "datm",
         "dc",
         "dm",
+        "dream",
         "dsa",
         "el2n",
         "forgetting",
@@ -810,6 +814,7 @@ BUILT_IN = {
         "ftd",
         "herding",
         "idc",
+        "idm",
         "k-center",
         "k-means",
         "mtt",

@@ -38,6 +38,10 @@ OPTIONS = {
     ],
     ("matcher", "mtt"): [QUICK, QUICK | {"labels": "teacher"}],
     ("matcher", "ftd"): [QUICK, QUICK | {"flat": False, "decay": 0.0, "labels": "teacher", "batch_syn": 2}],
+    ("matcher", "att"): [
+        QUICK | {"max_start": 3},
+        QUICK | {"decay": 0.0, "curvature": "zero", "batch_syn": 2, "labels": "teacher", "pix_init": "noise"},
+    ],
     ("matcher", "datm"): [
         QUICK | {"max_start": 3, "cur_max": 1, "expansion_end": 2},
         QUICK | {"flat": True, "pix_init": "real", "curvature": "zero", "batch_syn": 2, "min_start": 1},
@@ -53,14 +57,33 @@ OPTIONS = {
         {"total": 4, "window": 2, "batch_real": 9},
         {"total": 3, "window": 3, "batch_real": 9, "labels": "learned", "optimizer": "sgd", "lr_lr": 0.1},
     ],
+    ("matcher", "at-bptt"): [
+        {"total": 4, "window": 2, "spread": 1, "batch_real": 60},
+        {"total": 3, "window": 3, "spread": 0, "batch_real": 200, "labels": "learned", "optimizer": "sgd"},
+    ],
     ("matcher", "frepo"): [{"batch_real": 9, "max_online": 2}, {"batch_real": 9, "flip": True, "batch_syn": 4}],
     ("matcher", "dc"): [{"batch_real": 9, "outer": 2, "inner": 1}, {"batch_real": 9, "metric": "mse", "momentum": 0.0}],
-    ("matcher", "dsa"): [{"batch_real": 9}, {"batch_real": 9, "metric": "cos", "outer": 1}],
-    ("matcher", "dm"): [{"batch_real": 9}, {"pix_init": "noise", "augment": False, "momentum": 0.0}],
+    ("matcher", "dsa"): [{"batch_real": 9, "sampling": "k-means"}, {"batch_real": 9, "metric": "cos", "outer": 1}],
+    ("matcher", "dm"): [
+        {"batch_real": 9, "sampling": "k-means", "cluster_every": 2, "pix_init": "k-means"},
+        {"pix_init": "noise", "augment": False, "momentum": 0.0},
+    ],
     ("matcher", "idc"): [
         {"inner": 2, "n_data": 60, "batch_real": 9},
         {"inner": 1, "n_data": 9, "metric": "l1", "batch_syn": 2, "early": 1, "mix_probability": 0.0},
         {"n_data": 0, "momentum": 0.0, "augment": ""},
+    ],
+    ("matcher", "dance"): [
+        {"models": 2, "epochs": 1, "batch_real": 9},
+        {"models": 1, "epochs": 2, "calibration": 0.0, "augment": "", "batch_syn": 2, "momentum": 0.0},
+    ],
+    ("matcher", "dream"): [
+        {"inner": 3, "n_data": 9, "batch_real": 5, "cluster_every": 2},
+        {"inner": 2, "n_data": 0, "batch_real": 500, "sampling": "random"},
+    ],
+    ("matcher", "idm"): [
+        {"networks": 4, "fresh": 1, "train_steps": 2, "batch_net": 9, "batch_real": 9},
+        {"networks": 1, "trained": 0, "ce_weight": 0.0, "pix_init": "noise", "augment": False, "momentum": 0.0},
     ],
     ("matcher", "ncfm"): [
         {"models": 2, "epochs": 1, "frequencies": 16},

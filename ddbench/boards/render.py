@@ -14,7 +14,7 @@ from ddbench.base.machine import code
 from ddbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment as Environment
 
 
 def environment() -> Environment:

@@ -25,9 +25,8 @@ from ddbench.results.tables import REPORTED, cell, marks
 from ddbench.run.row import Cells
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
     from ddbench.boards.board import Board
+    from ddbench.boards.render import Environment
 
 INDEX = {
     "title": "board",

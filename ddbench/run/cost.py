@@ -91,7 +91,9 @@ def counted(spec: RunSpec, task: Problem, students: int) -> dict[str, Amount | N
         "lessons": amount(network, work.lessons, shown),
         "grading": amount(network, work.grading, shown),
     }
-    if work.distilling is not None:
+    if steps_of(spec.matcher) == 0:  # a coreset: what choosing takes beside its networks is little
+        found["distilling"] = Amount(0.0, 0.0, 0.0)
+    elif work.distilling is not None:
         calls = _steps(spec)
         found["distilling"] = amount(network, work.distilling, work.distilling / calls if calls else 1)
     return found

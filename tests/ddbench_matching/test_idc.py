@@ -185,7 +185,7 @@ def test_images_move_as_pixels_do_under_one_sgd_that_steps_after_each_class(prob
     generator = torch.Generator().manual_seed(0)
     pushes = [torch.randn(2, *task.real.shape, generator=generator) for _ in range(9)]
     given = iter(pushes)
-    monkeypatch.setattr(Idc, "match", lambda self, problem, vector, images, label: (torch.ones(()), next(given)))
+    monkeypatch.setattr(Idc, "match", lambda self, problem, vector, images, label, *_: (torch.ones(()), next(given)))
     method = replace(EXACT, lr_img=0.01, momentum=0.5)
     start = method.init(task).images
     state, _ = play(method, task, 3)
@@ -205,7 +205,7 @@ def test_images_move_as_pixels_do_under_one_sgd_that_steps_after_each_class(prob
 
 def test_images_are_clamped_to_pixels_where_the_network_is_renewed_and_in_results(problem, monkeypatch):
     monkeypatch.setattr(
-        Idc, "match", lambda self, problem, vector, images, label: (torch.ones(()), torch.randn(images.shape) * 100)
+        Idc, "match", lambda self, problem, vector, images, label, *_: (torch.ones(()), torch.randn(images.shape) * 100)
     )
     method = replace(SMALL, n_data=0, lr_img=1.0)
     before, _ = play(method, problem, 1)

@@ -49,10 +49,8 @@ hookspec = pluggy.HookspecMarker("ddbench")
 hookimpl = pluggy.HookimplMarker("ddbench")
 
 State = TypeVar("State")
-HOOKS = (
-    "register_datasets", "register_matchers", "register_schedulers", "register_networks", "register_metrics",
-    "register_executors",
-)  # fmt: skip
+KINDS = ("dataset", "matcher", "scheduler", "network", "metric", "executor")
+HOOKS = tuple(f"register_{kind}s" for kind in KINDS)
 
 
 class Register(Protocol):

@@ -37,7 +37,7 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {  # what each kind must have, 
     "metric": {},
     "executor": {"opened": ("folder",)},
 }
-KINDS = tuple(METHODS)
+KINDS = hookspecs.KINDS
 EITHER = {"metric": {"__call__": ("logits", "targets"), "examine": ("student",)}}  # one of these
 
 

@@ -38,10 +38,21 @@ INDEX = {
     "accuracy_mean": "accuracy %",
 }
 RANKING = {  # the rest is on the page of an entry, and in the tables below the rankings
-    "rank": "#", "title": "method", "accuracy_mean": "accuracy %", "ci_low": "95 % CI", "difference": "difference",
-    "baseline": "to", "p_holm": "p (Holm)", "n": "seeds", "total_bytes": "total kB", "distil_seconds": "distil s",
-    "expert_seconds": "experts s", "hardware": "hardware", "status": "status", "author": "by",
-}  # fmt: skip
+    "rank": "#",
+    "title": "method",
+    "accuracy_mean": "accuracy %",
+    "ci_low": "95 % CI",
+    "difference": "difference",
+    "baseline": "to",
+    "p_holm": "p (Holm)",
+    "n": "seeds",
+    "total_bytes": "total kB",
+    "distil_seconds": "distil s",
+    "expert_seconds": "experts s",
+    "hardware": "hardware",
+    "status": "status",
+    "author": "by",
+}
 ONCE = ("n", "total_bytes", "hardware", "status", "author")
 Keep = Callable[[bytes], str]  # an image to its address, from the root of the site
 

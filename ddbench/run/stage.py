@@ -23,7 +23,7 @@ from ddbench.base.schema import Digest, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.base.state import has_nan, load_state, save_state
 from ddbench.data.dataset import RealData
-from ddbench.errors import DamagedError, DataError, DivergedError, InterruptedRun, PluginError
+from ddbench.errors import DamagedError, DataError, DivergedError, InterruptedRun, PluginError, UsageError
 from ddbench.grade.protocol import Protocol
 from ddbench.grade.selection import Verdict, judge
 from ddbench.hookspecs import Matcher
@@ -207,7 +207,7 @@ class Stage:
         k = self.ledger.step
         try:
             made = self._result(state)
-        except (DivergedError, PluginError) as error:  # what is wrong for good, steps and selection raise again
+        except (DivergedError, PluginError, UsageError) as error:  # steps and selection raise it again
             note(f"stage {self.index}: no picture after {k} iterations: {error}")
         else:
             if made.finite():

@@ -29,7 +29,7 @@ from ddbench.testing.findings import FailedCheck, Findings, require
 
 _SEEDERS = ((torch, "manual_seed"), (torch, "seed"), (np.random, "seed"), (random, "seed"))
 _MOVES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
-_COMPILED = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "HF_HOME", "HF_DATASETS_CACHE")  # of libraries
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _HEARD: list[list[str]] = []  # of the blocks that are watched now
 
@@ -148,7 +148,7 @@ def _inside(path: str) -> bool:
     """Whether a plugin may write there."""
     found = Path(path).resolve()
     roots = [home(), data_home(), kept(), Path(tempfile.gettempdir()), user_cache_path(), Path("/dev"), Path("/proc")]
-    roots += [Path(place) for name in _COMPILED if (place := os.environ.get(name))]
+    roots += [Path(place) for name in _CACHES if (place := os.environ.get(name))]
     own = {"__pycache__", *(part for part in found.parts if part.startswith("torchinductor_"))}
     return bool(own & set(found.parts)) or any(found.is_relative_to(root.resolve()) for root in roots)
 

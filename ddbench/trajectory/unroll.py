@@ -178,9 +178,7 @@ def reverse(
     with arithmetic(start.device, "float32"):  # steps of a lower precision say so themselves
         path, states, kept = _forward(loss, start, pool, lr.detach(), plan, rule, first, passes)
         if choose is not None:
-            steps = choose(path[1:])
-            del path[steps + 1 :], states[steps + 1 :], kept[steps:]
-            first = 0 if window is None else max(0, steps - window)
+            steps, first = _ended(choose(path[1:]), window, path, states, kept)
         end = path[-1].requires_grad_()
         value = terminal(end)
         cotangents = (grad(value, end)[0], tuple(torch.zeros_like(s) for s in states[-1]))
@@ -196,6 +194,12 @@ def reverse(
             pool.scatter(images, rows, swept.images)
             pool.scatter(labels, rows, swept.labels)
         return Gradient(value.detach(), images, labels, lr_gradient, end.detach())
+
+
+def _ended(steps: int, window: int | None, path: list, states: list, kept: list) -> tuple[int, int]:
+    """Leave out what was played after ``steps``: vectors, states, what each step keeps; where the sweep ends."""
+    del path[steps + 1 :], states[steps + 1 :], kept[steps:]
+    return steps, 0 if window is None else max(0, steps - window)
 
 
 def autograd_unroll(

@@ -34,6 +34,7 @@ class Moderate(ByFeatures):
 
     name = "moderate"
     paper = "Xia et al., ICLR 2023"
+    paper_url = "https://openreview.net/forum?id=7D5EECbOaf9"
 
     def pick(self, features: Tensor, taken: Tensor, count: int) -> Tensor:
         return moderate(features, taken, count)
@@ -65,6 +66,7 @@ class Ccs(_ByMargin):
 
     name = "ccs"
     paper = "Zheng et al., ICLR 2023"
+    paper_url = "https://arxiv.org/abs/2210.15809"
     strata: Annotated[int, Ge(1), "ranges of the score"] = 50
 
     def choose(self, problem: Problem) -> Examples:
@@ -95,6 +97,7 @@ class D2(_ByMargin):
 
     name = "d2"
     paper = "Maharana et al., ICLR 2024"
+    paper_url = "https://arxiv.org/abs/2310.07931"
     neighbours: Annotated[int, Ge(1), "images that an image is joined to"] = 10
     gamma_forward: Annotated[float, Ge(0), "how fast what neighbours add falls with their distance"] = 1.0
     gamma_reverse: Annotated[float, Ge(0), "how fast what a taken image costs falls with its distance"] = 0.1

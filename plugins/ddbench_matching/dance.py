@@ -44,6 +44,7 @@ class Dance:
 
     name = "dance"
     paper = "Zhang et al., IJCAI 2024"
+    paper_url = "https://arxiv.org/abs/2406.01063"
     published = (Published("DANCE", factor=2),)
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 200

@@ -203,6 +203,7 @@ class Dream(Idc):
     name = "dream"
     version = "1"
     paper = "Liu et al., ICCV 2023"
+    paper_url = "https://arxiv.org/abs/2302.14416"
     published = (Published("DREAM", factor=2),)
     pix_init: Annotated[
         Literal["real", "k-means"], "where the images start; k-means: at real ones nearest to the centroids of clusters"

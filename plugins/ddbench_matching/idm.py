@@ -76,6 +76,7 @@ class Idm:
 
     name = "idm"
     paper = "Zhao et al., CVPR 2023"
+    paper_url = "https://arxiv.org/abs/2307.09742"
     published = (Published("IDM", factor=2),)
     decodes = True
     steps: Annotated[int, Ge(1), "iterations per stage"] = 300

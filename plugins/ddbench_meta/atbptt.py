@@ -71,6 +71,7 @@ class AtBptt(RatBptt):
     name = "at-bptt"
     version = "1"
     paper = "Li et al., NeurIPS 2025"
+    paper_url = "https://arxiv.org/abs/2510.04838"
     published = (Published("AT-BPTT"),)
     spread: Annotated[int, Ge(0), "how far the window's size may be from its middle, d"] = 5
 

@@ -45,6 +45,7 @@ class Att(Swept):
 
     name = "att"
     paper = "Liu et al., ECCV 2024"
+    paper_url = "https://arxiv.org/abs/2407.14245"
     published = (Published("ATT"),)
     labels: Annotated[Literal["hard", "teacher"], "what the images are labelled with"] = "hard"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"

@@ -91,9 +91,10 @@ def test_fresh_students_are_others_and_the_mark_is_computed_from_them(posted):
         rf"{verdict.state} by Bob on 20\d\d-\d\d-\d\d \(.*ddbench .*torch .*; seed 7\): fresh students ", told
     )
     assert verdict.state in board_text(standings(toys))
-    page = site([standings(toys)])["toys.html"]
+    pages = site([standings(toys)])
+    page = pages["toys.html"]
     assert f'<span class="badge {verdict.state}">{verdict.state}</span>' in page
-    assert "by Bob on" in page
+    assert "by Bob on" in pages[f"toys/{entry.name}.html"]
 
 
 def test_numbers_that_fresh_students_do_not_reach_are_disputed(posted):

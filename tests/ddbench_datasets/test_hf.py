@@ -31,6 +31,7 @@ def _own_cache(tmp_path, monkeypatch):
     from datasets.utils import logging
 
     monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     logging.disable_progress_bar()

@@ -120,9 +120,8 @@ def test_a_queue_that_takes_nothing_is_one_sentence():
 
 def test_options_are_those_of_sbatch():
     found = Slurm(partition="gpu", minutes=60, more=("constraint=a100",))._parameters()
-    assert found == {
-        "slurm_partition": "gpu", "timeout_min": 60, "slurm_additional_parameters": {"constraint": "a100"}
-    }  # fmt: skip
+    more = {"slurm_additional_parameters": {"constraint": "a100"}}
+    assert found == {"slurm_partition": "gpu", "timeout_min": 60} | more
     with pytest.raises(UsageError, match="must be NAME=VALUE"):
         Slurm(more=("exclusive",))._parameters()
 

@@ -137,8 +137,8 @@ def test_objects_of_other_classes_are_refused_by_name(tmp_path):
 
 
 def test_names_that_numpy_or_torch_would_unpickle_are_refused_too(tmp_path):
-    assert "no plain number" in refusal(saved(tmp_path / "a.pt", np.array([{}], dtype=object)))
-    assert "no plain number" in refusal(saved(tmp_path / "a.pt", np.array(["text"])))
+    assert "not a plain number" in refusal(saved(tmp_path / "a.pt", np.array([{}], dtype=object)))
+    assert "not a plain number" in refusal(saved(tmp_path / "a.pt", np.array(["text"])))
     assert "bytearray" in refusal(saved(tmp_path / "a.pt", bytearray(3)))
 
 

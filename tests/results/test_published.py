@@ -102,7 +102,14 @@ def test_everything_that_the_mappings_name_exists_on_both_sides():
     methods = {r.method for r in everything()}
     named = {name: published_names(registry().get("matcher", name)) for name in registry().names("matcher")}
     assert {p.name for names in named.values() for p in names} <= methods
-    assert {name for name, names in named.items() if not names} == {"el2n", "fresh", "ncfm"} & set(named)
+    assert {name for name, names in named.items() if not names} == {
+        "ccs",
+        "d2",
+        "el2n",
+        "fresh",
+        "moderate",
+        "ncfm",
+    } & set(named)
     schedules = {r.scheduler for r in everything()}
     for name in ("single", "pdd"):
         assert published_schedule(registry().get("scheduler", name).cls()) in schedules

@@ -162,7 +162,7 @@ def test_what_is_not_known_is_said_without_a_warning():
         "toy-tesla reaches 90.0 % (random images with hard labels 10.0 %); whether it is above them is not known, "
         "because one student has no interval: --students 5 gives one"
     )
-    assert "nothing is known" in said(LOW, row(HIGH, "random", status="diverged"))
+    assert "it is not known how it compares" in said(LOW, row(HIGH, "random", status="diverged"))
 
 
 def test_the_result_of_a_run_holds_it_and_nothing_else_in_it_changes(tmp_path):

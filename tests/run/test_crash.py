@@ -238,6 +238,7 @@ def test_what_a_killed_run_half_wrote_does_not_stay(forks, undisturbed, tmp_path
     assert forks.run(command(tmp_path / "runs"), tmp_path / "home").code == 0
     assert outcome(tmp_path / "runs") == undisturbed
     left = [p.name for p in (tmp_path / "runs").rglob("*") if p.is_file() and not p.name.startswith(".")]
+    assert len([name for name in left if name.startswith("images-")]) == 3 * 5
     assert sorted(left) == sorted(
         [
             "spec.json",
@@ -251,6 +252,7 @@ def test_what_a_killed_run_half_wrote_does_not_stay(forks, undisturbed, tmp_path
         ]
         + [p.name for p in (tmp_path / "runs").glob("*/evaluations/*.json")]
         + ["result.json", "result.safetensors"] * 3
+        + [picture for picture in left if picture.startswith("images-")]
     )
 
 

@@ -322,9 +322,8 @@ def test_places_and_threads_do_not_depend_on_this_machine_on_a_cluster_or_with_a
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     suite(tmp_path)
     asked = {jobs: places(tmp_path / "s.toml", local(), jobs, device="cpu", dry=False) for jobs in (None, 4, "auto")}
-    assert {jobs: (found.cells[0].spec.threads, n) for jobs, (found, n) in asked.items()} == {
-        None: (8, 1), 4: (2, 4), "auto": (1, 8)
-    }  # fmt: skip
+    shared = {jobs: (found.cells[0].spec.threads, n) for jobs, (found, n) in asked.items()}
+    assert shared == {None: (8, 1), 4: (2, 4), "auto": (1, 8)}
     for jobs, n in ((None, MANY), ("auto", MANY), (7, 7)):
         found, at_once = places(tmp_path / "s.toml", Planted(), jobs, device="cuda", dry=False)
         assert (found.cells[0].spec.threads, found.cells[0].spec.device, at_once) == (1, "cuda", n)

@@ -314,7 +314,7 @@ def test_the_suites_that_come_with_ddbench_resolve(path, monkeypatch):
         monkeypatch.setenv(name, "/data/images.zip")
     monkeypatch.delenv("DDBENCH_THREADS", raising=False)
     found = read(path, jobs=3, device="cpu")
-    assert len(found.cells) > 20
+    assert len(found.cells) > 10
     assert {cell.spec.threads for cell in found.cells} == {1}  # so that -j changes no key
     assert len({cell.name for cell in found.cells}) == len(found.cells)
 

@@ -180,7 +180,8 @@ class Display:
         if now - said > _PLAIN_SECONDS or whole:
             self._last[event.what] = now
             left = (event.total - event.done) * (now - first) / max(1, event.done - first_done)
-            eta = f"{left:.0f} s left" if event.done < event.total and event.done > first_done else ""
+            enough = event.total / 20 if event.what == WHAT else 1  # the first per cents are start-up
+            eta = f"{left:.0f} s left" if first_done + enough <= event.done < event.total else ""
             say("  ".join(part for part in (f"{event.what} {_count(event)}", _numbers(event), eta) if part))
         if event.done >= event.total:
             self._last.pop(event.what, None)

@@ -81,3 +81,17 @@ def test_people_see_a_percentage(monkeypatch, is_terminal):
         display(Event(WHAT, 315, FINE))
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.file.getvalue())
     assert re.search(r"in all\W+31 %", text)
+
+
+def test_the_time_left_waits_until_the_first_per_cents_are_over(monkeypatch):
+    """Start-up counts as next to nothing of the whole, so that it would be said to take hours."""
+    shown, now = Console(file=io.StringIO(), force_terminal=False, width=120), iter([0.0, 60.0, 120.0])
+    monkeypatch.setattr(console, "_console", lambda **_: shown)
+    monkeypatch.setattr(console, "_PLAIN_SECONDS", -1.0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    with console.Display() as display:
+        for done in (0, 10, 500):
+            display(Event(WHAT, done, FINE))
+    first, second, third = shown.file.getvalue().splitlines()
+    assert "left" not in first + second
+    assert third.endswith("120 s left")

@@ -17,6 +17,7 @@ from ddbench.base.process import Job
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
 def test_a_suite_in_the_queue_has_the_bits_of_this_machine_and_trains_no_expert_twice(tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed: pip install 'ddbench[slurm]'")
     clusters.site(tmp_path / "site")

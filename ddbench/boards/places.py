@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ddbench.base.cache import atomic_write
@@ -52,6 +53,22 @@ def writable(name: str, root: Path) -> Board:
         atomic_write(root / place.name / RULES, read_bytes(place / RULES))
         place = root / place.name
     return Board.load(place)
+
+
+@contextmanager
+def entered(name: str, root: Path) -> Iterator[Board]:
+    """A board that the block enters something in; where it fails, no copy of a board's rules stays behind."""
+    new = ships(folder(name, root), root)
+    board = writable(name, root)
+    try:
+        yield board
+    except BaseException:
+        if new:
+            (board.folder / RULES).unlink(missing_ok=True)
+            with suppress(OSError):  # something else is in there
+                board.folder.rmdir()
+                root.rmdir()
+        raise
 
 
 def ships(place: Path, root: Path) -> bool:

@@ -58,7 +58,7 @@ def submit(words: tuple[str, ...], root: Path, out: Path, replace: bool, keep_in
 
     A suite stands for the runs of all its cells.
     """
-    from ddbench.boards.places import writable
+    from ddbench.boards.places import entered
     from ddbench.boards.submit import submit as work
     from ddbench.run.folder import find_run
 
@@ -67,7 +67,9 @@ def submit(words: tuple[str, ...], root: Path, out: Path, replace: bool, keep_in
         raise UsageError("submit takes runs and then a board: ddbench submit runs/digits-dm-* digits")
     console.warn_broken()
     folders = [folder for name in runs for folder in _of_suite(name, out) or [find_run(name, out)]]
-    for path in work(folders, writable(board, root), replace=replace, keep_in=keep_in, **about):
+    with entered(board, root) as place:
+        paths = work(folders, place, replace=replace, keep_in=keep_in, **about)
+    for path in paths:
         console.data(str(path))
     console.say(f"the sets are in {keep_in}: `ddbench leaderboard verify` grades them anew, wherever they are put")
     console.say(REBUILD)

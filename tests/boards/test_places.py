@@ -63,6 +63,20 @@ def test_an_entry_for_a_board_that_comes_with_ddbench_goes_to_the_folder_here(el
     assert list(elsewhere.iterdir()) == [elsewhere / "leaderboards"]
 
 
+def test_an_entry_that_is_refused_leaves_no_copy_of_the_rules(elsewhere):
+    """A board here that is empty would stand before the one that comes with ddbench."""
+
+    def refuse() -> None:
+        with places.entered("digits", places.HERE) as board:
+            assert (board.folder / "board.toml").exists()
+            raise UsageError("refused")
+
+    with pytest.raises(UsageError, match="refused"):
+        refuse()
+    assert not list(elsewhere.iterdir())
+    assert places.folder("digits") == shipped("leaderboards") / "digits"
+
+
 def test_an_installed_package_holds_them_inside(tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "PACKAGE", tmp_path / "ddbench")
     assert shipped("examples") == tmp_path / "examples"

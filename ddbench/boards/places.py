@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ddbench.base.cache import atomic_write
-from ddbench.base.opening import read_bytes
 from ddbench.base.shipped import shipped
 from ddbench.boards.board import Board
 from ddbench.errors import UsageError, did_you_mean
@@ -47,26 +46,24 @@ def folder(name: str | Path, root: Path = HERE) -> Path:
 
 
 def writable(name: str, root: Path) -> Board:
-    """A board to enter something in: of one that comes with ddbench, its rules are copied to ``root`` first."""
+    """A board to enter something in: one that comes with ddbench is copied to ``root`` first, with its entries."""
     place = folder(name, root)
     if ships(place, root):
-        atomic_write(root / place.name / RULES, read_bytes(place / RULES))
-        place = root / place.name
+        place = Path(shutil.copytree(place, root / place.name))
     return Board.load(place)
 
 
 @contextmanager
 def entered(name: str, root: Path) -> Iterator[Board]:
-    """A board that the block enters something in; where it fails, no copy of a board's rules stays behind."""
+    """A board that the block enters something in; where it fails, no copy of a board stays behind."""
     new = ships(folder(name, root), root)
     board = writable(name, root)
     try:
         yield board
     except BaseException:
         if new:
-            (board.folder / RULES).unlink(missing_ok=True)
+            shutil.rmtree(board.folder)
             with suppress(OSError):  # something else is in there
-                board.folder.rmdir()
                 root.rmdir()
         raise
 

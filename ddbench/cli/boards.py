@@ -58,7 +58,7 @@ def submit(words: tuple[str, ...], root: Path, out: Path, replace: bool, keep_in
 
     A suite stands for the runs of all its cells.
     """
-    from ddbench.boards.places import entered
+    from ddbench.boards.places import entered, folder, ships
     from ddbench.boards.submit import submit as work
     from ddbench.run.folder import find_run
 
@@ -67,10 +67,13 @@ def submit(words: tuple[str, ...], root: Path, out: Path, replace: bool, keep_in
         raise UsageError("submit takes runs and then a board: ddbench submit runs/digits-dm-* digits")
     console.warn_broken()
     folders = [folder for name in runs for folder in _of_suite(name, out) or [find_run(name, out)]]
+    copied = ships(folder(board, root), root)
     with entered(board, root) as place:
         paths = work(folders, place, replace=replace, keep_in=keep_in, **about)
     for path in paths:
         console.data(str(path))
+    if copied:
+        console.say(f"{place.folder} is a copy of the board that comes with ddbench, with its entries and yours")
     console.say(f"the sets are in {keep_in}: `ddbench leaderboard verify` grades them anew, wherever they are put")
     console.say(REBUILD)
     return 0

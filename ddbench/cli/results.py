@@ -59,7 +59,10 @@ def compare(runs: tuple[str, ...], boards: tuple[str, ...], out: Path, form: str
         from ddbench.boards.board import Board
         from ddbench.boards.places import folder
 
-        found += [run for name in boards for run in Board.load(folder(name)).runs()]
+        for board in [Board.load(folder(name)) for name in boards]:
+            if not board.size:
+                console.say(f"the board in {board.folder} has no entries yet")
+            found += board.runs()
     return _show_comparison(rows(found), "json" if as_json else form, **given)
 
 

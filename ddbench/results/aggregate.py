@@ -92,7 +92,24 @@ class Line:
         named = len(self.random) > 1
         kinds = [f"{MARK} to {b.name}" for b in self.random if named and b.gap.above is False]
         unknown = dict.fromkeys(b.reason for b in self.random if b.gap.above is None and b.reason != self.flaw)
-        return [self.flaw, self.remark, *kinds, *(f"random images: not known ({reason})" for reason in unknown)]
+        return [
+            self.flaw,
+            self.remark,
+            self._mixed(),
+            *kinds,
+            *(f"random images: not known ({reason})" for reason in unknown),
+        ]
+
+    def _mixed(self) -> str:
+        """Which code changed between its runs: a version that its author forgot to raise tells nobody."""
+        held: dict[str, set[str]] = {}
+        for row in self.rows:
+            for name, sha256 in (row.sources or {}).items():
+                held.setdefault(name, set()).add(sha256)
+        names = ", ".join(sorted(name for name, found in held.items() if len(found) > 1))
+        return (
+            f"its runs were made by different code of {names}; `ddbench run --fresh` makes them anew" if names else ""
+        )
 
     @property
     def name(self) -> str:

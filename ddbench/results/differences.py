@@ -17,7 +17,7 @@ from ddbench.results.above import judge
 from ddbench.results.aggregate import Line
 from ddbench.results.statistics import Test, holm, paired, welch
 from ddbench.results.tables import CI, LEGEND, OVER_SEEDS, P, cell
-from ddbench.results.where import Condition, parse
+from ddbench.results.where import Condition, parse, value
 from ddbench.run.below import packing, soft
 from ddbench.run.defaults import BASELINE, ONE_STAGE
 from ddbench.run.row import Cells, Row
@@ -112,11 +112,18 @@ def _against_baseline(
         return found, []
     names = ", ".join(line.name for line in fits)
     if strict:
-        raise UsageError(
-            f"the baseline fits {len(fits)} lines of {_place(group[0].row)} ({names}); give more of it, such as "
-            "--baseline 'matcher=random,label_type=hard'"
-        )
-    return found, [f"{_place(group[0].row)} has several random lines ({names}): choose the baseline with --baseline."]
+        raise UsageError(f"the baseline fits {len(fits)} lines of {_place(group[0].row)} ({names}); {_choice(fits)}")
+    return found, [f"{_place(group[0].row)} has several random lines ({names}): {_choice(fits)}."]
+
+
+def _choice(fits: list[Line]) -> str:
+    """How to choose one of several lines: by a column that tells them apart, or by leaving the others out."""
+    names = sorted({name for line in fits for name in line.row.options or {}})
+    for column in ("label_type", "scheduler", *names, "versions", "setting"):
+        values = [value(line.cells, column) for line in fits]
+        if None not in values and len(set(map(str, values))) == len(values):
+            return f"choose one, such as --baseline 'matcher={fits[0].row.matcher},{column}={values[0]}'"
+    return "leave the others out with --where"
 
 
 def _correct(found: list[tuple[Line, Test]]) -> None:
@@ -129,7 +136,8 @@ def _correct(found: list[tuple[Line, Test]]) -> None:
 
 
 def _nearest(line: Line, fits: list[Line]) -> list[Line]:
-    """The baselines for a line. Of several, that with the same kind of labels, hard or soft, and packing.
+    """The baselines for a line. Of several, that with the same kind of labels, hard or soft, and packing; of these
+    that with most of its seeds.
 
     Soft labels alone gain points, so that a method with soft labels is to beat random images with soft labels.
     """
@@ -138,6 +146,8 @@ def _nearest(line: Line, fits: list[Line]) -> list[Line]:
     for trait in (soft, packing):
         alike = [other for other in fits if trait(other.row) == trait(line.row)]
         fits = alike or fits
+    shared = [len(line.scores.keys() & other.scores.keys()) for other in fits]
+    fits = [other for other, count in zip(fits, shared, strict=True) if count == max(shared)]
     same = all(other.scores == fits[0].scores for other in fits)  # options that change nothing, such as unused experts
     return fits[:1] if same else fits
 

@@ -61,7 +61,7 @@ def rows(runs: Sequence[RunRecord | Row]) -> list[Row]:
     """The rows of runs, in order, so that runs of one setting are recognised whichever version recorded them.
 
     Options that were removed since are left out where they stand at what was their default. Plugins, which takes a
-    second to load, are asked for them only where runs of one plugin do not all have the same options.
+    second to load, are asked for them only where runs do not all have the same options.
     """
     recorded: dict[tuple[str, str], set[frozenset[str]]] = {}
     for run in runs:
@@ -69,6 +69,8 @@ def rows(runs: Sequence[RunRecord | Row]) -> list[Row]:
             spec = run.spec
             for kind, plugin in (("dataset", spec.dataset), ("matcher", spec.matcher), ("scheduler", spec.scheduler)):
                 recorded.setdefault((kind, plugin.name), set()).add(frozenset(plugin.options))
+            for kind in ("experts", "decoder"):
+                recorded.setdefault((kind, ""), set()).add(frozenset(getattr(spec, kind)))
     if any(len(names) > 1 for names in recorded.values()):
         from ddbench.run.spec import current
 

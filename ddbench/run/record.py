@@ -289,7 +289,7 @@ class RunRecord(Held):
             setting=spec.setting, distil_digest=known, distil_network=network, distil_protocol=spec.protocol.name,
             distil_rules=spec.rules, architecture=digest(spec.network.json_value()),
             versions=", ".join(sorted(set(spec.versions.values()))),
-            data_source=spec.dataset.name, train_images=result.train_images,
+            data_source=spec.dataset.name, train_images=result.train_images, sources=result.sources,
             classes=result.images // spec.ipc if result.images else None,
         )  # fmt: skip
 

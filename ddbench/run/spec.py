@@ -190,12 +190,18 @@ def known_options(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def current(run: _R) -> _R:
-    """The same of a run; as it is where a plugin is not here, or an option that is gone stands at another value."""
+    """The same of a run; as it is where a plugin is not here, or an option that is gone stands at another value.
+
+    Options that its version did not have yet stand at their defaults, as its key has it: runs of two versions are then
+    of one setting. The versions that it records stay.
+    """
     try:
         held = known_options(run.spec.json_value())
+        made = from_record(held).record()
     except (UsageError, DataError):
         return run
-    return run.model_copy(update={"spec": SpecRecord.model_validate(held)})
+    filled = {group: made[group] for group in GROUPS}
+    return run.model_copy(update={"spec": SpecRecord.model_validate(held | filled)})
 
 
 def from_record(record: dict[str, Any]) -> RunSpec:

@@ -11,6 +11,7 @@ from tiny import ddbench
 from ddbench.base import shipped as kept
 from ddbench.base.shipped import shipped
 from ddbench.boards import places
+from ddbench.boards.board import Board
 from ddbench.cli.main import cli
 from ddbench.errors import UsageError
 
@@ -53,18 +54,24 @@ def test_a_name_that_no_board_has_is_an_error_with_the_nearest(elsewhere):
 
 def test_an_entry_for_a_board_that_comes_with_ddbench_goes_to_the_folder_here(elsewhere, monkeypatch):
     board = places.writable("digits", places.HERE)
-    rules = shipped("leaderboards") / "digits" / "board.toml"
+    theirs = shipped("leaderboards") / "digits"
+    rules = theirs / "board.toml"
     assert board.folder == Path("leaderboards/digits")
     assert (board.folder / "board.toml").read_bytes() == rules.read_bytes()
-    assert not (board.folder / "entries").exists()
+    assert (board.size, [entry.name for entry in board.entries()]) == (
+        32,
+        [e.name for e in Board.load(theirs).entries()],
+    )
+    answer = ddbench("compare", "--board", "digits", "--where", "ipc=1,matcher=dm", "--json")
+    assert [len(row["seeds"]) for row in answer.json] == [5]
     assert places.writable("digits", places.HERE).folder == elsewhere / "leaderboards" / "digits"
     monkeypatch.chdir(shipped("leaderboards").parent)  # in a checkout they are one's own
     assert places.writable("digits", places.HERE).folder == rules.parent
     assert list(elsewhere.iterdir()) == [elsewhere / "leaderboards"]
 
 
-def test_an_entry_that_is_refused_leaves_no_copy_of_the_rules(elsewhere):
-    """A board here that is empty would stand before the one that comes with ddbench."""
+def test_an_entry_that_is_refused_leaves_no_copy_of_the_board(elsewhere):
+    """A copy would stand before the board that comes with ddbench, and grow old."""
 
     def refuse() -> None:
         with places.entered("digits", places.HERE) as board:
@@ -75,6 +82,14 @@ def test_an_entry_that_is_refused_leaves_no_copy_of_the_rules(elsewhere):
         refuse()
     assert not list(elsewhere.iterdir())
     assert places.folder("digits") == shipped("leaderboards") / "digits"
+
+
+def test_a_board_without_entries_is_said(elsewhere):
+    (elsewhere / "leaderboards" / "digits").mkdir(parents=True)
+    rules = (shipped("leaderboards") / "digits" / "board.toml").read_bytes()
+    (elsewhere / "leaderboards" / "digits" / "board.toml").write_bytes(rules)
+    answer = ddbench("compare", "--board", "digits")
+    assert f"the board in {elsewhere / 'leaderboards' / 'digits'} has no entries yet" in answer.err
 
 
 def test_an_installed_package_holds_them_inside(tmp_path, monkeypatch):

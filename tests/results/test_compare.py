@@ -476,15 +476,29 @@ def test_a_baseline_that_is_unclear_or_not_there_is_said():
     rows_ = [*runs("random", RANDOM, options={"matcher.x": 1}), *runs("random", BETTER, options={"matcher.x": 2})]
     rows_ += runs("tesla", BETTER)
     assert by_matcher(rows_)["tesla"]["difference"] is None
-    assert "choose the baseline with --baseline" in captions(rows_)
-    with pytest.raises(UsageError, match=r"fits 2 lines of toy ipc 1 convnet .*x=1.*x=2"):
+    advised = re.search(r"choose one, such as --baseline '(.*?)'", captions(rows_))
+    assert advised is not None
+    assert by_matcher(rows_, baseline=advised[1])["tesla"]["difference"] is not None
+    with pytest.raises(UsageError, match=r"fits 2 lines of toy ipc 1 convnet .*x=1.*x=2.*random,matcher.x=1"):
         compared(rows_, baseline="random")
-    assert by_matcher(rows_, baseline="matcher=random,matcher.x=1")["tesla"]["difference"] is not None
     with pytest.raises(UsageError, match="no line fits the baseline 'herding'; there are lines of random, tesla"):
         compared(rows_, baseline="herding")
     with pytest.raises(UsageError, match="no column 'matchr'; did you mean 'matcher'"):
         compared(rows_, baseline="matchr=random")
     assert by_matcher(runs("tesla", BETTER))["tesla"]["baseline"] is None
+
+
+def test_of_two_random_lines_that_with_most_of_the_seeds_is_the_baseline():
+    rows_ = [*runs("random", RANDOM[:2], options={"matcher.x": 1}), *runs("random", BETTER, options={"matcher.x": 2})]
+    found = by_matcher([*rows_, *runs("tesla", BETTER)])["tesla"]
+    assert (found["baseline"], found["difference"]) == ("random (x=2)", 0)
+
+
+def test_a_line_says_which_code_changed_between_its_seeds():
+    rows_ = runs("mine", BETTER)
+    assert by_matcher(rows_)["mine"]["note"] is None
+    mixed = [replace(row, sources={"mine": str(row.seed == 0), "ddbench": "same"}) for row in rows_]
+    assert "were made by different code of mine; `ddbench run --fresh`" in by_matcher(mixed)["mine"]["note"]
 
 
 def test_the_best_differs_significantly_from_every_other_line():

@@ -22,8 +22,8 @@ from ddbench.errors import DataError, DivergedError, UsageError, did_you_mean
 from ddbench.files import pixelspace
 from ddbench.files.asked import EvalOptions, Options, flags_of
 from ddbench.files.exporter import export
-from ddbench.files.target import Opened, grades, opened
-from ddbench.files.torch_dataset import DistilledDataset
+from ddbench.files.target import Opened, grades, opened, planned
+from ddbench.files.torch_dataset import DistilledDataset, RealImages
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.preview import preview
 from ddbench.problem.synthetic import targets
@@ -254,11 +254,15 @@ class Result:
         ``torch.nn.functional.cross_entropy`` takes as well. Numbers are places in :attr:`classes`, 2 before 10;
         torchvision's ImageFolder sorts names as text, so go by ``class_to_idx`` of both.
         """
-        if space not in ("pixels", "network"):
-            hint = did_you_mean(str(space), ["pixels", "network"])
-            raise UsageError(f"space={space!r} is none{hint} (pixels, network)")
-        shown = self.images if space == "pixels" else self._images()
+        shown = self.images if _in_pixels(space) else self._images()
         return DistilledDataset(shown, self.labels, self.classes, transform)
+
+    def test(self, transform: Callable[[Tensor], Any] | None = None, space: Space = "pixels") -> RealImages:
+        """The real images that the set is tested on, of its size and with its class numbers; as :meth:`dataset`.
+
+        Of a folder without a ``test`` they are what ddbench held out."""
+        real = planned(self.distilled, self.asked).evaluation.dataset.test
+        return RealImages(real, self.classes, transform, prepared=not _in_pixels(space))
 
     def evaluate(
         self,
@@ -332,6 +336,14 @@ class Result:
         return (
             f"<Result: {len(self.images)} images of {len(self.classes)} classes{grade}, in {self.folder or self.path}>"
         )
+
+
+def _in_pixels(space: str) -> bool:
+    """Whether images are asked for as pixels."""
+    if space not in ("pixels", "network"):
+        hint = did_you_mean(str(space), ["pixels", "network"])
+        raise UsageError(f"space={space!r} is none{hint} (pixels, network)")
+    return space == "pixels"
 
 
 def _silent(_: str) -> None:

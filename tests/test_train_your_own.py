@@ -69,8 +69,13 @@ def test_the_page_trains_models_whose_numbers_mean_the_classes_of_the_photos(tmp
             assert sorted(set(shown)) == sorted(COLOURS), "the photos show their classes"
             assert labels.tolist() == [number[name] for name in shown]
         seen.append(block)
-    assert len(seen) == 3
+    assert len(seen) == 5
     assert re.findall(r"^(\w+): [\d.]+%$", capsys.readouterr().out, flags=re.M) == ["tensors", "pictures", "table"]
+    assert len(held["test"]) == len(held["result"].test()) == 6
+    first, label = held["result"].test(space="network")[0]
+    assert (first.shape, label) == ((3, 32, 32), 0)
+    with pytest.raises(IndexError):
+        held["result"].test()[6]
     images, labels = zip(*ImageFolder("set", held["tensor"]), strict=True)
     plain = torch.stack(images).mean((2, 3)).argmax(1).tolist()
     assert [ImageFolder("set").classes[label] for label in labels] == [list(COLOURS)[level] for level in plain]

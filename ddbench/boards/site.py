@@ -101,7 +101,8 @@ def _pages(page: Environment, found: Standings) -> tuple[PageData, dict[str, str
 
 def _card(found: Standings) -> PageData:
     board, count = found.board, len(found.flat())
-    many = f"{count} entr{'y' if count == 1 else 'ies'}"
+    graded = sum(place.verdict is not None and place.verdict.state == "verified" for place in found.flat())
+    many = f"{count} entr{'y' if count == 1 else 'ies'}, {graded} verified by others"
     each = f"{', '.join(map(str, board.ipc))} image{'s' if board.ipc != (1,) else ''} per class"
     goals = " or ".join(f"at least {100 * target:g} %" for target in board.race.targets) if board.race else ""
     return {

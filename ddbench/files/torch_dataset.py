@@ -1,12 +1,15 @@
-"""A distilled set as a dataset of PyTorch, to train one's own model on."""
+"""A distilled set, and the real images that it is tested on, as datasets of PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from ddbench.data.dataset import RealData
 
 
 class DistilledDataset(Dataset[tuple[Any, Any]]):
@@ -29,3 +32,24 @@ class DistilledDataset(Dataset[tuple[Any, Any]]):
         image, label = self.images[index], self.labels[index]
         shown = image if self.transform is None else self.transform(image)
         return shown, int(label) if label.ndim == 0 else label
+
+
+class RealImages(Dataset[tuple[Any, int]]):
+    """Real images of the size of a set; ``classes`` and ``class_to_idx`` are the set's."""
+
+    def __init__(
+        self, real: RealData, classes: tuple[str, ...], transform: Callable[[Tensor], Any] | None, *, prepared: bool
+    ) -> None:
+        """``prepared`` images are normalised (or whitened); others are pixels, where 0 is black and 1 white."""
+        self.real, self.transform, self.prepared = real, transform, prepared
+        self.classes = list(classes)
+        self.class_to_idx = {name: i for i, name in enumerate(classes)}
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """An image ``(c, h, w)`` float32 through the transform, and its class number."""
+        at = torch.tensor([range(len(self))[index]])  # IndexError at the end, where iterating stops
+        pixels = self.real[at].images if self.prepared else self.real.pixels[at].float() / 255
+        return pixels[0] if self.transform is None else self.transform(pixels[0]), int(self.real.targets[at])

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ddbench.base.cache import Cache, digest, home, lock, read_json, write_json
 from ddbench.base.options import changed, label
-from ddbench.base.progress import note
+from ddbench.base.progress import note, say
 from ddbench.base.schema import Digest, Fraction, Held, Number, Whole
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Dataset
@@ -219,6 +219,9 @@ def _tuned(plan: Evaluation, distilled: Distilled, network: Network, record: dic
         if protocol.lrs and not len(part):
             raise UsageError(NOTHING)
         data = replace(part, preprocessing=distilled.preprocessing)
+        if protocol.lrs:
+            first = f"{len(protocol.lrs) * protocol.judges} students to choose a student lr from {protocol.lrs}"
+            say(f"{label(distilled.network)}: {first}, then {plan.students} to grade")
         students = Starts(network, seed / "tuning", distilled.teaching, Cache(home()))
         record["student_lr"], record["tried"] = tuned(curriculum, students, data, protocol)
     return at_chosen(curriculum, record["student_lr"])

@@ -21,6 +21,7 @@ from ddbench.run.record import RandomRecord, ResultRecord, WholeRecord
 from ddbench.run.row import Row
 
 LEVEL = 0.95
+FEW = 5  # students, below which an interval is mostly as wide as the guess of its deviation
 ROUNDING = 1e-12  # scores that vary by less than this part of them differ by rounding
 GUIDE = 'docs/comparing.md, "Above random images"'
 
@@ -207,10 +208,12 @@ def sentence(row: Row, found: Sequence[RandomRecord]) -> str:
     if low:
         word = "below" if all(r.high is not None and r.high < 0 for r in low) else "not above"
         numbers = "; ".join(f"{kind(r)}: {told(r)}, Welch, {row.n} and {r.n} students" for r in low)
+        few = min(row.n, *(r.n for r in low)) < FEW and word == "not above"
+        advice = f"with so few students the interval is wide, which --students {FEW} narrows; then " if few else ""
         return (
-            f"warning: {row.run} reaches {mean}, which is {word} random images of the same budget ({numbers}): try "
-            f"other options, such as more iterations or another step size; `ddbench info {row.matcher}` lists them, "
-            f"and {GUIDE}, says where to look"
+            f"warning: {row.run} reaches {mean}, which is {word} random images of the same budget ({numbers}): "
+            f"{advice}try other options, such as more iterations or another step size; "
+            f"`ddbench info {row.matcher}` lists them, and {GUIDE}, says where to look"
         )
     unknown = [r for r in found if r.above is None]
     if not unknown:

@@ -28,7 +28,7 @@ class Forgetting(Coreset):
 
     Counted on the unaugmented training images, over the snapshots after each of ``epochs`` epochs, and summed over
     ``experts`` networks; the paper counts within training, at each image's own batch. An image that a network never
-    gets right counts as forgotten in every epoch (the paper: infinitely often). Equals are taken in random order.
+    gets right counts as forgotten in every epoch (the paper: infinitely often). Ties are broken at random.
 
     ``order="hardest"`` is what published tables call forgetting: the most forgotten images. It is far below random
     images where there are few of them (CIFAR-10, 10 images per class: 23.3 % against 31.0 %). The default is what is
@@ -62,7 +62,7 @@ class El2n(Coreset):
 
     The score is the mean over ``experts`` networks after ``epochs`` epochs of ``|softmax(f(x)) - onehot(y)|_2``, in
     evaluation mode, on unaugmented images. The paper has 10 networks after a tenth of training, and keeps large
-    parts of a dataset, ``order="hardest"``; for few images per class that is worse than taking any. The default is
+    parts of a dataset, ``order="hardest"``; with few images per class that is worse than random images. The default is
     what is best on validation data, as for ``forgetting``: at 10 images per class 34.3 % (easiest), 27.3 % (moderate),
     7.0 % (hardest); at 1 image 24.3 % (easiest) and 15.7 % (moderate).
     """

@@ -38,8 +38,8 @@ class Dance:
     ``batch_real`` real images of a class and its decoded synthetic ones, frozen ones included (or a random
     ``batch_syn`` of them), share one draw of the augmentation. ``lr_img`` is for pixels in [0, 1] and one stored image
     of a class, and grows with their number in the stage, as the released 0.01 ipc does. Pixels are clamped before every
-    iteration and when they are returned (not under ZCA, where ``lr_img`` counts in whitened units). One optimiser holds
-    all images and steps after each class, as in the released code, so that the momentum of the others moves them on.
+    iteration and when they are returned (not under ZCA, where ``lr_img`` counts in whitened units). As in the
+    released code, one optimiser holds all images and steps after each class: momentum also moves those of others.
     """
 
     name = "dance"

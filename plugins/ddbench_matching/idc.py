@@ -64,7 +64,7 @@ class Idc:
 
     An iteration is one of the inner loop: for every class, D(grad of its real batch, grad of its synthetic one) and
     a step of its images, then the network's training. ``steps`` is therefore outer times inner iterations.
-    Matched are the weights with two dimensions or more, without the classifier: no biases, no norms. Real and
+    D compares the weights with two dimensions or more, except the classifier's, and neither biases nor norms. Real and
     synthetic images share one draw of the augmentation. The synthetic batch holds the class's decoded images, frozen
     ones included, or a random ``batch_syn`` of them.
 
@@ -72,7 +72,7 @@ class Idc:
     the released code (and in PDD's and SeqMatch's for IDC), whatever earlier stages hold; images are clamped to that
     range whenever the network is renewed, and when they are returned. Under ZCA there is no such range: nothing is
     clamped, and ``lr_img`` counts in whitened units. As in the released code, one optimiser holds all images and steps
-    after each class, so that the momentum of the others moves them on then.
+    after each class: momentum also moves those of other classes.
     """
 
     name = "idc"

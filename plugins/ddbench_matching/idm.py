@@ -69,9 +69,9 @@ class Idm:
 
     An iteration draws a network and steps the images of each class in turn; then ``trained`` networks of the pool learn
     ``train_steps`` batches of unaugmented real images each. A network's accuracy is that on a batch of real images
-    after it last trained, 0 before. As in the released code one optimiser holds all images and steps after each class,
-    so that the momentum of the others moves them on then. L is a sum over features, so ``lr_img`` depends on the
-    width of the network.
+    after it last trained, 0 before. As in the released code, one optimiser holds all images and steps after each
+    class: momentum also moves those of other classes. L is a sum over features, so ``lr_img`` depends on the width of
+    the network.
     """
 
     name = "idm"

@@ -60,9 +60,9 @@ class Ncfm:
     The minmax of the title, a network that samples frequencies where the discrepancy is largest, is switched off in
     all released settings and is left out here; so is the weight decay of AdamW, which pulls pixels to black by 5e-6
     a step. ``lr_img`` is for pixels in [0, 1], to which images are clamped before every iteration and when they are
-    returned (not under ZCA, where ``lr_img`` counts in whitened units). As in the released code one optimiser holds all
-    images and steps after each class, so that its moments of the others move them on then. ``outer=sgd`` is what the
-    released settings have for CIFAR-100 at 10 images per class alone.
+    returned (not under ZCA, where ``lr_img`` counts in whitened units). As in the released code, one optimiser holds
+    all images and steps after each class: its moments also move those of other classes. The released settings have
+    ``outer=sgd`` for CIFAR-100 at 10 images per class only.
     """
 
     name = "ncfm"

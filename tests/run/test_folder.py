@@ -12,7 +12,9 @@ import pytest
 from tiny import ddbench
 
 from ddbench.base.cache import write_json
+from ddbench.base.options import options
 from ddbench.errors import DataError
+from ddbench.plugins import registry
 from ddbench.results.aggregate import aggregate
 from ddbench.run.folder import find_run, readable, rows, run_folders
 from ddbench.run.record import RunRecord
@@ -118,6 +120,16 @@ def test_runs_before_and_after_an_option_was_removed_are_one_setting(tmp_path):
 def test_an_option_that_was_removed_at_another_value_stays_apart(tmp_path):
     before, after = stored(tmp_path / "before", **old(0, segments=4)), stored(tmp_path / "after", seed=1)
     assert len(aggregate(rows(readable([before, after])))) == 2
+
+
+def test_runs_before_and_after_an_option_was_added_are_one_setting_at_its_default(tmp_path):
+    """Keys hold what differs from defaults, so that an option which is added renames no run; settings do the same."""
+    usual = options(registry().get("matcher", "tesla").cls())
+    first = {name: value for name, value in usual.items() if name != "schedule"}
+    for seed, held in enumerate((first, usual, usual | {"schedule": "cosine"})):
+        stored(tmp_path / str(seed), seed=seed, matcher={"name": "tesla", "options": held})
+    lines = aggregate(rows(readable(run_folders(tmp_path))))
+    assert sorted(list(line.scores) for line in lines) == [[0, 1], [2]]
 
 
 def test_a_run_of_a_plugin_that_is_not_here_is_read_as_it_is(tmp_path):

@@ -133,8 +133,8 @@ def test_runs_before_and_after_an_option_was_added_are_one_setting_at_its_defaul
 
 
 def test_a_run_of_a_plugin_that_is_not_here_is_read_as_it_is(tmp_path):
-    for seed, options in enumerate(({"a": 1}, {"b": 2})):
-        stored(tmp_path / str(seed), seed=seed, matcher={"name": "elsewhere", "options": options})
+    for seed, held in enumerate(({"a": 1}, {"b": 2})):
+        stored(tmp_path / str(seed), seed=seed, matcher={"name": "elsewhere", "options": held})
     assert len(aggregate(rows(readable(run_folders(tmp_path))))) == 2
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -146,6 +147,7 @@ PARTS = (
     ),
 )
 TITLES = {part.name: part.title for part in PARTS}
+CELLS = {name for name, _, _ in PUBLISHED}  # accuracies, which are the same on any device
 
 
 @dataclass
@@ -392,18 +394,23 @@ def _begun(given: argparse.Namespace) -> Campaign:
 
     from ddbench.base.machine import machine
 
-    if not torch.cuda.is_available():
+    if given.device == "cuda" and not torch.cuda.is_available():
         print("torch finds no CUDA device here: nothing was measured (--rehearse tries it on a CPU)", file=sys.stderr)
         sys.exit(3)
-    about = machine("cuda")
+    slow = given.device == "cpu"
+    if slow and not (given.only and set(given.only) <= CELLS):
+        print(f"on a CPU, --only names some of {', '.join(sorted(CELLS))}: these are accuracies", file=sys.stderr)
+        sys.exit(2)
+    about = machine(given.device)
     about |= {"ddbench": given.code or about["ddbench"]}
     told = {name: about[name] for name in ("device", "torch", "ddbench", "python", "system")} | {"date": _today()}
     everything = sources_of({*ALL, *(name for part in PARTS for name in part.measures)}, about["torch"])
     record = Record.begun(given.records, told, everything)
     known = [held for held in read_all(given.records) if held.path != record.path]
     parts = [part for part in PARTS if part.name in (given.only or TITLES)]
+    parts = [replace(part, limit=math.inf) for part in parts] if slow else parts
     data = str(given.data.resolve()) if given.data else ""
-    orders = {"device": "cuda", "data": data, "records": str(given.records.resolve())}
+    orders = {"device": given.device, "data": data, "records": str(given.records.resolve())}
     return Campaign(parts, record, known, 60 * given.minutes, orders, frozenset(given.again), BEGAN)
 
 
@@ -413,6 +420,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--records", type=Path, default=RECORDS, help="the folder of all records")
     parser.add_argument("--data", type=Path, help="an archive of CIFAR-10's images, {train,test}/<class>/*")
     parser.add_argument("--only", nargs="+", metavar="PART", default=[], choices=list(TITLES), help="these parts")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu for accuracies alone, in hours")
     parser.add_argument("--again", nargs="+", metavar="PART", default=[], choices=list(TITLES), help="measured anew")
     parser.add_argument("--code", default="", help="which ddbench this is, where no checkout tells")
     parser.add_argument("--dry-run", action="store_true", help="what would be done")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -261,6 +262,18 @@ def test_without_a_gpu_it_ends_at_once(gpu, monkeypatch, capsys):
         gpu.main()
     assert end.value.code == 3
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_on_a_cpu_it_takes_accuracies_alone_and_as_long_as_it_may(gpu, monkeypatch, capsys, tmp_path):
+    given = gpu._parser().parse_args(["--device", "cpu", "--only", "evaluator", "--records", str(tmp_path)])
+    work = gpu._begun(given)
+    assert [(part.name, part.limit) for part in work.parts] == [("evaluator", math.inf)]
+    assert work.orders["device"] == "cpu"
+    for words in ([], ["--only", "unrolls", "evaluator"]):
+        with pytest.raises(SystemExit) as end:
+            gpu._begun(gpu._parser().parse_args(["--device", "cpu", "--records", str(tmp_path), *words]))
+        assert end.value.code == 2
+        assert "--only names some of dm, evaluator" in capsys.readouterr().err
 
 
 # -- taking turns ----------------------------------------------------------------------------------------------

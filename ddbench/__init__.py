@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ddbench.problem.problem import Memory, Needs, Problem
     from ddbench.problem.starts import Starts, Teaching, teach
     from ddbench.problem.synthetic import Curriculum, Pool, SyntheticSet, Teacher, share
+    from ddbench.run.named import networks_named
     from ddbench.train.fit import Recipe, Student, fit, predict, soft_cross_entropy, squared_error
     from ddbench.train.network import Network
 
@@ -44,6 +45,7 @@ _HOME = {
     "compare": "api",
     "distil": "api",
     "load": "api",
+    "networks_named": "run.named",
     "Examinee": "hookspecs",
     "Examples": "data.dataset",
     "Experts": "problem.experts",
@@ -108,7 +110,8 @@ __all__ = [
     "Examples", "Experts", "Grade", "LostError", "Memory", "Needs", "Network", "Pixels", "Pool", "Preprocessing",
     "Problem", "Published", "RealData", "Recipe", "Result", "Seed", "Starts", "Store", "Student", "SyntheticSet",
     "Teacher", "Teaching", "UsageError", "__version__", "compare", "did_you_mean", "distil", "fit", "hookimpl", "load",
-    "note", "predict", "report", "share", "soft_cross_entropy", "squared_error", "stratified", "teach",
+    "networks_named", "note", "predict", "report", "share", "soft_cross_entropy", "squared_error", "stratified",
+    "teach",
 ]  # fmt: skip
 
 

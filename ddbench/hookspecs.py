@@ -107,6 +107,7 @@ class Matcher(Protocol[State]):
     - ``decodes = True``: it matches ``problem.decoder(images)``, so that it can be run with a decoder;
     - ``divides = True``: its gradients are those of :mod:`ddbench.trajectory.unroll`, whose student steps are divided
       over the ranks of ``--devices`` and torchrun; others are refused there;
+    - ``teachers``: names of networks that :func:`ddbench.networks_named` makes; their code counts as the run's own;
     - ``labels``: what its images are labelled with; beside a run with other than ``hard`` ones stand random images with
       soft ones, too.
     """

@@ -55,6 +55,7 @@ CASES = {
     "moderate single": ("moderate", "single", EARLY),
     "ccs single": ("ccs", "single", EARLY),
     "d2 single": ("d2", "single", EARLY),
+    "ssp single": ("ssp", "single", {"matcher__epochs": 1}),
     "dc single": ("dc", "single", SHORT | {"matcher__batch_real": 9}),
     "dsa single": ("dsa", "single", SHORT | {"matcher__batch_real": 9, "matcher__outer": 2, "matcher__inner": 2}),
     "dm single": ("dm", "single", SHORT | {"matcher__batch_real": 9}),
@@ -84,6 +85,25 @@ CASES = {
     "frepo pdd": ("frepo", "pdd", SHORT | REPLACED),
     "rded single": ("rded", "single", {"matcher__teacher_epochs": 1}),
     "sre2l single": ("sre2l", "single", SHORT | {"matcher__teacher_epochs": 1}),
+    "g-vbsm single": (
+        "g-vbsm",
+        "single",
+        SHORT | {"matcher__teacher_epochs": 1, "matcher__teachers": "own,convnet(width=3,depth=2,norm=batch)"},
+    ),
+    "edc single": (
+        "edc",
+        "single",
+        SHORT
+        | {"matcher__teacher_epochs": 1, "matcher__flatness": 1.0}
+        | {"matcher__teachers": "own,convnet(width=3,depth=2,norm=batch)"},
+    ),
+    "ccfs single": (
+        "ccfs",
+        "single",
+        {"matcher__teacher_epochs": 1, "matcher__experts": 2, "matcher__epochs": 2}
+        | {"matcher__recover": 2, "matcher__filter_epochs": 1, "matcher__phases": 1},
+    ),
+    "sre2l curriculum": ("sre2l", "single", SHORT | {"matcher__teacher_epochs": 1, "matcher__curriculum": "cosine"}),
 }
 
 

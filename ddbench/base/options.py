@@ -113,13 +113,15 @@ def make(cls: type[_T], values: dict[str, Any], where: str) -> _T:
         raise UsageError(f"{where}.{name}: {message}{shown}".replace(".:", ":")) from error
 
 
-_PART = re.compile(r"""\s*(?:"((?:[^"]|"")+)"\s*(?=,|$)|([^,]+))""")  # of a list: quoted, or as it is up to a comma
+# of a list: quoted, or as it is up to a comma that stands in no brackets
+_PART = re.compile(r"""\s*(?:"((?:[^"]|"")+)"\s*(?=,|$)|((?:\([^()]*\)|[^,])+))""")
 
 
 def _read(value: Any, hint: Any) -> Any:
     """Text from the command line: 'none' where None is allowed, lists divided at commas; the rest is pydantic's.
 
-    A part of a list that has a comma in it, or spaces at its ends, stands in double quotes, as in CSV.
+    A part of a list that has a comma in it, or spaces at its ends, stands in double quotes, as in CSV; commas in
+    brackets, as in ``convnet(width=16,depth=2)``, divide nothing.
     """
     if not isinstance(value, str):
         return value

@@ -270,9 +270,9 @@ def _build(request: Request, devices: int, quiet: bool) -> None:
         ready = prepared(problem, wanted)
     for count, what, made in (
         (wanted.experts, "experts", ready.experts),
-        (wanted.teachers, "teachers", ready.teachers),
+        *((wanted.teachers, "teachers", made) for made in ready.teachers),
     ):
-        if count and made is not None:
+        if count:
             seconds = made.seconds(count)
             cost = "an unknown time" if isnan(seconds) else f"{seconds:.1f} s"
             console.data(f"{count} {what}, {cost} of training, in {made.folder}")

@@ -1,8 +1,8 @@
 """``distilled.safetensors``: a set that describes itself, so that evaluating it needs no flags.
 
 Layout (docs/file-format.md): for each set j ``set{j}.images``, ``set{j}.labels`` and, where there is a teacher,
-``set{j}.teacher``; the preprocessing's tensors as ``preprocessing.*``; and one JSON document under the metadata key
-``ddbench`` with everything else.
+``set{j}.teacher``, and of several ``set{j}.teacher1``, ..., too; the preprocessing's tensors as ``preprocessing.*``;
+and one JSON document under the metadata key ``ddbench`` with everything else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ddbench.base.options import describe, make, options
 from ddbench.base.tensors import is_safetensors, load_tensors, save_tensors
 from ddbench.data.dataset import Dataset, Preprocessing
 from ddbench.errors import DataError, UsageError
-from ddbench.grade.document import FORMAT, MOST_STEPS, Document, SetNotes, Spec
+from ddbench.grade.document import FORMAT, MOST_STEPS, Document, Plugged, SetNotes, Spec
 from ddbench.grade.modest import require_modest
 from ddbench.plugins import registry
 from ddbench.problem.decode import Decoder
@@ -57,11 +57,14 @@ class Distilled:
             notes = {"lr": s.lr, "label_kind": s.label_kind, "label_type": s.label_type}
             notes["decoder"] = options(s.decoder)
             if s.teacher is not None:
-                tensors[f"set{j}.teacher"] = s.teacher.vector
-                notes["teacher"] = describe(s.teacher.source)
+                vectors = {_teacher_name(j, i): member.vector for i, member in enumerate(s.teacher.members)}
+                tensors, notes["teacher"] = tensors | vectors, describe(s.teacher.source)
+                if s.teacher.others:
+                    notes["other_teachers"] = [describe(other.source) for other in s.teacher.others]
             sets.append(notes)
+        several = any("other_teachers" in notes for notes in sets)
         document = {
-            "format": FORMAT,
+            "format": FORMAT if several else 2,  # so that earlier versions read what they can
             "sets": sets,
             "phases": self.curriculum.phases,
             "classes": self.classes,
@@ -198,17 +201,32 @@ def _set(
     images, labels = _floats(tensors, f"set{j}.images", shape), _floats(tensors, f"set{j}.labels", (classes,))
     teacher = None
     if notes.teacher is not None:
-        source = registry().get("network", notes.teacher.name)
-        teacher = Teacher(make(source.cls, notes.teacher.options, "network"), _floats(tensors, f"set{j}.teacher"))
-        length = require_modest(teacher.network(shape, classes), f"the teacher of set {j}").length
-        if length != len(teacher.vector):
-            raise DataError(f"the teacher of set {j} has {len(teacher.vector)} numbers, but its network {length}")
+        noted = [notes.teacher, *notes.other_teachers]
+        first, *others = (_teacher(j, i, of, tensors, shape, classes) for i, of in enumerate(noted))
+        teacher = Teacher(first.source, first.vector, tuple(others))
     if notes.label_kind == "probability" and not (labels.min() >= -ROUNDED and _ones(labels.sum(1))):
         raise DataError(f"set {j} has labels that are said to be probabilities, and are not")
     if notes.label_type == "hard" and not (_ones(labels.max(1).values) and _ones(labels.abs().sum(1))):
         raise DataError(f"set {j} has labels that are said to be hard, and name no class")
     decoder = make(Decoder, notes.decoder, "decoder")
     return SyntheticSet(images, labels, notes.lr, notes.label_kind, notes.label_type, decoder, teacher)
+
+
+def _teacher(
+    j: int, index: int, noted: Plugged, tensors: dict[str, torch.Tensor], shape: tuple[int, int, int], classes: int
+) -> Teacher:
+    """Network ``index`` of the teacher of set ``j``."""
+    source = make(registry().get("network", noted.name).cls, noted.options, "network")
+    made, who = Teacher(source, _floats(tensors, _teacher_name(j, index))), f"the teacher of set {j}"
+    length = require_modest(made.network(shape, classes), who).length
+    if length != len(made.vector):
+        raise DataError(f"{who} has {len(made.vector)} numbers, but its network {length}")
+    return made
+
+
+def _teacher_name(j: int, index: int) -> str:
+    """What the tensor of a teacher's network is called: the first is ``set0.teacher``, the second ``set0.teacher1``."""
+    return f"set{j}.teacher{index or ''}"
 
 
 def _floats(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...] = ()) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ddbench.base.schema import Count, Digest, Held, Name, Number, Seed, Text
 
-FORMAT = 2  # 1 had neither decoders nor teachers
+FORMAT = 3  # 1 had neither decoders nor teachers, 2 one teacher at most
 MOST = 10_000  # sets, or phases
 MOST_THREADS = 1024
 MOST_STEPS = 10_000_000  # of a student; the longest published training takes 120,000
@@ -50,6 +50,7 @@ class SetNotes(Held):
     label_type: Word
     decoder: Options
     teacher: Plugged | None = None
+    other_teachers: Annotated[list[Plugged], Field(default_factory=list, max_length=100)]
 
 
 class Training(Held):

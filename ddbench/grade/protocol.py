@@ -57,6 +57,9 @@ class Protocol:
     mix_alpha: Annotated[float, Gt(0), "images keep a share of themselves from Beta(alpha, alpha)"] = 1.0
     online: Annotated[bool, "the set's teacher labels every batch, instead of the stored labels"] = False
     temperature: Annotated[float, Gt(0), "of online labels"] = 1.0
+    loss: Annotated[Literal["ce", "logits"], "what is learned of online labels: distributions or logits"] = "ce"
+    truth: Annotated[float, Ge(0), "weight of the cross entropy with the set's labels beside that (loss=logits)"] = 0.0
+    unmixed: Annotated[bool, "online labels are of images before they are mixed"] = False
     precision: Annotated[
         Trained, "of convolutions and matrix products in training; device: as torch has them there"
     ] = "device"
@@ -69,6 +72,8 @@ class Protocol:
             raise ValueError(
                 "looks count epochs and select on test data: set protocol.epochs and protocol.selects=test"
             )
+        if self.loss == "logits" and not self.online:
+            raise ValueError("logits come from a teacher that labels every batch: set protocol.online=true")
 
     @property
     def digest(self) -> str:
@@ -93,6 +98,9 @@ class Protocol:
             optimizer=self.optimizer,
             online=self.online,
             temperature=self.temperature,
+            loss=self.loss,
+            truth=self.truth,
+            unmixed=self.unmixed,
             precision=self.precision,
         )
 
@@ -160,6 +168,21 @@ _ALL = (
         name="sre2l-paper", version=3, selects="last", epochs=400, batch=128, lr=0.001, lrs=(), optimizer="adamw",
         weight_decay=0.01, schedule="cosine", augment="diffaug:crop_flip", mixing="mixup", mix_probability=1.0,
         mix_alpha=0.8, online=True, temperature=30.0, checks=1,
+    ),
+    # Shao et al.'s released evaluation on CIFAR (CVPR 2024): AdamW, crops of 8 % of the area and more, CutMix on every
+    # batch, and the mean logits of all teachers for the images before they are mixed, learned by squared error, beside
+    # the cross entropy with the labels of the set; the best test accuracy of looks every 10 epochs.
+    Protocol(
+        name="gvbsm-paper", selects="test", looks=10, epochs=1000, batch=100, lr=0.001, lrs=(), optimizer="adamw",
+        weight_decay=0.0, schedule="cosine", augment="diffaug:rrc8_flip", mixing="cutmix", mix_probability=1.0,
+        online=True, loss="logits", truth=0.15, unmixed=True, checks=1,
+    ),
+    # Shao et al.'s released evaluation on CIFAR (NeurIPS 2024): batches of 10, the mean logits of all teachers for what
+    # CutMix made, and a cosine of twice the length ("smoothing"); its average of students' weights is left out.
+    Protocol(
+        name="edc-paper", selects="test", looks=10, looks_after=0.8, epochs=1000, batch=10, lr=0.001, lrs=(),
+        optimizer="adamw", weight_decay=0.01, decay="weights", schedule="cosine-half", augment="diffaug:rrc8_flip",
+        mixing="cutmix", mix_probability=1.0, online=True, loss="logits", truth=0.025, checks=1,
     ),
     # Qin et al.'s released evaluation of random images with an expert's labels (NeurIPS 2024) on CIFAR: MTT's students
     # for 3000 epochs, x 0.3 after every quarter, and the best test accuracy of looks every 200.

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,9 +32,16 @@ from ddbench.problem.expert_files import (
 from ddbench.problem.gpu_cache import Shelf, a_tenth_of_what_is_free
 from ddbench.problem.starts import Starts
 from ddbench.train.divided import over_ranks
-from ddbench.train.fit import TRAINER_VERSION, Recipe, Student, fit, whoever_asks
+from ddbench.train.fit import TRAINER_VERSION, Recipe, Source, Student, fit, whoever_asks
 from ddbench.train.fit_together import TOGETHER, fit_together, trains_together
 from ddbench.train.network import Network
+
+
+class Addressed(Source, Protocol):
+    """Examples whose content has an address: the digest that the keys of what is trained on them hold."""
+
+    @property
+    def digest(self) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +57,7 @@ class Experts:
     """
 
     starts: Starts
-    real: RealData
+    real: RealData | Addressed
     recipe: Recipe
     together: bool | None = None  # whether several train by one vectorised step; by default where that pays
 

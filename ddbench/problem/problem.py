@@ -29,15 +29,23 @@ class Needs:
 
     ``recipe`` replaces the run's expert recipe (flat experts, say); None keeps it. ``teachers`` are networks trained
     on the real data to the end, from initialisations that no stage has taught: of another architecture when
-    ``teacher_network`` (a network source) is given, by the recipe ``teacher_recipe``, which counts epochs.
+    ``teacher_network`` (a network source) is given, by the recipe ``teacher_recipe``, which counts epochs. Of several
+    network sources in a tuple (:func:`ddbench.networks_named` makes one of their names) each has ``teachers`` networks.
     """
 
     experts: int = 0
     snapshots: tuple[int, ...] = ()
     recipe: Recipe | None = None
     teachers: int = 0
-    teacher_network: NetworkSource | None = None
+    teacher_network: NetworkSource | tuple[NetworkSource, ...] | None = None
     teacher_recipe: Recipe | None = None
+
+    def architectures(self, own: NetworkSource) -> tuple[NetworkSource, ...]:
+        """What teachers are built by, ``own`` where nothing else is asked for; none where no teacher is wanted."""
+        if not self.teachers:
+            return ()
+        asked = self.teacher_network or own
+        return asked if isinstance(asked, tuple) else (asked,)
 
 
 def state_bytes(images: int, image: int, classes: int, moments: int = 1) -> int:
@@ -69,7 +77,7 @@ class Problem:
     seed: Seed
     frozen: Curriculum = field(default_factory=Curriculum)
     decoder: Decoder = IDENTITY
-    teachers: Experts | None = None
+    teachers: tuple[Experts, ...] = ()  # one of each architecture
     workspace: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -104,11 +112,15 @@ class Problem:
         return self.ipc * self.decoder.copies
 
     def teacher(self, index: int) -> Teacher:
-        """Trained network ``index`` of those that :class:`Needs` asked for as ``teachers``."""
-        if self.teachers is None:
+        """Trained network ``index`` of those that :class:`Needs` asked for as ``teachers``.
+
+        Of several architectures: the first network of each, in their order, then the second of each, and so on.
+        """
+        if not self.teachers:
             raise DDBenchError("a matcher that reads problem.teacher must ask for teachers in needs()")
-        last = self.teachers.recipe.epochs or 0
-        return Teacher(self.teachers.starts.network.source, self.teachers.snapshot(index, last))
+        made = self.teachers[index % len(self.teachers)]
+        vector = made.snapshot(index // len(self.teachers), made.recipe.epochs or 0)
+        return Teacher(made.starts.network.source, vector)
 
     def sample(self) -> Examples:
         """``ipc`` stored images per class with hard labels, in class order: real ones that no earlier stage drew.

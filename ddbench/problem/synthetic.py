@@ -41,10 +41,19 @@ def targets(labels: Tensor, kind: str) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A trained network that labels images: the source of its architecture, and its ``vector`` ``(p,)``."""
+    """A trained network that labels images: the source of its architecture, and its ``vector`` ``(p,)``.
+
+    ``others`` label together with it, of the same architecture or of others: ``logits`` are the mean over all.
+    """
 
     source: NetworkSource
     vector: Tensor
+    others: tuple[Teacher, ...] = ()
+
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        """It and the others, each alone."""
+        return (replace(self, others=()), *self.others) if self.others else (self,)
 
     def network(self, shape: tuple[int, int, int], classes: int) -> Network:
         """Its architecture for images of ``shape``, on the device where the vector is."""
@@ -53,9 +62,17 @@ class Teacher:
     @torch.no_grad()
     def logits(self, images: Tensor, classes: int, batch: int = 256) -> Tensor:
         """``(n, classes)`` for images ``(n, c, h, w)``, in evaluation mode, ``batch`` at a time."""
+        if self.others:
+            return torch.stack([member.logits(images, classes, batch) for member in self.members]).mean(0)
         c, h, w = images.shape[1:]
         network = self.network((c, h, w), classes)
         return torch.cat([network.apply(self.vector, part, train=False) for part in images.split(batch)])
+
+    def detached(self, device: torch.device | str | None = None) -> Teacher:
+        """A copy that shares no memory with the original, without gradients."""
+        vector = self.vector.detach()
+        others = tuple(other.detached(device) for other in self.others)
+        return Teacher(self.source, vector.to(device or vector.device, copy=True), others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +118,7 @@ class SyntheticSet:
             "labels": self.labels.detach().to(device or self.labels.device, copy=True),
         }
         if self.teacher is not None:
-            vector = self.teacher.vector.detach()
-            copies["teacher"] = replace(self.teacher, vector=vector.to(device or vector.device, copy=True))
+            copies["teacher"] = self.teacher.detached(device)
         return replace(self, **copies)
 
     def finite(self) -> bool:
@@ -126,11 +142,16 @@ class SyntheticSet:
     @property
     def teacher_bytes(self) -> int:
         """What the teacher takes, which must be there wherever labels are made while students train."""
-        return 0 if self.teacher is None else self.teacher.vector.numel() * self.teacher.vector.element_size()
+        return sum(vector.numel() * vector.element_size() for vector in self._vectors)
+
+    @property
+    def _vectors(self) -> list[Tensor]:
+        """The vector of each network of the teacher."""
+        return [] if self.teacher is None else [member.vector for member in self.teacher.members]
 
     @cached_property
     def digest(self) -> str:
-        tensors = [self.images, self.labels, *([self.teacher.vector] if self.teacher else [])]
+        tensors = [self.images, self.labels, *self._vectors]
         arrays = [digest(t.detach().cpu().contiguous().numpy().tobytes()) for t in tensors]
         decoded = [] if self.decoder.factor == 1 else [self.decoder.factor]
         return digest([list(self.images.shape), self.lr, self.label_kind, *arrays, *decoded])
@@ -174,7 +195,7 @@ class Curriculum:
     @property
     def code(self) -> dict[str, str]:
         """The digests of the third-party source of the sets' teachers, by module."""
-        teachers = [s.teacher for s in self.sets if s.teacher is not None]
+        teachers = [member for s in self.sets if s.teacher is not None for member in s.teacher.members]
         return {name: value for t in teachers for name, value in foreign_code(type(t.source)).items()}
 
     @cached_property

@@ -26,13 +26,14 @@ def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY, matcher: s
     recipe = chosen(registry().get("matcher", BASELINE), _situation(spec, ONE_STAGE), None)
     given = dict(recipe.options.get("matcher", {})) if recipe else {}
     experts = options(_usual_experts(spec, BASELINE, ONE_STAGE, usual(spec.dataset.name))) | _flags(spec)
+    made = make(plugins["matcher"].cls, given | {"labels": labels}, "matcher")
     return replace(
         spec,
-        matcher=make(plugins["matcher"].cls, given | {"labels": labels}, "matcher"),
+        matcher=made,
         experts=make(Recipe, experts, "experts"),
         scheduler=make(plugins["scheduler"].cls, {}, "scheduler"),
         decoder=decoder,
-        versions=versions_of(plugins),
+        versions=versions_of(plugins, made),
     )
 
 

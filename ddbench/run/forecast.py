@@ -39,7 +39,7 @@ def forecast(spec: RunSpec, dataset: Dataset, *, timed: bool = True) -> dict[str
         "student steps N": spec.protocol.budget(spec.ipc * task.classes),
         "experts": wanted.experts * stages,
         "epochs of an expert": max(wanted.snapshots, default=0),
-        "teachers": wanted.teachers,
+        "teachers": wanted.teachers * len(wanted.architectures(task.network.source)),
         "disk for experts (bytes)": stages * wanted.experts * len(wanted.snapshots) * vector,
         "disk for the set (bytes)": 4 * count * (image + task.classes),
         **{name: size for name, size in taken.items() if size is not None},

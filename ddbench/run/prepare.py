@@ -9,6 +9,8 @@ from ddbench.errors import UsageError
 from ddbench.problem.experts import Experts
 from ddbench.problem.problem import Needs, Problem
 from ddbench.problem.synthetic import Curriculum
+from ddbench.run.devices import check_network
+from ddbench.train.source import NetworkSource
 
 
 def prepared(problem: Problem, wanted: Needs) -> Problem:
@@ -16,8 +18,9 @@ def prepared(problem: Problem, wanted: Needs) -> Problem:
     if wanted.experts:
         problem = for_experts(problem, wanted)
         problem.experts.build(wanted.experts, wanted.snapshots)
-    if wanted.teachers:
-        problem = replace(problem, teachers=_teachers(problem, wanted))
+    architectures = wanted.architectures(problem.network.source)
+    if architectures:
+        problem = replace(problem, teachers=tuple(_teachers(problem, wanted, source) for source in architectures))
     return problem
 
 
@@ -27,11 +30,10 @@ def for_experts(problem: Problem, wanted: Needs) -> Problem:
     return replace(problem, starts=replace(problem.starts, count=wanted.experts), expert_recipe=recipe)
 
 
-def _teachers(problem: Problem, wanted: Needs) -> Experts:
+def _teachers(problem: Problem, wanted: Needs, source: NetworkSource) -> Experts:
     """Networks trained on the real data to the end of their recipe, from starts that no stage has taught."""
-    network = problem.network
-    if wanted.teacher_network is not None:
-        network = replace(network, source=wanted.teacher_network)
+    network = replace(problem.network, source=source)
+    check_network(network)
     starts = replace(
         problem.starts, network=network, seed=Seed(problem.starts.seed.root) / "teacher", taught=Curriculum()
     )

@@ -15,6 +15,7 @@ from pydantic import Field
 from ddbench.base import code
 from ddbench.base.schema import Digest, Held, Text
 from ddbench.run.folder import finished
+from ddbench.run.named import teachers_named
 from ddbench.run.spec import PLUGGED, RunSpec
 
 FILE = "sources.json"
@@ -42,8 +43,8 @@ class SourcesRecord(Held):
 def sources(spec: RunSpec) -> dict[str, str]:
     """sha256 (hex) of the source behind each plugin, by package or module, and of ddbench's own."""
     found = {code.BUILT_IN: _own()}
-    for kind in PLUGGED:
-        found |= code.code_of(type(getattr(spec, kind)))
+    for cls in _used(spec):
+        found |= code.code_of(cls)
     return found
 
 
@@ -72,7 +73,15 @@ def outdated(spec: RunSpec, folder: Path) -> list[str]:
 
 def in_development(spec: RunSpec) -> set[str]:
     """The sources of third parties' plugins that are edited where they lie."""
-    return {name for kind in PLUGGED for name in code.in_development(type(getattr(spec, kind)))}
+    return {name for cls in _used(spec) for name in code.in_development(cls)}
+
+
+def _used(spec: RunSpec) -> list[type]:
+    """The classes of a run's plugins, and of the networks that its matcher names as teachers."""
+    return [
+        *(type(getattr(spec, kind)) for kind in PLUGGED),
+        *(plugin.cls for plugin in teachers_named(spec.matcher).values()),
+    ]
 
 
 def deciding() -> list[Path]:

@@ -21,6 +21,7 @@ from ddbench.hookspecs import DatasetSource, Matcher, NetworkSource, Scheduler
 from ddbench.plugins import Plugin, declared_version, decodes, main_option, registry
 from ddbench.problem.decode import Decoder
 from ddbench.run.defaults import DATASET, MATCHER, NETWORK, SCHEDULER
+from ddbench.run.named import teachers_named
 from ddbench.run.recipes import chosen as recipe_of
 from ddbench.run.recipes import missing as missing_recipe
 from ddbench.run.record import RunRecord, SpecRecord
@@ -95,7 +96,8 @@ class RunSpec:
     def declared(self) -> dict[str, str]:
         """The version of what it computes that each plugin declares, by its kind and name."""
         plugins = {kind: getattr(self, kind) for kind in PLUGGED}
-        return {f"{kind} {plugin.name}": declared_version(type(plugin)) for kind, plugin in plugins.items()}
+        found = {f"{kind} {plugin.name}": declared_version(type(plugin)) for kind, plugin in plugins.items()}
+        return found | {f"teacher {name}": plugin.declared for name, plugin in teachers_named(self.matcher).items()}
 
     @cached_property
     def key(self) -> str:
@@ -157,7 +159,7 @@ def resolve(request: Request) -> Resolved:
         seed=request.seed,
         device=pick_device(request.device),
         threads=usual_threads(),
-        versions=versions_of(chosen),
+        versions=versions_of(chosen, made["matcher"]),
     )
     if spec.decoder.factor > 1 and not decodes(spec.matcher):
         raise UsageError(f"matcher {spec.matcher.name!r} works on stored images alone; leave decoder.factor at 1")
@@ -217,7 +219,7 @@ def from_record(record: dict[str, Any]) -> RunSpec:
         decoder=make(Decoder, record.get("decoder", {}), "decoder"),
         device=record.get("device") or pick_device("auto"),
         threads=record.get("threads") or usual_threads(),
-        versions=versions_of(plugins),
+        versions=versions_of(plugins, made["matcher"]),
     )
 
 
@@ -240,8 +242,10 @@ def with_flags(record: dict[str, Any], changes: dict[str, Any], flags: tuple[tup
     return new
 
 
-def versions_of(plugins: dict[str, Plugin]) -> tuple[tuple[str, str], ...]:
-    return tuple((f"{kind} {p.name}", f"{p.package} {p.version}") for kind, p in plugins.items())
+def versions_of(plugins: dict[str, Plugin], matcher: Matcher[object]) -> tuple[tuple[str, str], ...]:
+    """The package and version of each plugin, and of each network that the matcher names as a teacher."""
+    used = [*plugins.items(), *(("teacher", p) for p in teachers_named(matcher).values())]
+    return tuple((f"{kind} {p.name}", f"{p.package} {p.version}") for kind, p in used)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", *, added: bool = True) -> list[str]:

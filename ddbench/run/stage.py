@@ -131,8 +131,7 @@ class Stage:
         self._asked = Asked(self.matcher, self.problem, self.judged_on)
         if wanted.experts:
             self.expert_seconds += self.problem.experts.seconds(wanted.experts)
-        if self.problem.teachers is not None:
-            self.expert_seconds += self.problem.teachers.seconds(wanted.teachers)
+        self.expert_seconds += sum(made.seconds(wanted.teachers) for made in self.problem.teachers)
 
     def _restore(self) -> object:
         if self.checkpoint.path.exists():
@@ -150,9 +149,8 @@ class Stage:
         """Say what the experts reach, and keep it: a set teaches no more than they know."""
         if self.validation is None:
             return
-        seen = seen_of_experts(self.problem, needs_of(self.matcher, self.problem), self.validation)
-        if seen is not None:
-            self.ledger.experts = seen.record()
+        for seen in seen_of_experts(self.problem, needs_of(self.matcher, self.problem), self.validation):
+            self.ledger.experts = self.ledger.experts or seen.record()
             say(f"stage {self.index}: {seen.sentence}")
             self._warn(seen.flaw)
 

@@ -5,7 +5,7 @@ Nothing is stopped by it. What is seen is said once, and kept in ``result.json``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from ddbench.base.cache import parse_json
 from ddbench.base.opening import reading
+from ddbench.base.options import label
 from ddbench.data.dataset import RealData
 from ddbench.errors import DataError
 from ddbench.problem.experts import Experts
@@ -43,6 +44,7 @@ class ExpertsSeen:
     images: int
     chance: float
     what: str = "expert"  # or a teacher
+    who: str = ""  # which one, where there are several architectures
 
     @property
     def best(self) -> float:
@@ -52,7 +54,7 @@ class ExpertsSeen:
     def sentence(self) -> str:
         """``the first expert, on 1,000 validation images: 10.2 % at its start, 79.0 % after epoch 1, ...``."""
         told = [f"{100 * a:.1f} % {f'after epoch {e}' if e else 'at its start'}" for e, a in self.accuracies.items()]
-        return f"the first {self.what}, on {self.images:,} validation images: {', '.join(told)}"
+        return f"the first {self.what}{self.who}, on {self.images:,} validation images: {', '.join(told)}"
 
     @property
     def flaw(self) -> str | None:
@@ -60,8 +62,8 @@ class ExpertsSeen:
         if self.best >= CHANCES * self.chance:
             return None
         return (
-            f"its {self.what}s classify {100 * self.best:.1f} % of validation images right at best, where chance is "
-            f"{100 * self.chance:.1f} %: a set teaches no more than they know; train them for longer "
+            f"its {self.what}s{self.who} classify {100 * self.best:.1f} % of validation images right at best, where "
+            f"chance is {100 * self.chance:.1f} %: a set teaches no more than they know; train them for longer "
             f"({WAYS[self.what]}"
         )
 
@@ -73,15 +75,21 @@ class ExpertsSeen:
         }
 
 
-def seen_of_experts(problem: Problem, wanted: Needs, validation: RealData) -> ExpertsSeen | None:
-    """The first expert's snapshots that a matcher uses on validation data, or its first teacher; None of neither."""
+def seen_of_experts(problem: Problem, wanted: Needs, validation: RealData) -> list[ExpertsSeen]:
+    """The first expert's snapshots that a matcher uses on validation data, or its first teacher of each architecture.
+
+    The first of them is what the record of the stage keeps.
+    """
     if not len(validation):
-        return None
+        return []
     if wanted.experts and wanted.snapshots:
-        return _seen(problem.experts, sorted(wanted.snapshots), validation, "expert")
-    if wanted.teachers and problem.teachers is not None:
-        return _seen(problem.teachers, [problem.teachers.recipe.epochs or 0], validation, "teacher")
-    return None
+        found = [_seen(problem.experts, sorted(wanted.snapshots), validation, "expert")]
+    else:
+        found = [_seen(made, [made.recipe.epochs or 0], validation, "teacher") for made in problem.teachers]
+    if len(found) > 1:
+        names = [label(made.starts.network.source) for made in problem.teachers]
+        found = [seen and replace(seen, who=f" ({name})") for seen, name in zip(found, names, strict=True)]
+    return [seen for seen in found if seen is not None]
 
 
 def _seen(made: Experts, epochs: list[int], validation: RealData, what: str) -> ExpertsSeen | None:

@@ -76,7 +76,7 @@ def _same_plugins(order: Order, here: str) -> None:
     for plugin, package in order.versions.items():
         kind, _, name = plugin.partition(" ")
         try:
-            registry().get(kind, name)
+            registry().get("network" if kind == "teacher" else kind, name)
         except (UsageError, DataError) as error:
             name_of = package.rpartition(" ")[0] or package
             raise DataError(

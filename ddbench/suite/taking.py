@@ -122,7 +122,7 @@ class Takings:
             return None
         disk = found["disk for experts (bytes)"], found["disk for the set (bytes)"]
         pool = _pool(cell, problem, wanted)
-        return Taking(*disk, held.state, held.iteration, pool, wanted.teachers, problem)
+        return Taking(*disk, held.state, held.iteration, pool, found["teachers"], problem)
 
 
 def _pool(cell: Cell, problem: Problem, wanted: Needs) -> Pool | None:

@@ -30,6 +30,7 @@ PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64
 TRAINER_VERSION = 2  # part of every expert's and lesson's key: raise it when fit computes other numbers
 
 
+Loss = Literal["ce", "mse", "logits"]
 Schedule = Literal["constant", "step", "step-restart", "multistep", "quarters", "fifths", "cosine", "cosine-half"]
 
 
@@ -68,7 +69,9 @@ class Recipe:
     mixing: Annotated[Literal["none", "cutmix", "mixup"], "mixing of augmented images and their labels"] = "none"
     mix_probability: Annotated[float, Ge(0), Le(1), "probability that a batch is mixed"] = 0.5
     mix_alpha: Annotated[float, Gt(0), "images keep a share of themselves from Beta(alpha, alpha)"] = 1.0
-    loss: Annotated[Literal["ce", "mse"], "soft cross entropy, or squared error"] = "ce"
+    loss: Annotated[Loss, "soft cross entropy, squared error, or that of the teacher's logits (online)"] = "ce"
+    truth: Annotated[float, Ge(0), "weight of the cross entropy with the set's labels beside that (loss=logits)"] = 0.0
+    unmixed: Annotated[bool, "a teacher labels images as they are before they are mixed"] = False
     online: Annotated[bool, "a teacher labels every batch"] = False
     temperature: Annotated[float, Gt(0), "of online labels, and of the student's logits beside them"] = 1.0
     rho: Annotated[float, Ge(0), "size of GSAM's step to the worst neighbour"] = 0.01
@@ -254,16 +257,23 @@ class Lessons:
     def shown(self, batch: Examples, drawn: tuple[Draw, Mix]) -> Examples:
         """The batch as a student sees it."""
         augment, mix = drawn
-        images, labels = mix(augment(batch.images), batch.labels)
+        plain = augment(batch.images)
+        images, labels = mix(plain, batch.labels)
         if self.recipe.online:
             assert self.teacher is not None
-            labels = (self.teacher(images) / self.temperature).softmax(1)
+            logits = self.teacher(plain if self.recipe.unmixed else images)
+            if self.recipe.loss == "logits":  # and the labels that the set has, of images that are not mixed
+                return Examples(images, torch.cat([logits, batch.labels], 1))
+            labels = (logits / self.temperature).softmax(1)
         return Examples(images, labels)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch, both ``(n, k)``."""
+        """The loss of a batch, both ``(n, k)``; ``(n, 2 k)`` labels are a teacher's logits and the set's labels."""
         if self.recipe.loss == "mse":
             return squared_error(logits, labels)
+        if self.recipe.online and self.recipe.loss == "logits":  # as in G-VBSM: a mean over images and classes
+            taught, labels = labels.chunk(2, 1)
+            return (logits - taught).square().mean() + self.recipe.truth * soft_cross_entropy(logits, labels)
         return soft_cross_entropy(logits / self.temperature if self.temperature != 1 else logits, labels)
 
     def logits(self, network: Network, vector: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

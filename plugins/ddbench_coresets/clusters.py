@@ -35,7 +35,7 @@ class KMeans(ByFeatures):
 
 def k_means(features: Tensor, taken: Tensor, count: int, restarts: int = 1) -> Tensor:
     """``count`` rows of ``features`` ``(m, f)``, none of them in ``taken``: the nearest to centroids not yet closed."""
-    distances = torch.cdist(_centroids(features, len(taken) + count, restarts), features)
+    distances = torch.cdist(centroids(features, len(taken) + count, restarts), features)
     closed = torch.tensor([c for c, _ in pairs(distances[:, taken])], dtype=torch.int64)
     keep = torch.ones(len(distances), dtype=torch.bool)
     keep[closed] = False
@@ -43,7 +43,7 @@ def k_means(features: Tensor, taken: Tensor, count: int, restarts: int = 1) -> T
     return torch.tensor([row for _, row in pairs(distances[keep.to(distances.device)])], dtype=torch.int64)
 
 
-def _centroids(features: Tensor, clusters: int, restarts: int) -> Tensor:
+def centroids(features: Tensor, clusters: int, restarts: int) -> Tensor:
     """``(clusters, f)``, from scikit-learn, whose draws are seeded from torch's generator."""
     from sklearn.cluster import KMeans as Lloyd
     from sklearn.exceptions import ConvergenceWarning

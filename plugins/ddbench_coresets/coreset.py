@@ -38,7 +38,7 @@ class Coreset:
     def needs(self, problem: Problem) -> Needs:
         """Raises UsageError, before any expert is trained, when a class has too few images to choose from."""
         if self.reads():
-            _check_budget(problem)
+            check_budget(problem)
         epochs = {*self.reads(), *([self.teacher_epochs] if self.labels == "teacher" else [])}
         return Needs(self.experts, tuple(sorted(epochs))) if epochs else Needs()
 
@@ -61,7 +61,8 @@ class Coreset:
         return replace(made, teacher=Teacher(problem.network.source, vector))
 
 
-def _check_budget(problem: Problem) -> None:
+def check_budget(problem: Problem) -> None:
+    """Raise UsageError when a class has fewer images than are asked for."""
     before = sum(len(s) * s.decoder.copies for s in problem.frozen.sets) // problem.classes
     asked, smallest = before + problem.shown, problem.real.smallest_class
     if asked > smallest:

@@ -15,10 +15,12 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from ddbench import Needs, Problem, Published, Seed, SyntheticSet, Teacher, soft_cross_entropy
+from ddbench import Needs, Problem, Published, SyntheticSet, Teacher, soft_cross_entropy
 from ddbench.train.optimisers import Adam
 from ddbench.train.optimisers import State as Moments
+from ddbench_decoupled import curriculum as curricula
 from ddbench_decoupled import teachers
+from ddbench_decoupled.observed import module_of
 
 OUTER = Adam(0.5, 0.9)
 
@@ -51,6 +53,10 @@ class Sre2l:
     Pixels are clamped to [0, 1] after every step; not under ZCA, where pixels depend on each other. The images are
     the last ones: the variable of the released code that is called best is overwritten by them.
 
+    With ``curriculum`` each batch is seen through one random resized crop before it is rolled, of at least a share of
+    its area that falls from 1 to ``smallest`` over ``milestone`` of the iterations (CDA, Yin & Shen, TMLR 2024, eq. 6):
+    at once at its end (``step``), evenly (``linear``) or as a cosine, which the paper takes.
+
     The labels are fixed, the teacher's predictions on the images at ``temperature``; ``--protocol sre2l-paper`` lets
     the teacher label every batch anew. Images fit the teacher's statistics rather than the data: with hard or
     sharp labels, and with small ConvNets as students, they are published to be worse than real ones.
@@ -67,6 +73,9 @@ class Sre2l:
     jitter: Annotated[int | None, Ge(0), "largest roll in pixels; by default an eighth of the side, 4 of 32"] = None
     batch: Annotated[int | None, Ge(1), "images whose statistics are matched together; none for one per class"] = None
     pix_init: Annotated[Literal["noise", "real"], "where the images start"] = "noise"
+    curriculum: curricula.Curriculum = "none"
+    milestone: curricula.Milestone = 1.0
+    smallest: curricula.Smallest = 0.08
     labels: teachers.Labels = "teacher"
     temperature: teachers.Temperature = 1.0
     teacher_epochs: teachers.Epochs = 30
@@ -79,12 +88,7 @@ class Sre2l:
         return teachers.needs(problem, source, self.teacher_epochs, self.teacher_lr, self.teacher_batch)
 
     def init(self, problem: Problem) -> State:
-        if self.pix_init == "real":
-            examples = problem.sample()
-            images, targets = examples.images, examples.labels
-        else:
-            images = torch.randn(problem.classes * problem.ipc, *problem.real.shape).to(problem.network.device)
-            targets = teachers.hard_labels(problem, images)
+        images, targets = teachers.start(problem, self.pix_init)
         return State(images, targets, OUTER.init(images))
 
     def step(self, problem: Problem, state: State, k: int) -> tuple[State, dict[str, float | Tensor]]:
@@ -94,8 +98,9 @@ class Sre2l:
         gradient, parts = torch.empty_like(state.images), []
         for rows in batches(problem.classes, problem.ipc, self.batch):
             leaf = state.images[rows].requires_grad_()
+            shown = self._shown(problem, leaf, k)
             shifts = torch.randint(reach + 1, (2,)).tolist()
-            logits, gaps = squeezed(leaf.roll(shifts, (2, 3)))
+            logits, gaps = squeezed(shown.roll(shifts, (2, 3)))
             entropy = soft_cross_entropy(logits, state.targets[rows])
             gap = gaps.sum() + (self.first_bn - 1) * gaps[0]
             gradient[rows] = grad(entropy + self.r_bn * gap, leaf)[0]
@@ -107,10 +112,14 @@ class Sre2l:
         return state, {"loss": entropy + self.r_bn * gap, "entropy": entropy, "statistics": gap}
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:
-        labels = state.targets.clone()
-        if self.labels == "teacher":
-            labels = teachers.labels(problem, state.images, self.temperature)
-        return SyntheticSet(state.images.clone(), labels, label_type=self.labels, teacher=teachers.of(problem))
+        return teachers.labelled(problem, state.images, state.targets, self.labels, self.temperature)
+
+    def _shown(self, problem: Problem, images: Tensor, k: int) -> Tensor:
+        """A batch ``(b, c, h, w)`` as the curriculum shows it in iteration ``k``."""
+        if self.curriculum == "none":
+            return images
+        least = curricula.least_area(self.curriculum, k, self.steps, self.milestone, self.smallest)
+        return curricula.cropped(problem, images, least)
 
     def _squeezed(self, problem: Problem) -> Squeezed:
         """Made of the teacher alone, so that a restored run makes the same one."""
@@ -123,13 +132,8 @@ class Squeezed:
     """A teacher in evaluation mode that tells how far a batch is from the statistics of its training data."""
 
     def __init__(self, teacher: Teacher, shape: tuple[int, int, int], classes: int) -> None:
-        with Seed(0).scope():  # its random weights are overwritten
-            module: nn.Module = teacher.source.build(shape, classes)
-        self.module = module.to(teacher.vector.device, teacher.vector.dtype).eval().requires_grad_(False)
-        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-        for name, values in teacher.network(shape, classes).layers(teacher.vector).items():
-            tensors[name].copy_(values)
-        self.norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.module = module_of(teacher, shape, classes)
+        self.norms = [m for m in self.module.modules() if isinstance(m, nn.BatchNorm2d)]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(b, k)`` of images ``(b, c, h, w)``, and the gap of each batch-norm layer ``(layers,)``.

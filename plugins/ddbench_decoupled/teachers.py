@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from ddbench import Needs, Problem, Recipe, Teacher, UsageError
+from ddbench import Needs, Problem, Recipe, SyntheticSet, Teacher, UsageError
 
 AUGMENT = ("flip", "crop")  # what networks on CIFAR are usually trained with, in SRe2L's code too
 Labels = Annotated[Literal["teacher", "hard"], "the fixed labels"]
@@ -23,7 +23,7 @@ Batch = Annotated[int, Ge(1), "its batch size"]
 
 
 def needs(problem: Problem, source: Any, epochs: int, lr: float, batch: int) -> Needs:
-    """One teacher with the architecture ``source``, in the first stage.
+    """One teacher with the architecture ``source``, or with each of several in a tuple, in the first stage.
 
     Trained as in SRe2L's code: SGD with momentum 0.9 and weight decay 5e-4, a cosine from ``lr`` to zero, random crops
     and flips, as far as the dataset's own augmentation has them. RDED publishes weights of teachers, but not how they
@@ -58,9 +58,27 @@ def batch_normed(problem: Problem, otherwise: str) -> Any:
 
 
 def of(problem: Problem) -> Teacher:
-    """The one teacher of a run: later stages go on with that of the first, whatever their own data and starts."""
+    """The teacher of a run, of one or several networks: later stages go on with that of the first."""
     earlier = _earlier(problem)
-    return problem.teacher(0) if earlier is None else earlier
+    if earlier is not None:  # whatever their own data and starts
+        return earlier
+    first, *others = (problem.teacher(index) for index in range(max(1, len(problem.teachers))))
+    return replace(first, others=tuple(others)) if others else first
+
+
+def start(problem: Problem, asked: str) -> tuple[Tensor, Tensor]:
+    """Images ``(n, c, h, w)`` to begin at, ``noise`` or ``real`` ones, with their hard labels ``(n, k)``."""
+    if asked == "real":
+        examples = problem.sample()
+        return examples.images, examples.labels
+    images = torch.randn(problem.classes * problem.ipc, *problem.real.shape).to(problem.network.device)
+    return images, hard_labels(problem, images)
+
+
+def labelled(problem: Problem, images: Tensor, targets: Tensor, asked: Labels, temperature: float) -> SyntheticSet:
+    """The set of ``images``, its teacher, and the labels ``asked`` for; ``targets`` ``(n, k)`` are the hard ones."""
+    made = labels(problem, images, temperature) if asked == "teacher" else targets.clone()
+    return SyntheticSet(images.clone(), made, label_type=asked, teacher=of(problem))
 
 
 def labels(problem: Problem, images: Tensor, temperature: float) -> Tensor:

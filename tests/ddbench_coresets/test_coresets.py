@@ -13,6 +13,7 @@ import torch
 from ddbench_coresets.clusters import KMeans, k_means, pairs
 from ddbench_coresets.coreset import Coreset
 from ddbench_coresets.greedy import Herding, KCenter, herding, k_center
+from ddbench_coresets.prototypes import Ssp
 from ddbench_coresets.pruning import D2, Ccs, Moderate
 from ddbench_coresets.sampled import Random
 from ddbench_coresets.scored import El2n, Forgetting, error_lengths, forgotten, rank
@@ -32,7 +33,7 @@ BY_SCORE = [
     *(Forgetting(**COMMON, epochs=3, order=order) for order in ("easiest", "moderate", "hardest")),
     *(El2n(**COMMON, epochs=1, order=order) for order in ("easiest", "moderate", "hardest")),
 ]
-PRUNING = [Moderate(**COMMON, epochs=1), Ccs(**COMMON, epochs=2), D2(**COMMON, epochs=2)]
+PRUNING = [Moderate(**COMMON, epochs=1), Ccs(**COMMON, epochs=2), D2(**COMMON, epochs=2), Ssp(**COMMON, epochs=1)]
 CHOOSING = [*BY_FEATURES, *BY_SCORE, *PRUNING]
 ALL = [Random(**COMMON), *CHOOSING]
 NONE = torch.empty(0, dtype=torch.int64)

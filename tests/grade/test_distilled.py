@@ -87,7 +87,7 @@ def test_a_set_without_a_learning_rate_keeps_none(tmp_path):
 def test_the_file_says_what_it_is_in_plain_json(path):
     document = json.loads(load_tensors(path)[1]["ddbench"])
     options = {"width": 8, "depth": None, "norm": "instance", "activation": "relu", "pooling": "avg"}
-    assert document["format"] == FORMAT
+    assert document["format"] == 2  # the newest that it needs
     assert document["classes"] == list(CLASSES)
     assert document["preprocessing"] == "meanstd"
     assert document["network"] == {"name": "convnet", "options": options}
@@ -252,6 +252,27 @@ def test_teachers_travel_with_their_sets(tmp_path):
     assert back.teacher.source == ConvNet(width=3, depth=1)
     assert torch.equal(back.teacher.vector, some_teacher().vector)
     assert back.digest == with_teacher.digest
+
+
+def test_several_teachers_travel_in_a_file_that_earlier_versions_refuse(tmp_path):
+    made = hard([0, 1, 2], ipc=1)
+    first, second = some_teacher(), replace(some_teacher(), vector=some_teacher().vector + 1)
+    s = replace(made.curriculum.sets[0], teacher=replace(first, others=(second,)))
+    replace(made, curriculum=Curriculum((s,), ((0,),))).save(tmp_path / "f.safetensors")
+    document = json.loads(load_tensors(tmp_path / "f.safetensors")[1]["ddbench"])
+    assert document["format"] == FORMAT == 3
+    (back,) = Distilled.load(tmp_path / "f.safetensors").curriculum.sets
+    assert back.teacher is not None
+    assert [
+        float((m.vector - v).abs().max())
+        for m, v in zip(back.teacher.members, (first.vector, second.vector), strict=True)
+    ] == [0, 0]
+    assert back.digest == s.digest
+    short = replace(second, vector=second.vector[:-1])
+    s = replace(s, teacher=replace(first, others=(short,)))
+    replace(made, curriculum=Curriculum((s,), ((0,),))).save(tmp_path / "g.safetensors")
+    with pytest.raises(DataError, match="teacher of set 0 has"):
+        Distilled.load(tmp_path / "g.safetensors")
 
 
 def test_a_file_is_opened_without_waiting_for_a_pipe(tmp_path):

@@ -18,7 +18,7 @@ from ddbench.run.spec import Request, resolve
 FROZEN = Path(__file__).parent / "protocols.json"
 PAPERS = (
     *("mtt-paper", "datm-paper", "pdd-paper", "seqmatch-paper", "dc-paper", "dsa-paper", "idc-paper", "ncfm-paper"),
-    *("rded-paper", "sre2l-paper", "label-paper", "ddranking"),
+    *("rded-paper", "sre2l-paper", "gvbsm-paper", "edc-paper", "label-paper", "ddranking"),
 )
 
 
@@ -68,6 +68,9 @@ def test_the_default_values_of_options_are_part_of_every_protocol():
         "mix_alpha": 1.0,
         "online": False,
         "temperature": 1.0,
+        "loss": "ce",
+        "truth": 0.0,
+        "unmixed": False,
         "precision": "device",
         "checks": 2,
         "judges": 2,
@@ -125,6 +128,16 @@ def test_protocols_with_online_labels_train_as_published(name):
     assert recipe.augment == {"rded-paper": "diffaug:flip", "sre2l-paper": "diffaug:crop_flip"}[name]
     assert recipe.decay == {"rded-paper": "weights", "sre2l-paper": "all"}[name]
     assert recipe.temperature == {"rded-paper": 20, "sre2l-paper": 30}[name]
+
+
+@pytest.mark.parametrize(("name", "batch", "truth"), [("gvbsm-paper", 100, 0.15), ("edc-paper", 10, 0.025)])
+def test_students_of_several_teachers_learn_their_logits_and_the_truth(name, batch, truth):
+    recipe = named(name).evaluation(100, 1).lesson(0)
+    assert (recipe.online, recipe.loss, recipe.truth, recipe.batch) == (True, "logits", truth, batch)
+    assert recipe.unmixed == (name == "gvbsm-paper")
+    assert (recipe.epochs, recipe.mixing, recipe.augment) == (1000, "cutmix", "diffaug:rrc8_flip")
+    with pytest.raises(UsageError, match=r"set protocol\.online=true"):
+        altered(Protocol(), {"loss": "logits"})
 
 
 def test_ncfms_students_train_as_released():

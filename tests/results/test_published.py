@@ -105,10 +105,13 @@ def test_everything_that_the_mappings_name_exists_on_both_sides():
     assert {name for name, names in named.items() if not names} == {
         "ccs",
         "d2",
+        "edc",
         "el2n",
         "fresh",
+        "g-vbsm",
         "moderate",
         "ncfm",
+        "ssp",
     } & set(named)
     schedules = {r.scheduler for r in everything()}
     for name in ("single", "pdd"):

@@ -31,8 +31,7 @@ def test_the_first_experts_snapshots_are_graded_on_validation_images():
     made = spec("tesla", ipc=2)
     problem, validation = toy_with_experts(), made.dataset.load().validation
     wanted = needs_of(made.matcher, problem)
-    seen = seen_of_experts(problem, wanted, validation)
-    assert seen is not None
+    (seen,) = seen_of_experts(problem, wanted, validation)
     examples = validation[torch.arange(len(validation))]
     for epoch in wanted.snapshots:
         logits = problem.network.apply(
@@ -52,8 +51,7 @@ def test_of_many_snapshots_some_are_looked_at_the_first_and_the_last_among_them(
         "snapshot",
         lambda self, index, epoch: asked.append((index, epoch)) or torch.zeros(problem.network.length),
     ):
-        seen = seen_of_experts(problem, Needs(3, tuple(range(40))), made.dataset.load().validation)
-    assert seen is not None
+        (seen,) = seen_of_experts(problem, Needs(3, tuple(range(40))), made.dataset.load().validation)
     assert len(seen.accuracies) == SNAPSHOTS
     assert {0, 39} <= set(seen.accuracies)
     assert {index for index, _ in asked} == {0}
@@ -61,7 +59,7 @@ def test_of_many_snapshots_some_are_looked_at_the_first_and_the_last_among_them(
 
 def test_matchers_without_experts_have_nothing_to_show():
     problem, validation = toy_with_experts(), spec("dm").dataset.load().validation
-    assert seen_of_experts(problem, Needs(), validation) is None
+    assert seen_of_experts(problem, Needs(), validation) == []
 
 
 def test_the_accuracy_of_a_teacher_is_recorded_with_the_run(tmp_path):

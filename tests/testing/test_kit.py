@@ -53,6 +53,7 @@ OPTIONS = {
     ("matcher", "k-means"): [{"experts": 2, "epochs": 1}],
     ("matcher", "forgetting"): [{"experts": 2, "epochs": 3}, {"experts": 2, "epochs": 2, "order": "moderate"}],
     ("matcher", "el2n"): [{"experts": 2, "epochs": 1}, {"experts": 1, "order": "hardest", "labels": "teacher"}],
+    ("matcher", "ssp"): [{"epochs": 1}, {"epochs": 1, "order": "hardest", "prototypes": 4, "restarts": 1}],
     ("matcher", "rat-bptt"): [
         {"total": 4, "window": 2, "batch_real": 9},
         {"total": 3, "window": 3, "batch_real": 9, "labels": "learned", "optimizer": "sgd", "lr_lr": 0.1},
@@ -97,6 +98,19 @@ OPTIONS = {
     ("matcher", "sre2l"): [
         {"teacher_epochs": 1},
         {"teacher_epochs": 1, "pix_init": "real", "batch": 2, "jitter": 0, "labels": "hard"},
+        {"teacher_epochs": 1, "curriculum": "cosine", "milestone": 0.5},
+    ],
+    ("matcher", "g-vbsm"): [
+        {"teacher_epochs": 1, "teachers": ("own", "convnet(width=3,depth=2,norm=batch)")},
+        {"teacher_epochs": 1, "teachers": (), "pix_init": "real", "batch": 2, "drop": 0.0, "labels": "hard"},
+    ],
+    ("matcher", "edc"): [
+        {"teacher_epochs": 1, "teachers": ("own", "convnet(width=3,depth=2,norm=batch)"), "flatness": 1.0},
+        {"teacher_epochs": 1, "teachers": (), "pix_init": "noise", "batch": 2, "drop": 0.4, "labels": "hard"},
+    ],
+    ("matcher", "ccfs"): [
+        {"teacher_epochs": 1, "experts": 2, "epochs": 2, "recover": 2, "filter_epochs": 1, "phases": 1},
+        {"teacher_epochs": 1, "score": "logits", "recover": 2, "filter_epochs": 1, "order": "random", "labels": "hard"},
     ],
     ("scheduler", "pdd"): [{}, {"stages": 1}, {"stages": 7}, {"chain": False}, {"stages": 2, "drop": "correct"}],
     ("scheduler", "seqmatch"): [{}, {"stages": 3}],

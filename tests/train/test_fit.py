@@ -20,7 +20,7 @@ from ddbench import DSA, Examples, Network, Preprocessing, RealData, Recipe, See
 from ddbench.base.options import make
 from ddbench.base.progress import Event, listening
 from ddbench.data.mixing import Mixing
-from ddbench.train.fit import Student, flat_gradient, predict, soft_cross_entropy, squared_error
+from ddbench.train.fit import Lessons, Student, flat_gradient, predict, soft_cross_entropy, squared_error
 
 SHAPE, CLASSES = (3, 8, 8), 3
 SEED = Seed(5) / "here"
@@ -514,6 +514,41 @@ def test_a_teacher_labels_batches_after_augmentation_and_mixing_at_the_temperatu
     leaf = start.clone().requires_grad_()
     loss = nn.functional.kl_div((net.apply(leaf, images) / 4).log_softmax(1), wanted, reduction="batchmean")
     assert torch.allclose(after, start - 0.1 * grad(loss, leaf)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("unmixed", [False, True])
+def test_logits_of_a_teacher_are_learned_by_squared_error_beside_the_labels_of_the_set(unmixed):
+    """As G-VBSM's released loss: torch's mse_loss over images and classes, and 0.15 times the cross entropy."""
+    net = Network(ConvNet(width=4, depth=2), (1, 8, 8), 3)
+    data, expert, seen = some_set(6, shape=(1, 8, 8), labels="hard").examples(), some_teacher(), []
+    recipe = Recipe(
+        steps=1,
+        batch=6,
+        lr=0.1,
+        augment="",
+        mixing="mixup",
+        mix_probability=1.0,
+        online=True,
+        loss="logits",
+        truth=0.15,
+    )
+
+    def label(images: Tensor) -> Tensor:
+        seen.append(images.clone())
+        return expert.logits(images, 3)
+
+    lessons = Lessons(replace(recipe, unmixed=unmixed), label)
+    torch.manual_seed(0)
+    batch = lessons.shown(data, lessons.draw(6))
+    assert not torch.equal(batch.images, data.images)
+    (labelled,) = seen
+    assert torch.equal(labelled, data.images if unmixed else batch.images)
+    logits = net.apply(net.init(Seed(0)), batch.images)
+    wanted = nn.functional.mse_loss(logits, expert.logits(labelled, 3))
+    wanted = wanted + 0.15 * cross_entropy(logits, data.labels.argmax(1))
+    torch.testing.assert_close(lessons.loss(logits, batch.labels), wanted)
+    plain = Lessons(replace(recipe, online=False), None)  # the whole training set, which needs no teacher
+    torch.testing.assert_close(plain.loss(logits, data.labels), cross_entropy(logits, data.labels.argmax(1)))
 
 
 @pytest.mark.parametrize(("count", "steps"), [(10, 2), (10, 3), (10, 7), (3, 5)])

@@ -185,6 +185,12 @@ class ResultRecord(Held):
     random: list[RandomRecord] = Field(default=[])  # each kind that it was graded beside
     whole: WholeRecord | None = None  # the ceiling, where it was asked for
 
+    @property
+    def selected_accuracy(self) -> float | None:
+        """That of the last stage's checkpoint, on the data that selected it."""
+        last = self.stages[-1].selected if self.stages else None
+        return None if last is None else last.accuracy
+
 
 class StudentRecord(Held):
     """The numbers of one student: its accuracy, and every other metric by its name."""
@@ -237,6 +243,8 @@ class ControlRecord(Held):
     accuracy_std: Number | None = None
     n: Whole = 0
     student_lr: Text | None = None
+    label_bytes: Number | None = None
+    difficulty: Number | None = None
 
 
 class ControlsRecord(Held):
@@ -291,6 +299,7 @@ class RunRecord(Held):
             versions=", ".join(sorted(set(spec.versions.values()))),
             data_source=spec.dataset.name, train_images=result.train_images,
             classes=result.images // spec.ipc if result.images else None,
+            selected_accuracy=result.selected_accuracy,
         )  # fmt: skip
 
 

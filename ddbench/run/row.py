@@ -62,6 +62,7 @@ class Row:
     data_source: str | None = None  # the dataset plugin that loaded the data, whatever they are called
     classes: int | None = None
     train_images: int | None = None  # that were distilled: without those held out to select on
+    selected_accuracy: float | None = None  # by which the last stage's checkpoint was chosen
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -27,7 +27,7 @@ def _jobs(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
     return int(value)
 
 
-def _part(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, set[str]]:
+def part(_ctx: object, _param: object, values: tuple[str, ...]) -> dict[str, set[str]]:
     """``--only AXIS=NAME,NAME``, by axis."""
     from ddbench.suite.grid import AXES
 
@@ -76,7 +76,7 @@ def suite() -> None:
 @click.option(
     "--only",
     multiple=True,
-    callback=_part,
+    callback=part,
     metavar="AXIS=NAME,...",
     help="Run a part: cells with one of these names or labels, such as dataset=digits or ipc=1,10.",
 )

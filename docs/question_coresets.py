@@ -168,14 +168,11 @@ def turns(every: Sequence[Contest], ps: Sequence[float | None]) -> list[str]:
     said = []
     for kind in dict.fromkeys(one.kind for one in every):
         stands = [(one.ipc, verdict(one, p)) for one, p in zip(every, ps, strict=True) if one.kind == kind]
-        crossed = [f"between {a} and {b}" for (a, x), (b, y) in pairwise(stands) if {x, y} == {"distilled", "coreset"}]
-        where = (
-            f" The lines cross {', '.join(crossed)} images per class."
-            if crossed
-            else " The lines are not seen to cross."
-        )
+        decided = [(ipc, ahead) for ipc, ahead in stands if ahead != "level"]
+        crossed = [f"between {a} and {b}" for (a, before), (b, after) in pairwise(decided) if before != after]
+        where = f"The lines cross {', '.join(crossed)} images per class." if crossed else "No line crosses the other."
         each = "; ".join(f"at {ipc}, {words[ahead]}" for ipc, ahead in stands)
-        said.append(f"**{kind.capitalize()} labels**: {each}.{where if len(stands) > 1 else ''}")
+        said.append(f"**{kind.capitalize()} labels**: {each}.{f' {where}' if len(stands) > 1 else ''}")
     return said
 
 

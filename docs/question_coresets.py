@@ -90,7 +90,9 @@ class Contest:
 def coresets_page(held: Sequence[dict[str, Any]]) -> str:
     """The page on coresets and distilled sets."""
     parts = [HEAD]
-    for (dataset, *_), rows in sorted(places(held, "dataset", "dataset_digest", "network"), key=lambda p: p[0][0]):
+    for (dataset, *_), rows in sorted(
+        places(held, "dataset", "dataset_digest", "network", "protocol_digest"), key=lambda p: p[0][0]
+    ):
         parts += [f"## {dataset}", *coreset_section(rows)]
     return "\n\n".join([*parts, *([] if held else [NOTHING])]) + "\n"
 

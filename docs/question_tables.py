@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
@@ -56,10 +57,10 @@ def percent(values: Sequence[float]) -> str:
     return f"{100 * fmean(values):.1f}"
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, numbers to the right but for the first columns of words."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; columns of numbers lean to the right."""
+    aligned = ["---:" if re.match(r"[+-]?\d|<|$", cell) else "---" for cell in rows[0]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, aligned, *rows))
 
 
 def listed(names: Sequence[str]) -> str:
@@ -94,4 +95,5 @@ def setting(rows: Sequence[dict[str, Any]], seeds: Sequence[Any]) -> str:
 
 
 def few(seeds: int) -> str:
-    return f"**No finding is stated**: it takes {SEEDS_FOR_BEST} seeds, and {seeds} are on record."
+    there = f"{seeds} {'is' if seeds == 1 else 'are'} on record"
+    return f"**No finding is stated**: it takes {SEEDS_FOR_BEST} seeds, and {there}."

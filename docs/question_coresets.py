@@ -213,7 +213,7 @@ def methods(every: Sequence[Contest]) -> str:
             cost = [
                 f"{row.distil_seconds or 0:.0f}",
                 f"{row.expert_seconds or 0:.0f}",
-                f"{(row.label_bytes or 0) / 1000:.1f}",
+                f"{row.label_bytes or 0:,.0f}",
             ]
             what = "coreset" if side.chosen else "distilled"
             body.append(
@@ -229,6 +229,17 @@ def methods(every: Sequence[Contest]) -> str:
                 ]
             )
     return table(
-        ["ipc", "labels", "method", "images", "validation %", "test %", "seeds", "distil s", "experts s", "labels kB"],
+        [
+            "ipc",
+            "labels",
+            "method",
+            "images",
+            "validation %",
+            "test %",
+            "seeds",
+            "distil s",
+            "experts s",
+            "label bytes",
+        ],
         body,
     )

@@ -137,7 +137,7 @@ def equal_labels(runs: Mapping[str, Any]) -> tuple[str, Found]:
         line += [percent(accuracies(runs[name], (i, kind, True))) for i in ("distilled", BASELINE, "matched")]
         for other in (BASELINE, "matched"):
             line += [text[name, kind, other].text, shown(found[name, kind, other][1])]
-        body.append([*line, f"{runs[name][0]['distilled', kind, True]['label_bytes'] / 1000:.1f}"])
+        body.append([*line, f"{runs[name][0]['distilled', kind, True]['label_bytes']:,.0f}"])
     titles = [
         "method",
         "labels",
@@ -148,7 +148,7 @@ def equal_labels(runs: Mapping[str, Any]) -> tuple[str, Found]:
         "p",
         "to as hard",
         "p",
-        "labels kB",
+        "label bytes",
     ]
     return table(titles, body), found
 

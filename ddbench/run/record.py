@@ -185,12 +185,6 @@ class ResultRecord(Held):
     random: list[RandomRecord] = Field(default=[])  # each kind that it was graded beside
     whole: WholeRecord | None = None  # the ceiling, where it was asked for
 
-    @property
-    def selected_accuracy(self) -> float | None:
-        """That of the last stage's checkpoint, on the data that selected it."""
-        last = self.stages[-1].selected if self.stages else None
-        return None if last is None else last.accuracy
-
 
 class StudentRecord(Held):
     """The numbers of one student: its accuracy, and every other metric by its name."""
@@ -281,6 +275,17 @@ class RunRecord(Held):
         base = self._row()
         return [_graded(base, evaluation) for evaluation in self.evaluations if evaluation.students] or [base]
 
+    @property
+    def made_in(self) -> list[StageRecord]:
+        """The stages of the run."""
+        return self.result.stages
+
+    @property
+    def _selected(self) -> CheckRecord:
+        """The checkpoint of the last stage, as selection saw it."""
+        last = self.made_in[-1].selected if self.made_in else None
+        return last or CheckRecord(step=0)
+
     def _row(self) -> Row:
         spec, result = self.spec, self.result
         network = result.network or spec.network.name
@@ -299,7 +304,7 @@ class RunRecord(Held):
             versions=", ".join(sorted(set(spec.versions.values()))),
             data_source=spec.dataset.name, train_images=result.train_images,
             classes=result.images // spec.ipc if result.images else None,
-            selected_accuracy=result.selected_accuracy,
+            selected_accuracy=self._selected.accuracy,
         )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """``ddbench eval --controls``: how much of an accuracy is due to images, to labels, to augmentation.
 
-The matrix {distilled, random, k-center, herding} x {hard, soft labels} x {augmentation on, off}: same network, same
-optimiser steps, and in every cell the student lr that does best on validation data.
+The matrix {distilled, random, k-center, herding, matched} x {hard, soft, online labels} x {augmentation on, off}: same
+network, same optimiser steps, and in every cell the student lr that does best on validation data. ``soft`` labels are
+fixed, ``online`` ones are those of a teacher for every augmented batch. ``matched`` are real images that are as hard as
+those of the set (``difficulty``).
 
 The scores are after DD-Ranking (Li et al., arXiv 2505.13300; the formulas are those of its released code, version 0.2).
 All accuracies in them are fractions. The published code puts percent points into the exponential, which leaves the
@@ -11,8 +13,9 @@ interval [0, 1] that the paper states; these functions do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,7 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ddbench.apply.difficulty import difficulty, matched
 from ddbench.base.cache import write_json
+from ddbench.data.dataset import Examples, Preprocessing
 from ddbench.errors import UsageError
 from ddbench.files.asked import EvalOptions
 from ddbench.files.pixelspace import applied
@@ -29,10 +34,11 @@ from ddbench.files.target import Opened, Planned, adopted, graded, planned
 from ddbench.grade.distilled import Distilled
 from ddbench.grade.evaluation import Evaluation
 from ddbench.grade.protocol import altered
-from ddbench.plugins import needs_of
+from ddbench.plugins import needs_of, registry, takes_steps
 from ddbench.problem.decode import IDENTITY
 from ddbench.problem.labels import mean_labels
-from ddbench.problem.synthetic import Curriculum, SyntheticSet, targets
+from ddbench.problem.problem import Needs, Problem
+from ddbench.problem.synthetic import Curriculum, SyntheticSet, Teacher, targets
 from ddbench.run.baseline import baseline
 from ddbench.run.defaults import BASELINE, CORESETS, ONE_STAGE
 from ddbench.run.prepare import prepared
@@ -42,6 +48,9 @@ from ddbench.run.row import Cells, deviation
 from ddbench.run.run import Run, Settings, first_problem
 from ddbench.run.spec import RunSpec, from_record
 
+LABELS = ("hard", "soft", "online")
+MATCHED = "matched"
+USUAL = (*CORESETS, MATCHED)
 PLAIN = {"augment": "", "mixing": "none"}
 FORMULAS = {
     "IOR": "accuracy(distilled) - accuracy(random), same kind of labels",
@@ -73,37 +82,47 @@ class _Controls:
     plan: Planned
     spec: RunSpec
     settings: Settings
+    coresets: Sequence[str]
 
     @property
     def evaluation(self) -> Evaluation:
         return self.plan.evaluation
 
+    @cached_property
+    def distilled(self) -> Distilled:
+        return self.evaluation.distilled.on(self.evaluation.device)
+
     def cells(self) -> Iterator[tuple[str, str, bool, EvaluationRecord]]:
-        """(source, labels, augmentation, record) of all sixteen."""
-        for source in ("distilled", *CORESETS):
-            for labels in ("hard", "soft"):
+        """(source, labels, augmentation, record) of all."""
+        for source in ("distilled", *self.coresets):
+            for labels in LABELS:
                 for augmented in (True, False):
                     yield source, labels, augmented, self._record(source, labels, augmented)
 
     def _record(self, source: str, labels: str, augmented: bool) -> EvaluationRecord:
-        if source == "distilled":
-            made, folder, own = self._relabelled(labels), self._folder, labels == self.own_labels
-        else:
-            made, folder, own = *self._coreset(source, labels), True
+        made, folder, own = self._set(source, labels)
+        rules = ({} if augmented else PLAIN) | ({"online": True} if labels == "online" else {})
         asked = replace(self.evaluation, distilled=made, tune=self.evaluation.tune if source == "distilled" else False)
-        if not augmented:
-            protocol = altered(asked.protocol, PLAIN)
+        if rules:
+            protocol = altered(asked.protocol, rules)
             teaching = self._teaching(protocol, made).on(asked.dataset.augment)
             asked = replace(asked, protocol=protocol, distilled=replace(made, teaching=teaching))
-        if not (own and augmented):
-            asked, folder = replace(asked, tune=bool(asked.protocol.lrs)), self._folder
-        elif source == "distilled":
-            folder = self.folder / "evaluations"
-        return graded(replace(self.plan, evaluation=asked), folder)
+        if rules or not own:
+            asked = replace(asked, tune=bool(asked.protocol.lrs))
+        return graded(
+            replace(self.plan, evaluation=asked), folder / ("controls" if rules or not own else "evaluations")
+        )
 
-    @property
-    def _folder(self) -> Path:
-        return self.folder / "controls"
+    def _set(self, source: str, labels: str) -> tuple[Distilled, Path, bool]:
+        """A source with labels of a kind, the run folder that keeps its evaluations, and whether they are its own."""
+        kind = "hard" if labels == "online" else labels
+        if source == "distilled":
+            made, folder, own = self._relabelled(self.distilled, kind), self.folder, kind == self.own_labels
+        elif source == MATCHED:
+            made, folder, own = self._relabelled(self._matched, kind), self.folder, False
+        else:
+            made, folder, own = *self._coreset(source, kind), True
+        return (self._online(made), folder, False) if labels == "online" else (made, folder, own)
 
     def _teaching(self, protocol: Any, made: Distilled) -> Any:
         images = sum(len(s) for s in made.curriculum.sets)
@@ -112,40 +131,91 @@ class _Controls:
     @property
     def own_labels(self) -> str:
         """Whether the set's own labels count as hard or as soft."""
-        return "hard" if all(s.label_type == "hard" for s in self.evaluation.distilled.curriculum.sets) else "soft"
+        return _kind(self.distilled)
 
     def _coreset(self, matcher: str, labels: str) -> tuple[Distilled, Path]:
-        """Real images chosen under the same rules, as an ordinary run, with the folder of its evaluations."""
+        """Real images chosen under the same rules, as an ordinary run, with its folder."""
         kind = "hard" if labels == "hard" else "teacher"
         run = Run(baseline(self.spec, kind, IDENTITY, matcher), self.evaluation.dataset, self.settings)
         run.execute()
-        return Distilled.load(run.folder / "distilled.safetensors"), run.folder / "evaluations"
+        return Distilled.load(run.folder / "distilled.safetensors").on(self.evaluation.device), run.folder
 
-    def _relabelled(self, labels: str) -> Distilled:
-        """The set with labels of a kind: its own where they are, otherwise its classes, or what experts say."""
-        distilled = self.evaluation.distilled
-        if labels == self.own_labels:
-            return distilled
-        change = _hardened if labels == "hard" else self._softened
-        sets = tuple(change(s) for s in distilled.curriculum.sets)
-        return replace(distilled, curriculum=Curriculum(sets, distilled.curriculum.phases))
-
-    def _softened(self, s: SyntheticSet) -> SyntheticSet:
-        """The mean prediction of the experts that label random images, for the images as stored or decoded."""
+    @cached_property
+    def _labelling(self) -> tuple[Problem, Needs]:
+        """The experts that label random images, and judge how hard images are: their problem, and which they are."""
         spec = baseline(self.spec, "teacher")
         problem = first_problem(spec, self.evaluation.dataset)
         wanted = needs_of(spec.matcher, problem)
-        ready = prepared(problem, wanted)
-        images = self._as_real(s.decoder(s.images), ready.real.preprocessing)
-        shown = mean_labels(ready, images, wanted.experts, max(wanted.snapshots))
+        return prepared(problem, wanted), wanted
+
+    def _relabelled(self, made: Distilled, labels: str) -> Distilled:
+        """A set with labels of a kind: its own where they are, otherwise its classes, or what experts say."""
+        if labels == _kind(made):
+            return made
+        return _changed(made, _hardened if labels == "hard" else lambda s: self._softened(s, made.preprocessing))
+
+    def _softened(self, s: SyntheticSet, space: Preprocessing) -> SyntheticSet:
+        """The mean prediction of the experts that label random images, for the images as stored or decoded."""
+        problem, wanted = self._labelling
+        images = _as_real(s.decoder(s.images), space, problem.real.preprocessing)
+        shown = mean_labels(problem, images, wanted.experts, max(wanted.snapshots))
         return replace(
             s, labels=shown.view(len(s), s.decoder.copies, -1).mean(1), label_type="teacher", label_kind="probability"
         )
 
-    def _as_real(self, images: Tensor, real: Any) -> Tensor:
-        """Images of the set's own input space in the real data's, which the experts know."""
-        own = self.evaluation.distilled.preprocessing
-        return images if own.digest == real.digest else applied(own.invert(images), real)
+    def _online(self, made: Distilled) -> Distilled:
+        """A set whose every batch the first of the experts labels, in the data's own input space, which it knows."""
+        problem, wanted = self._labelling
+        teacher = Teacher(problem.network.source, problem.experts.snapshot(0, max(wanted.snapshots)))
+        own, real = made.preprocessing, problem.real.preprocessing
+
+        def taught(s: SyntheticSet) -> SyntheticSet:
+            if own.digest != real.digest:
+                seen = s.examples()
+                s = replace(s, images=_as_real(seen.images, own, real), labels=seen.labels, decoder=IDENTITY)
+            return replace(_hardened(s), teacher=teacher)
+
+        return replace(_changed(made, taught), preprocessing=real)
+
+    @cached_property
+    def _matched(self) -> Distilled:
+        """Real images with hard labels, one as hard as each of the set's, in one stage."""
+        problem, wanted = self._labelling
+        scores = difficulty(problem, problem.real.at_hand, wanted.experts, max(wanted.snapshots))
+        classes = torch.cat(
+            [s.labels.argmax(1).cpu() for s in self._relabelled(self.distilled, "hard").curriculum.sets]
+        )
+        chosen = problem.real[matched(problem, classes, self._hardness(self.distilled), scores)]
+        made, _ = self._coreset(BASELINE, "hard")
+        return replace(made, curriculum=Curriculum((SyntheticSet(chosen.images, chosen.labels),), ((0,),)))
+
+    def _hardness(self, made: Distilled) -> Tensor:
+        """How hard the experts find each stored image ``(n,)``; the mean over what it is decoded to."""
+        (problem, wanted), found = self._labelling, []
+        for s in self._relabelled(made, "hard").curriculum.sets:
+            images = _as_real(s.decoder(s.images), made.preprocessing, problem.real.preprocessing)
+            seen = Examples(images, s.decoder.labels(s.labels))
+            scores = difficulty(problem, seen, wanted.experts, max(wanted.snapshots))
+            found.append(scores.view(len(s), s.decoder.copies).mean(1))
+        return torch.cat(found)
+
+    def hardness(self, source: str) -> float:
+        """The mean difficulty of a source's images."""
+        return float(self._hardness(self._set(source, "hard")[0]).mean())
+
+
+def _kind(made: Distilled) -> str:
+    return "hard" if all(s.label_type == "hard" for s in made.curriculum.sets) else "soft"
+
+
+def _changed(made: Distilled, change: Callable[[SyntheticSet], SyntheticSet]) -> Distilled:
+    sets = tuple(change(s) for s in made.curriculum.sets)
+    return replace(made, curriculum=Curriculum(sets, made.curriculum.phases))
+
+
+def _as_real(images: Tensor, own: Preprocessing, real: Preprocessing) -> Tensor:
+    """Images of a set's own input space in the real data's, which the experts know."""
+    return images if own.digest == real.digest else applied(own.invert(images), real)
 
 
 def _hardened(s: SyntheticSet) -> SyntheticSet:
@@ -155,8 +225,13 @@ def _hardened(s: SyntheticSet) -> SyntheticSet:
     return replace(s, labels=labels, label_type="hard", label_kind="probability")
 
 
-def control_matrix(source: Opened, options: EvalOptions, settings: Settings) -> Matrix:
-    """Evaluate all cells, and the scores that follow. Every student is stored, so an interrupted call goes on."""
+def control_matrix(source: Opened, options: EvalOptions, settings: Settings, coresets: Sequence[str] = USUAL) -> Matrix:
+    """Evaluate all cells, and the scores that follow. Every student is stored, so an interrupted call goes on.
+
+    ``coresets`` name the real images beside the set, of which random ones are always there.
+    """
+    coresets = tuple(dict.fromkeys((BASELINE, *coresets)))
+    _require_coresets(coresets)
     plan = planned(source.distilled, options)
     protocol = plan.evaluation.protocol
     if protocol.online:
@@ -166,7 +241,9 @@ def control_matrix(source: Opened, options: EvalOptions, settings: Settings) -> 
         )
     torch.set_num_threads(plan.threads)
     folder = source.folder or adopted(source, settings.out)
-    controls = _Controls(folder, plan, _spec(plan), replace(settings, students=plan.evaluation.students))
+    settings = replace(settings, students=plan.evaluation.students)
+    controls = _Controls(folder, plan, _spec(plan), settings, coresets)
+    hardness = {name: controls.hardness(name) for name in ("distilled", *coresets)}
     rows, found = [], {}
     for name, labels, augmented, record in controls.cells():
         scores = record.scores
@@ -181,6 +258,7 @@ def control_matrix(source: Opened, options: EvalOptions, settings: Settings) -> 
                 "n": len(scores),
                 "student_lr": record.student_lr or "own",
                 "label_bytes": record.label_bytes,
+                "difficulty": hardness[name],
                 "selection": record.selection,
                 "protocol": record.protocol,
             }
@@ -188,6 +266,15 @@ def control_matrix(source: Opened, options: EvalOptions, settings: Settings) -> 
     made = Matrix(rows, _scores(found, controls, plan))
     write_json(folder / "controls.json", made.record())
     return made
+
+
+def _require_coresets(names: Sequence[str]) -> None:
+    for name in names:
+        if name != MATCHED and takes_steps(registry().get("matcher", name)):
+            raise UsageError(
+                f"matcher {name!r} learns images, which takes a run of its own; name coresets as --coresets, or "
+                f"{MATCHED}: real images as hard as those of the set"
+            )
 
 
 def _scores(found: dict[tuple[str, str, bool], float], controls: _Controls, plan: Planned) -> dict[str, float]:

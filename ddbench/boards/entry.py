@@ -70,6 +70,10 @@ class EntryRun(RunRecord):
         return self
 
     @property
+    def made_in(self) -> list[StageRecord]:
+        return self.stages
+
+    @property
     def method(self) -> str:
         """What its method is called unless its author says otherwise: ``tesla pdd (teacher labels)``."""
         return method_name(self.spec.matcher.name, self.spec.scheduler.name, self.result.label_type)

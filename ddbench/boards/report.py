@@ -41,6 +41,8 @@ CONTROLS = {
     "accuracy_mean": "accuracy %",
     "n": "students",
     "student_lr": "student lr",
+    "label_bytes": "labels kB",
+    "difficulty": "difficulty",
 }
 WHOLE = "whole training set"
 

@@ -37,6 +37,11 @@ _FORMS = click.Choice(["pt", "npz", "folder", "datasets", "webdataset"])
 @click.option(
     "--controls", is_flag=True, help="Compare with coresets, hard and soft labels, and training without augmentation."
 )
+@click.option(
+    "--coresets",
+    metavar="NAME,...",
+    help="Real images that --controls compares with: coresets, and matched, as hard as the set's.",
+)
 @click.option("--transfer", is_flag=True, help="Test on another dataset of the same classes.")
 @click.option("--fetch", is_flag=True, help="Allow the download of data that the file names.")
 @click.option("--together/--apart", default=None, help="Train students by one vectorised step (default: if that pays).")
@@ -48,15 +53,25 @@ _FORMS = click.Choice(["pt", "npz", "folder", "datasets", "webdataset"])
 @WIDE
 @QUIET
 def evaluate(
-    target: str, out: Path, form: str, as_json: bool, wide: bool, options: tuple, controls: bool, **given: Any
+    target: str,
+    out: Path,
+    form: str,
+    as_json: bool,
+    wide: bool,
+    options: tuple,
+    controls: bool,
+    coresets: str | None,
+    **given: Any,
 ) -> int:
     """Evaluate a run, a distilled.safetensors, or a set in another tool's format."""
     from ddbench.files.target import EvalOptions, evaluated
 
     console.warn_broken()
     asked, form = EvalOptions(flags=options, **given), "json" if as_json else form
+    if coresets is not None and not controls:
+        raise UsageError("--coresets names what --controls compares with; add --controls")
     if controls:
-        _show_controls(target, out, asked, form)
+        _show_controls(target, out, asked, form, coresets)
         return 0
     with console.working(asked.quiet):
         rows = evaluated(target, out, asked, console.sayer(asked.quiet), lost := [])
@@ -81,20 +96,21 @@ def _show_metrics(rows: list[Row]) -> None:
     console.table(f"metrics on {', '.join(sorted(networks))}: means over n students", ["metric", *titles], body)
 
 
-def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> None:
+def _show_controls(target: str, out: Path, options: EvalOptions, form: str, coresets: str | None) -> None:
     """The control matrix of a set and the scores that follow from it, on stdout."""
-    from ddbench.apply.controls import FORMULAS, SOURCE, control_matrix
+    from ddbench.apply.controls import FORMULAS, SOURCE, USUAL, control_matrix
     from ddbench.files.target import opened
     from ddbench.results.tables import Table
     from ddbench.run.run import Settings
 
     if len(options.per_network()) > 1:
         raise UsageError("--controls takes one network; give the others in commands of their own")
+    names = USUAL if coresets is None else [name.strip() for name in coresets.split(",") if name.strip()]
     with console.working(options.quiet):
         source = opened(target, out, options)
         for note in source.notes:
             console.say(note)
-        found = control_matrix(source, options, Settings(out))
+        found = control_matrix(source, options, Settings(out), names)
     if form == "json":
         console.data_json(found.record())
         return
@@ -106,6 +122,7 @@ def _show_controls(target: str, out: Path, options: EvalOptions, form: str) -> N
         "n": "n",
         "student_lr": "student lr",
         "label_bytes": "labels kB",
+        "difficulty": "difficulty",
         "selection": "selected on",
     }
     scores = [{"score": n, "value": v, "formula": FORMULAS.get(n, "accuracy")} for n, v in found.scores.items()]

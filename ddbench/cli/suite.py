@@ -27,6 +27,20 @@ def _jobs(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
     return int(value)
 
 
+def part(_ctx: object, _param: object, values: tuple[str, ...]) -> dict[str, set[str]]:
+    """``--only AXIS=NAME,NAME``, by axis."""
+    from ddbench.suite.grid import AXES
+
+    found: dict[str, set[str]] = {}
+    for value in values:
+        axis, _, names = value.partition("=")
+        wanted = {name.strip() for name in (names, *names.split(","))} - {""}  # a label may have commas
+        if axis not in AXES or not wanted:
+            raise UsageError(f"--only {value!r} must be an axis ({', '.join(AXES)}) and names: --only dataset=digits")
+        found.setdefault(axis, set()).update(wanted)
+    return found
+
+
 @click.group()
 def suite() -> None:
     """Carry out grids of runs: datasets x matchers x schedulers x ipc x networks x seeds."""
@@ -59,6 +73,13 @@ def suite() -> None:
 )
 @click.option("--cost-device", metavar="NAME", help="Whose rates tell what cells cost: h200, a100, rtx4090, cpu.")
 @click.option("--limit", type=click.IntRange(1), help="Run this many cells at most.")
+@click.option(
+    "--only",
+    multiple=True,
+    callback=part,
+    metavar="AXIS=NAME,...",
+    help="Run a part: cells with one of these names or labels, such as dataset=digits or ipc=1,10.",
+)
 @click.option("-x", "--stop-first", is_flag=True, help="Stop at the first cell that fails.")
 @DEVICE
 @JSON
@@ -79,7 +100,7 @@ def run(file: Path, jobs: int | str | None, out: Path, dry_run: bool, device: st
     as_json, quiet, on_existing = (given.pop(name) for name in ("as_json", "quiet", "on_existing"))
     executor = executor_of(given.pop("executor"), given.pop("options"))
     packed = jobs == "auto"
-    asked, jobs = places(suite_file(file), executor, jobs, device=device, dry=dry_run)
+    asked, jobs = places(suite_file(file), executor, jobs, device=device, dry=dry_run, only=given.pop("only"))
     trackers.checked(asked.trackers)
     for text in asked.unfitted:
         console.say(f"warning: {text}")

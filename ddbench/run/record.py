@@ -237,6 +237,8 @@ class ControlRecord(Held):
     accuracy_std: Number | None = None
     n: Whole = 0
     student_lr: Text | None = None
+    label_bytes: Number | None = None
+    difficulty: Number | None = None
 
 
 class ControlsRecord(Held):
@@ -273,6 +275,17 @@ class RunRecord(Held):
         base = self._row()
         return [_graded(base, evaluation) for evaluation in self.evaluations if evaluation.students] or [base]
 
+    @property
+    def made_in(self) -> list[StageRecord]:
+        """The stages of the run."""
+        return self.result.stages
+
+    @property
+    def _selected(self) -> CheckRecord:
+        """The checkpoint of the last stage, as selection saw it."""
+        last = self.made_in[-1].selected if self.made_in else None
+        return last or CheckRecord(step=0)
+
     def _row(self) -> Row:
         spec, result = self.spec, self.result
         network = result.network or spec.network.name
@@ -291,6 +304,7 @@ class RunRecord(Held):
             versions=", ".join(sorted(set(spec.versions.values()))),
             data_source=spec.dataset.name, train_images=result.train_images, sources=result.sources,
             classes=result.images // spec.ipc if result.images else None,
+            selected_accuracy=self._selected.accuracy,
         )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class Row:
     classes: int | None = None
     train_images: int | None = None  # that were distilled: without those held out to select on
     sources: dict[str, str] | None = None  # sha256 of the code that the run was made by, by package
+    selected_accuracy: float | None = None  # by which the last stage's checkpoint was chosen
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property

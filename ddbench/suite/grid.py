@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -88,10 +88,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class _Here:
-    """Where a suite lies (None: places are as typed), and the variables it has used; a dry one may lack them."""
+    """Where a suite lies (None: places are as typed), and the variables it has used; a dry one may lack them.
+
+    ``only`` are the cells that are wanted of it: by axis, names and labels.
+    """
 
     folder: Path | None
     dry: bool
+    only: Mapping[str, set[str]] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
 
     def filled(self, option: str, text: str, where: str) -> str:
@@ -102,11 +106,14 @@ class _Here:
                 f"{where}: {option} holds ${{{names[0]}}}, but variables of the environment may stand in {PLACE} "
                 "alone, which never leaves this machine; write out what it should be"
             )
-        for name in names:
+        self.used.update(dict.fromkeys(names))
+        return _VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], text)
+
+    def require_set(self, flags: Mapping[str, str], where: str) -> None:
+        """Refuse a cell whose place of data has a variable that is not set; cells that are left out may have some."""
+        for name in _VARIABLE.findall(flags.get(PLACE, "")):
             if not os.environ.get(name) and not self.dry:
                 raise UsageError(f"{where} uses ${{{name}}}, which is not set; run `export {name}=...` first")
-            self.used[name] = None
-        return _VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], text)
 
     def placed(self, option: str, value: str, where: str) -> str:
         """Where data lie, absolute; a name that is no path here (of a dataset on a hub) stays as it is."""
@@ -148,10 +155,19 @@ class Suite:
         return digest([sorted(cell.key for cell in self.cells), self.students])[:12]
 
 
-def read(path: Path, *, jobs: int = 1, device: str = "auto", dry: bool = False, remote: bool = False) -> Suite:
+def read(
+    path: Path,
+    *,
+    jobs: int = 1,
+    device: str = "auto",
+    dry: bool = False,
+    remote: bool = False,
+    only: Mapping[str, set[str]] | None = None,
+) -> Suite:
     """Read a suite file and resolve all its cells. Raises UsageError that names the entry at fault.
 
-    With ``dry``, variables of the environment need not be set; with ``remote``, the device need not be here.
+    With ``dry``, variables of the environment need not be set; with ``remote``, the device need not be here; with
+    ``only``, it is the part of it whose axes have one of these names or labels.
     """
     given = table_of(path)
     known_keys(given, TOP, str(path))
@@ -166,7 +182,7 @@ def read(path: Path, *, jobs: int = 1, device: str = "auto", dry: bool = False, 
     used: set[int] = set()
     found: dict[str, Cell] = {}
     made: dict[Request, RunSpec] = {}
-    here, there = _Here(path.parent, dry), device if remote and device in DEVICES[1:] else None
+    here, there = _Here(path.parent, dry, only or {}), device if remote and device in DEVICES[1:] else None
     for number, matrix in enumerate(matrices, 1):
         where = f"matrix {number} of {path}"
         gpus = gpus_of({**given, **matrix} if isinstance(matrix, dict) else given, where)
@@ -176,12 +192,20 @@ def read(path: Path, *, jobs: int = 1, device: str = "auto", dry: bool = False, 
             spec = replace(spec, threads=_threads(spec.threads, own_threads, jobs), device=there or spec.device)
             cell = Cell(name, replace(request, device=device), spec, gpus)
             found.setdefault(cell.key, cell)
-    for i in set(range(len(excludes))) - used:
-        raise UsageError(f"exclude {i + 1} of {path} leaves out no cell; correct it, or take it out")
+    _require_some(path, len(excludes), used, found, only or {})
     seeds = list(dict.fromkeys(cell.spec.seed for cell in found.values()))
     cells = sorted(found.values(), key=lambda cell: seeds.index(cell.spec.seed))
     students, names = count_of(given, "students", 5, path), trackers(given, path)
     return Suite(path, word(given, "title", path.stem, path), students, names, tuple(cells), tuple(here.used))
+
+
+def _require_some(path: Path, excludes: int, used: set[int], found: object, only: Mapping[str, set[str]]) -> None:
+    """Refuse a part without cells, and, of a whole suite, an exclude that leaves nothing out."""
+    if only and not found:
+        said = ", ".join(f"{axis}={' or '.join(sorted(wanted))}" for axis, wanted in only.items())
+        raise UsageError(f"{path} has no cell with {said}; `--dry-run` without --only lists what it has")
+    for i in set(range(excludes)) - used if not only else ():
+        raise UsageError(f"exclude {i + 1} of {path} leaves out no cell; correct it, or take it out")
 
 
 def _threads(usual: int, given: int | None, jobs: int) -> int:
@@ -218,10 +242,14 @@ def _requests(
         raise UsageError(f"{where} makes {prod(map(len, axes)):,} cells, and {MOST:,} are the most; divide it")
     for chosen in itertools.product(*axes):
         choices: dict[str, Choice] = dict(zip(AXES, chosen, strict=True))
+        if not _fits(here.only, choices):
+            continue
         hits = [i for i, rule in enumerate(excludes) if _fits(rule, choices)]
         used.update(hits)
         if not hits:
-            yield _name(choices, label), _request(choices, shared, recipe)
+            request = _request(choices, shared, recipe)
+            here.require_set(dict(request.flags), where)
+            yield _name(choices, label), request
 
 
 def cells_of(matrix: dict[str, Any], where: str) -> Iterator[tuple[str, Request]]:
@@ -291,7 +319,7 @@ def _exclude(given: Any, where: str) -> dict[str, set[Any]]:
     return {axis: set(values) for axis, values in found.items()}
 
 
-def _fits(rule: dict[str, set[Any]], choices: dict[str, Choice]) -> bool:
+def _fits(rule: Mapping[str, set[Any]], choices: dict[str, Choice]) -> bool:
     return all({choices[axis].name, choices[axis].label} & wanted for axis, wanted in rule.items())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,19 +48,27 @@ def local() -> Executor:
     return executor_of("local", ())
 
 
-def places(file: Path, executor: Executor, jobs: int | str | None, *, device: str, dry: bool) -> tuple[Suite, int]:
-    """The suite, and how many of its cells may be at work at the same time.
+def places(
+    file: Path,
+    executor: Executor,
+    jobs: int | str | None,
+    *,
+    device: str,
+    dry: bool,
+    only: Mapping[str, set[str]] | None = None,
+) -> tuple[Suite, int]:
+    """The suite, or the part of it that is wanted, and how many of its cells may be at work at the same time.
 
     Threads of cells are part of their keys. With a number for ``jobs`` on this machine, and nothing else that says
     them, the cores are divided; on a cluster and with ``auto`` a cell has one, whatever machine this is.
     """
     remote = bool(getattr(executor, "remote", False))
     if isinstance(jobs, int) and not remote:
-        return read(file, jobs=jobs, device=device, dry=dry), jobs
+        return read(file, jobs=jobs, device=device, dry=dry, only=only), jobs
     if jobs is None and not remote:
-        return read(file, device=device, dry=dry), 1
+        return read(file, device=device, dry=dry, only=only), 1
     cores = _cores()
-    suite = read(file, jobs=cores, device=device, dry=dry, remote=remote)
+    suite = read(file, jobs=cores, device=device, dry=dry, remote=remote, only=only)
     if remote:
         return suite, MANY if jobs in (None, "auto") else int(jobs or 1)
     return suite, max(1, cores // max((cell.spec.threads for cell in suite.cells), default=1))

@@ -1,8 +1,9 @@
-"""The control matrix and its scores: sixteen cells under the same rules."""
+"""The control matrix and its scores: thirty cells under the same rules."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from tiny import ddbench, run, spec
 
 from ddbench import SyntheticSet, UsageError
 from ddbench.apply.controls import (
+    _changed,
+    _Controls,
     _hardened,
+    _spec,
     augmentation_robust_score,
     control_matrix,
     hard_label_recovery,
@@ -21,8 +25,11 @@ from ddbench.apply.controls import (
     squashed,
 )
 from ddbench.base.cache import read_json
+from ddbench.data.dataset import Preprocessing
 from ddbench.files.asked import EvalOptions
-from ddbench.files.target import opened
+from ddbench.files.pixelspace import applied
+from ddbench.files.target import evaluated, opened, planned
+from ddbench.grade.distilled import Distilled
 from ddbench.run.record import RunRecord
 from ddbench.run.run import Settings
 
@@ -88,10 +95,11 @@ def cell(found, images: str, labels: str, augmentation: str) -> dict:
     return row
 
 
-def test_all_sixteen_cells_are_there(shop):
+def test_all_thirty_cells_are_there(shop):
     _, found, _ = shop
-    assert len(found.rows) == 16
-    assert {r["images"] for r in found.rows} == {"distilled", "random", "k-center", "herding"}
+    assert len(found.rows) == len({(r["images"], r["labels"], r["augmentation"]) for r in found.rows}) == 30
+    assert {r["images"] for r in found.rows} == {"distilled", "random", "k-center", "herding", "matched"}
+    assert {r["labels"] for r in found.rows} == {"hard", "soft", "online"}
     assert {r["n"] for r in found.rows} == {2}
     assert {r["selection"] for r in found.rows} == {"validation"}
 
@@ -121,8 +129,14 @@ def test_coresets_are_ordinary_runs_under_the_same_rules(shop):
 def test_other_cells_select_their_own_student_lr_on_validation_data(shop):
     folder, found, _ = shop
     tried = [read_json(path)["tried"] for path in (folder / "controls").glob("*.json")]
-    assert len(tried) == 1 + 8  # the other labels with augmentation, and all eight cells without it
-    assert all(set(t) in ({"0.03", "own"}, {"own"}) for t in tried)  # an own lr of 0.03 is not tried twice
+    assert len(tried) == 5 + 6  # of the set all but its own cell, and all of the images that are as hard
+    for matcher in ("random", "k-center", "herding"):  # of coresets in their own runs, for all sets of the budget
+        (hard, soft) = sorted(p for p in folder.parent.glob(f"*-{matcher}-*"))
+        own = [read_json(path)["tried"] for f in (hard, soft) for path in (f / "controls").glob("*.json")]
+        assert len(own) == 2 + 2
+        tried += own
+    # an own lr of 0.03 is not tried twice, and images that are as hard bring none
+    assert all(set(t) in ({"0.03", "own"}, {"own"}, {"0.03"}) for t in tried)
     assert cell(found, "distilled", "hard", "off")["protocol"] != cell(found, "distilled", "hard", "on")["protocol"]
 
 
@@ -131,6 +145,46 @@ def test_hard_labels_cost_a_byte_each_and_soft_ones_what_they_take(shop):
     assert cell(found, "distilled", "hard", "on")["label_bytes"] == 6
     assert cell(found, "distilled", "soft", "on")["label_bytes"] == 6 * 3 * 4
     assert cell(found, "random", "soft", "on")["label_bytes"] == 6 * 3 * 4
+
+
+def test_online_labels_cost_what_their_teacher_takes(shop):
+    folder, found, _ = shop
+    spec_of = RunRecord.read(folder).spec
+    network = Distilled.load(folder / "distilled.safetensors").build_network("cpu")
+    assert spec_of.ipc == 2
+    assert {cell(found, i, "online", "on")["label_bytes"] for i in ("distilled", "random", "matched")} == {
+        4 * network.length
+    }
+
+
+def test_an_online_cell_is_the_evaluation_under_such_a_protocol_of_a_set_that_brings_the_teacher(shop, monkeypatch):
+    folder, found, base = shop
+    monkeypatch.setenv("DDBENCH_HOME", str(base / "home"))
+    monkeypatch.setenv("DDBENCH_THREADS", "1")
+    (brought,) = [f for f in folder.parent.glob("*-random-*") if RunRecord.read(f).rows()[0].label_type == "teacher"]
+    options = EvalOptions(students=2, device="cpu", flags=(("protocol.online", "true"),))
+    rows = evaluated(str(brought), base / "elsewhere", options)
+    (row,) = [r for r in rows if r.protocol == cell(found, "random", "online", "on")["protocol"]]
+    assert row.accuracy_mean == cell(found, "random", "online", "on")["accuracy_mean"]
+
+
+def test_a_set_in_another_input_space_is_brought_to_the_one_that_the_teacher_knows(shop, monkeypatch):
+    folder, _, base = shop
+    monkeypatch.setenv("DDBENCH_HOME", str(base / "home"))
+    monkeypatch.setenv("DDBENCH_THREADS", "1")
+    options = EvalOptions(students=2, device="cpu")
+    plan = planned(Distilled.load(folder / "distilled.safetensors"), options)
+    controls = _Controls(folder, plan, _spec(plan), Settings(folder.parent), ("random", "matched"))
+    own = controls.distilled
+    other = Preprocessing(torch.tensor([0.3]).expand(own.shape[0]), torch.tensor([0.7]).expand(own.shape[0]))
+    moved = _changed(own, lambda s: replace(s, images=applied(own.preprocessing.invert(s.images), other)))
+    seen = controls._online(replace(moved, preprocessing=other))
+    assert seen.preprocessing.digest == own.preprocessing.digest
+    for s, wanted in zip(seen.curriculum.sets, own.curriculum.sets, strict=True):
+        real = own.preprocessing
+        clipped = (wanted.images * real.std.view(1, -1, 1, 1) + real.mean.view(1, -1, 1, 1)).clamp(0, 1)
+        assert torch.allclose(s.images * real.std.view(1, -1, 1, 1) + real.mean.view(1, -1, 1, 1), clipped, atol=1e-5)
+        assert s.teacher is not None
 
 
 def test_the_scores_follow_from_the_cells(shop):
@@ -191,7 +245,7 @@ def test_the_command_prints_the_matrix_and_the_formulas(shop, monkeypatch):
         "eval", folder, "--controls", "--students", 2, "--device", "cpu", "--out", folder.parent, home=base / "home"
     )
     assert answer.code == 0, answer.err
-    assert answer.out.count("k-center") == 4
+    assert answer.out.count("k-center") == 6
     assert "0.5 IOR - 0.5 HLR" in answer.out
     assert "arXiv 2505.13300" in answer.out
     whole = ddbench(
@@ -208,6 +262,13 @@ def test_the_command_prints_the_matrix_and_the_formulas(shop, monkeypatch):
         home=base / "home",
     ).json
     assert whole["scores"] == found.scores
+    for words, said in (
+        (["--coresets", "matched"], "add --controls"),
+        (["--controls", "--coresets", "matched,dm"], "matcher 'dm' learns images"),
+    ):
+        refused = ddbench("eval", folder, "--device", "cpu", *words, home=base / "home")
+        assert refused.code == 2
+        assert said in refused.err
     two = ddbench("eval", folder, "--controls", "--network", "mlp,convnet", home=base / "home")
     assert two.code == 2
     assert "one network" in two.err

@@ -177,3 +177,47 @@ def test_pictures_of_a_set_reach_what_the_set_does_however_they_are_stored(tmp_p
     assert answer.code == 0, answer.err
     assert accuracy > 0.8
     assert answer.json[0]["accuracy_mean"] == pytest.approx(accuracy, abs=0.02)
+
+
+def drawn_by_a_diffusion_model(root: Path) -> Path:
+    """Pictures in folders called by wnids, as MinimaxDiffusion, D4M and IGD write them, beside the data."""
+    for part, count in (("data/train", 12), ("data/test", 4), ("drawn", 2)):
+        for label, wnid in enumerate(("n01440764", "n02102040")):
+            (folder := root / part / wnid).mkdir(parents=True)
+            for i in range(count):
+                stripe(label, i + 50 * len(part)).save(folder / f"{i}.png")
+    return root / "drawn"
+
+
+def test_a_set_of_a_diffusion_model_is_graded_by_the_rules_of_everybody_else(tmp_path):
+    made = drawn_by_a_diffusion_model(tmp_path)
+    rules = {"protocol.steps": 6, "protocol.lrs": "0.03", "protocol.judges": 1, "network.width": 4}
+    words = ["--dataset", f"images:{tmp_path}/data", *(w for n, v in rules.items() for w in ("-o", f"{n}={v}"))]
+    rest = ["--students", 1, "--device", "cpu", "--json", "--out", tmp_path / "runs"]
+    home = tmp_path / "home"
+    answer = ddbench("eval", made, *words, *rest, home=home)
+    (drawn,) = answer.json
+    random = ["--matcher", "random", "--ipc", 2, "--no-ceiling"]
+    assert ddbench("run", *words, *random, *rest, home=home).code == 0
+    rows = ddbench("compare", "--per-run", "--format", "json", "--out", tmp_path / "runs", home=home).json
+    kinds = {row["matcher"]: row for row in rows}
+    assert set(kinds) == {"imported", "random"}
+    for same in ("protocol_digest", "dataset_digest", "network", "steps", "ipc", "label_type"):
+        assert kinds["imported"][same] == kinds["random"][same]
+    assert (drawn["selection"], drawn["steps"], drawn["ipc"], drawn["label_type"]) == ("unknown", 6, 2, "hard")
+    assert "Read 4 pictures in 2 folders." in answer.err
+    wrong = ddbench("eval", made, *words, "-o", "dataset.size=8", *rest, home=home)
+    assert wrong.code == 3
+    assert "-o dataset.size=16" in wrong.err
+
+
+@pytest.mark.slow
+def test_a_set_of_a_diffusion_model_has_controls(tmp_path):
+    made = drawn_by_a_diffusion_model(tmp_path)
+    words = ["--dataset", f"images:{tmp_path}/data", "-o", "protocol.steps=6", "-o", "protocol.lrs=0.03"]
+    words += ["-o", "network.width=4", "-o", "protocol.ceiling_epochs=1", "--controls", "--coresets", "matched"]
+    rest = ["--students", 1, "--device", "cpu", "--json", "--out", tmp_path / "runs"]
+    held = ddbench("eval", made, *words, *rest, home=tmp_path / "home").json
+    assert {row["images"] for row in held["matrix"]} == {"distilled", "random", "matched"}
+    assert len(held["matrix"]) == 18
+    assert all(0 < row["difficulty"] < 2**0.5 for row in held["matrix"])

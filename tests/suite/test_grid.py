@@ -7,6 +7,9 @@ import re
 import pytest
 from tiny import ddbench
 
+from ddbench.errors import UsageError
+from ddbench.suite.grid import read
+
 CELL = 'matcher = "random"\nipc = 1\n'
 
 
@@ -67,3 +70,32 @@ def test_a_suite_beyond_all_bounds_is_refused_in_a_sentence(tmp_path, text, said
     assert answer.code == 2
     assert re.search(said, answer.err)
     assert len(answer.err) < 3000
+
+
+def test_a_part_of_a_suite_needs_no_data_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOT_HERE", raising=False)
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'matcher = ["random", "herding"]\nipc = [1, 2]\nseeds = [0, 1]\n'
+        '[[matrix]]\ndataset = "toy"\n'
+        '[[matrix]]\ndataset = {name = "images", options = {root = "${NOT_HERE}"}, label = "pictures"}\n'
+        '[[exclude]]\ndataset = "pictures"\nipc = 2\n'
+    )
+    cells = read(path, device="cpu", only={"dataset": {"toy"}, "ipc": {"1"}, "seeds": {"1"}}).cells
+    assert [(c.spec.dataset.name, c.spec.ipc, c.spec.seed) for c in cells] == [("toy", 1, 1)] * 2
+    whole = {c.key for c in read(path, device="cpu", dry=True).cells}
+    assert {c.key for c in cells} < whole  # a part makes the runs of the whole
+    with pytest.raises(UsageError, match="export NOT_HERE"):
+        read(path, device="cpu", only={"dataset": {"pictures"}})
+    with pytest.raises(UsageError, match="no cell with ipc=3"):
+        read(path, device="cpu", dry=True, only={"ipc": {"3"}})
+
+
+def test_the_command_takes_a_part_and_says_what_parts_are(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text('[[matrix]]\ndataset = "toy"\nmatcher = ["random", "herding"]\nipc = [1, 2]\n')
+    plan = ddbench("suite", "run", path, "--dry-run", "--json", "--only", "matcher=herding", "--only", "ipc=2,7").json
+    assert plan["total"]["to_do"] == 1
+    answer = ddbench("suite", "run", path, "--only", "matchers=herding")
+    assert answer.code == 2
+    assert "must be an axis (dataset, network, ipc" in answer.err

@@ -1,0 +1,84 @@
+"""The records behind docs/questions, of the runs of a suite: ``python benchmarks/questions.py labels --out runs``.
+
+``labels`` grades the set of every finished cell of the suite questions-labels with hard, fixed soft and online labels,
+with augmentation and without, beside random images and images that are as hard (``ddbench eval --controls``).
+``coresets`` takes the cells of questions-coresets as they are. Every student is stored, so that the same command goes
+on after an interruption; the record is written after each set, seed by seed. Rows are those of ``ddbench compare
+--per-run --format json``; those of ``labels`` have a matrix of controls besides. Rows of other runs stay in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddbench.apply.controls import MATCHED, control_matrix
+from ddbench.base.cache import read_json, write_json
+from ddbench.cli.suite import part
+from ddbench.files.asked import EvalOptions
+from ddbench.files.target import opened
+from ddbench.results.aggregate import per_run
+from ddbench.run.defaults import BASELINE
+from ddbench.run.folder import finished
+from ddbench.run.place import folder_of
+from ddbench.run.record import RunRecord
+from ddbench.run.run import Settings
+from ddbench.suite.grid import Suite, read
+from ddbench.suite.places import suite_file
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def folders(suite: Suite, out: Path) -> list[Path]:
+    """The finished runs of a suite's cells, those of the first seed before those of the next."""
+    return [folder for cell in suite.cells if finished(folder := folder_of(cell.spec, out)) is not None]
+
+
+def rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What ``ddbench compare --per-run`` makes of runs."""
+    return per_run([row for folder in runs for row in RunRecord.read(folder).rows()])
+
+
+def with_controls(suite: Suite, runs: Sequence[Path], out: Path) -> Iterator[dict[str, Any]]:
+    """The row of each run that is not of random images, with its matrix as ``controls``."""
+    options = EvalOptions(students=suite.students, quiet=True)
+    graded = {row["run"]: row for row in rows(runs) if row["protocol"] == row["distil_protocol"]}
+    for folder in runs:
+        if (row := graded[folder.name])["matcher"] != BASELINE:
+            found = control_matrix(opened(str(folder), out, options), options, Settings(out), (MATCHED,))
+            yield row | {"controls": found.rows}
+
+
+def store(path: Path, found: Sequence[dict[str, Any]]) -> None:
+    """Write rows into a record, in place of those of the same runs."""
+    kept = {row["run"]: row for row in (read_json(path) if path.exists() else [])}
+    write_json(path, list((kept | {row["run"]: row for row in found}).values()))
+
+
+def main() -> None:
+    """Make or complete a record; exit 1 while cells of the suite are missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("question", choices=["labels", "coresets"])
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the runs of the suite are")
+    parser.add_argument("--only", action="append", default=[], help="a part of the suite, as for `ddbench suite run`")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--to", type=Path, help="the record; by default the one that the documentation is made of")
+    given = parser.parse_args()
+    only = part(None, None, tuple(given.only))
+    suite = read(suite_file(Path(f"questions-{given.question}")), device=given.device, only=only)
+    runs, path = folders(suite, given.out), given.to or RESULTS / f"questions-{given.question}.json"
+    if given.question == "coresets":
+        store(path, rows(runs))
+    else:
+        for row in with_controls(suite, runs, given.out):
+            store(path, [row])
+            print(f"{row['run']}: {len(row['controls'])} cells", file=sys.stderr, flush=True)
+    print(f"{len(runs)} of {len(suite.cells)} runs are finished", file=sys.stderr)
+    sys.exit(len(runs) < len(suite.cells))
+
+
+if __name__ == "__main__":
+    main()

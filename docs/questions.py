@@ -1,0 +1,27 @@
+"""Write the pages of ``questions/``: what an accuracy is due to, and whether coresets do as well.
+
+All figures come from ``results/questions-*.json`` (``python benchmarks/questions.py`` makes these); a test compares the
+pages with what ``python docs/questions.py`` would write. With fewer than five seeds no finding is stated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from question_coresets import coresets_page
+from question_labels import labels_page
+from question_tables import records
+
+PAGES = Path(__file__).with_name("questions")
+
+
+def pages() -> dict[Path, str]:
+    """Both pages, by their files."""
+    made = {"labels": labels_page, "coresets": coresets_page}
+    return {PAGES / f"{name}.md": write(records(name)) for name, write in made.items()}
+
+
+if __name__ == "__main__":
+    PAGES.mkdir(exist_ok=True)
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")

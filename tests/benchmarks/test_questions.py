@@ -1,0 +1,54 @@
+"""The records of two questions: completed row by row, and made of finished runs of a suite alone."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import run
+
+from benchmarks import questions as bench
+from ddbench.base.cache import read_json
+from ddbench.suite.grid import read
+
+SUITE = """
+students = 1
+threads = 1
+[options]
+"dataset.per_class" = 20
+"network.width" = 8
+"protocol.steps" = 12
+"protocol.judges" = 1
+"protocol.lrs" = 0.03
+"protocol.ceiling_epochs" = 1
+"experts.batch" = 9
+[[matrix]]
+dataset = "toy"
+matcher = ["random", { name = "dm", options = { steps = 2 } }]
+ipc = [1, 2]
+"""
+
+
+def test_a_record_is_completed_in_place(tmp_path):
+    path = tmp_path / "r.json"
+    bench.store(path, [{"run": "a", "x": 1}, {"run": "b", "x": 1}])
+    bench.store(path, [{"run": "b", "x": 2}, {"run": "c", "x": 1}])
+    assert read_json(path) == [{"run": "a", "x": 1}, {"run": "b", "x": 2}, {"run": "c", "x": 1}]
+
+
+@pytest.mark.slow
+def test_finished_runs_get_their_controls_and_random_images_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDBENCH_THREADS", "1")
+    (tmp_path / "s.toml").write_text(SUITE)
+    suite, out = read(tmp_path / "s.toml", device="cpu"), tmp_path / "runs"
+    assert len(suite.cells) == 4
+    for cell in suite.cells:
+        if cell.spec.ipc == 1:
+            run(out, cell.spec, students=1)
+    runs = bench.folders(suite, out)
+    assert len(runs) == 2
+    (row,) = bench.with_controls(suite, runs, out)
+    assert row["matcher"] == "dm"
+    assert row["selected_accuracy"] is not None
+    assert {(c["images"], c["labels"]) for c in row["controls"]} == {
+        (images, labels) for images in ("distilled", "random", "matched") for labels in ("hard", "soft", "online")
+    }
+    assert len(bench.folders(suite, out)) == 2  # what controls make is no cell of its own

@@ -64,9 +64,17 @@ def test_it_starts_at_real_images_that_no_stage_took():
 def test_an_iteration_is_adam_on_the_loss_of_its_own_teacher(alpha, weight):
     """Everything but layers and their statistics, which have tests of their own, in plain torch."""
     method = Edc(
-        **QUICK, teachers=("own", BATCH), steps=5, momentum=0.6, batch=6, r_stat=0.3, alpha=alpha, flatness=weight,
-        decay=0.7, smallest=0.4,
-    )  # fmt: skip
+        **QUICK,
+        teachers=("own", BATCH),
+        steps=5,
+        momentum=0.6,
+        batch=6,
+        r_stat=0.3,
+        alpha=alpha,
+        flatness=weight,
+        decay=0.7,
+        smallest=0.4,
+    )
     problem = ready(method)
     state = begin(method, problem)
     images, targets = state.images.clone().requires_grad_(), state.targets.argmax(1)

@@ -138,8 +138,10 @@ def test_a_run_keeps_all_its_teachers_and_students_learn_their_mean(tmp_path):
 def test_keys_versions_and_sources_hold_the_networks_that_are_named():
     plain, named = spec("taught"), spec("taught", matcher__teachers="small,own")
     assert plain.key == spec("taught", matcher__teachers="").key
-    assert dict(plain.versions).keys() == {f"{k} {n}" for k, n in (
-        ("dataset", "toy"), ("matcher", "taught"), ("scheduler", "single"), ("network", "convnet"))}  # fmt: skip
+    assert dict(plain.versions).keys() == {
+        f"{k} {n}"
+        for k, n in (("dataset", "toy"), ("matcher", "taught"), ("scheduler", "single"), ("network", "convnet"))
+    }
     assert dict(named.versions)["teacher small"] == "dd-other 1.5"
     assert named.declared["teacher small"] == "7"
     keys = named.key, plain.key

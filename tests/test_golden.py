@@ -77,6 +77,7 @@ CASES = {
     "datm seqmatch": ("datm", "seqmatch", TRACED | {"matcher__threshold": 10}),
     "ftd single": ("ftd", "single", TRACED),
     "att single": ("att", "single", TRACED),
+    "selmatch single": ("selmatch", "single", TRACED | {"matcher__judges": 1}),
     "rat-bptt single": ("rat-bptt", "single", UNROLLED),
     "rat-bptt learned pdd": ("rat-bptt", "pdd", UNROLLED | {"matcher__labels": "learned", "matcher__optimizer": "sgd"}),
     "at-bptt single": ("at-bptt", "single", UNROLLED | {"matcher__spread": 1}),

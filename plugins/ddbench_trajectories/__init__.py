@@ -9,6 +9,7 @@ from ddbench_trajectories.att import Att
 from ddbench_trajectories.datm import Datm
 from ddbench_trajectories.ftd import Ftd
 from ddbench_trajectories.mtt import Mtt
+from ddbench_trajectories.selmatch import SelMatch
 
 
 @hookimpl
@@ -18,3 +19,4 @@ def register_matchers(register) -> None:
     register(Datm, recipes=recipes)
     register(Ftd, recipes=recipes)
     register(Att, recipes=recipes)
+    register(SelMatch, recipes=recipes)

@@ -822,6 +822,7 @@ BUILT_IN = {
         "random",
         "rat-bptt",
         "rded",
+        "selmatch",
         "sre2l",
         "tesla",
     },

@@ -47,6 +47,11 @@ OPTIONS = {
         QUICK | {"flat": True, "pix_init": "real", "curvature": "zero", "batch_syn": 2, "min_start": 1},
         QUICK | {"labels": "hard", "pix_init": "noise", "threshold": 0.9},
     ],
+    ("matcher", "selmatch"): [
+        QUICK | {"judges": 1},
+        QUICK | {"alpha": 1.0, "score": "forgetting", "beta": 1.5, "batch_syn": 2, "curvature": "zero"},
+        QUICK | {"pix_init": "real", "alpha": 0.1},
+    ],
     ("matcher", "random"): [{}, {"labels": "teacher", "teacher_epochs": 1}],
     ("matcher", "herding"): [{"experts": 2, "epochs": 1}, {"experts": 1, "epochs": 1, "labels": "teacher"}],
     ("matcher", "k-center"): [{"experts": 2, "epochs": 1}],

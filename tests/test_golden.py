@@ -32,6 +32,7 @@ TRACED = {
 }
 UNROLLED = SHORT | {"matcher__total": 4, "matcher__window": 2, "matcher__batch_real": 9}
 REPLACED = {"matcher__networks": 2, "matcher__max_online": 2, "matcher__batch_real": 9}
+PACED = {"matcher__threshold": 10, "matcher__all_after": 2, "matcher__drop_after": 2, "matcher__drop": 0.1}
 CASES = {
     "tesla zero single": ("tesla", "single", {"matcher__curvature": "zero", "matcher__labels": "teacher"}),
     "tesla exact single": ("tesla", "single", {"matcher__curvature": "exact", "matcher__labels": "teacher"}),
@@ -75,6 +76,7 @@ CASES = {
     "ncfm single": ("ncfm", "single", SHORT | {"matcher__models": 2, "matcher__epochs": 1, "matcher__batch_real": 9}),
     "datm single": ("datm", "single", TRACED | {"matcher__threshold": 10}),
     "datm seqmatch": ("datm", "seqmatch", TRACED | {"matcher__threshold": 10}),
+    "pad single": ("pad", "single", TRACED | PACED),
     "ftd single": ("ftd", "single", TRACED),
     "att single": ("att", "single", TRACED),
     "selmatch single": ("selmatch", "single", TRACED | {"matcher__judges": 1}),

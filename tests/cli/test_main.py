@@ -819,6 +819,7 @@ BUILT_IN = {
         "k-means",
         "mtt",
         "ncfm",
+        "pad",
         "random",
         "rat-bptt",
         "rded",

@@ -47,6 +47,11 @@ OPTIONS = {
         QUICK | {"flat": True, "pix_init": "real", "curvature": "zero", "batch_syn": 2, "min_start": 1},
         QUICK | {"labels": "hard", "pix_init": "noise", "threshold": 0.9},
     ],
+    ("matcher", "pad"): [
+        QUICK | {"threshold": 100.0},
+        QUICK | {"select": "loss", "all_after": 1, "drop_after": (1,), "drop": (0.5,), "labels": "hard"},
+        QUICK | {"flat": True, "ratio": 0.0, "pix_init": "real", "curvature": "zero", "threshold": 100.0},
+    ],
     ("matcher", "selmatch"): [
         QUICK | {"judges": 1},
         QUICK | {"alpha": 1.0, "score": "forgetting", "beta": 1.5, "batch_syn": 2, "curvature": "zero"},

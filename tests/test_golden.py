@@ -67,6 +67,7 @@ CASES = {
         "single",
         SHORT | {"matcher__models": 2, "matcher__epochs": 1, "matcher__batch_real": 9},
     ),
+    "tgdd single": ("tgdd", "single", SHORT | {"matcher__models": 2, "matcher__epochs": 2, "matcher__batch_real": 9}),
     "dream single": ("dream", "single", SHORT | {"matcher__n_data": 18, "matcher__batch_real": 9}),
     "idm single": (
         "idm",

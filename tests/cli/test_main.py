@@ -826,6 +826,7 @@ BUILT_IN = {
         "selmatch",
         "sre2l",
         "tesla",
+        "tgdd",
     },
     "schedulers": {"single", "pdd", "seqmatch", "boost"},
     "datasets": {

@@ -87,6 +87,10 @@ OPTIONS = {
         {"models": 2, "epochs": 1, "batch_real": 9},
         {"models": 1, "epochs": 2, "calibration": 0.0, "augment": "", "batch_syn": 2, "momentum": 0.0},
     ],
+    ("matcher", "tgdd"): [
+        {"models": 2, "epochs": 1, "batch_real": 9},
+        {"models": 1, "epochs": 2, "interval": 1, "constraint": 0.0, "augment": "", "batch_syn": 2, "momentum": 0.0},
+    ],
     ("matcher", "dream"): [
         {"inner": 3, "n_data": 9, "batch_real": 5, "cluster_every": 2},
         {"inner": 2, "n_data": 0, "batch_real": 500, "sampling": "random"},

@@ -32,6 +32,7 @@ TRACED = {
 }
 UNROLLED = SHORT | {"matcher__total": 4, "matcher__window": 2, "matcher__batch_real": 9}
 REPLACED = {"matcher__networks": 2, "matcher__max_online": 2, "matcher__batch_real": 9}
+PACED = {"matcher__threshold": 10, "matcher__all_after": 2, "matcher__drop_after": 2, "matcher__drop": 0.1}
 CASES = {
     "tesla zero single": ("tesla", "single", {"matcher__curvature": "zero", "matcher__labels": "teacher"}),
     "tesla exact single": ("tesla", "single", {"matcher__curvature": "exact", "matcher__labels": "teacher"}),
@@ -67,6 +68,7 @@ CASES = {
         "single",
         SHORT | {"matcher__models": 2, "matcher__epochs": 1, "matcher__batch_real": 9},
     ),
+    "tgdd single": ("tgdd", "single", SHORT | {"matcher__models": 2, "matcher__epochs": 2, "matcher__batch_real": 9}),
     "dream single": ("dream", "single", SHORT | {"matcher__n_data": 18, "matcher__batch_real": 9}),
     "idm single": (
         "idm",
@@ -76,8 +78,10 @@ CASES = {
     "ncfm single": ("ncfm", "single", SHORT | {"matcher__models": 2, "matcher__epochs": 1, "matcher__batch_real": 9}),
     "datm single": ("datm", "single", TRACED | {"matcher__threshold": 10}),
     "datm seqmatch": ("datm", "seqmatch", TRACED | {"matcher__threshold": 10}),
+    "pad single": ("pad", "single", TRACED | PACED),
     "ftd single": ("ftd", "single", TRACED),
     "att single": ("att", "single", TRACED),
+    "selmatch single": ("selmatch", "single", TRACED | {"matcher__judges": 1}),
     "rat-bptt single": ("rat-bptt", "single", UNROLLED),
     "rat-bptt learned pdd": ("rat-bptt", "pdd", UNROLLED | {"matcher__labels": "learned", "matcher__optimizer": "sgd"}),
     "at-bptt single": ("at-bptt", "single", UNROLLED | {"matcher__spread": 1}),

@@ -30,9 +30,10 @@ from ddbench.problem.expert_files import (
     trained_with,
 )
 from ddbench.problem.gpu_cache import Shelf, a_tenth_of_what_is_free
+from ddbench.problem.pacing import check_pacing, rows_by_difficulty
 from ddbench.problem.starts import Starts
 from ddbench.train.divided import over_ranks
-from ddbench.train.fit import TRAINER_VERSION, Recipe, Source, Student, fit, whoever_asks
+from ddbench.train.fit import TRAINER_VERSION, Recipe, Rows, Source, Student, fit, whoever_asks
 from ddbench.train.fit_together import TOGETHER, fit_together, trains_together
 from ddbench.train.network import Network
 
@@ -91,6 +92,11 @@ class Experts:
         return {}
 
     @cached_property
+    def _shown(self) -> Rows | None:
+        """The real images that an epoch shows; None where each shows all."""
+        return rows_by_difficulty(self)
+
+    @cached_property
     def _built(self) -> set[tuple[int, int]]:
         """The snapshots, (expert, epoch), that were there once."""
         return set()
@@ -136,6 +142,7 @@ class Experts:
                 f"snapshot {max(wanted)} asked for, but experts train for {self.recipe.epochs} epochs; set "
                 f"-o experts.epochs={max(wanted)} or more"
             )
+        check_pacing(self.recipe)
         for index in asked:
             self._heal(index, wanted)
         missing = self.missing(asked.stop, wanted, asked.start)
@@ -315,6 +322,7 @@ class Experts:
                 first_epoch=first,
                 stop_epoch=last,
                 on_epoch=on_epoch,
+                rows=self._shown,
                 what=f"{len(books)} experts",
             )
             return
@@ -328,6 +336,7 @@ class Experts:
                 first_epoch=first,
                 stop_epoch=last,
                 on_epoch=lambda done, after: on_epoch(done, [after]),
+                rows=self._shown,
                 divide=over_ranks,
                 what=f"expert {index}",
             )

@@ -50,6 +50,9 @@ class Recipe:
 
     ``gsam`` is SGD with the gradient of adaptive GSAM (Zhuang et al., ICLR 2022; Kwon et al., ICML 2021), which
     FTD trains its experts with: :func:`flat_gradient`.
+
+    ``easy``, ``all_after``, ``drop_after`` and ``drop`` are a curriculum of difficulty, which experts and teachers
+    follow (:func:`ddbench.problem.pacing.places`). Nothing else that is trained by a recipe looks at them.
     """
 
     optimizer: Annotated[Literal["sgd", "adam", "adamw", "gsam"], "the optimiser"] = "sgd"
@@ -79,6 +82,10 @@ class Recipe:
         0.3
     )
     vary: Annotated[bool, "start networks and experts come of the run's seed, and not of one for all"] = False
+    easy: Annotated[float, Gt(0), Le(1), "share of a class's images, the easiest, that experts begin with"] = 1.0
+    all_after: Annotated[int, Ge(0), "epochs after which experts see all images, as many more in each"] = 0
+    drop_after: Annotated[tuple[int, ...], "epochs after each of which experts leave out the easiest images"] = ()
+    drop: Annotated[tuple[float, ...], "which share of a class's images these are, for each of drop_after"] = ()
     imported: Annotated[
         str, "id of trajectories brought in by `ddbench import --experts`, instead of training (experts only)"
     ] = ""
@@ -105,6 +112,13 @@ class Recipe:
         while len(batches) < (self.epoch_steps or 0):
             batches += torch.randperm(count).split(self.batch)
         return batches[: self.epoch_steps]
+
+    def batches_of(self, epoch: int, source: Source, rows: Rows | None) -> list[Tensor]:
+        """The rows of an epoch's batches: of all of ``source``, or of what ``rows`` names."""
+        if rows is None:
+            return self.batches(len(source))
+        shown = rows(epoch)
+        return [shown[batch] for batch in self.batches(len(shown))]
 
     def rate(self, step: int, total: int, lr: float) -> float:
         """The learning rate of optimiser step ``step`` of ``total``."""
@@ -184,6 +198,7 @@ def whoever_asks() -> Iterator[None]:
 
 
 OnEpoch = Callable[[int, Student], None]
+Rows = Callable[[int], Tensor]  # an epoch, counted from 0 -> which rows (m,) of a source it shows
 Labeller = Callable[[Tensor], Tensor]  # images (n, c, h, w) -> logits (n, k)
 Divided = Callable[[Tensor, Examples], Tensor]  # parameters (p,) and a batch -> its gradient (p,), by several processes
 Divide = Callable[[Network, "Lessons"], Divided | None]  # None where it is not worth it
@@ -200,6 +215,7 @@ def fit(
     first_epoch: int = 0,
     stop_epoch: int | None = None,
     on_epoch: OnEpoch | None = None,
+    rows: Rows | None = None,
     watch: Watch | None = None,
     teacher: Labeller | None = None,
     divide: Divide | None = None,
@@ -209,8 +225,9 @@ def fit(
 
     Batches, augmentations and mixtures of epoch e are functions of ``seed / "epoch" / e`` alone, so that training may
     stop after any epoch (``on_epoch(e, student)`` is called when e epochs are done) and go on from there to the same
-    bits. ``watch`` sees the student after the optimiser steps that it names. ``state`` of the student continues an
-    optimiser; empty starts a fresh one. ``divide`` has others take shares of its batches. Progress is told as ``what``.
+    bits. ``rows`` has epochs show parts of the data, while the learning rate follows the steps of whole ones. ``watch``
+    sees the student after the optimiser steps that it names. ``state`` of the student continues an optimiser; empty
+    starts a fresh one. ``divide`` has others take shares of its batches. Progress is told as ``what``.
     """
     source, per_epoch, total = paced(source, recipe)
     rule, lessons = recipe.rule(network), Lessons(recipe, teacher, fused=chosen(recipe.kernels, network.device))
@@ -218,14 +235,15 @@ def fit(
     kind = InPlace if lessons.divided is None and in_place(recipe, network, source, total) else Apart
     at = kind(network, student.vector, student.state, source, lessons, rule)
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
-    step, computed = first_epoch * per_epoch, training(network.device, recipe.precision)
+    computed = training(network.device, recipe.precision)
     with seed.scope(), guarded(f"training network {network.source.name!r}", sown=True, mixed=True), computed:
         for epoch in range(first_epoch, int(stop)):
+            step = epoch * per_epoch
             (seed / "epoch" / epoch).sow()
-            for rows, drawn in at.planned(recipe.batches(len(source))[: total - step]):
+            for batch, drawn in at.planned(recipe.batches_of(epoch, source, rows)[: total - step]):
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     at.restart()
-                at.step(rows, drawn, recipe.rate(step, total, lr or recipe.lr))
+                at.step(batch, drawn, recipe.rate(step, total, lr or recipe.lr))
                 step += 1
                 if watch is not None and step in watch.steps:
                     watch.see(step, Student(*at.student()))

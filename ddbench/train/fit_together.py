@@ -18,7 +18,7 @@ from ddbench.base.progress import report
 from ddbench.base.seeds import Seed
 from ddbench.data.dataset import Examples
 from ddbench.train.compile import forward_flops
-from ddbench.train.fit import Labeller, Lessons, Recipe, Source, Student, Watch, paced
+from ddbench.train.fit import Labeller, Lessons, Recipe, Rows, Source, Student, Watch, paced
 from ddbench.train.network import Network
 from ddbench.train.optimisers import State
 from ddbench.train.precision import training
@@ -40,6 +40,7 @@ def fit_together(
     lrs: Sequence[float | None],
     teacher: Labeller | None = None,
     watches: Sequence[Watch | None] = (),
+    rows: Rows | None = None,
     first_epoch: int = 0,
     stop_epoch: int | None = None,
     on_epoch: Callable[[int, list[Student]], None] | None = None,
@@ -55,15 +56,15 @@ def fit_together(
     vectors = torch.stack([s.vector.detach() for s in students])
     parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)
     state = _stacked([s.state or rule.init(p) for s, p in zip(students, parameters, strict=True)])
-    step = first_epoch * per_epoch
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
     with guarded(f"training network {network.source.name!r}", mixed=True), training(network.device, recipe.precision):
         for epoch in range(first_epoch, int(stop)):
-            plans = _plans(lessons, len(source), [seed / "epoch" / epoch for seed in seeds], total - step)
+            step = epoch * per_epoch
+            plans = _plans(lessons, source, rows, epoch, seeds, total - step)
             for batch in zip(*plans, strict=True):
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = _stacked([rule.init(p) for p in parameters])
-                shown = [lessons.shown(source[rows], drawn) for rows, drawn in batch]
+                shown = [lessons.shown(source[which], drawn) for which, drawn in batch]
                 g, buffers = _gradients(network, lessons, parameters, buffers, shown)
                 with torch.no_grad():
                     rate = parameters.new_tensor([recipe.rate(step, total, lr or recipe.lr) for lr in lrs])
@@ -115,14 +116,16 @@ def stackable(network: Network, recipe: Recipe) -> bool:
     return True
 
 
-def _plans(lessons: Lessons, count: int, seeds: Sequence[Seed], steps: int) -> list[list[tuple]]:
+def _plans(
+    lessons: Lessons, source: Source, rows: Rows | None, epoch: int, seeds: Sequence[Seed], steps: int
+) -> list[list[tuple]]:
     """What each student sees in an epoch: rows, and how they are augmented and mixed, drawn as ``fit`` draws them."""
     plans = []
     with seeds[0].scope():
         for seed in seeds:
-            seed.sow()
-            batches = lessons.recipe.batches(count)[:steps]
-            plans.append([(rows, lessons.draw(len(rows))) for rows in batches])
+            (seed / "epoch" / epoch).sow()
+            batches = lessons.recipe.batches_of(epoch, source, rows)[:steps]
+            plans.append([(batch, lessons.draw(len(batch))) for batch in batches])
     return plans
 
 

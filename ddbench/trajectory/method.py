@@ -31,6 +31,7 @@ from ddbench.trajectory.engine import Engine, Probe
 from ddbench.trajectory.labelling import at_once, ensemble_labels, teacher_epoch
 from ddbench.trajectory.later import check_later, in_stage
 from ddbench.trajectory.memory import unroll_bytes
+from ddbench.trajectory.segment import Segment
 from ddbench.trajectory.student_lr import AUTO, SEGMENTS, least
 from ddbench.trajectory.unroll import (
     Curvature,
@@ -38,6 +39,7 @@ from ddbench.trajectory.unroll import (
     Gradient,
     Plan,
     Task,
+    Terminal,
     by_task,
     matching,
     play,
@@ -102,6 +104,10 @@ class Method:
     def differentiate(self, task: Task) -> Gradient:
         """The gradients of an unroll as this method takes them; what ``ddbench check-grad`` examines."""
         raise NotImplementedError
+
+    def terminal(self, problem: Problem, start: Tensor, target: Tensor) -> Terminal:  # noqa: ARG002 - others ask
+        """The loss of where a student ends that went from ``start`` towards ``target``, both ``(p,)``."""
+        return matching(start, target)
 
     def needs(self, problem: Problem) -> Needs:  # noqa: ARG002 - others ask what the problem has
         return needs(self)
@@ -224,33 +230,10 @@ def following(
         for segment, shown, pool in drawn:
             loss, lr = student_loss(problem.network, segment.buffers(problem)), segment.start.new_tensor(beta)
             end = play(loss, segment.start, pool, lr, shown.plan)
-            total += float(matching(segment.start, segment.target)(end))
+            total += float(method.terminal(problem, segment.start, segment.target)(end))
         return total / len(drawn)
 
     return mean_loss
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """A piece of an expert's trajectory, which a student is to follow."""
-
-    expert: int
-    epoch: int
-    start: Tensor  # theta*_s
-    target: Tensor  # theta*_{s+M}
-
-    @classmethod
-    def draw(cls, method: Method, problem: Problem, starts: range | None = None) -> Segment:
-        """A segment that begins at one of ``starts``, by default any that the method names."""
-        starts = starts or range(method.max_start)
-        expert, epoch = int(torch.randint(method.experts, ())), int(torch.randint(starts.start, starts.stop, ()))
-        return cls(expert, epoch, *problem.experts.segment(expert, epoch, method.span))
-
-    def buffers(self, problem: Problem) -> Tensor:
-        """The batch-norm buffers of its first snapshot; empty for networks without."""
-        if problem.network.length == problem.network.parameters:
-            return torch.empty(0, device=problem.network.device)  # nothing to read from the file, in every step
-        return problem.experts.snapshot(self.expert, self.epoch)[problem.network.parameters :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,7 +314,7 @@ def advance(
     segment, shown = Segment.draw(method, problem, starts), Shown.draw(method, problem, state)
     pool = shown.pool(problem, targets_of(method, problem, segment, shown))
     loss = student_loss(problem.network, segment.buffers(problem))
-    end, lr = matching(segment.start, segment.target), state.lr.to(segment.start.dtype)
+    end, lr = method.terminal(problem, segment.start, segment.target), state.lr.to(segment.start.dtype)
     gradient = (differentiate or by_task(method.differentiate))(Task(loss, end, segment.start, pool, lr, shown.plan))
     begins = {"start": float(segment.epoch)}
     if threshold is None:

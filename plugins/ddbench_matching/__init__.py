@@ -1,4 +1,4 @@
-"""Matching in random networks: gradients (dc, dsa, idc, dream) and distributions (dm, idm, dance, ncfm)."""
+"""Matching in random networks: gradients (dc, dsa, idc, dream) and distributions (dm, idm, dance, tgdd, ncfm)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ddbench_matching.gradient import Dc, Dsa
 from ddbench_matching.idc import Dream, Idc
 from ddbench_matching.idm import Idm
 from ddbench_matching.ncfm import Ncfm
+from ddbench_matching.tgdd import Tgdd
 
 RECIPES = Path(__file__).with_name("recipes.toml")
 
 
 @hookimpl
 def register_matchers(register) -> None:
-    for matcher in (Dc, Dsa, Dm, Idc, Dream, Idm, Dance, Ncfm):
+    for matcher in (Dc, Dsa, Dm, Idc, Dream, Idm, Dance, Tgdd, Ncfm):
         register(matcher, recipes=RECIPES)

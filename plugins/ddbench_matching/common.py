@@ -107,6 +107,11 @@ def shown_images(problem: Problem, images: Tensor, label: int) -> Tensor:
     return decoded if frozen is None else torch.cat([frozen, decoded])
 
 
+def at_most(images: Tensor, count: int) -> Tensor:
+    """A random ``count`` of the ``images``, or all of them if there are no more."""
+    return images if len(images) <= count else images[torch.randperm(len(images))[:count]]
+
+
 def per_class(problem: Problem) -> int:
     """Stored images per class of the whole set, frozen ones included."""
     return problem.ipc + sum(len(s) for s in problem.frozen.sets) // problem.classes

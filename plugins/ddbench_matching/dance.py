@@ -17,7 +17,7 @@ from ddbench import Needs, Problem, Published, SyntheticSet
 from ddbench.train.optimisers import SGD
 from ddbench_matching.between import LossOf, class_by_class, drawn_models, known_as
 from ddbench_matching.box import Augment, matching_augmentation, pixel_unit
-from ddbench_matching.common import Momentum, State, begin, not_falling, real_images, shown_images, siamese
+from ddbench_matching.common import Momentum, State, at_most, begin, not_falling, real_images, shown_images, siamese
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ class Dance:
         return self.calibration * known_as(problem, vector, self._shown(problem, images, label), label, self.augment)
 
     def _shown(self, problem: Problem, images: Tensor, label: int) -> Tensor:
-        shown = shown_images(problem, images, label)
-        return shown if len(shown) <= self.batch_syn else shown[torch.randperm(len(shown))[: self.batch_syn]]
+        return at_most(shown_images(problem, images, label), self.batch_syn)
 
     def _pass(self, problem: Problem, state: State, vector: Tensor, loss_of: LossOf) -> Tensor:
         """Descend on the images of each class in turn; the mean loss."""

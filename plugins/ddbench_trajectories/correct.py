@@ -26,7 +26,7 @@ def correct_images(problem: Problem, experts: int, epoch: int) -> Examples:
     """
     chosen = []
     for label, members in enumerate(problem.real.members):
-        left = members[~torch.isin(members, _taken(problem, label))]
+        left = members[~torch.isin(members, taken(problem, label))]
         walk = left[torch.randperm(len(left))]
         chosen.append(_walked(problem, label, walk, experts, epoch))
     return problem.pack(torch.cat(chosen))
@@ -63,7 +63,7 @@ def _walked(problem: Problem, label: int, walk: Tensor, experts: int, epoch: int
     return torch.cat([taken, nearest])[: problem.shown]
 
 
-def _taken(problem: Problem, label: int) -> Tensor:
+def taken(problem: Problem, label: int) -> Tensor:
     """The rows of ``problem.real`` that the frozen images of a class started from: to each the nearest, none twice.
 
     Sets do not tell, and the experts of an earlier stage are not those of this one. An image that has been moved is

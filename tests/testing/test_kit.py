@@ -47,6 +47,16 @@ OPTIONS = {
         QUICK | {"flat": True, "pix_init": "real", "curvature": "zero", "batch_syn": 2, "min_start": 1},
         QUICK | {"labels": "hard", "pix_init": "noise", "threshold": 0.9},
     ],
+    ("matcher", "pad"): [
+        QUICK | {"threshold": 100.0},
+        QUICK | {"select": "loss", "all_after": 1, "drop_after": (1,), "drop": (0.5,), "labels": "hard"},
+        QUICK | {"flat": True, "ratio": 0.0, "pix_init": "real", "curvature": "zero", "threshold": 100.0},
+    ],
+    ("matcher", "selmatch"): [
+        QUICK | {"judges": 1},
+        QUICK | {"alpha": 1.0, "score": "forgetting", "beta": 1.5, "batch_syn": 2, "curvature": "zero"},
+        QUICK | {"pix_init": "real", "alpha": 0.1},
+    ],
     ("matcher", "random"): [{}, {"labels": "teacher", "teacher_epochs": 1}],
     ("matcher", "herding"): [{"experts": 2, "epochs": 1}, {"experts": 1, "epochs": 1, "labels": "teacher"}],
     ("matcher", "k-center"): [{"experts": 2, "epochs": 1}],
@@ -77,6 +87,10 @@ OPTIONS = {
     ("matcher", "dance"): [
         {"models": 2, "epochs": 1, "batch_real": 9},
         {"models": 1, "epochs": 2, "calibration": 0.0, "augment": "", "batch_syn": 2, "momentum": 0.0},
+    ],
+    ("matcher", "tgdd"): [
+        {"models": 2, "epochs": 1, "batch_real": 9},
+        {"models": 1, "epochs": 2, "interval": 1, "constraint": 0.0, "augment": "", "batch_syn": 2, "momentum": 0.0},
     ],
     ("matcher", "dream"): [
         {"inner": 3, "n_data": 9, "batch_real": 5, "cluster_every": 2},

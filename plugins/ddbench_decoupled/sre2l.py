@@ -54,7 +54,7 @@ class Sre2l:
     the last ones: the variable of the released code that is called best is overwritten by them.
 
     With ``curriculum`` each batch is seen through one random resized crop before it is rolled, of at least a share of
-    its area that falls from 1 to ``smallest`` over ``milestone`` of the iterations (CDA, Yin & Shen, TMLR 2024, eq. 6):
+    its area that falls from 1 to ``smallest`` over ``milestone`` of the iterations (CDA, Yin & Shen, TMLR 2024):
     at once at its end (``step``), evenly (``linear``) or as a cosine, which the paper takes.
 
     The labels are fixed, the teacher's predictions on the images at ``temperature``; ``--protocol sre2l-paper`` lets

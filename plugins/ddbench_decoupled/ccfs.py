@@ -43,8 +43,8 @@ class Ccfs:
     taken twice, also not from earlier stages.
 
     It is published for many images (250 per class of CIFAR-10 and more). With one image per class nothing real is
-    chosen, and the set is one of CDA's. It is a coreset to the harness: everything happens before the first step, and an
-    interrupted run chooses anew.
+    chosen, and the set is one of CDA's. It is a coreset to the harness: everything happens before the first step, and
+    an interrupted run chooses anew.
 
     The labels are fixed, the teacher's predictions on all images at ``temperature``; the set brings its teacher along
     for protocols with online labels, such as ``sre2l-paper``.

@@ -42,7 +42,9 @@ class Ccfs:
     rest comes from those that the teacher gets right, then from any others, in the same order. No real image is
     taken twice, also not from earlier stages.
 
-    It is a coreset to the harness: everything happens before the first step, and an interruption begins anew.
+    It is published for many images (250 per class of CIFAR-10 and more). With one image per class nothing real is
+    chosen, and the set is one of CDA's. It is a coreset to the harness: everything happens before the first step, and
+    an interrupted run chooses anew.
 
     The labels are fixed, the teacher's predictions on all images at ``temperature``; the set brings its teacher along
     for protocols with online labels, such as ``sre2l-paper``.

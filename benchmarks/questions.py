@@ -4,19 +4,21 @@
 with augmentation and without, beside random images and images that are as hard (``ddbench eval --controls``).
 ``coresets`` takes the cells of questions-coresets as they are. Every student is stored, so that the same command goes
 on after an interruption; the record is written after each set, seed by seed. Rows are those of ``ddbench compare
---per-run --format json``; those of ``labels`` have a matrix of controls besides. Rows of other runs stay in the file.
+--per-run --format json``, without the options, which the suite says; those of ``labels`` have a matrix of controls
+besides. Rows of other runs stay in the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddbench.apply.controls import MATCHED, control_matrix
-from ddbench.base.cache import read_json, write_json
+from ddbench.base.cache import atomic_write, read_json
 from ddbench.cli.suite import part
 from ddbench.files.asked import EvalOptions
 from ddbench.files.target import opened
@@ -29,6 +31,8 @@ from ddbench.run.run import Settings
 from ddbench.suite.grid import Suite, read
 from ddbench.suite.places import suite_file
 
+LEFT_OUT = ("selection", "protocol", "accuracy_std", "student_lr")  # of a cell
+ROW_LEFT_OUT = ("options", "random", "distil_rules", "architecture", "distil_network", "distil_protocol", "total_bytes")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -53,9 +57,19 @@ def with_controls(suite: Suite, runs: Sequence[Path], out: Path) -> Iterator[dic
 
 
 def store(path: Path, found: Sequence[dict[str, Any]]) -> None:
-    """Write rows into a record, in place of those of the same runs."""
-    kept = {row["run"]: row for row in (read_json(path) if path.exists() else [])}
-    write_json(path, list((kept | {row["run"]: row for row in found}).values()))
+    """Write rows into a record, a line for each, in place of those of the same runs."""
+    held = {row["run"]: row for row in (read_json(path) if path.exists() else [])}
+    lines = [json.dumps(_lean(row), sort_keys=True) for row in (held | {row["run"]: row for row in found}).values()]
+    atomic_write(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+
+
+def _lean(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what a page of five seeds has no use for, and what is not known."""
+    kept = {name: value for name, value in row.items() if name not in ROW_LEFT_OUT and value is not None}
+    if "controls" in row:
+        cells = [{n: v for n, v in cell.items() if n not in LEFT_OUT} for cell in row["controls"]]
+        kept["controls"] = cells
+    return kept
 
 
 def main() -> None:

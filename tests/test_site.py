@@ -105,6 +105,14 @@ def test_the_block_on_files_reads_a_file(elsewhere):
         assert f"`{path.name}{'/' if path.is_dir() else ''}`" in text, path.name
 
 
+def test_every_page_has_a_place_in_the_site():
+    """A page that the navigation lacks ends a strict build."""
+    told = (ROOT / "mkdocs.yml").read_text()
+    pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
+    pages += [f"repository/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "examples").rglob("README.md")]
+    assert [page for page in pages if not re.search(rf"[ :-] {re.escape(page)}$", told, flags=re.M)] == []
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")

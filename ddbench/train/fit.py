@@ -230,10 +230,7 @@ def fit(
     starts a fresh one. ``divide`` has others take shares of its batches. Progress is told as ``what``.
     """
     source, per_epoch, total = paced(source, recipe)
-    rule, lessons = recipe.rule(network), Lessons(recipe, teacher, fused=chosen(recipe.kernels, network.device))
-    lessons.divided = divide(network, lessons) if divide else None
-    kind = InPlace if lessons.divided is None and in_place(recipe, network, source, total) else Apart
-    at = kind(network, student.vector, student.state, source, lessons, rule)
+    at = _begun(network, student, source, recipe, teacher, divide, total)
     stop = min(math.ceil(total / per_epoch), math.inf if stop_epoch is None else stop_epoch)
     computed = training(network.device, recipe.precision)
     with seed.scope(), guarded(f"training network {network.source.name!r}", sown=True, mixed=True), computed:
@@ -252,6 +249,22 @@ def fit(
             if what is not None:
                 report(what, step, min(total, int(stop) * per_epoch))
     return Student(*at.student())
+
+
+def _begun(
+    network: Network,
+    student: Student,
+    source: Source,
+    recipe: Recipe,
+    teacher: Labeller | None,
+    divide: Divide | None,
+    total: int,
+) -> Apart | InPlace:
+    """The steps of a training, before the first."""
+    lessons = Lessons(recipe, teacher, fused=chosen(recipe.kernels, network.device))
+    lessons.divided = divide(network, lessons) if divide else None
+    kind = InPlace if lessons.divided is None and in_place(recipe, network, source, total) else Apart
+    return kind(network, student.vector, student.state, source, lessons, recipe.rule(network))
 
 
 class Lessons:

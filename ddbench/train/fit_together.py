@@ -60,8 +60,7 @@ def fit_together(
     with guarded(f"training network {network.source.name!r}", mixed=True), training(network.device, recipe.precision):
         for epoch in range(first_epoch, int(stop)):
             step = epoch * per_epoch
-            plans = _plans(lessons, source, rows, epoch, seeds, total - step)
-            for batch in zip(*plans, strict=True):
+            for batch in zip(*_plans(lessons, source, rows, epoch, seeds, total - step), strict=True):
                 if recipe.schedule == "step-restart" and step == recipe.half(total):
                     state = _stacked([rule.init(p) for p in parameters])
                 shown = [lessons.shown(source[which], drawn) for which, drawn in batch]

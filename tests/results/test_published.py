@@ -112,6 +112,7 @@ def test_everything_that_the_mappings_name_exists_on_both_sides():
         "moderate",
         "ncfm",
         "ssp",
+        "tgdd",
     } & set(named)
     schedules = {r.scheduler for r in everything()}
     for name in ("single", "pdd"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ddbench.data.dataset import RealData
 from ddbench.errors import UsageError
 from ddbench.train.fit import Recipe, Rows, predict
 
@@ -53,7 +54,12 @@ def rows_by_difficulty(experts: Experts) -> Rows | None:
     recipe = experts.recipe
     if recipe.easy == 1 and not recipe.drop_after:
         return None
-    errors = difficulty(experts)
+    if not isinstance(experts.real, RealData):
+        raise UsageError(
+            "experts.easy and experts.drop order images of classes, and a network here learns something else; leave "
+            "them out"
+        )
+    errors = difficulty(experts, experts.real)
     orders = [members[errors[members].argsort(stable=True)] for members in experts.real.members]
 
     def rows(epoch: int) -> Tensor:
@@ -62,13 +68,13 @@ def rows_by_difficulty(experts: Experts) -> Rows | None:
     return rows
 
 
-def difficulty(experts: Experts) -> Tensor:
+def difficulty(experts: Experts, real: RealData) -> Tensor:
     """EL2N of each real image ``(n,)``, float64: the mean over networks of ``|softmax(f(x)) - onehot(y)|_2``.
 
     Paul, Ganguli & Dziugaite, "Deep Learning on a Data Diet", NeurIPS 2021. Networks are asked in evaluation mode, on
     unaugmented images; where earlier stages teach the starts, these are taught, too.
     """
-    recipe, real, starts = experts.recipe, experts.real, experts.starts
+    recipe, starts = experts.recipe, experts.starts
     epoch = min(JUDGED, recipe.epochs or JUDGED)
     if starts.count is not None:  # as many as judge, however many experts there are: these are not in their key
         starts = replace(starts, count=max(starts.count, JUDGES))

@@ -110,7 +110,7 @@ def test_difficulty_is_the_mean_length_of_the_error_of_early_networks(module_hom
     """EL2N (Paul et al., 2021): E |p(w_t, x) - y|_2 over networks that know nothing of the curriculum."""
     problem = precise(ConvNet(width=4, depth=2))
     recipe = replace(problem.expert_recipe, **PACED, epochs=2)
-    found = difficulty(Experts(problem.starts, problem.real, recipe))
+    found = difficulty(Experts(problem.starts, problem.real, recipe), problem.real)
     judges = Experts(problem.starts, problem.real, replace(problem.expert_recipe, epochs=2))
     images, targets = everything(problem.real).images, problem.real.targets.numpy()
     lengths = []

@@ -63,7 +63,8 @@ def records() -> Iterator[tuple[str, str, Row]]:
     for path in sorted(RECORDS.glob("*.json")):
         held = json.loads(path.read_text())
         rows = held if isinstance(held, list) and path != COUNTED else []
-        rows = [row for row in rows if "distil_seconds" in row and row.get("status") == "ok"]
+        # Records of questions leave options out, and with them what was done.
+        rows = [row for row in rows if {"distil_seconds", "options"} <= row.keys() and row.get("status") == "ok"]
         networks: dict[str, set[str]] = {}
         for row in rows:
             networks.setdefault(row["run"], set()).add(row["network"])

@@ -27,7 +27,7 @@ from ddbench.run.folder import FINAL, finished
 from ddbench.run.place import called
 from ddbench.run.record import PLACES, Described, ResultRecord, RunRecord, SpecRecord, StageRecord
 from ddbench.run.row import method_name
-from ddbench.run.spec import current, from_record
+from ddbench.run.spec import from_record, without_gone
 
 FORMAT = 2  # 1 had pictures of another kind, with the names of entries
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of boards and entries: they become file names and addresses
@@ -171,7 +171,7 @@ def shown(value: Any, most: int = 120) -> str:
 def pack(folder: Path) -> EntryRun:
     """What an entry keeps of a run. Raises UsageError for one that is not finished, DataError for a damaged one."""
     result = verified(folder)
-    run = current(RunRecord.read(folder))
+    run = without_gone(RunRecord.read(folder))
     spec = _current(run.spec, folder)
     told = {name: value for name, value in spec.dataset.options.items() if not _private(name, value)}
     distilled = folder / "distilled.safetensors"

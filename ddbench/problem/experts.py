@@ -49,9 +49,8 @@ class Addressed(Source, Protocol):
 class Experts:
     """Training trajectories on real data, one from each start network, as files of snapshots.
 
-    Snapshot e is the network after e epochs; snapshot 0 is its start. Only the snapshots asked for are
-    kept, as rows of one tensor in a safetensors file, so reading two of them reads just their bytes. A file that is
-    damaged or gone is made again where that is noticed, to the same bits.
+    Snapshot e is the network after e epochs; snapshot 0 is its start. Those asked for are kept, as rows of one tensor
+    in a safetensors file: reading two reads just their bytes. A damaged or lost file is made again, to the same bits.
 
     ``recipe.imported`` names trajectories brought in from elsewhere. They began at fresh initialisations, so they
     stand in for experts of untaught starts alone: later stages of a scheduler train their own.

@@ -191,14 +191,20 @@ def known_options(record: dict[str, Any]) -> dict[str, Any]:
     return record | {kind: record[kind] | {"options": options} for kind, options in kept.items()}
 
 
-def current(run: _R) -> _R:
-    """The same of a run; as it is where a plugin is not here, or an option that is gone stands at another value.
-
-    Options that its version did not have yet stand at their defaults, as its key has it: runs of two versions are then
-    of one setting. The versions that it records stay.
-    """
+def without_gone(run: _R) -> _R:
+    """The same of a run; as it is where a plugin is not here, or an option that is gone stands at another value."""
     try:
         held = known_options(run.spec.json_value())
+    except (UsageError, DataError):
+        return run
+    return run.model_copy(update={"spec": SpecRecord.model_validate(held)})
+
+
+def current(run: _R) -> _R:
+    """That, with options that its version lacked at their defaults, as in keys: later runs are of the same setting."""
+    run = without_gone(run)
+    held = run.spec.json_value()
+    try:
         made = from_record(held).record()
     except (UsageError, DataError):
         return run

@@ -29,7 +29,6 @@ from ddbench.train.steps import Apart, InPlace, Launch, in_place
 PIXELS_AT_ONCE = 4_000_000  # in evaluation: 1000 images of 3x32x32, 325 of 3x64x64
 TRAINER_VERSION = 2  # part of every expert's and lesson's key: raise it when fit computes other numbers
 
-
 Loss = Literal["ce", "mse", "logits"]
 Schedule = Literal["constant", "step", "step-restart", "multistep", "quarters", "fifths", "cosine", "cosine-half"]
 
@@ -58,9 +57,7 @@ class Recipe:
     optimizer: Annotated[Literal["sgd", "adam", "adamw", "gsam"], "the optimiser"] = "sgd"
     steps: Annotated[int | None, Ge(1), "optimiser steps (instead of epochs)"] = None
     epochs: Annotated[int | None, Ge(1), "passes over the data (instead of steps)"] = None
-    epoch_steps: Annotated[int | None, Ge(1), "optimiser steps that count as an epoch; none: a pass over the data"] = (
-        None
-    )
+    epoch_steps: Annotated[int | None, Ge(1), "optimiser steps that count as an epoch; none: a pass"] = None
     batch: Annotated[int, Ge(1), "batch size"] = 256
     lr: Annotated[float, Gt(0), "learning rate"] = 0.01
     schedule: Annotated[Schedule, "learning-rate schedule"] = "constant"
@@ -78,17 +75,13 @@ class Recipe:
     online: Annotated[bool, "a teacher labels every batch"] = False
     temperature: Annotated[float, Gt(0), "of online labels, and of the student's logits beside them"] = 1.0
     rho: Annotated[float, Ge(0), "size of GSAM's step to the worst neighbour"] = 0.01
-    alpha: Annotated[float, Ge(0), "how much of the gradient orthogonal to that neighbour's GSAM descends against"] = (
-        0.3
-    )
+    alpha: Annotated[float, Ge(0), "how much of the gradient orthogonal to that GSAM descends against"] = 0.3
     vary: Annotated[bool, "start networks and experts come of the run's seed, and not of one for all"] = False
     easy: Annotated[float, Gt(0), Le(1), "share of a class's images, the easiest, that experts begin with"] = 1.0
     all_after: Annotated[int, Ge(0), "epochs after which experts see all images, as many more in each"] = 0
     drop_after: Annotated[tuple[int, ...], "epochs after each of which experts leave out the easiest images"] = ()
     drop: Annotated[tuple[float, ...], "which share of a class's images these are, for each of drop_after"] = ()
-    imported: Annotated[
-        str, "id of trajectories brought in by `ddbench import --experts`, instead of training (experts only)"
-    ] = ""
+    imported: Annotated[str, "id of trajectories that `ddbench import --experts` brought in (experts only)"] = ""
     precision: Annotated[Trained, "of convolutions and matrix products; device: as torch has them there"] = "device"
     kernels: Annotated[Kernels, "layers of ConvNet blocks on CUDA: fused, plain, or as measured (auto)"] = "auto"
     launch: Annotated[Launch, "steps as CUDA graphs where they can be, eagerly, or as measured (auto)"] = "auto"

@@ -311,7 +311,8 @@ def test_entries_that_differ_in_one_thing_are_paired(five, run):
         entry = posted(five, run, name, scores, matcher="dm" if name == "other" else "tesla")
         for part in entry["runs"]:
             spec = part["spec"]
-            spec["matcher"]["options"] = {"curvature": "exact" if name in ("exact", "both") else "zero", "steps": 40}
+            curvature = "exact" if name in ("exact", "both") else "zero"
+            spec["matcher"]["options"] = {"curvature": curvature, "steps": 40, "labels": "hard"}
             if name in ("staged", "both"):
                 spec["scheduler"] = {"name": "pdd", "options": {"stages": 2}}
                 spec["matcher"]["options"]["steps"] = 20

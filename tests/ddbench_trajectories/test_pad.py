@@ -64,7 +64,7 @@ def test_experts_are_those_of_a_plain_loop_over_the_easiest_images(task, monkeyp
     """Against torch.optim.SGD on the batches of each epoch, the parts of classes chosen by hand."""
     recipe = replace(task.expert_recipe, **PACED, epochs=6, augment="", batch=9, lr=0.05)
     hard = torch.rand(len(task.real), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    monkeypatch.setattr(pacing, "difficulty", lambda experts: hard)
+    monkeypatch.setattr(pacing, "difficulty", lambda experts, real: hard)
     experts = Experts(task.starts, task.real, recipe)
     experts.build(1, (0, 3, 6))
     module = module_of(task.network, task.starts[0])

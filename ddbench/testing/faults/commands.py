@@ -168,7 +168,10 @@ def _surroundings(command: Command, outputs: list[int]) -> None:
         setattr(sys, name, io.TextIOWrapper(io.FileIO(handle, "w", closefd=False), "utf-8", write_through=True))
     os.chdir(command.folder)
     own = {"DDBENCH_HOME": str(command.folder / "home"), "HOME": str(command.folder), "TMPDIR": str(command.folder)}
-    os.environ.update(own | command.environment)
+    # A forked process hangs where it asks for its parent's pool of threads; one thread needs none.
+    os.environ.update(own | {"DDBENCH_THREADS": "1"} | command.environment)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     os.environ.pop("DDBENCH_DATA", None)
     size = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
     if size:

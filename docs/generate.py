@@ -137,7 +137,7 @@ def recipes(plugin: Plugin, about: dict[str, Any]) -> list[str]:
         ipc = recipe.match.get("ipc", "any")
         rows.append(
             [
-                ", ".join(recipe.datasets) or "any",
+                recipe.place,
                 " to ".join(map(str, ipc)) if isinstance(ipc, list) else str(ipc),
                 str(recipe.match.get("scheduler", "any")),
                 recipe.name,

@@ -31,8 +31,7 @@ def rows() -> Iterator[list[str]]:
             ipc = recipe.match.get("ipc", "any")
             span = " to ".join(map(str, ipc)) if isinstance(ipc, list) else str(ipc)
             scheduler = str(recipe.match.get("scheduler", "any"))
-            data = ", ".join(recipe.datasets) or "any"
-            yield [f"`{name}`", data, span, scheduler, recipe.name, recipe.ran, recipe.source]
+            yield [f"`{name}`", recipe.place, span, scheduler, recipe.name, recipe.ran, recipe.source]
 
 
 def page() -> str:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("fast", "paper")  # minutes on the device at hand, or as published
-_MATCH = ("dataset", "ipc", "scheduler")
+_MATCH = ("dataset", "ipc", "scheduler", "device")
+_DEVICES = ("cpu", "cuda")  # of which an entry can have a table with what is other there
 _RECORD = {"accuracy", "std", "n", "seconds", "device", "where"}
 
 
 @dataclass(frozen=True)
 class RecipeEntry:
-    """Hyperparameters for a situation: ``match`` (dataset, ipc, scheduler) -> ``options`` by group.
+    """Hyperparameters for a situation: ``match`` (dataset, ipc, scheduler, device) -> ``options`` by group.
 
     ``name`` says what they are for: ``paper`` as published, ``fast`` for minutes on the device at hand. ``record`` is
     a run on record, if there is one: ``accuracy`` and ``std`` (percent) of ``n`` students, ``seconds`` in all,
@@ -33,7 +34,7 @@ class RecipeEntry:
     def fits(self, situation: dict[str, Any]) -> bool:
         """Whether every key of ``match`` holds; an ipc may be a number or a range [low, high]."""
         for key, wanted in self.match.items():
-            value = situation[key]
+            value = situation.get(key)
             if isinstance(wanted, list) and key == "ipc":
                 if not wanted[0] <= value <= wanted[1]:
                     return False
@@ -54,18 +55,39 @@ class RecipeEntry:
         named = self.match.get("dataset", [])
         return named if isinstance(named, list) else [named]
 
+    @property
+    def place(self) -> str:
+        """The datasets that it was made for, and the device if it was made for one, in words."""
+        device = f" on {self.match['device']}" if "device" in self.match else ""
+        return (", ".join(self.datasets) or "any") + device
+
 
 def read(path: Path, name: str) -> tuple[RecipeEntry, ...]:
-    """The entries of a TOML file that are for plugin ``name`` (or for all in the file)."""
+    """The entries of a TOML file that are for plugin ``name`` (or for all in the file).
+
+    An entry's table ``cpu`` or ``cuda`` holds groups of options, and a record, that take the place of its own there.
+    """
     entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))["recipe"]
-    return tuple(_entry(e, path) for e in entries if e.get("name", name) == name)
+    own = [e for e in entries if e.get("name", name) == name]
+    return tuple(_entry(form, path) for entry in own for form in _forms(entry))
+
+
+def _forms(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """An entry as it is, and as it is on each device that it has a table for."""
+    plain = {key: value for key, value in entry.items() if key not in _DEVICES}
+    forms = [plain]
+    for device in (name for name in _DEVICES if name in entry):
+        other = {group: plain.get(group, {}) | values for group, values in entry[device].items() if group != "record"}
+        record = {"record": entry[device].get("record", {})}
+        forms.append(plain | other | record | {"match": plain.get("match", {}) | {"device": device}})
+    return forms
 
 
 def _entry(entry: dict[str, Any], path: Path) -> RecipeEntry:
     match, record = entry.get("match", {}), entry.get("record", {})
     options = {key: value for key, value in entry.items() if isinstance(value, dict) and key not in ("match", "record")}
     if unknown := set(match) - {*_MATCH}:
-        raise ValueError(f"a recipe in {path} matches on {unknown}; it can match on dataset, ipc and scheduler")
+        raise ValueError(f"a recipe in {path} matches on {unknown}; it can match on {', '.join(_MATCH)}")
     if "source" not in entry or "verified" not in entry:
         raise ValueError(f"a recipe in {path} lacks its source or its verified flag: {entry}")
     if (called := entry.get("called", "paper")) not in NAMES:

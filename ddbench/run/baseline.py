@@ -38,7 +38,7 @@ def baseline(spec: RunSpec, labels: str, decoder: Decoder = IDENTITY, matcher: s
 
 
 def _situation(spec: RunSpec, scheduler: str) -> dict[str, Any]:
-    return {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": scheduler}
+    return {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": scheduler, "device": spec.device}
 
 
 def _flags(spec: RunSpec) -> dict[str, Any]:

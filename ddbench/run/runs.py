@@ -104,7 +104,8 @@ def _say_time(work: Run, say: Say) -> None:
     if seconds < LONG:
         say(f"this run will take about {told(seconds)} on this machine")
         return
-    situation = {"dataset": spec.dataset.name, "ipc": spec.ipc, "scheduler": spec.scheduler.name}
+    situation = {name: getattr(spec, name).name for name in ("dataset", "scheduler")}
+    situation |= {"ipc": spec.ipc, "device": spec.device}
     recipes = [registry().get("matcher", spec.matcher.name).recipe(situation, asked=name) for name in NAMES]
     other = [f"--recipe {found.name}" for found in recipes if found is not None and not _taken(spec, found)]
     way = f"; {' or '.join(other)} is another way" if other else ""

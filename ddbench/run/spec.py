@@ -174,7 +174,8 @@ def resolve(request: Request) -> Resolved:
 
 def situation_of(request: Request) -> dict[str, Any]:
     """What recipes are matched on."""
-    return {"dataset": request.dataset, "ipc": request.ipc, "scheduler": request.scheduler}
+    asked = {"dataset": request.dataset, "ipc": request.ipc, "scheduler": request.scheduler}
+    return asked | {"device": pick_device(request.device)}
 
 
 def unfitted(request: Request) -> str | None:

@@ -12,7 +12,7 @@ from tiny import request, spec
 from ddbench import Recipe, UsageError
 from ddbench.base.machine import pick_device
 from ddbench.base.options import make
-from ddbench.base.recipes import RecipeEntry
+from ddbench.base.recipes import RecipeEntry, read
 from ddbench.grade.protocol import PROTOCOLS, Protocol
 from ddbench.plugins import Plugin, Registry, registry
 from ddbench.run.baseline import baseline
@@ -127,6 +127,49 @@ def test_the_most_specific_recipe_that_fits_is_taken_and_the_first_of_equals():
     assert plugin.recipe({"dataset": "x", "ipc": 9, "scheduler": "single"}).source == "any"
 
 
+ON_A_CPU = """
+[[recipe]]
+match = { dataset = "toy" }
+source = "a test"
+verified = true
+[recipe.experts]
+batch = 256
+lr = 0.5
+[recipe.matcher]
+steps = 9
+[recipe.record]
+accuracy = 1
+std = 1
+n = 1
+seconds = 1
+device = "a GPU"
+where = "here"
+[recipe.cpu.experts]
+batch = 128
+"""
+
+
+def test_a_table_of_a_device_takes_the_place_of_what_is_other_there_alone(tmp_path):
+    path = tmp_path / "recipes.toml"
+    path.write_text(ON_A_CPU)
+    plugin = replace(registry().get("matcher", "tesla"), recipes=read(path, "tesla"))
+    place = {"dataset": "toy", "ipc": 1, "scheduler": "single"}
+    on_cpu, on_gpu = (plugin.recipe(place | {"device": device}) for device in ("cpu", "cuda"))
+    assert on_cpu.options == {"experts": {"batch": 128, "lr": 0.5}, "matcher": {"steps": 9}}
+    assert on_gpu.options == {"experts": {"batch": 256, "lr": 0.5}, "matcher": {"steps": 9}}
+    assert on_gpu.record
+    assert not on_cpu.record  # what ran was not this
+    assert (on_cpu.place, on_gpu.place) == ("toy on cpu", "toy")
+
+
+def test_no_default_batch_of_experts_is_below_256_on_a_gpu_and_a_cpu_takes_smaller_ones():
+    for name in ("tesla", "mtt", "ftd", "datm", "ncfm"):
+        plugin = registry().get("matcher", name)
+        for device, batch in (("cuda", 256), ("cpu", 128)):
+            found = plugin.recipe({"dataset": "images", "ipc": 10, "scheduler": "single", "device": device}, "fast")
+            assert found.options["experts"]["batch"] == batch
+
+
 def test_options_of_another_scheduler_in_a_recipe_are_left_out(recipes):
     recipes("matcher", "tesla", recipe({}, scheduler={"name": "pdd", "stages": 7}))
     assert resolve(toy(ipc=10)).spec.scheduler.name == "single"
@@ -140,7 +183,7 @@ def test_there_are_recipes_with_their_sources():
     assert RECIPES
     assert all(entry.source for _, entry in RECIPES)
     assert all(isinstance(entry.verified, bool) for _, entry in RECIPES)
-    assert all(set(entry.match) <= {"dataset", "ipc", "scheduler"} for _, entry in RECIPES)
+    assert all(set(entry.match) <= {"dataset", "ipc", "scheduler", "device"} for _, entry in RECIPES)
 
 
 @pytest.mark.parametrize(("plugin", "entry"), RECIPES, ids=lambda x: str(getattr(x, "match", getattr(x, "name", x))))

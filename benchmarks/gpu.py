@@ -88,6 +88,7 @@ PUBLISHED = (
     ("gradients", 100, "Gradient matching, one image per class."),
     ("trajectories", 120, "Trajectories of experts, reduced."),
     ("stages", 200, "Two stages against one of the same total."),
+    ("coresets", 90, "Chosen images beside learned ones, under equal rules."),
 )
 # In the order of their value. Expected seconds are those of an H200.
 PARTS = (

@@ -273,7 +273,7 @@ def test_on_a_cpu_it_takes_accuracies_alone_and_as_long_as_it_may(gpu, monkeypat
         with pytest.raises(SystemExit) as end:
             gpu._begun(gpu._parser().parse_args(["--device", "cpu", "--records", str(tmp_path), *words]))
         assert end.value.code == 2
-        assert "--only names some of dm, evaluator" in capsys.readouterr().err
+        assert "--only names some of coresets, dm, evaluator" in capsys.readouterr().err
 
 
 # -- taking turns ----------------------------------------------------------------------------------------------

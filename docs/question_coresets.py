@@ -35,10 +35,11 @@ python benchmarks/questions.py coresets --only dataset=digits --only ipc=1,10 --
 python docs/questions.py
 ```
 
-The rows are in `docs/results/questions-coresets.json`. MNIST and a CPU-sized CIFAR-10, with up to 200 images per class,
-are other parts of the [suite](../../leaderboards/suites/questions-coresets.toml); a ConvNet of width 128 on all of
-CIFAR-10 is a part of the campaign on a GPU ([published.md](../published.md), `equal rules`). Intervals are
-95 % (Student's t over seeds, of differences seed by seed); p is Holm-corrected over each table. A seed is the mean of its students."""
+The rows are in `docs/results/questions-coresets.json`. MNIST and a CPU-sized CIFAR-10, with up to 200 images per
+class, are other parts of the [suite](../../leaderboards/suites/questions-coresets.toml); a ConvNet of width 128 on
+all of CIFAR-10 is a part of the campaign on a GPU ([published.md](../published.md), `equal rules`). Intervals are 95
+% (Student's t over seeds, of differences seed by seed); p is Holm-corrected over each table. A seed is the mean of
+its students."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,10 @@
 
 ``labels`` grades the set of every finished cell of the suite questions-labels with hard, fixed soft and online labels,
 with augmentation and without, beside random images and images that are as hard (``ddbench eval --controls``).
-``coresets`` takes the cells of questions-coresets as they are. Every student is stored, so that the same command goes
-on after an interruption; the record is written after each set, seed by seed. Rows are those of ``ddbench compare
---per-run --format json``, without the options, which the suite says; those of ``labels`` have a matrix of controls
-besides. Rows of other runs stay in the file.
+``coresets`` and ``larger`` take the cells of their suites as they are. Every student is stored, so that the same
+command goes on after an interruption; the record is written after each set, seed by seed. Rows are those of ``ddbench
+compare --per-run --format json``, without the options, which the suite says; those of ``labels`` have a matrix of
+controls besides. Rows of other runs stay in the file.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _lean(row: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Make or complete a record; exit 1 while cells of the suite are missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("question", choices=["labels", "coresets"])
+    parser.add_argument("question", choices=["labels", "coresets", "larger"])
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the runs of the suite are")
     parser.add_argument("--only", action="append", default=[], help="a part of the suite, as for `ddbench suite run`")
     parser.add_argument("--device", default="auto")
@@ -84,7 +84,7 @@ def main() -> None:
     only = part(None, None, tuple(given.only))
     suite = read(suite_file(Path(f"questions-{given.question}")), device=given.device, only=only)
     runs, path = folders(suite, given.out), given.to or RESULTS / f"questions-{given.question}.json"
-    if given.question == "coresets":
+    if given.question != "labels":
         store(path, rows(runs))
     else:
         for row in with_controls(suite, runs, given.out):

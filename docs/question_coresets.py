@@ -1,4 +1,4 @@
-"""The page ``questions/coresets.md``: the best coreset beside the best distilled set, at equal labels and steps."""
+"""``questions/coresets.md`` and ``larger.md``: the best coreset beside the best distilled set, under equal rules."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ddbench.results.aggregate import Line, aggregate
 from ddbench.results.differences import LEVEL, SEEDS_FOR_BEST, between
 from ddbench.results.statistics import holm
 from ddbench.run.below import soft
+from ddbench.run.defaults import ONE_STAGE
 
 HEAD = f"""# Coresets or distilled sets?
 
@@ -42,6 +43,30 @@ all of CIFAR-10 is a part of the campaign on a GPU ([published.md](../published.
 its students."""
 
 
+LARGER = f"""# Where does distilling stop paying?
+
+{MADE}
+
+Progressive distillation was the first to make "considerably larger" sets (Chen et al., ICLR 2024), and SelMatch
+(Lee & Chung, ICML 2024) is made for them. At 50 to 200 images per class, which here are up to three quarters of all
+training images of digits and two fifths of those of CIFAR-10, what does learning images still gain over choosing
+them?
+
+Labels are hard and student steps the same. `pdd` learns its set in stages, of which later ones distil what students
+of the earlier ones still get wrong (`drop=correct`). What stands for its kind is chosen by **validation** accuracy,
+as in [coresets or distilled sets?](coresets.md), which has the smaller budgets, under fewer student steps.
+
+```sh
+ddbench suite run questions-larger --only dataset=digits --out runs
+python benchmarks/questions.py larger --only dataset=digits --out runs
+python docs/questions.py
+```
+
+The rows are in `docs/results/questions-larger.json`, the [suite](../../leaderboards/suites/questions-larger.toml)
+has the settings. Intervals are 95 % (Student's t over seeds, of differences seed by seed); p is Holm-corrected over
+each table."""
+
+
 @dataclass(frozen=True, eq=False)
 class Side:
     """A method at one budget under one kind of labels."""
@@ -51,12 +76,15 @@ class Side:
 
     @property
     def name(self) -> str:
-        return str(self.line.row.matcher)
+        scheduler = self.line.row.scheduler
+        return f"{self.line.row.matcher}" + ("" if scheduler in (None, ONE_STAGE) else f" under {scheduler}")
 
     @property
     def chosen(self) -> bool:
         """Whether its images are chosen, rather than learned or cut."""
-        return registry().get("matcher", self.name).cls.__module__.partition(".")[0] == "ddbench_coresets"
+        return (
+            registry().get("matcher", str(self.line.row.matcher)).cls.__module__.partition(".")[0] == "ddbench_coresets"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +119,16 @@ class Contest:
 
 def coresets_page(held: Sequence[dict[str, Any]]) -> str:
     """The page on coresets and distilled sets."""
-    parts = [HEAD]
+    return _page(HEAD, held)
+
+
+def larger_page(held: Sequence[dict[str, Any]]) -> str:
+    """The page on larger sets."""
+    return _page(LARGER, held)
+
+
+def _page(head: str, held: Sequence[dict[str, Any]]) -> str:
+    parts = [head]
     for (dataset, *_), rows in sorted(
         places(held, "dataset", "dataset_digest", "network", "protocol_digest"), key=lambda p: p[0][0]
     ):

@@ -1,4 +1,4 @@
-"""What both pages of ``questions/`` are made with: their records, differences over seeds, and tables."""
+"""What all pages of ``questions/`` are made with: their records, differences over seeds, and tables."""
 
 from __future__ import annotations
 

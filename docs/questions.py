@@ -1,4 +1,4 @@
-"""Write the pages of ``questions/``: what an accuracy is due to, and whether coresets do as well.
+"""Write the pages of ``questions/``: what an accuracy is due to, whether coresets do as well, and at which sizes.
 
 All figures come from ``results/questions-*.json`` (``python benchmarks/questions.py`` makes these); a test compares the
 pages with what ``python docs/questions.py`` would write. With fewer than five seeds no finding is stated.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from question_coresets import coresets_page
+from question_coresets import coresets_page, larger_page
 from question_labels import labels_page
 from question_tables import records
 
@@ -16,8 +16,8 @@ PAGES = Path(__file__).with_name("questions")
 
 
 def pages() -> dict[Path, str]:
-    """Both pages, by their files."""
-    made = {"labels": labels_page, "coresets": coresets_page}
+    """All pages, by their files."""
+    made = {"labels": labels_page, "coresets": coresets_page, "larger": larger_page}
     return {PAGES / f"{name}.md": write(records(name)) for name, write in made.items()}
 
 

@@ -65,7 +65,7 @@ class RecipeEntry:
 def read(path: Path, name: str) -> tuple[RecipeEntry, ...]:
     """The entries of a TOML file that are for plugin ``name`` (or for all in the file).
 
-    An entry's table ``cpu`` or ``cuda`` holds groups of options, and a record, that take the place of its own there.
+    An entry's table ``cpu`` or ``cuda`` holds what is other there: options, the record, what else an entry has.
     """
     entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))["recipe"]
     own = [e for e in entries if e.get("name", name) == name]
@@ -75,11 +75,11 @@ def read(path: Path, name: str) -> tuple[RecipeEntry, ...]:
 def _forms(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """An entry as it is, and as it is on each device that it has a table for."""
     plain = {key: value for key, value in entry.items() if key not in _DEVICES}
+    bare = {key: value for key, value in plain.items() if key != "record"}  # of a run with other options
     forms = [plain]
     for device in (name for name in _DEVICES if name in entry):
-        other = {group: plain.get(group, {}) | values for group, values in entry[device].items() if group != "record"}
-        record = {"record": entry[device].get("record", {})}
-        forms.append(plain | other | record | {"match": plain.get("match", {}) | {"device": device}})
+        other = {key: bare.get(key, {}) | v if isinstance(v, dict) else v for key, v in entry[device].items()}
+        forms.append(bare | other | {"match": bare.get("match", {}) | {"device": device}})
     return forms
 
 

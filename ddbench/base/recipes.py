@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,13 @@ class RecipeEntry:
 
 def read(path: Path, name: str) -> tuple[RecipeEntry, ...]:
     """The entries of a TOML file that are for plugin ``name`` (or for all in the file)."""
-    entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))["recipe"]
+    entries = _parsed(Path(path).read_text(encoding="utf-8"))["recipe"]
     return tuple(_entry(e, path) for e in entries if e.get("name", name) == name)
+
+
+@lru_cache(maxsize=16)  # a file of several matchers is parsed once: half of what loading all plugins took
+def _parsed(text: str) -> dict[str, Any]:
+    return tomllib.loads(text)
 
 
 def _entry(entry: dict[str, Any], path: Path) -> RecipeEntry:

@@ -151,9 +151,10 @@ class Method:
 
 
 @lru_cache(maxsize=64)  # playing takes a second, and a plan of many runs asks for each seed and kind of forecast
-def _iteration_bytes(method: Method, of: tuple[Any, ...], dtype: torch.dtype, augment: str, batch: int) -> int:
+def _iteration_bytes(method: Method, of: tuple[Any, Any, int], dtype: torch.dtype, augment: str, batch: int) -> int:
     """The peak of one iteration with a student ``of`` a source, image shape and number of classes."""
-    network = Network(*of, torch.device("meta"), dtype)
+    source, shape, classes = of
+    network = Network(source, shape, classes, torch.device("meta"), dtype)
     return unroll_bytes(by_task(method.differentiate), network, augment, batch, method.syn_steps)
 
 

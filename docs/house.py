@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from html import escape
 from itertools import combinations, pairwise, permutations
 from pathlib import Path
@@ -54,6 +55,7 @@ def room_of(module: str) -> str:
     return ddbench._HOME.get(name, name).partition(".")[0]
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """The rooms that a file imports at run time, wherever in it."""
     tree = ast.parse(path.read_text())
@@ -89,6 +91,7 @@ def imports() -> dict[str, set[str]]:
     return {room: others - set().union(*map(beyond, others)) for room, others in direct.items()}
 
 
+@cache
 def words(room: str) -> tuple[str, str, list[tuple[str, str]]]:
     """Title, purpose, and (module, class in the style sheet) of a room."""
     if room == METHODS:
@@ -135,13 +138,20 @@ def arranged(levels: list[list[str]], turn: int, arrows: list[tuple[str, str]]) 
     return levels
 
 
-def spans(row: list[str]) -> dict[str, tuple[float, float]]:
-    """Left and right of everything in a row, from wall to wall; a single module needs less than a folder of them."""
-    shares = {name: 0 if name.startswith("|") else 2 if (CORE / f"{name}.py").exists() else 3 for name in row}
+@cache
+def share(name: str) -> int:
+    """How much of a row something takes: a single module less than a folder of them, an arrow that passes none."""
+    return 0 if name.startswith("|") else 2 if (CORE / f"{name}.py").exists() else 3
+
+
+@cache
+def spans(row: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Left and right of everything in a row, from wall to wall."""
+    shares = {name: share(name) for name in row}
     free = WIDTH - GAP * (len(row) + 1) - LANE * list(shares.values()).count(0)
-    found, x = {}, float(GAP)
-    for name, share in shares.items():
-        width = round(free * share / sum(shares.values()), 1) if share else LANE
+    found, x, whole = {}, float(GAP), sum(shares.values())
+    for name, part in shares.items():
+        width = round(free * part / whole, 1) if part else LANE
         found[name] = (x, x + width)
         x += width + GAP
     return found
@@ -160,10 +170,11 @@ def ends(upper: tuple[float, float], lower: tuple[float, float]) -> tuple[float,
 
 def cost(levels: list[list[str]], height: int, row: list[str], arrows: list[tuple[str, str]]) -> float:
     """Crossings first, then detours, of the arrows that touch a row."""
-    near = spans(row)
+    near = dict(spans(tuple(row)))
     for other in (height - 1, height + 1):
-        near |= spans(levels[other]) if 0 <= other < len(levels) else {}
-    drawn = [ends(near[a], near[b]) for a, b in arrows if {a, b} & {*row}]
+        near |= spans(tuple(levels[other])) if 0 <= other < len(levels) else {}
+    here = {*row}
+    drawn = [ends(near[a], near[b]) for a, b in arrows if a in here or b in here]
     crossed = sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in combinations(drawn, 2))
     return 1e6 * crossed + sum(abs(a - b) for a, b in drawn)
 
@@ -207,7 +218,7 @@ def draw() -> str:
     levels, arrows = rows(imports())
     out, place, y = [], {}, float(GAP)
     for row in reversed(levels):
-        across = spans(row)
+        across = spans(tuple(row))
         boxes = {name: box(name, span) for name, span in across.items() if not name.startswith("|")}
         height = max(map(len, boxes.values())) * LINE + 16
         for name, (left, right) in across.items():

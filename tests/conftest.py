@@ -63,7 +63,7 @@ def problem(module_home) -> Problem:
     return toy_with_experts()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forks(tmp_path_factory) -> Iterator[Forks]:
     """A server that starts commands as processes."""
     server = Forks(tmp_path_factory.mktemp("processes"))

@@ -9,6 +9,7 @@ import re
 import tomllib
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,21 +60,22 @@ def room_of(path: Path) -> str:
     return inside[0] if len(inside) > 1 else path.stem
 
 
-def imports(path: Path, *, typing: bool = True) -> Iterator[tuple[str, str | None]]:
+@cache
+def imports(path: Path, *, typing: bool = True) -> tuple[tuple[str, str | None], ...]:
     """(module, name) of every import, wherever it stands; without those under ``if TYPE_CHECKING`` if asked."""
-    tree = ast.parse(path.read_text())
-    hidden = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+    nodes, hidden, found = list(ast.walk(ast.parse(path.read_text()))), set(), []
+    for node in nodes:
+        if not typing and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             hidden |= {id(inner) for part in node.body for inner in ast.walk(part)}
-    for node in ast.walk(tree):
-        if not typing and id(node) in hidden:
+    for node in nodes:
+        if id(node) in hidden:
             continue
         if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
+            found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            yield from ((node.module or "", alias.name) for alias in node.names)
+            found += [(node.module or "", alias.name) for alias in node.names]
+    return tuple(found)
 
 
 def packages(path: Path) -> set[str]:

@@ -6,9 +6,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ddbench.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 _T = TypeVar("_T")
 
@@ -87,7 +91,7 @@ def make(cls: type[_T], values: dict[str, Any], where: str) -> _T:
 
     ``where`` names the group in messages (``matcher``). Raises UsageError with the valid options.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     values = without_removed(cls, values, where)
@@ -96,14 +100,12 @@ def make(cls: type[_T], values: dict[str, Any], where: str) -> _T:
             hint = did_you_mean(name, names)
             valid = ", ".join(names) or "none"
             raise UsageError(f"{where} has no option {name!r}{hint} (valid options: {valid})")
-    hints = get_type_hints(cls)
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{where}.{name} must be a finite number, got {value}")
-    if "__pydantic_config__" not in cls.__dict__:
-        cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    adapter, hints = _reader(cls)
     try:
-        return TypeAdapter(cls).validate_python({k: _read(v, hints[k]) for k, v in values.items()})
+        return adapter.validate_python({k: _read(v, hints[k]) for k, v in values.items()})
     except ValidationError as error:
         first, *others = error.errors()
         among = [e for e in others if e["loc"][:1] == first["loc"][:1]]  # what each member of a union says
@@ -111,6 +113,16 @@ def make(cls: type[_T], values: dict[str, Any], where: str) -> _T:
         message = ", or ".join(dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in (first, *among)))
         shown = f", got {first['input']!r}" if name else ""
         raise UsageError(f"{where}.{name}: {message}{shown}".replace(".:", ":")) from error
+
+
+@lru_cache(maxsize=256)  # pydantic takes milliseconds to understand a class, and a run is made of dozens
+def _reader(cls: type[_T]) -> tuple[TypeAdapter[_T], dict[str, Any]]:
+    """What builds a dataclass from checked values, and the types of its fields."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    if "__pydantic_config__" not in cls.__dict__:
+        cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    return TypeAdapter(cls), get_type_hints(cls)
 
 
 # of a list: quoted, or as it is up to a comma that stands in no brackets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def read(path: Path, name: str) -> tuple[RecipeEntry, ...]:
 
     An entry's table ``cpu`` or ``cuda`` holds what is other there: options, the record, what else an entry has.
     """
-    entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))["recipe"]
+    entries = _parsed(Path(path).read_text(encoding="utf-8"))["recipe"]
     own = [e for e in entries if e.get("name", name) == name]
     return tuple(_entry(form, path) for entry in own for form in _forms(entry))
 
@@ -81,6 +82,11 @@ def _forms(entry: dict[str, Any]) -> list[dict[str, Any]]:
         other = {key: bare.get(key, {}) | v if isinstance(v, dict) else v for key, v in entry[device].items()}
         forms.append(bare | other | {"match": bare.get("match", {}) | {"device": device}})
     return forms
+
+
+@lru_cache(maxsize=16)  # a file of several matchers is parsed once: half of what loading all plugins took
+def _parsed(text: str) -> dict[str, Any]:
+    return tomllib.loads(text)
 
 
 def _entry(entry: dict[str, Any], path: Path) -> RecipeEntry:

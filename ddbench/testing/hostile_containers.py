@@ -8,25 +8,26 @@ import random
 import struct
 import zipfile
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-BOMB = 2**31  # bytes that a bomb would unpack to
+BOMB = 2**30  # bytes that a bomb would unpack to
 
 
 def archives(draw: random.Random, folder: Path, _: Path) -> Iterator[tuple[str, Path]]:
-    """NumPy's files whose headers or tables of contents lie, or that unpack to gigabytes."""
+    """NumPy's files whose headers or tables of contents lie, or that unpack to a gigabyte."""
     images, labels = np.zeros((6, 1, 8, 8), np.float32), np.arange(6) % 3
 
     def packed(name: str, **members: bytes | int) -> Path:
         return _packed(folder / name, members)
 
-    yield "images of gigabytes", packed("z0.npz", images=BOMB, labels=stored(labels))
-    yield "labels of gigabytes", packed("z1.npz", images=stored(images), labels=BOMB)
-    yield "something else of gigabytes", packed("z2.npz", images=stored(images), labels=stored(labels), more=BOMB)
+    yield "images of a gigabyte", packed("z0.npz", images=BOMB, labels=stored(labels))
+    yield "labels of a gigabyte", packed("z1.npz", images=stored(images), labels=BOMB)
+    yield "something else of a gigabyte", packed("z2.npz", images=stored(images), labels=stored(labels), more=BOMB)
     for at, shape in enumerate(((10**12, 1, 8, 8), (-1, 1, 8, 8), (2**62, 4, 1, 1), (0, 1, 8, 8))):
         yield f"an array of {shape}", packed(f"y{at}.npz", images=header(shape, "<f4"), labels=stored(labels))
         (folder / f"y{at}.npy").write_bytes(header(shape, "<f4"))
@@ -39,8 +40,11 @@ def archives(draw: random.Random, folder: Path, _: Path) -> Iterator[tuple[str, 
     yield "a step that is none", packed("prep.npz", images=stored(images), labels=stored(labels), **step)
     path = folder / "members.npz"
     with zipfile.ZipFile(path, "w") as archive:
-        for i in range(70_000):
-            archive.writestr(f"{i}.npy", b"")
+        archive.writestr("0.npy", b"")
+        for i in range(1, 70_000):
+            entry = copy(archive.filelist[0])
+            entry.filename = f"{i}.npy"
+            archive.filelist.append(entry)
     yield "a long table of contents", path
 
 

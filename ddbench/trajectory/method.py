@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -23,6 +23,7 @@ from ddbench.problem.labels import teacher_labels
 from ddbench.problem.problem import Memory, Needs, Problem
 from ddbench.problem.synthetic import Pool, SyntheticSet, targets
 from ddbench.train.compile import Kind, settle, verdicts
+from ddbench.train.network import Network
 from ddbench.train.precision import Precision
 from ddbench.trajectory import descent
 from ddbench.trajectory.decoded import View, mean_of_copies
@@ -125,7 +126,8 @@ class Method:
         """The set with its momenta, and the peak of one iteration, which is played on the meta device."""
         shown = problem.ipc * problem.classes * problem.decoder.copies
         batch = min(self.batch_syn or shown, shown)
-        iteration = unroll_bytes(by_task(self.differentiate), problem.network, problem.augment, batch, self.syn_steps)
+        net = problem.network
+        iteration = _iteration_bytes(self, (net.source, net.shape, net.classes), net.dtype, problem.augment, batch)
         return Memory(problem.state_bytes(2 if self.outer == "adam" else 1), iteration)
 
     def passes(self, problem: Problem) -> float:
@@ -146,6 +148,14 @@ class Method:
     def resume(self, notes: dict[str, dict[str, object]]) -> None:
         """Hold to what an interrupted stage began with."""
         settle(notes)
+
+
+@lru_cache(maxsize=64)  # playing takes a second, and a plan of many runs asks for each seed and kind of forecast
+def _iteration_bytes(method: Method, of: tuple[Any, Any, int], dtype: torch.dtype, augment: str, batch: int) -> int:
+    """The peak of one iteration with a student ``of`` a source, image shape and number of classes."""
+    source, shape, classes = of
+    network = Network(source, shape, classes, torch.device("meta"), dtype)
+    return unroll_bytes(by_task(method.differentiate), network, augment, batch, method.syn_steps)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tiny import run as carried_out
 from ddbench.base.cache import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
-FEW, MANY = 25, 700
+FEW, MANY = 12, 700
 CODES = {0, 1, 2, 3}
 
 

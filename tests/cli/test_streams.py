@@ -6,9 +6,11 @@ import io
 import os
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 from boardkit import board, made
+from tiny import Forks
 
 from ddbench.boards.submit import submit
 from ddbench.cli import streams
@@ -23,9 +25,9 @@ def shell(line: str, folder) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder)
 
 
-@pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full", "2> >(exit)", ">&-", "<&- >&- 2>&-", ">/dev/full"])
-def test_a_stream_that_is_gone_ends_nothing_that_needs_it_for_words_alone(tmp_path, closing):
-    done = shell(f"$ddbench list runs {closing}", tmp_path)  # there are none, which stderr is told
+@pytest.mark.parametrize("gone", ["2>&-", "2>/dev/full", "2> >(exit)", ">&-", "<&- >&- 2>&-", ">/dev/full"])
+def test_a_stream_that_is_gone_ends_nothing_that_needs_it_for_words_alone(tmp_path, gone):
+    done = shell(f"$ddbench list runs {gone}", tmp_path)  # there are none, which stderr is told
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -100,15 +102,20 @@ def test_boards_are_built_checked_shown_and_compared_where_nothing_is_utf8(tmp_p
         "PYTHONIOENCODING": "ascii",
     }.items():
         monkeypatch.setenv(name, value)
+    done = shell("$ddbench leaderboard build --check --boards é/boards", tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     commands = {
-        "leaderboard build --check --boards é/boards": 1,
         "leaderboard build --boards é/boards": 0,
         "leaderboard build --check --boards ./é/boards": 0,
         "leaderboard html --boards é/boards --to é/site": 0,
         "compare --out é/runs --board é/boards/toys --reported": 0,
     }
-    for line, code in commands.items():
-        done = shell(f"$ddbench {line}", tmp_path)
-        assert (done.returncode, "Traceback" in done.stderr) == (code, False), (line, done.stderr)
+    monkeypatch.chdir(tmp_path)
+    with closing(Forks(tmp_path)) as forks:  # of the same encoding: commands get what the system would hand them
+        for line, code in commands.items():
+            words = [word.encode().decode("ascii", "surrogateescape") for word in line.split()]
+            done = forks.run(words, tmp_path / "home")
+            assert (done.code, "Traceback" in done.err) == (code, False), (line, done.err)
+            assert (done.out + done.err).isascii()
     assert "метод" in (toys.folder / "README.md").read_text(encoding="utf-8")
     assert "Jürgen 中" in (folder / "site" / "toys.html").read_text(encoding="utf-8")

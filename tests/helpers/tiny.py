@@ -116,7 +116,12 @@ import ddbench.cli.main, ddbench.cli.run, ddbench.files.target, ddbench.results.
 import ddbench.run.references, ddbench.run.run, ddbench.run.spec
 import ddbench_tesla, ddbench_pdd, ddbench_schedulers, ddbench_trajectories, ddbench_networks, ddbench_datasets
 import ddbench_coresets, ddbench_decoupled, ddbench_matching, ddbench_meta, ddbench_metrics
+import ddbench.cli.suite, ddbench.plugins, ddbench.suite.runner, ddbench.suite.status
+import PIL.JpegImagePlugin, PIL.PngImagePlugin, rich.console, rich.progress, rich.table
 torch.set_num_threads(1)
+# What any process finds out anew, and what comes with ddbench does not change; a child loads plugins of its own.
+ddbench.run.spec.resolve(ddbench.run.spec.Request("toy", "tesla", "pdd", ipc=3, device="cpu"))
+ddbench.plugins.registry.cache_clear()
 
 def at_event(what, number, left):
     # the signal arrives while an event is being reported, the left-th of its kind

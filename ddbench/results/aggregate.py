@@ -28,6 +28,7 @@ _SHARED = ("dataset", "dataset_digest", "ipc", "network", "protocol", "protocol_
 _CONTENT = ("data_source", "classes", "train_images")  # by which published numbers are found
 _COSTS = ("steps", "distil_seconds", "expert_seconds", "selection_seconds", "image_bytes", "label_bytes")
 _NUMBERS = ("selection", "status", "accuracy_mean", "accuracy_std", "n")
+VERSION = "version"  # among what tells lines of a method apart
 
 
 @dataclass(frozen=True)
@@ -313,18 +314,15 @@ def variants(rows: Sequence[Row]) -> list[str]:
     """For each row, what sets it apart from others of its method: `` (curvature=exact)``.
 
     An option counts that differs among runs of one method, scheduler and ipc. It is then told of all runs of the method
-    on these data, so that a method has one name at every ipc. Options that have a column of their own are left out.
+    on these data, so that a method has one name at every ipc. Options that have a column of their own are left out, and
+    the version where options tell enough.
     """
-    seen: dict[tuple[Any, ...], dict[str, set[str]]] = {}
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        alike = seen.setdefault((row.dataset, row.matcher, row.scheduler, row.ipc), {})
-        for name, cell in _details(row).items():
-            alike.setdefault(name, set()).add(canonical(cell))
+        alike.setdefault((row.dataset, row.matcher, row.scheduler, row.ipc), []).append(_details(row))
     vary: dict[tuple[Any, ...], dict[str, None]] = {}  # in the order of the options
-    for row in rows:
-        alike = seen[row.dataset, row.matcher, row.scheduler, row.ipc]
-        found = {name: None for name, cells in alike.items() if len(cells) > 1}
-        vary.setdefault((row.dataset, row.matcher), {}).update(found)
+    for (dataset, matcher, *_), details in alike.items():
+        vary.setdefault((dataset, matcher), {}).update(dict.fromkeys(_apart(details)))
     words = []
     for row in rows:
         own = _details(row)
@@ -334,7 +332,16 @@ def variants(rows: Sequence[Row]) -> list[str]:
     return words
 
 
+def _apart(details: Sequence[dict[str, Any]]) -> list[str]:
+    """The names whose cells differ among runs; a version only where the others leave some of them alike."""
+    names = dict.fromkeys(name for own in details for name in own)
+    found = [name for name in names if len({canonical(own[name]) for own in details if name in own}) > 1]
+    options = [name for name in found if name != VERSION]
+    told, whole = ({canonical([own.get(name) for name in some]) for own in details} for some in (options, found))
+    return options if len(told) == len(whole) else found
+
+
 def _details(row: Row) -> dict[str, Any]:
-    origin = {"distilled on": row.distil_network, "selected by": row.distil_protocol, "version": row.versions}
+    origin = {"distilled on": row.distil_network, "selected by": row.distil_protocol, VERSION: row.versions}
     found = {name: cell for name, cell in (row.options or {}).items() if name != "matcher.labels"}
     return found | {title: cell for title, cell in origin.items() if cell is not None}

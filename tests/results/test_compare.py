@@ -305,6 +305,28 @@ def test_options_that_differ_are_named_in_the_line():
     assert tables.cell("matcher", compared(rows_[:5])[0]) == "tesla"
 
 
+def test_a_version_is_named_only_where_options_leave_lines_alike():
+    def made(curvature: str, versions: str) -> list[Row]:
+        return runs(
+            "tesla",
+            BETTER,
+            options={"matcher.curvature": curvature},
+            versions=versions,
+            setting=f"{curvature} {versions}",
+        )
+
+    told = compared([*made("zero", "mine 1"), *made("exact", "mine 2")])
+    assert [row["variant"] for row in told] == [" (curvature=exact)", " (curvature=zero)"]
+    told = compared([*made("zero", "mine 1"), *made("zero", "mine 2")])
+    assert [row["variant"] for row in told] == [" (version=mine 1)", " (version=mine 2)"]
+    told = compared([*made("zero", "mine 1"), *made("zero", "mine 2"), *made("exact", "mine 2")])
+    assert [row["variant"] for row in told] == [
+        " (curvature=exact, version=mine 2)",
+        " (curvature=zero, version=mine 1)",
+        " (curvature=zero, version=mine 2)",
+    ]
+
+
 def test_a_method_has_one_name_at_every_ipc_and_under_every_scheduler():
     zero, exact = ({"matcher.curvature": c, "matcher.steps": n} for c, n in (("zero", 1), ("exact", 1)))
     rows_ = [

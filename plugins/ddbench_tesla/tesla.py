@@ -10,7 +10,7 @@ from torch import Tensor
 from ddbench import Problem, Published
 from ddbench.trajectory.descent import PixelState
 from ddbench.trajectory.method import Segment, Shown, Swept, engine_for, move, targets_of
-from ddbench.trajectory.unroll import Task, matching, reverse, student_loss
+from ddbench.trajectory.unroll import Curvature, Task, matching, reverse, student_loss
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Tesla(Swept):
     published = (Published("TESLA"),)
     labels: Annotated[Literal["teacher", "learned", "hard"], "what the images are labelled with"] = "teacher"
     pix_init: Annotated[Literal["real", "noise"], "where the images start"] = "real"
-    curvature: Annotated[Literal["zero", "exact"], "TESLA's formula, or the true unrolled gradient"] = "zero"
+    curvature: Annotated[Curvature, "TESLA's formula, or the true unrolled gradient"] = "zero"
 
     def step(self, problem: Problem, state: PixelState, k: int) -> tuple[PixelState, dict[str, float | Tensor]]:
         """A student follows a piece of an expert's trajectory; images, labels and beta descend its final loss."""

@@ -15,7 +15,7 @@ from ddbench.boards.board import Board
 from ddbench.cli.main import cli
 from ddbench.errors import UsageError
 
-OURS = ["cifar10-jpeg-mini", "digits", "mnist-mini", "speedrun", "speedrun-cpu"]
+OURS = ["cifar10-jpeg-mini", "digits", "digits-larger", "mnist-mini", "speedrun", "speedrun-cpu"]
 
 
 @pytest.fixture

@@ -62,9 +62,9 @@ python benchmarks/questions.py larger --only dataset=digits --out runs
 python docs/questions.py
 ```
 
-The rows are in `docs/results/questions-larger.json`, the [suite](../../leaderboards/suites/questions-larger.toml)
-has the settings. Intervals are 95 % (Student's t over seeds, of differences seed by seed); p is Holm-corrected over
-each table."""
+The rows are in `docs/results/questions-larger.json`, those of digits also on a [board](../../leaderboards/digits-
+larger/README.md); the [suite](../../leaderboards/suites/questions-larger.toml) has the settings. Intervals are 95 %
+(Student's t over seeds, of differences seed by seed); p is Holm-corrected over each table."""
 
 
 @dataclass(frozen=True, eq=False)

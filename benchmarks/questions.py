@@ -33,6 +33,7 @@ from ddbench.suite.places import suite_file
 
 LEFT_OUT = ("selection", "protocol", "accuracy_std", "student_lr")  # of a cell
 ROW_LEFT_OUT = ("options", "random", "distil_rules", "architecture", "distil_network", "distil_protocol", "total_bytes")
+ROW_LEFT_OUT += ("sources", "distil_digest")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 

@@ -29,7 +29,7 @@ from ddbench.run.record import PLACES, Described, ResultRecord, RunRecord, SpecR
 from ddbench.run.row import method_name
 from ddbench.run.spec import from_record, without_gone
 
-FORMAT = 2  # 1 had pictures of another kind, with the names of entries
+FORMAT = 3  # 1 had pictures of another kind, with the names of entries; 2 a whole spec for each run
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of boards and entries: they become file names and addresses
 POINTS = 40  # of a curve, per stage: enough to see its shape
 _BROKEN = re.compile(r"[\ud800-\udfff\ufffe\uffff]")  # what is in no XML and in no UTF-8
@@ -121,15 +121,14 @@ class Entry(Held):
         except ValueError as error:
             raise DataError(f"{path} is not readable JSON ({error}); submit the runs again") from error
         held = json.loads(text.encode(errors="replace"))
-        if lacking := [
-            n for n in ("format", "method", "runs") if not isinstance(held, dict) or held.get(n) in (None, [])
-        ]:
+        held = _whole(held) if isinstance(held, dict) else {}
+        if lacking := [n for n in ("format", "method", "runs") if held.get(n) in (None, [])]:
             raise DataError(
                 f"{path} is not an entry of a leaderboard: it lacks {', '.join(lacking)}; submit the runs again"
             )
-        if held["format"] not in (1, FORMAT):
+        if held["format"] not in range(1, FORMAT + 1):
             raise DataError(
-                f"{path} has format {shown(repr(held['format']))}; this ddbench reads 1 and {FORMAT}: update it, "
+                f"{path} has format {shown(repr(held['format']))}; this ddbench reads 1 to {FORMAT}: update it, "
                 "or submit again"
             )
         told = {name: value for name, value in held.items() if value is not None} | {"file": path}
@@ -156,10 +155,29 @@ class Entry(Held):
 
 
 def write(path: Path, held: dict[str, Any]) -> None:
-    """Write an entry: a line for each thing that it says and for each run, so that a difference is as small."""
-    words = [f"{canonical(name)}: {canonical(value)}" for name, value in sorted(held.items()) if name != "runs"]
-    runs = ",\n".join(map(canonical, held["runs"]))
+    """Write an entry: a line for each thing that it says and for each run, so that a difference is as small.
+
+    What the specs of all runs have in common stands there once.
+    """
+    held = _whole(held)
+    specs = [{name: canonical(value) for name, value in run["spec"].items()} for run in held["runs"]]
+    shared = {n for n, text in specs[0].items() if all(spec.get(n) == text for spec in specs)}
+    common = {name: value for name, value in held["runs"][0]["spec"].items() if name in shared}
+    words = [f"{canonical(n)}: {canonical(v)}" for n, v in sorted((held | {"spec": common}).items()) if n != "runs"]
+    own = [run | {"spec": {n: v for n, v in run["spec"].items() if n not in shared}} for run in held["runs"]]
+    runs = ",\n".join(map(canonical, own))
     atomic_write(path, ("{\n" + ",\n".join([*words, f'"runs": [\n{runs}\n]']) + "\n}\n").encode())
+
+
+def _whole(held: dict[str, Any]) -> dict[str, Any]:
+    """What a file holds, each run with its whole spec; what is no entry stays as it is, for whoever complains."""
+    common, runs = held.get("spec"), held.get("runs")
+    if not isinstance(common, dict) or not isinstance(runs, list):
+        return held
+    whole = [
+        r | {"spec": common | r["spec"]} if isinstance(r, dict) and isinstance(r.get("spec"), dict) else r for r in runs
+    ]
+    return {name: value for name, value in held.items() if name != "spec"} | {"runs": whole}
 
 
 def shown(value: Any, most: int = 120) -> str:

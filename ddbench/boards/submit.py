@@ -136,7 +136,7 @@ def convert(board: Path) -> list[Path]:
         if entry.format == 1:
             _write(path, held, small(opened(entry.picture_file), entry.picture) if entry.picture else None)
         else:
-            write(path, held)
+            write(path, held | {"format": FORMAT})
     return paths
 
 

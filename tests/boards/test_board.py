@@ -151,6 +151,18 @@ def test_curves_are_thinned_with_both_ends(tmp_path):
     assert (found[0].step[0], found[0].step[-1]) == (0, 999)
 
 
+def test_what_the_specs_of_an_entry_share_stands_there_once(runs, tmp_path):
+    (path,) = entered(tmp_path, runs)
+    held, entry = read_json(path), Entry.read(path)
+    assert [set(run["spec"]) for run in held["runs"]] == [{"seed"}] * len(runs)
+    assert {run.spec.seed for run in entry.runs} == set(SEEDS)
+    assert all(run.spec.json_value() == held["spec"] | {"seed": run.seed} for run in entry.runs)
+    whole = [run | {"spec": held["spec"] | run["spec"]} for run in held.pop("runs")]
+    held.pop("spec")
+    write_json(path, held | {"format": 2, "runs": whole})  # as the version before wrote it
+    assert Entry.read(path).runs == entry.runs
+
+
 def test_the_command_of_an_entry_makes_its_specs_again(monkeypatch):
     monkeypatch.setenv("DDBENCH_THREADS", "1")
     flags = (

@@ -195,8 +195,8 @@ def test_a_picture_of_gigabytes_is_refused_by_its_size_before_it_is_read(runs, t
 
 def test_an_entry_of_a_later_version_is_refused(runs, tmp_path):
     made_ = board(tmp_path, runs[0])
-    posted(made_, runs[0], "one", [0.5, 0.6], format=3)
-    with pytest.raises(DataError, match="has format 3; this ddbench reads 1 and 2: update it"):
+    posted(made_, runs[0], "one", [0.5, 0.6], format=4)
+    with pytest.raises(DataError, match="has format 4; this ddbench reads 1 to 3: update it"):
         made_.entries()
 
 
@@ -314,10 +314,10 @@ def test_a_conversion_changes_pictures_and_layout_and_no_number(staged, tmp_path
     made_ = board(tmp_path, staged, ipc=[6])
     path, twin = (of_the_first_version(made_, staged, name, name) for name in ("dm", "mtt"))
     posted(made_, staged, "gone", [None, None], ipc=6, matcher="tesla", format=1)
-    before = {p.name: read_json(p) for p in path.parent.glob("*.json")}
+    before = {p.name: Entry.read(p).json_value() for p in path.parent.glob("*.json")}
     tables = without_pictures(build([made_], tmp_path, [made_]))
     assert len(convert(made_.folder)) == 3
-    after = {p.name: read_json(p) for p in path.parent.glob("*.json")}
+    after = {p.name: Entry.read(p).json_value() for p in path.parent.glob("*.json")}
     changed = ("picture", "format")
     for name, held in before.items():
         assert [after[name][n] for n in held if n not in changed] == [held[n] for n in held if n not in changed]

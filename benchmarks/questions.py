@@ -33,7 +33,8 @@ from ddbench.suite.places import suite_file
 
 LEFT_OUT = ("selection", "protocol", "accuracy_std", "student_lr")  # of a cell
 ROW_LEFT_OUT = ("options", "random", "distil_rules", "architecture", "distil_network", "distil_protocol", "total_bytes")
-ROW_LEFT_OUT += ("sources", "distil_digest")
+ROW_LEFT_OUT += ("sources", "distil_digest", "ece_mean", "evaluation_seed", "image_bytes", "data_source", "student_lr")
+ROW_LEFT_OUT += ("variant", "above_random", "peak_bytes", "classes", "versions")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 

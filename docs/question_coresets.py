@@ -31,8 +31,8 @@ accuracy decides nothing, so that the best of many is not chosen by its luck. Ra
 Soft labels of coresets are the mean prediction of experts; those of a distilled set are its own.
 
 ```sh
-ddbench suite run questions-coresets --only dataset=digits --only ipc=1,10 --out runs
-python benchmarks/questions.py coresets --only dataset=digits --only ipc=1,10 --out runs
+ddbench suite run questions-coresets --only dataset=digits --out runs
+python benchmarks/questions.py coresets --only dataset=digits --out runs
 python docs/questions.py
 ```
 

@@ -294,5 +294,5 @@ def test_two_runs_share_one_cache_at_the_same_time(forks, undisturbed, tmp_path)
     """Both want the same experts and lessons; neither trains them over the other's, and both end alike."""
     started = [forks.start(command(tmp_path / name), tmp_path / "home") for name in ("a", "b")]
     answers = [process.wait() for process in started]
-    assert [answer.code for answer in answers] == [0, 0]
+    assert [answer.code for answer in answers] == [0, 0], [answer.err for answer in answers]
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == undisturbed

@@ -96,7 +96,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
     try:
         yield temporary
-        os.fsync(handle)
+        with temporary.open("rb") as filled:  # which may be another file than was made, if a library put it there
+            os.fsync(filled.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -126,6 +127,17 @@ def _temporary(path: Path) -> tuple[int, Path]:
         if os.fstat(handle).st_nlink:  # not swept before it was locked
             return handle, Path(name)
         os.close(handle)
+
+
+def claimed(temporary: Path) -> int | None:
+    """Lock a file that a library put in the place of a temporary one: an open handle, None if it was swept before."""
+    with suppress(FileNotFoundError):
+        handle = os.open(temporary, os.O_RDWR)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle
+        os.close(handle)
+    return None
 
 
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddbench.base.cache import atomic_file, digest
+from ddbench.base.cache import atomic_file, claimed, digest
 from ddbench.base.opening import in_place, may_store, reading, require_regular
 from ddbench.errors import DamagedError, DataError
 
@@ -57,9 +58,13 @@ def save_tensors(
         plain[name] = whole
     if sealed:
         metadata = {**(metadata or {}), SEAL: json.dumps(_seals(plain, metadata or {}, list(plain)))}
-    with atomic_file(path) as temporary:
+    with ExitStack() as after, atomic_file(path) as temporary:
         try:
-            save_file(plain, temporary, metadata=metadata)
+            handle = None
+            while handle is None:  # the library puts a file of its own there, which others may sweep until it is locked
+                save_file(plain, temporary, metadata=metadata)
+                handle = claimed(temporary)
+            after.callback(os.close, handle)
             _in_order(temporary)
         except SafetensorError as error:
             raise DataError(f"cannot write {path} ({error}); free some space and run again") from error

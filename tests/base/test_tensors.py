@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from ddbench.base import tensors as tensors_module
+from ddbench.base.cache import sweep
 from ddbench.base.tensors import (
     RowFile,
     content_digest,
@@ -447,3 +448,33 @@ def test_rows_at_once_are_those_one_by_one(tmp_path):
     for name, write in (("a", rows_one_by_one), ("b", rows_at_once)):
         write(tmp_path / f"{name}.safetensors")
     assert content_digest(tmp_path / "a.safetensors") == content_digest(tmp_path / "b.safetensors")
+
+
+def test_a_file_that_is_being_written_is_swept_by_nobody_and_reaches_the_disk(tmp_path, monkeypatch):
+    """The library puts a file of its own in the place of the temporary one, which was locked."""
+    synced, order, sync = [], tensors_module._in_order, os.fsync
+
+    def swept(path: Path) -> None:
+        sweep(tmp_path)
+        order(path)
+
+    monkeypatch.setattr(tensors_module, "_in_order", swept)
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), sync(handle)))
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.arange(3)})
+    assert (tmp_path / "a.safetensors").stat().st_ino in synced
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_file_that_was_swept_before_it_was_locked_is_written_again(tmp_path, monkeypatch):
+    real, claims = tensors_module.claimed, []
+
+    def late(path: Path) -> int | None:
+        claims.append(path)
+        if len(claims) == 1:
+            path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(tensors_module, "claimed", late)
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.arange(3)})
+    assert len(claims) == 2
+    assert load_tensors(tmp_path / "a.safetensors")[0]["x"].tolist() == [0, 1, 2]

@@ -161,9 +161,11 @@ def write(path: Path, held: dict[str, Any]) -> None:
     """
     held = _whole(held)
     specs = [{name: canonical(value) for name, value in run["spec"].items()} for run in held["runs"]]
-    shared = {n for n, text in specs[0].items() if all(spec.get(n) == text for spec in specs)}
+    told = specs[0] if held["format"] == FORMAT else {}  # whoever reads an earlier format looks for whole specs
+    shared = {n for n, text in told.items() if all(spec.get(n) == text for spec in specs)}
     common = {name: value for name, value in held["runs"][0]["spec"].items() if name in shared}
-    words = [f"{canonical(n)}: {canonical(v)}" for n, v in sorted((held | {"spec": common}).items()) if n != "runs"]
+    said = sorted((held | ({"spec": common} if common else {})).items())
+    words = [f"{canonical(name)}: {canonical(value)}" for name, value in said if name != "runs"]
     own = [run | {"spec": {n: v for n, v in run["spec"].items() if n not in shared}} for run in held["runs"]]
     runs = ",\n".join(map(canonical, own))
     atomic_write(path, ("{\n" + ",\n".join([*words, f'"runs": [\n{runs}\n]']) + "\n}\n").encode())

@@ -16,7 +16,7 @@ from ddbench.base.tensors import content_digest
 from ddbench.boards import ranking
 from ddbench.boards.board import Board
 from ddbench.boards.command import command_of, is_command
-from ddbench.boards.entry import NAME, POINTS, Entry, EntryRun, curves, pack
+from ddbench.boards.entry import NAME, POINTS, Entry, EntryRun, curves, pack, write
 from ddbench.boards.places import found
 from ddbench.boards.submit import drafted, submit
 from ddbench.errors import DataError, UsageError
@@ -159,7 +159,8 @@ def test_what_the_specs_of_an_entry_share_stands_there_once(runs, tmp_path):
     assert all(run.spec.json_value() == held["spec"] | {"seed": run.seed} for run in entry.runs)
     whole = [run | {"spec": held["spec"] | run["spec"]} for run in held.pop("runs")]
     held.pop("spec")
-    write_json(path, held | {"format": 2, "runs": whole})  # as the version before wrote it
+    write(path, held | {"format": 2, "runs": whole})  # as the version before wrote it, and may read it
+    assert read_json(path)["runs"] == whole
     assert Entry.read(path).runs == entry.runs
 
 

@@ -53,7 +53,7 @@ def distil(
     scheduler: str = SCHEDULER,
     ipc: int = 1,
     network: str = NETWORK,
-    protocol: str = "default",
+    protocol: str | None = None,
     recipe: str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -68,10 +68,10 @@ def distil(
     """Distil a dataset and grade the set: what ``ddbench run`` does, in the same folder; see its ``--help``.
 
     A call that was made before returns what is there, and one that was interrupted goes on. ``dataset`` is a plugin's
-    name, ``images:FOLDER_OR_ARCHIVE`` or ``hf:NAME``; ``ipc`` counts images per class, in all; ``recipe`` is ``fast``,
-    ``paper`` or ``DATASET:IPC``. ``random`` images of the same budget and the whole training set (``ceiling``) are
-    graded beside. ``fresh`` makes a run anew that is there. ``options`` are those of ``-o``, by group:
-    ``matcher_options={"syn_steps": 30}``, likewise for dataset, scheduler, network, experts, protocol and decoder.
+    name, ``images:FOLDER_OR_ARCHIVE`` or ``hf:NAME``; ``ipc`` counts images per class, in all; ``protocol`` is
+    ``default``, or ``quick`` for your own images on a CPU, if none is named; ``recipe`` is ``fast``, ``paper`` or
+    ``DATASET:IPC``. ``random`` images of the same budget and the whole training set (``ceiling``) are graded beside.
+    ``fresh`` makes a run anew that is there. ``options`` are those of ``-o``: ``network_options={"width": 32}``.
 
     Raises UsageError for names and values that are none, DataError for data that cannot be read, DivergedError where
     the run left the numbers, and InterruptedRun after SIGINT or SIGTERM, after which the same call goes on.

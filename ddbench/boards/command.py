@@ -50,9 +50,9 @@ def command_of(specs: Sequence[SpecRecord], students: int, networks: Sequence[st
     if place in PLACES and (where := spec.dataset.options.get(place, "DATA")):
         names["dataset"] += f":{where}"
     words = [*([f"DDBENCH_THREADS={spec.threads}"] if spec.threads else []), "ddbench", "run"]
+    always = {"dataset", "matcher", "ipc"} | ({"protocol"} if place else set())  # rules that are usual for some data
     for name, value in (names | {"ipc": spec.ipc, "protocol": plain.protocol, "device": spec.device}).items():
-        default = getattr(Request, name)
-        words += [f"--{name}", str(value)] if value != default or name in ("dataset", "matcher", "ipc") else []
+        words += [f"--{name}", str(value)] if value != getattr(Request, name) or name in always else []
     lines = [seeds] if seeds == list(range(seeds[0], seeds[0] + len(seeds))) else [[seed] for seed in seeds]
     runs = [
         [*words, "--seed", str(part[0]), "--repeats", str(len(part)), "--students", str(students), *_flags(told)]

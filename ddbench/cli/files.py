@@ -137,7 +137,7 @@ def _show_controls(target: str, out: Path, options: EvalOptions, form: str, core
 @click.option(
     "--network", default=NETWORK, show_default=True, help="Network of the students, or of the imported experts."
 )
-@click.option("--protocol", default="default", show_default=True, help="Rules that students will learn by.")
+@click.option("--protocol", help="Rules that students will learn by; else those that a run on the dataset takes.")
 @click.option(
     "--pixels",
     default="auto",

@@ -79,7 +79,8 @@ def request_options_on(device: Callable[..., Any], command: Callable[..., Any]) 
             click.option("--ipc", default=1, show_default=True, type=int, help="Synthetic images per class, in all."),
             click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the run."),
             click.option(
-                "--protocol", default="default", show_default=True, help="Rules, such as default or pdd-paper."
+                "--protocol",
+                help="Rules, such as pdd-paper; else default, or quick for your own images on a CPU.",
             ),
             click.option(
                 "--recipe",

@@ -126,7 +126,7 @@ def opened(target: str, out: Path, options: EvalOptions) -> Opened:
         dataset=options.dataset,
         matcher=BASELINE,
         network=options.network or NETWORK,
-        protocol=options.protocol or "default",
+        protocol=options.protocol,
         device=options.device,
         flags=options.plain_flags(),
     )

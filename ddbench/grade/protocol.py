@@ -123,6 +123,8 @@ class Protocol:
 
 _ALL = (
     Protocol(),
+    # For anybody's images on a CPU, where the selection and the students of the default take longer than distilling.
+    Protocol(name="quick", most_steps=1000, lrs=(0.01, 0.03, 0.1), checks=1, judges=1, ceiling_epochs=10),
     # Cazenavette et al.'s released evaluation (CVPR 2022), also TESLA's and FTD's: 1001 epochs at the set's learned lr,
     # the best of some fifty checkpoints by the test accuracy of five networks.
     Protocol(name="mtt-paper", selects="test", epochs=1001, lrs=(), checks=50, judges=5),

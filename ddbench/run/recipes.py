@@ -22,6 +22,11 @@ def usual(dataset: str) -> str:
     return "fast" if known is not None and main_option(known) else "paper"
 
 
+def usual_rules(dataset: str, device: str) -> str:
+    """The name of the protocol that is usual for a dataset on a device: on a CPU, ``quick`` for anybody's images."""
+    return "quick" if usual(dataset) == "fast" and device == "cpu" else "default"
+
+
 def chosen(matcher: Plugin, situation: dict[str, Any], asked: str | None) -> RecipeEntry | None:
     """The recipe of a matcher in a situation (dataset, ipc, scheduler), or the one that is ``asked`` for.
 

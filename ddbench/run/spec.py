@@ -20,10 +20,9 @@ from ddbench.grade.protocol import Protocol, altered, named
 from ddbench.hookspecs import DatasetSource, Matcher, NetworkSource, Scheduler
 from ddbench.plugins import Plugin, declared_version, decodes, main_option, registry
 from ddbench.problem.decode import Decoder
+from ddbench.run import recipes as recipe_book
 from ddbench.run.defaults import DATASET, MATCHER, NETWORK, SCHEDULER
 from ddbench.run.named import teachers_named
-from ddbench.run.recipes import chosen as recipe_of
-from ddbench.run.recipes import missing as missing_recipe
 from ddbench.run.record import RunRecord, SpecRecord
 from ddbench.train.fit import TRAINER_VERSION, Recipe
 
@@ -47,7 +46,7 @@ class Request:
     network: str = NETWORK
     ipc: int = 1
     seed: int = 0
-    protocol: str = "default"
+    protocol: str | None = "default"  # None for what is usual for the dataset on the device
     device: str = "auto"
     flags: tuple[tuple[str, str], ...] = ()  # (group.option, value)
     recipe: str | None = None  # of the matcher: fast, paper, DATASET:IPC; None for what is usual on the dataset
@@ -150,8 +149,9 @@ def resolve(request: Request) -> Resolved:
     flags = split_flags(request.flags)
     recipes = recipes_for(chosen, request)
     made: dict[str, Any] = {}
+    rules = named(request.protocol or recipe_book.usual_rules(dataset, pick_device(request.device)), dataset)
     for group in GROUPS:
-        base = {"experts": EXPERTS, "protocol": named(request.protocol, dataset), "decoder": Decoder()}.get(group)
+        base = {"experts": EXPERTS, "protocol": rules, "decoder": Decoder()}.get(group)
         made[group] = fill(group, chosen.get(group), base, recipes, flags.get(group, {}), origins)
     spec = RunSpec(
         **{group: made[group] for group in GROUPS},
@@ -182,7 +182,7 @@ def unfitted(request: Request) -> str | None:
     """What is to be said where the matcher has no recipe for what is asked, unless one of another place is taken."""
     if request.recipe is not None:
         return None
-    return missing_recipe(registry().get("matcher", request.matcher), situation_of(request))
+    return recipe_book.missing(registry().get("matcher", request.matcher), situation_of(request))
 
 
 def known_options(record: dict[str, Any]) -> dict[str, Any]:
@@ -306,16 +306,11 @@ def split_flags(flags: tuple[tuple[str, str], ...]) -> dict[str, dict[str, str]]
 def recipes_for(chosen: dict[str, Plugin], request: Request) -> list[tuple[str, RecipeEntry]]:
     """The fitting recipes, weakest first: the dataset's, then the matcher's."""
     situation = situation_of(request)
-    found = []
-    for kind in ("dataset", "matcher"):
-        of_matcher = kind == "matcher"
-        entry = recipe_of(chosen[kind], situation, request.recipe) if of_matcher else chosen[kind].recipe(situation)
-        if entry is None:
-            continue
-        if of_matcher and any(group in entry.options for group in SHARED):
-            raise UsageError(f"the recipe of {chosen[kind].name!r} sets {SHARED}, which belong to the dataset's recipe")
-        found.append((kind, entry))
-    return found
+    own = recipe_book.chosen(chosen["matcher"], situation, request.recipe)
+    if own is not None and any(group in own.options for group in SHARED):
+        raise UsageError(f"the recipe of {request.matcher!r} sets {SHARED}, which belong to the dataset's recipe")
+    found = (("dataset", chosen["dataset"].recipe(situation)), ("matcher", own))
+    return [(kind, entry) for kind, entry in found if entry is not None]
 
 
 def fill(

@@ -162,9 +162,8 @@ class Weights:
         assert [step for step, _ in student.trail] == [1, 12]
         assert torch.equal(student.trail[-1][1], student.vector)
         assert not torch.equal(student.trail[0][1], student.vector)
-        assert torch.equal(
-            student.network.apply(student.vector, student.test[torch.arange(3)].images, train=False), student.logits[:3]
-        )
+        few = student.test[torch.arange(3)].images  # some CPUs compute few images in another order than many
+        torch.testing.assert_close(student.network.apply(student.vector, few, train=False), student.logits[:3])
         return {"norm": float(student.vector.norm(self.power))}
 
 

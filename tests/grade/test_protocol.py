@@ -79,9 +79,9 @@ def test_the_default_values_of_options_are_part_of_every_protocol():
 
 
 def test_every_protocol_of_the_field_is_there_and_says_what_it_selects_on():
-    assert set(PROTOCOLS) == {"default", *PAPERS}
+    assert set(PROTOCOLS) == {"default", "quick", *PAPERS}
     on_test = {name for name, protocol in PROTOCOLS.items() if protocol.selects == "test"}
-    assert set(PROTOCOLS) - on_test == {"default", "dc-paper", "dsa-paper", "sre2l-paper"}
+    assert set(PROTOCOLS) - on_test == {"default", "quick", "dc-paper", "dsa-paper", "sre2l-paper"}
     assert {name for name, protocol in PROTOCOLS.items() if protocol.selects == "last"} == {
         "dc-paper",
         "dsa-paper",
@@ -161,6 +161,7 @@ def test_the_default_protocol_gives_every_schedule_the_same_steps():
     assert protocol.budget(257) == 2000
     assert [replace(protocol, most_steps=1500).budget(images) for images in (10, 257)] == [1000, 1500]
     assert replace(protocol, most_steps=1500, steps=3000).budget(10) == 3000
+    assert [named("quick").budget(images) for images in (100, 500)] == [1000, 1000]
     for phases in (1, 2, 3, 5, 7):
         teaching = protocol.evaluation(500, phases)
         assert sum(teaching.lesson(j).steps for j in range(phases)) == 2000

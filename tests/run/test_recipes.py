@@ -11,15 +11,19 @@ from tiny import ddbench
 
 from ddbench import Dataset, Preprocessing, RealData
 from ddbench.base.recipes import NAMES, RecipeEntry, read
+from ddbench.boards.command import command_of
 from ddbench.boards.entry import Entry
 from ddbench.cli.about import about_plugin
 from ddbench.errors import UsageError
 from ddbench.plugins import Plugin, memory_of, registry
+from ddbench.run.again import config_of
 from ddbench.run.baseline import baseline
-from ddbench.run.recipes import chosen, missing, nearest, usual
+from ddbench.run.recipes import chosen, missing, nearest, usual, usual_rules
+from ddbench.run.record import SpecRecord
 from ddbench.run.row import Cells
 from ddbench.run.run import build_task
 from ddbench.run.spec import Request, resolve
+from ddbench.suite.single import read_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +47,34 @@ def at(dataset="cifar10", ipc=10, scheduler="single"):
 def test_anybodys_images_are_fast_by_default_and_known_datasets_as_published():
     assert usual("images") == usual("hf") == "fast"
     assert usual("cifar10") == usual("digits") == usual("nothing of this name") == "paper"
+
+
+def test_the_usual_rules_are_quick_for_anybodys_images_on_a_cpu_and_default_elsewhere():
+    assert usual_rules("images", "cpu") == usual_rules("hf", "cpu") == "quick"
+    assert {usual_rules(*place) for place in (("images", "cuda"), ("digits", "cpu"), ("cifar10", "cpu"))} == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "protocol", "rules"),
+    [
+        ("images:photos", None, "quick"),
+        ("digits", None, "default"),
+        ("images:photos", "default", "default"),
+        ("digits", "quick", "quick"),
+    ],
+)
+def test_a_request_without_rules_gets_the_usual_ones_and_a_named_protocol_stays(dataset, protocol, rules):
+    assert resolve(Request(dataset, "random", protocol=protocol, device="cpu")).spec.protocol.name == rules
+
+
+def test_a_run_of_anybodys_images_is_repeated_by_its_file_and_its_command(tmp_path):
+    """Both name its rules: what is usual for some data on some device need not be so where they are read."""
+    made = resolve(Request("images:photos", "random", protocol=None, device="cpu")).spec
+    (tmp_path / "run.toml").write_text(config_of(made, 5))
+    assert read_run(tmp_path / "run.toml").request.protocol == "quick"
+    assert "--protocol quick" in command_of([SpecRecord.model_validate(made.record())], 5)
+    usual_one = resolve(Request("images:photos", "random", device="cpu")).spec
+    assert "--protocol default" in command_of([SpecRecord.model_validate(usual_one.record())], 5)
 
 
 def test_the_usual_name_wins_over_a_more_specific_recipe_and_another_stands_in_where_there_is_none():

@@ -32,9 +32,11 @@ from ddbench.suite.grid import Suite, read
 from ddbench.suite.places import suite_file
 
 LEFT_OUT = ("selection", "protocol", "accuracy_std", "student_lr")  # of a cell
-ROW_LEFT_OUT = ("options", "random", "distil_rules", "architecture", "distil_network", "distil_protocol", "total_bytes")
-ROW_LEFT_OUT += ("sources", "distil_digest", "ece_mean", "evaluation_seed", "image_bytes", "data_source", "student_lr")
-ROW_LEFT_OUT += ("variant", "above_random", "peak_bytes", "classes", "versions")
+# What a page reads of a row, and what says which run it is; the suite says its options.
+KEPT = ("accuracy_mean", "accuracy_std", "dataset", "dataset_digest", "device", "distil_seconds", "evaluation")
+KEPT += ("expert_seconds", "ipc", "label_bytes", "label_type", "matcher", "n", "network", "protocol", "protocol_digest")
+KEPT += ("run", "scheduler", "seed", "selected_accuracy", "selection", "selection_seconds", "setting", "status")
+KEPT += ("steps", "train_images")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -66,8 +68,8 @@ def store(path: Path, found: Sequence[dict[str, Any]]) -> None:
 
 
 def _lean(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what a page of five seeds has no use for, and what is not known."""
-    kept = {name: value for name, value in row.items() if name not in ROW_LEFT_OUT and value is not None}
+    """What a page reads of a row, where it is known."""
+    kept = {name: row[name] for name in KEPT if row.get(name) is not None}
     if "controls" in row:
         cells = [{n: v for n, v in cell.items() if n not in LEFT_OUT} for cell in row["controls"]]
         kept["controls"] = cells

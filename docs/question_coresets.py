@@ -50,11 +50,11 @@ LARGER = f"""# Where does distilling stop paying?
 Progressive distillation was the first to make "considerably larger" sets (Chen et al., ICLR 2024), and SelMatch
 (Lee & Chung, ICML 2024) is made for them. At 50 to 200 images per class, which here are up to three quarters of all
 training images of digits and two fifths of those of CIFAR-10, what does learning images still gain over choosing
-them?
+them? One and ten images per class of digits are the other ends of the lines.
 
-Labels are hard and student steps the same. `pdd` learns its set in stages, of which later ones distil what students
-of the earlier ones still get wrong (`drop=correct`). What stands for its kind is chosen by **validation** accuracy,
-as in [coresets or distilled sets?](coresets.md), which has the smaller budgets, under fewer student steps.
+Labels are hard and student steps the same. From 50 images per class on, `pdd` learns its set in stages, of which later
+ones distil what students of the earlier ones still get wrong (`drop=correct`). What stands for its kind is chosen by
+**validation** accuracy, as in [coresets or distilled sets?](coresets.md).
 
 ```sh
 ddbench suite run questions-larger --only dataset=digits --out runs
@@ -201,7 +201,7 @@ def verdict(one: Contest, p: float | None) -> str:
 
 
 def turns(every: Sequence[Contest], ps: Sequence[float | None]) -> list[str]:
-    """Who is ahead at which budget, and between which budgets that changes."""
+    """Who is ahead at which budget, between which budgets that changes, and from where on learning gains nothing."""
     words = {
         "distilled": "the distilled set is ahead",
         "coreset": "the coreset is ahead",
@@ -213,6 +213,10 @@ def turns(every: Sequence[Contest], ps: Sequence[float | None]) -> list[str]:
         decided = [(ipc, ahead) for ipc, ahead in stands if ahead != "level"]
         crossed = [f"between {a} and {b}" for (a, before), (b, after) in pairwise(decided) if before != after]
         where = f"The lines cross {', '.join(crossed)} images per class." if crossed else "No line crosses the other."
+        gains = [ahead == "distilled" for _, ahead in stands]
+        if True in gains and not gains[-1]:
+            last = len(gains) - 1 - gains[::-1].index(True)
+            where += f" Learning stops paying between {stands[last][0]} and {stands[last + 1][0]}."
         each = "; ".join(f"at {ipc}, {words[ahead]}" for ipc, ahead in stands)
         said.append(f"**{kind.capitalize()} labels**: {each}.{f' {where}' if len(stands) > 1 else ''}")
     return said

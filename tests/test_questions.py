@@ -167,8 +167,17 @@ def test_the_page_says_where_the_lines_cross(docs):
     page = docs("question_coresets").coresets_page([*ahead, *contest(50, -0.1)])
     assert (
         "**Hard labels**: at 1, the distilled set is ahead; at 10, no difference shows; at 50, the coreset is ahead. "
-        "The lines cross between 1 and 50 images per class." in page
+        "The lines cross between 1 and 50 images per class. Learning stops paying between 1 and 10." in page
     )
+
+
+def test_where_learning_stops_paying_is_behind_the_last_budget_at_which_it_pays(docs):
+    stops = "Learning stops paying"
+    gains = [*contest(1, 0.1), *contest(10, 0.0), *contest(50, 0.1)]
+    assert stops not in docs("question_coresets").larger_page(gains)
+    page = docs("question_coresets").larger_page([*gains, *contest(100, 0.0), *contest(200, 0.0)])
+    assert f"No line crosses the other. {stops} between 50 and 100." in page
+    assert stops not in docs("question_coresets").larger_page([*contest(1, 0.0), *contest(10, 0.0)])
 
 
 def test_pairs_are_counted_in_both_directions(docs):

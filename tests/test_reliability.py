@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-RECORDS = sorted((DOCS / "results").glob("mutation-*.jsonl"))
+RECORDS = sorted((DOCS / "results").glob("mutation-*.jsonl.gz"))
 PAGE = (DOCS / "reliability.md").read_text().partition("## Mutation")[2]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +34,13 @@ def mutation():
 
 
 def test_the_table_of_mutants_is_that_of_the_records(mutation):
-    assert {f"mutation-{room}.jsonl" for room in mutation.ROOMS} == {path.name for path in RECORDS}
+    assert {f"mutation-{room}.jsonl.gz" for room in mutation.ROOMS} == {path.name for path in RECORDS}
     assert mutation.table() in PAGE, "run: python -m benchmarks.mutation --table"
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_a_record_holds_mutants_of_its_room_once_and_says_why_one_is_left(path):
-    about, *rows = map(json.loads, path.read_text().splitlines())
+    about, *rows = rows_of(path)
     assert len({(row["file"], row["operator"], row["occurrence"]) for row in rows}) == len(rows)
     assert {row["file"].split("/")[1] for row in rows} == {about["room"]}
     for row in rows:
@@ -42,7 +48,7 @@ def test_a_record_holds_mutants_of_its_room_once_and_says_why_one_is_left(path):
 
 
 def test_the_page_counts_the_kinds_of_mutants_that_are_left():
-    rows = [json.loads(line) for path in RECORDS for line in path.read_text().splitlines()[1:]]
+    rows = [row for path in RECORDS for row in rows_of(path)[1:]]
     left = [row for row in rows if row["outcome"] not in ("killed", "timeout")]
     kinds = Counter(row["why"].partition(":")[0] for row in left)
     assert dict(re.findall(r"^\| ([\w ]+) \| (\d+) \| \S", PAGE, flags=re.M)) == {k: str(n) for k, n in kinds.items()}

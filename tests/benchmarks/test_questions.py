@@ -29,9 +29,9 @@ ipc = [1, 2]
 
 def test_a_record_is_completed_in_place(tmp_path):
     path = tmp_path / "r.json"
-    bench.store(path, [{"run": "a", "x": 1}, {"run": "b", "x": 1}])
-    bench.store(path, [{"run": "b", "x": 2}, {"run": "c", "x": 1}])
-    assert read_json(path) == [{"run": "a", "x": 1}, {"run": "b", "x": 2}, {"run": "c", "x": 1}]
+    bench.store(path, [{"run": "a", "n": 1}, {"run": "b", "n": 1}])
+    bench.store(path, [{"run": "b", "n": 2, "options": {"left": "to the suite"}}, {"run": "c", "n": 1, "seed": None}])
+    assert read_json(path) == [{"run": "a", "n": 1}, {"run": "b", "n": 2}, {"run": "c", "n": 1}]
 
 
 @pytest.mark.slow

@@ -178,6 +178,70 @@ def test_a_window_that_does_not_fit_is_refused_before_experts_train():
         replace(METHOD, beta=last / 5 + 0.2).needs(problem)
 
 
+def test_a_window_that_is_found_is_refused_only_where_none_fits():
+    problem = tried(5)
+    found = replace(METHOD, beta="auto")
+    found.needs(replace(problem, ipc=problem.real.smallest_class))
+    with pytest.raises(UsageError, match=r"ends at real image .* choose a smaller --ipc"):
+        found.needs(replace(problem, ipc=problem.real.smallest_class + 1))
+
+
+@pytest.mark.parametrize(("best", "place"), [(0, 0), (2, 16), (4, 31)])
+def test_the_window_that_teaches_most_is_taken_and_no_image_judges_that_one_holds(monkeypatch, best, place):
+    """Of 36 images of a class 7 judge, and windows of 5 begin at 0, 6, 12, 18 and 24 of the others; 24 is 31 of all."""
+    problem, seen = tried(5), []
+
+    def taught(problem: Problem, window: Tensor, judging: Tensor) -> float:
+        seen.append((window.tolist(), judging.tolist()))
+        return float(len(seen) - 1 == best)
+
+    monkeypatch.setattr(selmatch, "taught_by", taught)
+    orders = [members.flip(0) for members in problem.real.members]
+    assert {len(order) for order in orders} == {36}
+    assert selmatch.teaching_most(problem, orders) == place
+    assert len(seen) == 5
+    assert {tuple(judging) for _, judging in seen} == {tuple(seen[0][1])}
+    assert len(seen[0][1]) == 3 * 7
+    for i, (window, judging) in enumerate(seen):
+        assert not set(window) & set(judging)
+        for j, order in enumerate(orders):
+            rest = [row for row in order.tolist() if row not in judging]
+            assert window[5 * j : 5 * j + 5] == rest[6 * i :][:5]
+
+
+def test_a_student_decides_which_window_teaches_most():
+    """The window at one end holds images of one class in place of all: nobody learns the others from it."""
+    problem = tried(5)
+    one, *others = problem.real.members
+    orders = [one, *(torch.cat([one[:9], members[9:]]) for members in others)]
+    judging, alone = torch.cat([members[-7:] for members in problem.real.members]), torch.cat([one[:5]] * 3)
+    every = torch.cat([order[-12:-7] for order in orders])
+    assert selmatch.taught_by(problem, alone, judging) == 7  # it calls all images those of one class
+    assert selmatch.taught_by(problem, every, judging) > 10
+    assert selmatch.teaching_most(problem, orders) > 0
+    assert selmatch.teaching_most(problem, [order.flip(0) for order in orders]) < 31
+
+
+def test_no_window_is_looked_for_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(selmatch, "taught_by", None)
+    problem = tried(36)
+    assert selmatch.teaching_most(problem, list(problem.real.members)) == 0
+
+
+def test_where_the_window_begins_is_told_in_the_first_iteration_alone(monkeypatch):
+    monkeypatch.setattr(selmatch, "teaching_most", lambda problem, orders: 4)
+    problem, method = tried(5), replace(METHOD, beta="auto")
+    state = begin(method, problem)
+    told = []
+    for k in range(2):
+        state, numbers = method.step(problem, state, k)
+        told.append(numbers.get("beta"))
+    assert told == [4 / 5, None]
+    again = begin(replace(METHOD, beta=4 / 5), problem)
+    assert rows_of(again.kept.images, problem.real) == rows_of(begin(method, problem).kept.images, problem.real)
+    assert "beta" not in METHOD.step(problem, again, 0)[1]
+
+
 @pytest.mark.parametrize("factor", [1, 2])
 def test_stages_begin_with_images_of_their_own_and_keep_theirs(module_home, factor):
     """Over two stages of pdd, packed or not: no real image serves twice, and what stays is real to the last bit."""
@@ -196,8 +260,8 @@ def test_what_stays_is_packed_under_a_decoder(module_home):
     whole = replace(task_of(spec("tesla", ipc=2)), decoder=Decoder(2))
     method = SelMatch(**TINY | {"steps": 2}, alpha=0.5, beta=0.25)
     problem = prepared(whole, method.needs(whole))
-    rows = method.chosen(problem)
-    assert len(rows) == 3 * 8
+    rows, first = method.chosen(problem)
+    assert (len(rows), first) == (3 * 8, 2)
     state, _ = play(method, problem, 2)
     assert torch.equal(method.result(problem, state).images[::2], problem.pack(rows).images[::2])
 

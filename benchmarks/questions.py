@@ -2,10 +2,12 @@
 
 ``labels`` grades the set of every finished cell of the suite questions-labels with hard, fixed soft and online labels,
 with augmentation and without, beside random images and images that are as hard (``ddbench eval --controls``).
-``coresets`` and ``larger`` take the cells of their suites as they are. Every student is stored, so that the same
-command goes on after an interruption; the record is written after each set, seed by seed. Rows are those of ``ddbench
-compare --per-run --format json``, without the options, which the suite says; those of ``labels`` have a matrix of
-controls besides. Rows of other runs stay in the file.
+``coresets``, ``larger`` and ``images`` (suite anybodys-images) take the cells of their suites as they are; where a run
+of ``images`` was graded beside the whole training set, its row says what that teaches.
+
+Every student is stored, so that the same command goes on after an interruption; the record is written after each set,
+seed by seed. Rows are those of ``ddbench compare --per-run --format json``, without the options, which the suite says;
+those of ``labels`` have a matrix of controls besides. Rows of other runs stay in the file.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ LEFT_OUT = ("selection", "protocol", "accuracy_std", "student_lr")  # of a cell
 KEPT = ("accuracy_mean", "accuracy_std", "dataset", "dataset_digest", "device", "distil_seconds", "evaluation")
 KEPT += ("expert_seconds", "ipc", "label_bytes", "label_type", "matcher", "n", "network", "protocol", "protocol_digest")
 KEPT += ("run", "scheduler", "seed", "selected_accuracy", "selection", "selection_seconds", "setting", "status")
-KEPT += ("steps", "train_images")
+KEPT += ("steps", "train_images", "whole")
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -48,6 +50,12 @@ def folders(suite: Suite, out: Path) -> list[Path]:
 def rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """What ``ddbench compare --per-run`` makes of runs."""
     return per_run([row for folder in runs for row in RunRecord.read(folder).rows()])
+
+
+def with_whole(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Their rows, with the accuracy of the whole training set where it is known."""
+    known = {folder.name: found.whole for folder in runs if (found := finished(folder)) is not None}
+    return [row | ({"whole": whole.accuracy_mean} if (whole := known[row["run"]]) else {}) for row in rows(runs)]
 
 
 def with_controls(suite: Suite, runs: Sequence[Path], out: Path) -> Iterator[dict[str, Any]]:
@@ -79,17 +87,18 @@ def _lean(row: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Make or complete a record; exit 1 while cells of the suite are missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("question", choices=["labels", "coresets", "larger"])
+    parser.add_argument("question", choices=["labels", "coresets", "larger", "images"])
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the runs of the suite are")
     parser.add_argument("--only", action="append", default=[], help="a part of the suite, as for `ddbench suite run`")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--to", type=Path, help="the record; by default the one that the documentation is made of")
     given = parser.parse_args()
     only = part(None, None, tuple(given.only))
-    suite = read(suite_file(Path(f"questions-{given.question}")), device=given.device, only=only)
+    name = "anybodys-images" if given.question == "images" else f"questions-{given.question}"
+    suite = read(suite_file(Path(name)), device=given.device, only=only)
     runs, path = folders(suite, given.out), given.to or RESULTS / f"questions-{given.question}.json"
     if given.question != "labels":
-        store(path, rows(runs))
+        store(path, with_whole(runs) if given.question == "images" else rows(runs))
     else:
         for row in with_controls(suite, runs, given.out):
             store(path, [row])

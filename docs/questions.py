@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from question_coresets import coresets_page, larger_page
+from question_images import images_page
 from question_labels import labels_page
 from question_tables import records
 
@@ -17,7 +18,7 @@ PAGES = Path(__file__).with_name("questions")
 
 def pages() -> dict[Path, str]:
     """All pages, by their files."""
-    made = {"labels": labels_page, "coresets": coresets_page, "larger": larger_page}
+    made = {"labels": labels_page, "coresets": coresets_page, "larger": larger_page, "images": images_page}
     return {PAGES / f"{name}.md": write(records(name)) for name, write in made.items()}
 
 

@@ -1,4 +1,4 @@
-"""The pages of two questions: they are those of their records, and what they say follows from rows planted here."""
+"""The pages of the questions: they are those of their records, and what they say follows from rows planted here."""
 
 from __future__ import annotations
 
@@ -200,3 +200,51 @@ def test_hard_and_soft_labels_are_never_compared(docs):
     rows = [r for r in contest(1, 0.1) if r["matcher"] != "dm"]
     rows += [r for r in contest(1, 0.1, kind="teacher") if r["matcher"] == "dm"]
     assert "No budget has both on record." in docs("question_coresets").coresets_page(rows)
+
+
+# --- anybody's images ------------------------------------------------------------------------------------
+
+
+def photographed(matcher: str, accuracy: float, images: int = 450, **more: Any) -> dict[str, Any]:
+    place = {"dataset": "photos", "network": "convnet(width=16)", "protocol": "quick", "train_images": images, "n": 5}
+    place |= {"dataset_digest": str(images), "run": f"{matcher}-{images}-{more}"}
+    return row(matcher, 0, accuracy, accuracy_std=0.01, **place) | more
+
+
+def test_what_is_above_random_images_is_bold_and_what_is_not_is_marked(docs):
+    rows = [photographed("random", 0.5), photographed("dm", 0.51), photographed("tesla", 0.55)]
+    page = docs("question_images").images_page([*rows, photographed("tesla", 0.4, scheduler="pdd")])
+    titles, line = (cells_of(page, begin)[0] for begin in ("images", "450"))
+    assert titles == ["images", "width", "ipc", "random", "dm", "tesla", "tesla under pdd", "whole set"]
+    assert line == ["450", "16", "1", "50.0 ± 1.0", "51.0 ± 1.0 ‡", "**55.0 ± 1.0**", "40.0 ± 1.0 ‡", ""]
+    assert "`tesla` is above random images in 1 of 1 cells." in page
+
+
+def test_the_interval_is_that_of_welch(docs):
+    module, Row = docs("question_images"), docs("question_tables").row_of
+    one, other = (module.aggregate([Row(photographed(name, a))])[0] for name, a in (("dm", 0.52), ("random", 0.5)))
+    found = module.apart(one, other)
+    half = stats.t.ppf(0.975, 8) * (2 * 0.01**2 * 5 / 4 / 5) ** 0.5  # equal variances: 2 n - 2 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((0.02 - half, 0.02 + half))
+
+
+def test_cells_where_random_images_are_near_the_whole_set_leave_nothing_to_gain(docs):
+    near = [photographed("random", 0.96, whole=0.99), photographed("tesla", 0.9)]
+    far = [photographed("random", 0.5, 5000, whole=0.99), photographed("tesla", 0.9, 5000)]
+    page = docs("question_images").images_page([*near, *far])
+    assert (
+        "`tesla` is above random images in 1 of 2 cells; where these are below 95% of the whole set, in 1 of 1." in page
+    )
+    assert [line[-1] for line in cells_of(page, "450") + cells_of(page, "5,000")] == ["99.0", "99.0"]
+
+
+def test_several_seeds_are_compared_by_their_means(docs):
+    rows = [
+        photographed(name, a + 0.01 * s, seed=s, run=f"{name}{s}")
+        for name, a in (("random", 0.5), ("dm", 0.515))
+        for s in range(5)
+    ]
+    module = docs("question_images")
+    found = {line.row.matcher: line for line in module.aggregate([docs("question_tables").row_of(r) for r in rows])}
+    assert module.apart(found["dm"], found["random"]).above is False  # though students of one seed alone would be
+    assert "5 seeds, 5 students" in module.images_page(rows)

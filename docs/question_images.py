@@ -61,7 +61,9 @@ def _section(rows: Sequence[dict[str, Any]]) -> list[str]:
         shown = [_shown(lines[name], random) if name in lines else "" for name in names]
         body.append([f"{images:,}", _width(network), str(ipc), *shown, "" if whole is None else percent([whole])])
     seeds = sorted({row["seed"] for row in rows})
-    said = [f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {rows[0]['n']} students; {rows[0]['device']}."]
+    said = [
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {rows[0]['n']} students; {', '.join(sorted({row['device'] for row in rows}))}."
+    ]
     said += [_count(name, cells, wholes) for name in names if name != BASELINE]
     return ["\n".join(f"- {text}" for text in said), table(["images", "width", "ipc", *names, "whole set"], body)]
 

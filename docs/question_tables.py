@@ -90,7 +90,7 @@ def setting(rows: Sequence[dict[str, Any]], seeds: Sequence[Any]) -> str:
     one = rows[0]
     return (
         f"{one['train_images']} training images, {one['network']}, N = {one['steps']}, {one['n']} students per set, "
-        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; {one['device']}."
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; {', '.join(sorted({row['device'] for row in rows}))}."
     )
 
 

@@ -13,6 +13,7 @@ those of ``labels`` have a matrix of controls besides. Rows of other runs stay i
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.apply.controls import MATCHED, control_matrix
-from ddbench.base.cache import atomic_write, read_json
+from ddbench.base.cache import atomic_write
 from ddbench.cli.suite import part
 from ddbench.files.asked import EvalOptions
 from ddbench.files.target import opened
@@ -69,10 +70,10 @@ def with_controls(suite: Suite, runs: Sequence[Path], out: Path) -> Iterator[dic
 
 
 def store(path: Path, found: Sequence[dict[str, Any]]) -> None:
-    """Write rows into a record, a line for each, in place of those of the same runs."""
-    held = {row["run"]: row for row in (read_json(path) if path.exists() else [])}
+    """Write rows into a compressed record, a line for each, in place of those of the same runs."""
+    held = {row["run"]: row for row in (json.loads(gzip.decompress(path.read_bytes())) if path.exists() else [])}
     lines = [json.dumps(_lean(row), sort_keys=True) for row in (held | {row["run"]: row for row in found}).values()]
-    atomic_write(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+    atomic_write(path, gzip.compress(("[\n" + ",\n".join(lines) + "\n]\n").encode(), mtime=0))  # equal for equal rows
 
 
 def _lean(row: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def main() -> None:
     only = part(None, None, tuple(given.only))
     name = "anybodys-images" if given.question == "images" else f"questions-{given.question}"
     suite = read(suite_file(Path(name)), device=given.device, only=only)
-    runs, path = folders(suite, given.out), given.to or RESULTS / f"questions-{given.question}.json"
+    runs, path = folders(suite, given.out), given.to or RESULTS / f"questions-{given.question}.json.gz"
     if given.question != "labels":
         store(path, with_whole(runs) if given.question == "images" else rows(runs))
     else:

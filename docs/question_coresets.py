@@ -36,7 +36,7 @@ python benchmarks/questions.py coresets --only dataset=digits --out runs
 python docs/questions.py
 ```
 
-The rows are in `docs/results/questions-coresets.json`. MNIST and a CPU-sized CIFAR-10, with up to 200 images per
+The rows are in `docs/results/questions-coresets.json.gz`. MNIST and a CPU-sized CIFAR-10, with up to 200 images per
 class, are other parts of the [suite](../../leaderboards/suites/questions-coresets.toml); a ConvNet of width 128 on
 all of CIFAR-10 is a part of the campaign on a GPU ([published.md](../published.md), `equal rules`). Intervals are
 95 % (Student's t over seeds, of differences seed by seed); p is Holm-corrected over each table. A seed is the mean of
@@ -62,7 +62,7 @@ python benchmarks/questions.py larger --only dataset=digits --out runs
 python docs/questions.py
 ```
 
-The rows are in `docs/results/questions-larger.json`, those of digits also on a
+The rows are in `docs/results/questions-larger.json.gz`, those of digits also on a
 [board](../../leaderboards/digits-larger/README.md); the [suite](../../leaderboards/suites/questions-larger.toml) has
 the settings. Intervals are 95 % (Student's t over seeds, of differences seed by seed); p is Holm-corrected over each
 table."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from question_tables import MADE, NOTHING, percent, places, row_of, table
+from question_tables import MADE, NOTHING, devices, percent, places, row_of, table
 
 from ddbench.results.aggregate import Line, aggregate
 from ddbench.run.below import Gap, Sample, gap
@@ -30,7 +30,7 @@ python benchmarks/questions.py images --only dataset="digits 500" --out runs
 python docs/questions.py
 ```
 
-The rows are in `docs/results/questions-images.json`; the
+The rows are in `docs/results/questions-images.json.gz`; the
 [suite](../../leaderboards/suites/anybodys-images.toml) has 152 runs for each seed, and the page shows those that are
 on record. What the whole training set teaches is known where a run was graded without `--no-ceiling`."""
 
@@ -61,9 +61,7 @@ def _section(rows: Sequence[dict[str, Any]]) -> list[str]:
         shown = [_shown(lines[name], random) if name in lines else "" for name in names]
         body.append([f"{images:,}", _width(network), str(ipc), *shown, "" if whole is None else percent([whole])])
     seeds = sorted({row["seed"] for row in rows})
-    said = [
-        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {rows[0]['n']} students; {', '.join(sorted({row['device'] for row in rows}))}."
-    ]
+    said = [f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {rows[0]['n']} students; {devices(rows)}."]
     said += [_count(name, cells, wholes) for name in names if name != BASELINE]
     return ["\n".join(f"- {text}" for text in said), table(["images", "width", "ipc", *names, "whole set"], body)]
 

@@ -53,7 +53,7 @@ python benchmarks/questions.py labels --only dataset=digits --out runs
 python docs/questions.py
 ```
 
-The rows are in `docs/results/questions-labels.json`. MNIST and a CPU-sized CIFAR-10 are other parts of the
+The rows are in `docs/results/questions-labels.json.gz`. MNIST and a CPU-sized CIFAR-10 are other parts of the
 [suite](../../leaderboards/suites/questions-labels.toml). Intervals are 95 % (Student's t over seeds, of differences
 seed by seed); p is Holm-corrected over each table. A seed is the mean of its students."""
 

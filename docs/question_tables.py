@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,8 +69,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def records(question: str) -> list[dict[str, Any]]:
-    path = RESULTS / f"questions-{question}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    path = RESULTS / f"questions-{question}.json.gz"
+    return json.loads(gzip.decompress(path.read_bytes())) if path.exists() else []
 
 
 def row_of(held: Mapping[str, Any]) -> Row:
@@ -90,8 +91,12 @@ def setting(rows: Sequence[dict[str, Any]], seeds: Sequence[Any]) -> str:
     one = rows[0]
     return (
         f"{one['train_images']} training images, {one['network']}, N = {one['steps']}, {one['n']} students per set, "
-        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; {', '.join(sorted({row['device'] for row in rows}))}."
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; {devices(rows)}."
     )
+
+
+def devices(rows: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(sorted({row["device"] for row in rows}))
 
 
 def few(seeds: int) -> str:

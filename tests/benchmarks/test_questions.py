@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+
 import pytest
 from tiny import run
 
 from benchmarks import questions as bench
-from ddbench.base.cache import read_json
 from ddbench.suite.grid import read
 
 SUITE = """
@@ -28,10 +30,11 @@ ipc = [1, 2]
 
 
 def test_a_record_is_completed_in_place(tmp_path):
-    path = tmp_path / "r.json"
+    path = tmp_path / "r.json.gz"
     bench.store(path, [{"run": "a", "n": 1}, {"run": "b", "n": 1}])
     bench.store(path, [{"run": "b", "n": 2, "options": {"left": "to the suite"}}, {"run": "c", "n": 1, "seed": None}])
-    assert read_json(path) == [{"run": "a", "n": 1}, {"run": "b", "n": 2}, {"run": "c", "n": 1}]
+    held = json.loads(gzip.decompress(path.read_bytes()))
+    assert held == [{"run": "a", "n": 1}, {"run": "b", "n": 2}, {"run": "c", "n": 1}]
 
 
 @pytest.mark.slow

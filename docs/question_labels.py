@@ -93,14 +93,19 @@ def label_section(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         cells = {(c["images"], c["labels"], c["augmentation"] == "on"): c for c in row["controls"]}
         methods.setdefault(row["matcher"], {})[row["seed"]] = cells
+    whole = {name: by_seed for name, by_seed in methods.items() if len(by_seed) >= SEEDS_FOR_BEST}
+    waiting = sorted(set(methods) - set(whole)) if whole else []  # methods that are still being run change no table
+    methods = whole or methods
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in methods.values())))
     if not seeds:
         return ["No seed is on record for all methods."]
     runs = {name: [by_seed[seed] for seed in seeds] for name, by_seed in sorted(methods.items())}
     body, found = equal_labels(runs)
     said = label_findings(runs, found) if len(seeds) >= SEEDS_FOR_BEST else [few(len(seeds))]
+    left = [f"On record with fewer than {SEEDS_FOR_BEST} seeds, and in no table: {listed(waiting)}."] if waiting else []
     return [
         setting(rows, seeds),
+        *left,
         "\n".join(f"- {text}" for text in said) if len(said) > 1 else said[0],
         "At equal labels, with augmentation:",
         body,

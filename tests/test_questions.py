@@ -124,6 +124,15 @@ def test_the_page_says_what_each_gain_is_due_to(docs):
         assert f"**{kind} labels, beside images that are as hard**: above `dm`; not different `rded`" in page
 
 
+def test_a_method_of_fewer_seeds_waits_for_the_others_and_changes_no_table(docs):
+    others = labelled(SEEDS)
+    late = [row("ncfm", s, 0.6, controls=matrix({"distilled": 0.3}, s)) for s in range(2)]
+    page, before = (docs("question_labels").labels_page(rows) for rows in ([*others, *late], others))
+    said = "On record with fewer than 5 seeds, and in no table: `ncfm`."
+    assert said in page
+    assert page.replace(said + "\n\n", "") == before
+
+
 def test_intervals_and_p_are_those_of_scipy(docs):
     page = docs("question_labels").labels_page(labelled(SEEDS))
     apart = [0.1 * (1 + 0.001 * s) for s in SEEDS]

@@ -59,7 +59,9 @@ def _section(rows: Sequence[dict[str, Any]]) -> list[str]:
     ):
         whole, random = wholes.get((images, network)), lines.get(BASELINE)
         shown = [_shown(lines[name], random) if name in lines else "" for name in names]
-        body.append([f"{images:,}", _width(network), str(ipc), *shown, "" if whole is None else percent([whole])])
+        body.append(
+            [f"{images:,}", _width(network).strip(), str(ipc), *shown, "" if whole is None else percent([whole])]
+        )
     seeds = sorted({row["seed"] for row in rows})
     said = [f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {rows[0]['n']} students; {devices(rows)}."]
     said += [_count(name, cells, wholes) for name in names if name != BASELINE]

@@ -278,16 +278,25 @@ def _selection(plan: Evaluation) -> str:
 
 
 def ceiling(
-    dataset: Dataset, source: NetworkSource, protocol: Protocol, students: int, device: str, threads: int
+    dataset: Dataset,
+    source: NetworkSource,
+    protocol: Protocol,
+    students: int,
+    device: str,
+    threads: int,
+    *,
+    least: int | None = None,
 ) -> dict[str, Any]:
     """The test accuracy of students trained on the whole training set, cached by what decides it.
 
-    They take the protocol's passes over the data, and no fewer optimiser steps than students of a synthetic
-    set. The student lr is selected on validation from the protocol's grid, as for synthetic sets.
+    They take the protocol's passes over the data, and no fewer optimiser steps than students of a synthetic set, which
+    are ``least`` where the protocol does not say. The student lr is selected on validation from the protocol's grid,
+    as for synthetic sets.
     """
     train, test = dataset.train.to(device), dataset.test.to(device)
     network = Network(source, train.shape, train.classes, torch.device(device))
-    epochs = max(protocol.ceiling_epochs, math.ceil((protocol.steps or 0) / math.ceil(len(train) / protocol.batch)))
+    least = protocol.steps or least or 0
+    epochs = max(protocol.ceiling_epochs, math.ceil(least / math.ceil(len(train) / protocol.batch)))
     recipe = replace(protocol.recipe(epochs).on(dataset.augment), online=False)  # real labels need no teacher
     identity = {
         "dataset": dataset.digest,

@@ -36,7 +36,7 @@ from ddbench.grade.student import measured_students
 from ddbench.problem.problem import Problem
 from ddbench.run.prepare import prepared
 from ddbench.run.record import RunRecord, SpecRecord
-from ddbench.run.references import references
+from ddbench.run.references import references, whole_set
 from ddbench.run.run import Run, Settings, build_task
 from ddbench.run.spec import Request, resolve
 from ddbench.train.fit import Student
@@ -630,6 +630,14 @@ def test_the_ceiling_takes_no_fewer_steps_than_students_of_a_synthetic_set(at_ho
     made, dataset = spec("random", "single", 1, protocol__steps=7), spec("random").dataset.load()
     top = ceiling(dataset, made.network, made.protocol, 1, "cpu", 1)
     assert top["epochs"] == 7  # one batch holds the whole training set
+
+
+def test_nor_does_it_where_the_steps_follow_from_the_budget(at_home):
+    """Thirty passes over 450 images were sixty steps, and random images were far above the whole set."""
+    made = spec("random", "single", 1, protocol__steps="none", protocol__most_steps=20)
+    dataset = made.dataset.load()
+    assert whole_set(made, dataset, 1)["epochs"] == 20 == made.protocol.budget(3)
+    assert whole_set(replace(made, protocol=replace(made.protocol, ceiling_epochs=25)), dataset, 1)["epochs"] == 25
 
 
 def test_the_ceiling_row_stands_above_the_run(at_home, tmp_path):

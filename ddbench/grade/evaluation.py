@@ -35,7 +35,7 @@ from ddbench.hookspecs import Metric
 from ddbench.plugins import costly, registry
 from ddbench.problem.starts import Starts
 from ddbench.problem.synthetic import Curriculum
-from ddbench.train.fit import TRAINER_VERSION, Student, fit
+from ddbench.train.fit import TRAINER_VERSION, Recipe, Student, fit
 from ddbench.train.fit_together import trains_together
 from ddbench.train.network import Network
 from ddbench.train.source import NetworkSource
@@ -277,6 +277,22 @@ def _selection(plan: Evaluation) -> str:
     return own
 
 
+def _stored(path: Path) -> dict[str, Any] | None:
+    """A ceiling that was made before; a damaged one is said, and none."""
+    if path.exists():
+        try:
+            return read_record(path, _Ceiling)
+        except DataError:
+            note(f"{path} is damaged; it is made again")
+    return None
+
+
+def _of_whole(dataset: Dataset, protocol: Protocol, least: int) -> Recipe:
+    """How the whole training set is learned, in ``least`` steps or more."""
+    epochs = max(protocol.ceiling_epochs, math.ceil(least / math.ceil(len(dataset.train) / protocol.batch)))
+    return replace(protocol.recipe(epochs).on(dataset.augment), online=False)  # real labels need no teacher
+
+
 def ceiling(
     dataset: Dataset,
     source: NetworkSource,
@@ -284,8 +300,7 @@ def ceiling(
     students: int,
     device: str,
     threads: int,
-    *,
-    least: int | None = None,
+    least: int = 0,
 ) -> dict[str, Any]:
     """The test accuracy of students trained on the whole training set, cached by what decides it.
 
@@ -295,9 +310,7 @@ def ceiling(
     """
     train, test = dataset.train.to(device), dataset.test.to(device)
     network = Network(source, train.shape, train.classes, torch.device(device))
-    least = protocol.steps or least or 0
-    epochs = max(protocol.ceiling_epochs, math.ceil(least / math.ceil(len(train) / protocol.batch)))
-    recipe = replace(protocol.recipe(epochs).on(dataset.augment), online=False)  # real labels need no teacher
+    recipe = _of_whole(dataset, protocol, protocol.steps or least)
     identity = {
         "dataset": dataset.digest,
         "network": network.lineage,
@@ -308,11 +321,8 @@ def ceiling(
         "trainer": TRAINER_VERSION,
     }
     path = Cache(home()).folder("ceilings", identity) / "ceiling.json"
-    if path.exists():
-        try:
-            return read_record(path, _Ceiling)
-        except DataError:
-            note(f"{path} is damaged; it is made again")
+    if (known := _stored(path)) is not None:
+        return known
     torch.set_num_threads(threads)
 
     def train_one(seed: Seed, lr: float) -> torch.Tensor:
@@ -325,6 +335,6 @@ def ceiling(
     scores = {lr: accuracy(network, train_one(Seed(0) / "ceiling" / "judge", lr), validation) for lr in grid}
     lr = best_lr(scores)
     graded = [accuracy(network, train_one(Seed(0) / "ceiling" / i, lr), test) for i in range(students)]
-    record = {"accuracies": graded, "lr": lr, "images": len(train), "epochs": epochs}
+    record = {"accuracies": graded, "lr": lr, "images": len(train), "epochs": recipe.epochs}
     write_json(path, record, sealed=True)
     return record

@@ -75,8 +75,8 @@ def label_kinds(spec: RunSpec) -> list[str]:
 
 def whole_set(spec: RunSpec, dataset: Dataset, students: int) -> dict[str, Any]:
     """:func:`ddbench.grade.evaluation.ceiling` for the task of a run."""
-    least = spec.protocol.budget(spec.ipc * dataset.train.classes)  # few images in many passes make few steps
-    return ceiling(dataset, spec.network, spec.protocol, students, spec.device, spec.threads, least=least)
+    least = spec.protocol.budget(spec.ipc * dataset.train.classes) or 0  # few images in many passes make few steps
+    return ceiling(dataset, spec.network, spec.protocol, students, spec.device, spec.threads, least)
 
 
 def _ceiling(spec: RunSpec, dataset: Dataset, students: int) -> Row:

@@ -8,14 +8,26 @@ from itertools import pairwise, product
 from statistics import fmean
 from typing import Any
 
-from question_tables import MADE, NOTHING, Compared, corrected, few, percent, places, row_of, setting, shown, table
+from question_tables import (
+    MADE,
+    NOTHING,
+    Compared,
+    corrected,
+    few,
+    method_of,
+    percent,
+    places,
+    row_of,
+    setting,
+    shown,
+    table,
+)
 
 from ddbench.plugins import registry
 from ddbench.results.aggregate import Line, aggregate
 from ddbench.results.differences import LEVEL, SEEDS_FOR_BEST, between
 from ddbench.results.statistics import holm
 from ddbench.run.below import soft
-from ddbench.run.defaults import ONE_STAGE
 
 HEAD = f"""# Coresets or distilled sets?
 
@@ -77,8 +89,7 @@ class Side:
 
     @property
     def name(self) -> str:
-        scheduler = self.line.row.scheduler
-        return f"{self.line.row.matcher}" + ("" if scheduler in (None, ONE_STAGE) else f" under {scheduler}")
+        return method_of(self.line.row)
 
     @property
     def chosen(self) -> bool:

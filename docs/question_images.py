@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from question_tables import MADE, NOTHING, devices, percent, places, row_of, table
+from question_tables import MADE, NOTHING, devices, method_of, percent, places, row_of, table
 
 from ddbench.results.aggregate import Line, aggregate
 from ddbench.run.below import Gap, Sample, gap
-from ddbench.run.defaults import BASELINE, ONE_STAGE
+from ddbench.run.defaults import BASELINE
 
 NEAR = 0.95  # of what the whole training set teaches: random images that reach it leave little to gain
 
@@ -25,14 +25,16 @@ there are several. **Bold**: above random images of the same budget; ‡: not ab
 difference, Welch). A tenth of the training images is held out to select on and is not counted among them.
 
 ```sh
+python benchmarks/digits_folder.py digits && export DDBENCH_DIGITS=$PWD/digits DDBENCH_THREADS=1
 ddbench suite run anybodys-images --only dataset="digits 500" --out runs
+ddbench run --dataset images:digits -o dataset.limit=500 -o network.width=16 --matcher random --out runs
 python benchmarks/questions.py images --only dataset="digits 500" --out runs
 python docs/questions.py
 ```
 
 The rows are in `docs/results/questions-images.json.gz`; the
 [suite](../../leaderboards/suites/anybodys-images.toml) has 152 runs for each seed, and the page shows those that are
-on record. What the whole training set teaches is known where a run was graded without `--no-ceiling`."""
+on record. `ddbench run` grades the whole training set beside random images; a suite does not."""
 
 
 def images_page(held: Sequence[dict[str, Any]]) -> str:
@@ -51,7 +53,7 @@ def _section(rows: Sequence[dict[str, Any]]) -> list[str]:
     for line in aggregate([row_of(row) for row in rows]):
         if line.scores:
             one = known[line.rows[0].run]
-            cells.setdefault((one["train_images"], one["network"], one["ipc"]), {})[_name(line)] = line
+            cells.setdefault((one["train_images"], one["network"], one["ipc"]), {})[method_of(line.row)] = line
     names = sorted({name for lines in cells.values() for name in lines}, key=lambda name: (name != BASELINE, name))
     body = []
     for (images, network, ipc), lines in sorted(
@@ -59,22 +61,15 @@ def _section(rows: Sequence[dict[str, Any]]) -> list[str]:
     ):
         whole, random = wholes.get((images, network)), lines.get(BASELINE)
         shown = [_shown(lines[name], random) if name in lines else "" for name in names]
-        body.append(
-            [f"{images:,}", _width(network).strip(), str(ipc), *shown, "" if whole is None else percent([whole])]
-        )
+        body.append([f"{images:,}", str(_width(network)), str(ipc), *shown, "" if whole is None else percent([whole])])
     seeds = sorted({row["seed"] for row in rows})
     said = [f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, {rows[0]['n']} students; {devices(rows)}."]
     said += [_count(name, cells, wholes) for name in names if name != BASELINE]
     return ["\n".join(f"- {text}" for text in said), table(["images", "width", "ipc", *names, "whole set"], body)]
 
 
-def _name(line: Line) -> str:
-    scheduler = line.row.scheduler
-    return str(line.row.matcher) + ("" if scheduler in (None, ONE_STAGE) else f" under {scheduler}")
-
-
-def _width(network: str) -> str:
-    return (re.findall(r"width=(\d+)", network) or [network])[0].rjust(4)
+def _width(network: str) -> int:
+    return int(re.findall(r"width=(\d+)", network)[0])
 
 
 def _sample(line: Line) -> Sample:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ddbench.results.differences import SEEDS_FOR_BEST
 from ddbench.results.statistics import Test, holm, interval, paired
+from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.row import Row
 
 RESULTS = Path(__file__).with_name("results")
@@ -93,6 +94,11 @@ def setting(rows: Sequence[dict[str, Any]], seeds: Sequence[Any]) -> str:
         f"{one['train_images']} training images, {one['network']}, N = {one['steps']}, {one['n']} students per set, "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; {devices(rows)}."
     )
+
+
+def method_of(row: Row) -> str:
+    """``tesla``, or ``tesla under pdd``."""
+    return f"{row.matcher}" + ("" if row.scheduler in (None, ONE_STAGE) else f" under {row.scheduler}")
 
 
 def devices(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -38,9 +38,10 @@ student steps are the same (Mittal et al., "Rethinking Dataset Distillation for 
 Outperform Coresets?", [arXiv 2606.18209](https://arxiv.org/abs/2606.18209))?
 
 For each budget and each kind of labels, the coreset and the distilled set that stand for their kind are chosen by
-**validation** accuracy, the mean over the seeds of what selection saw (of equals the first by the alphabet). Test
-accuracy decides nothing, so that the best of many is not chosen by its luck. Random images count among the coresets.
-Soft labels of coresets are the mean prediction of experts; those of a distilled set are its own.
+**validation** accuracy, the mean of what selection saw over the seeds that all methods have there (of equals the first
+by the alphabet). Test accuracy decides nothing, so that the best of many is not chosen by its luck. Where not every
+method has all seeds, the first seed chooses, and the two that it chose are run with the others. Random images count
+among the coresets. Soft labels of coresets are the mean prediction of experts; those of a distilled set are its own.
 
 ```sh
 ddbench suite run questions-coresets --only dataset=digits --out runs
@@ -150,14 +151,20 @@ def _page(head: str, held: Sequence[dict[str, Any]]) -> str:
 
 def contests(rows: Sequence[dict[str, Any]]) -> list[Contest]:
     """One for each budget and kind of labels that has both."""
-    found: dict[tuple[int, str], list[Side]] = {}
+    found: dict[tuple[int, str], list[tuple[Line, dict[int | None, float]]]] = {}
     for line in aggregate([row_of(row) for row in rows]):
-        seen = [row.selected_accuracy for row in line.rows if row.finished and row.selection == "validation"]
-        if line.scores and len(seen) == len(line.rows) and None not in seen:
-            kind = "soft" if soft(line.row) else "hard"
-            found.setdefault((line.row.ipc or 0, kind), []).append(Side(line, fmean(v for v in seen if v is not None)))
-    every = [Contest(ipc, kind, sides) for (ipc, kind), sides in sorted(found.items())]
+        seen = {row.seed: row.selected_accuracy for row in line.rows if row.finished and row.selection == "validation"}
+        known = {seed: accuracy for seed, accuracy in seen.items() if accuracy is not None}
+        if line.scores and len(known) == len(line.rows):
+            found.setdefault((line.row.ipc or 0, "soft" if soft(line.row) else "hard"), []).append((line, known))
+    every = [Contest(ipc, kind, _sides(lines)) for (ipc, kind), lines in sorted(found.items())]
     return [one for one in every if one.complete and one.seeds]
+
+
+def _sides(lines: Sequence[tuple[Line, dict[int | None, float]]]) -> list[Side]:
+    """With the mean validation accuracy over the seeds that all have; none where they have no seed in common."""
+    shared = set.intersection(*(set(known) for _, known in lines))
+    return [Side(line, fmean(known[seed] for seed in shared)) for line, known in lines] if shared else []
 
 
 def coreset_section(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -187,7 +194,7 @@ def coreset_section(rows: Sequence[dict[str, Any]]) -> list[str]:
     fewest = min(len(one.seeds) for one in every)
     said = "\n".join(f"- {text}" for text in turns(every, ps)) if fewest >= SEEDS_FOR_BEST else few(fewest)
     return [
-        setting(rows, sorted({row["seed"] for row in rows})),
+        setting(rows, sorted({row["seed"] for row in rows})) + partly(every),
         said,
         "Chosen on validation data; the difference is that of the distilled set to the coreset, in points:",
         table(titles, body),
@@ -197,6 +204,12 @@ def coreset_section(rows: Sequence[dict[str, Any]]) -> list[str]:
         "Every method, ± deviation over seeds. Experts are shared; their seconds are those of whoever trained them:",
         methods(every),
     ]
+
+
+def partly(every: Sequence[Contest]) -> str:
+    """A sentence where not every method has all seeds; nothing where each has."""
+    counts = sorted({len(side.line.scores) for one in every for side in one.sides})
+    return f" Not every method has all of them: {counts[0]} or more." if len(counts) > 1 else ""
 
 
 def result(side: Side) -> str:

@@ -100,8 +100,11 @@ def _processor() -> str:
     return "CPU"
 
 
-def pick_device(name: str) -> str:
-    """``auto`` is CUDA where there is one, and ``cuda:0`` is ``cuda``. Asking for CUDA without one is an error."""
+def pick_device(name: str, *, here: bool = True) -> str:
+    """``auto`` is CUDA where there is one, and ``cuda:0`` is ``cuda``.
+
+    Asking for CUDA without one is an error, unless it need not be ``here``.
+    """
     name = "cuda" if name == "cuda:0" else name
     if name.startswith("cuda:") and name[5:].isdecimal():
         raise UsageError(
@@ -114,6 +117,6 @@ def pick_device(name: str) -> str:
         )
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    if here and name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda asked for, but torch finds no CUDA device here; use --device cpu or auto")
     return name

@@ -50,6 +50,12 @@ class Request:
     device: str = "auto"
     flags: tuple[tuple[str, str], ...] = ()  # (group.option, value)
     recipe: str | None = None  # of the matcher: fast, paper, DATASET:IPC; None for what is usual on the dataset
+    here: bool = True  # whether the device must be: a run can be planned for, or sent to, another machine
+
+    @property
+    def picked(self) -> str:
+        """The device, ``auto`` no longer among them. Raises UsageError where it is missing."""
+        return pick_device(self.device, here=self.here)
 
     def with_seed(self, seed: int) -> Request:
         return replace(self, seed=seed)
@@ -149,7 +155,7 @@ def resolve(request: Request) -> Resolved:
     flags = split_flags(request.flags)
     recipes = recipes_for(chosen, request)
     made: dict[str, Any] = {}
-    rules = named(request.protocol or recipe_book.usual_rules(dataset, pick_device(request.device)), dataset)
+    rules = named(request.protocol or recipe_book.usual_rules(dataset, request.picked), dataset)
     for group in GROUPS:
         base = {"experts": EXPERTS, "protocol": rules, "decoder": Decoder()}.get(group)
         made[group] = fill(group, chosen.get(group), base, recipes, flags.get(group, {}), origins)
@@ -157,7 +163,7 @@ def resolve(request: Request) -> Resolved:
         **{group: made[group] for group in GROUPS},
         ipc=request.ipc,
         seed=request.seed,
-        device=pick_device(request.device),
+        device=request.picked,
         threads=usual_threads(),
         versions=versions_of(chosen, made["matcher"]),
     )
@@ -175,7 +181,7 @@ def resolve(request: Request) -> Resolved:
 def situation_of(request: Request) -> dict[str, Any]:
     """What recipes are matched on."""
     asked = {"dataset": request.dataset, "ipc": request.ipc, "scheduler": request.scheduler}
-    return asked | {"device": pick_device(request.device)}
+    return asked | {"device": request.picked}
 
 
 def unfitted(request: Request) -> str | None:

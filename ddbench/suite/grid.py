@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import digest
-from ddbench.base.machine import DEVICES
 from ddbench.errors import DataError, UsageError
 from ddbench.plugins import wants_networks
 from ddbench.run.again import option_text
@@ -182,15 +181,15 @@ def read(
     used: set[int] = set()
     found: dict[str, Cell] = {}
     made: dict[Request, RunSpec] = {}
-    here, there = _Here(path.parent, dry, only or {}), device if remote and device in DEVICES[1:] else None
+    here = _Here(path.parent, dry, only or {})
     for number, matrix in enumerate(matrices, 1):
         where = f"matrix {number} of {path}"
         gpus = gpus_of({**given, **matrix} if isinstance(matrix, dict) else given, where)
         for name, request in _requests(given, matrix, where, here, excludes, used):
-            asked = replace(request, device="cpu" if there else device)
+            asked = replace(request, device=device, here=not remote)
             spec = _resolved(asked, made, f"{where}, {name}")
-            spec = replace(spec, threads=_threads(spec.threads, own_threads, jobs), device=there or spec.device)
-            cell = Cell(name, replace(request, device=device), spec, gpus)
+            spec = replace(spec, threads=_threads(spec.threads, own_threads, jobs))
+            cell = Cell(name, asked, spec, gpus)
             found.setdefault(cell.key, cell)
     _require_some(path, len(excludes), used, found, only or {})
     seeds = list(dict.fromkeys(cell.spec.seed for cell in found.values()))

@@ -128,7 +128,7 @@ class Desk:
     def _order(self, part: Part, given: list[str]) -> dict[str, Any]:
         """What a node is told beside its environment: what to do, by which code, and which lock this process holds."""
         spec = part.cell.spec
-        request = replace(part.cell.request, device=spec.device)
+        request = replace(part.cell.request, device=spec.device, here=True)
         experts = None
         if part.pool is not None:
             experts = {"first": part.first, "stop": part.stop, "snapshots": part.pool.snapshots}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pictures
 import pytest
 import torch
 from problems import task_of
@@ -14,6 +15,7 @@ from torch import nn
 from ddbench.errors import UsageError
 from ddbench.run import cost as module
 from ddbench.run.cost import Amount, amount, cost, counted, device_of, devices, priced, rates
+from ddbench.run.spec import Request, resolve
 from ddbench.train.compile import forward_flops
 
 
@@ -91,6 +93,22 @@ def test_the_command_tells_hours_of_a_run_and_what_they_rest_on(tmp_path):
     shown = ddbench("cost", *words("tesla", ipc=2), home=tmp_path)
     assert "hours of one thread" in " ".join(shown.out.split())
     assert ddbench("cost", *words("tesla"), "--device", "h20", home=tmp_path).code == 2
+
+
+def test_a_run_is_counted_by_the_recipe_and_rules_of_the_device_that_it_is_told_for(tmp_path):
+    """On a CPU anybody's images are graded by ``quick``, on a GPU by ``default``, and their recipes differ."""
+    place = pictures.folder(tmp_path / "cats", pictures.tree(train=30))
+    asked = ("cost", "--dataset", f"images:{place}", "--matcher", "tesla", "--ipc", "10", "--json")
+    for device, rules, others in (("cpu", "quick", "default"), ("h200", "default", "quick")):
+        usual, own, other = (
+            json.loads(ddbench(*asked, "--device", device, *more, home=tmp_path).out)["runs"][0]
+            for more in ((), ("--protocol", rules), ("--protocol", others))
+        )
+        assert usual == own
+        assert usual["grading"] != other["grading"]
+    kind = {"dataset": f"images:{place}", "matcher": "tesla", "ipc": 10, "protocol": None, "here": False}
+    made = resolve(Request(**kind, device="cuda")).spec
+    assert usual["distilling"] == pytest.approx((cost(made, made.dataset.load(), 5, "h200").distilling or 0) / 3600)
 
 
 def test_cells_that_share_experts_pay_for_them_once(tmp_path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 from tiny import ddbench
 
 from ddbench.errors import UsageError
+from ddbench.run.spec import resolve, usual_threads
 from ddbench.suite.grid import read
 
 CELL = 'matcher = "random"\nipc = 1\n'
@@ -89,6 +92,33 @@ def test_a_part_of_a_suite_needs_no_data_of_the_others(tmp_path, monkeypatch):
         read(path, device="cpu", only={"dataset": {"pictures"}})
     with pytest.raises(UsageError, match="no cell with ipc=3"):
         read(path, device="cpu", dry=True, only={"ipc": {"3"}})
+
+
+def test_a_suite_for_a_gpu_that_is_elsewhere_has_the_recipes_of_a_gpu(tmp_path, monkeypatch):
+    """A login node without one sends what a node with one makes of the same request; no default batch is below 256."""
+    monkeypatch.delenv("NOT_HERE", raising=False)
+    path = tmp_path / "s.toml"
+    path.write_text(
+        '[[matrix]]\nmatcher = "tesla"\nipc = 10\n'
+        'dataset = {name = "images", options = {root = "${NOT_HERE}"}, label = "pictures"}\n'
+    )
+    far = read(path, device="cuda", dry=True, remote=True)
+    near = read(path, device="cpu", dry=True, remote=True)
+    (gpu,), (cpu,) = far.cells, near.cells
+    assert (gpu.spec.device, cpu.spec.device) == ("cuda", "cpu")
+    assert gpu.spec.experts.batch == 256 > (cpu.spec.experts.batch or 0)
+    assert (gpu.spec.matcher.batch_syn, cpu.spec.matcher.batch_syn) == (None, 50)
+    assert far.unfitted == near.unfitted == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # there
+    assert resolve(replace(gpu.request, here=True)).spec.key == replace(gpu.spec, threads=usual_threads()).key
+
+
+def test_a_suite_for_a_gpu_here_needs_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = tmp_path / "s.toml"
+    path.write_text('[[matrix]]\ndataset = "toy"\nmatcher = "random"\nipc = 1\n')
+    with pytest.raises(UsageError, match="no CUDA device here"):
+        read(path, device="cuda")
 
 
 def test_the_command_takes_a_part_and_says_what_parts_are(tmp_path):

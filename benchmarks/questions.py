@@ -2,8 +2,9 @@
 
 ``labels`` grades the set of every finished cell of the suite questions-labels with hard, fixed soft and online labels,
 with augmentation and without, beside random images and images that are as hard (``ddbench eval --controls``).
-``coresets``, ``larger`` and ``images`` (suite anybodys-images) take the cells of their suites as they are; where a run
-of ``images`` was graded beside the whole training set, its row says what that teaches.
+``coresets``, ``larger``, ``images`` (suite anybodys-images) and ``stages`` (suite cifar10-jpeg) take the cells of their
+suites as they are; where a run of ``images`` was graded beside the whole training set, its row says what that teaches,
+and a row of ``stages`` says what each stage matched.
 
 Every student is stored, so that the same command goes on after an interruption; the record is written after each set,
 seed by seed. Rows are those of ``ddbench compare --per-run --format json``, without the options, which the suite says;
@@ -18,6 +19,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ddbench.apply.controls import MATCHED, control_matrix
@@ -39,7 +41,9 @@ LEFT_OUT = ("selection", "protocol", "accuracy_std", "student_lr")  # of a cell
 KEPT = ("accuracy_mean", "accuracy_std", "dataset", "dataset_digest", "device", "distil_seconds", "evaluation")
 KEPT += ("expert_seconds", "ipc", "label_bytes", "label_type", "matcher", "n", "network", "protocol", "protocol_digest")
 KEPT += ("run", "scheduler", "seed", "selected_accuracy", "selection", "selection_seconds", "setting", "status")
-KEPT += ("steps", "train_images", "whole")
+KEPT += ("stages", "steps", "train_images", "whole")
+SUITES = {"images": "anybodys-images", "stages": "cifar10-jpeg"}  # of others it is questions- and their name
+PARTS = 10  # of a stage: its first is compared with its last, and that with the one before
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -57,6 +61,26 @@ def with_whole(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Their rows, with the accuracy of the whole training set where it is known."""
     known = {folder.name: found.whole for folder in runs if (found := finished(folder)) is not None}
     return [row | ({"whole": whole.accuracy_mean} if (whole := known[row["run"]]) else {}) for row in rows(runs)]
+
+
+def with_losses(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Their rows, with what each stage matched as ``stages``."""
+    logs = {folder.name: folder / "metrics.jsonl" for folder in runs}
+    return [row | {"stages": stages(path) if (path := logs[row["run"]]).exists() else []} for row in rows(runs)]
+
+
+def stages(log: Path) -> list[dict[str, float]]:
+    """Of each stage the mean loss of its first and last tenth, and the last's relative change from the tenth before."""
+    losses: dict[int, list[float]] = {}
+    for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
+        if line.get("loss") is not None:
+            losses.setdefault(line["stage"], []).append(line["loss"])
+    found = []
+    for _, seen in sorted(losses.items()):
+        size = max(1, len(seen) // PARTS)
+        first, last, before = (fmean(part) for part in (seen[:size], seen[-size:], seen[-2 * size : -size] or seen))
+        found.append({"first": first, "last": last, "change": last / before - 1 if before else 0.0})
+    return found
 
 
 def with_controls(suite: Suite, runs: Sequence[Path], out: Path) -> Iterator[dict[str, Any]]:
@@ -88,18 +112,18 @@ def _lean(row: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Make or complete a record; exit 1 while cells of the suite are missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("question", choices=["labels", "coresets", "larger", "images"])
+    parser.add_argument("question", choices=["labels", "coresets", "larger", "images", "stages"])
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the runs of the suite are")
     parser.add_argument("--only", action="append", default=[], help="a part of the suite, as for `ddbench suite run`")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--to", type=Path, help="the record; by default the one that the documentation is made of")
     given = parser.parse_args()
     only = part(None, None, tuple(given.only))
-    name = "anybodys-images" if given.question == "images" else f"questions-{given.question}"
+    name = SUITES.get(given.question, f"questions-{given.question}")
     suite = read(suite_file(Path(name)), device=given.device, only=only)
     runs, path = folders(suite, given.out), given.to or RESULTS / f"questions-{given.question}.json.gz"
     if given.question != "labels":
-        store(path, with_whole(runs) if given.question == "images" else rows(runs))
+        store(path, {"images": with_whole, "stages": with_losses}.get(given.question, rows)(runs))
     else:
         for row in with_controls(suite, runs, given.out):
             store(path, [row])

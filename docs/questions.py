@@ -1,4 +1,4 @@
-"""Write the pages of ``questions/``: what an accuracy is due to, whether coresets do as well, and at which sizes.
+"""Write the pages of ``questions/``: what an accuracy is due to, whether coresets do as well, and so on.
 
 All figures come from ``results/questions-*.json`` (``python benchmarks/questions.py`` makes these); a test compares the
 pages with what ``python docs/questions.py`` would write. With fewer than five seeds no finding is stated.
@@ -11,6 +11,7 @@ from pathlib import Path
 from question_coresets import coresets_page, larger_page
 from question_images import images_page
 from question_labels import labels_page
+from question_stages import stages_page
 from question_tables import records
 
 PAGES = Path(__file__).with_name("questions")
@@ -18,7 +19,13 @@ PAGES = Path(__file__).with_name("questions")
 
 def pages() -> dict[Path, str]:
     """All pages, by their files."""
-    made = {"labels": labels_page, "coresets": coresets_page, "larger": larger_page, "images": images_page}
+    made = {
+        "labels": labels_page,
+        "coresets": coresets_page,
+        "larger": larger_page,
+        "images": images_page,
+        "stages": stages_page,
+    }
     return {PAGES / f"{name}.md": write(records(name)) for name, write in made.items()}
 
 

@@ -273,3 +273,46 @@ def test_several_seeds_are_compared_by_their_means(docs):
     found = {line.row.matcher: line for line in module.aggregate([docs("question_tables").row_of(r) for r in rows])}
     assert module.apart(found["dm"], found["random"]).above is False  # though students of one seed alone would be
     assert "5 seeds, 5 students" in module.images_page(rows)
+
+
+# --- stages ----------------------------------------------------------------------------------------------
+
+
+def scheduled(seeds: range = SEEDS) -> list[dict[str, Any]]:
+    """``dm``: restarts are 3 points above one stage, and stages 5 points below restarts."""
+    gains = {"single": 0.0, "restarts": 0.03, "pdd": -0.02}
+    return [
+        row(
+            "dm",
+            s,
+            0.6 + gain + 0.001 * (s * place % 5),
+            scheduler=name,
+            selected_accuracy=0.5,
+            setting=f"dm {name}",
+            stages=[{"first": 2.0, "last": 1.0, "change": -0.01 * s}] * (1 + (name == "pdd")),
+        )
+        for place, (name, gain) in enumerate(gains.items(), 1)
+        for s in seeds
+    ]
+
+
+def test_the_page_on_stages_has_each_pair_of_schedules_and_says_what_is_due_to_stages(docs):
+    page = docs("question_stages").stages_page(scheduled())
+    assert "`dm`: `pdd` is below `single`; `restarts` is above `single`; `pdd` is below `restarts`." in page
+    (line,) = cells_of(page, "`dm`", "`pdd` to `restarts`")
+    assert line[2].startswith("-5.0 [")
+    assert line[-1] == "5"
+    assert [c[1] for c in cells_of(page, "`dm`") if c[1] in ("`single`", "`pdd`", "`restarts`")][:3] == [
+        "`single`",
+        "`pdd`",
+        "`restarts`",
+    ]
+    stages = [c for c in cells_of(page, "`dm`", "`pdd`") if c[2] in ("1", "2") and len(c) == 6]
+    assert stages == [["`dm`", "`pdd`", str(k), "2", "1", "3 of 5"] for k in (1, 2)]  # seeds 0, 1, 2 are flat
+
+
+def test_few_seeds_of_schedules_decide_nothing(docs):
+    page = docs("question_stages").stages_page(scheduled(range(2)))
+    assert "**No finding is stated**" in page
+    assert "is below" not in page
+    assert "Nothing is on record yet." in docs("question_stages").stages_page([])

@@ -37,6 +37,16 @@ def test_a_record_is_completed_in_place(tmp_path):
     assert held == [{"run": "a", "n": 1}, {"run": "b", "n": 2}, {"run": "c", "n": 1}]
 
 
+def test_a_stage_is_flat_where_its_last_tenth_is_as_the_tenth_before(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    seen = [{"stage": 0, "step": i, "loss": 20.0 - i} for i in range(20)] + [{"stage": 1, "note": "no loss"}]
+    seen += [{"stage": 1, "step": i, "loss": 0.5} for i in range(3)]  # fewer than ten: the mean is of one
+    log.write_text("".join(json.dumps(line) + "\n" for line in seen))
+    first, second = bench.stages(log)
+    assert first == {"first": 19.5, "last": 1.5, "change": pytest.approx(1.5 / 3.5 - 1)}
+    assert second == {"first": 0.5, "last": 0.5, "change": 0.0}
+
+
 @pytest.mark.slow
 def test_finished_runs_get_their_controls_and_random_images_none(tmp_path, monkeypatch):
     monkeypatch.setenv("DDBENCH_THREADS", "1")

@@ -24,6 +24,7 @@ from typing import Any
 
 from ddbench.apply.controls import MATCHED, control_matrix
 from ddbench.base.cache import atomic_write
+from ddbench.base.machine import keep_freed_memory
 from ddbench.cli.suite import part
 from ddbench.files.asked import EvalOptions
 from ddbench.files.target import opened
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--to", type=Path, help="the record; by default the one that the documentation is made of")
     given = parser.parse_args()
+    keep_freed_memory()
     only = part(None, None, tuple(given.only))
     name = SUITES.get(given.question, f"questions-{given.question}")
     suite = read(suite_file(Path(name)), device=given.device, only=only)

@@ -82,7 +82,8 @@ def head(plugin: Plugin) -> list[str]:
     """Whose it is, how it is called, and the rows of the tables in methods.md that are about it."""
     title, row = told(plugin)
     source = Path(inspect.getfile(plugin.cls)).resolve().relative_to(ROOT)
-    whose = f"{paper(plugin)}. " if paper(plugin) else ""
+    words, address = paper(plugin)
+    whose = f"{f'[{words}]({address})' if address else words}. " if words else ""
     other = "--scheduler single" if plugin.kind == "matcher" else "--matcher dm"
     lines = [
         f"{whose}A {plugin.kind}; its code is [{source.as_posix()}](../../{source.as_posix()}).",

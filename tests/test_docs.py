@@ -236,6 +236,15 @@ def test_every_method_says_where_it_differs_from_its_released_code():
     assert all(told.values()), told
 
 
+@pytest.mark.parametrize("kind", ["matcher", "scheduler"])
+def test_the_page_of_a_method_begins_with_its_paper(kind):
+    for name in registry().names(kind):
+        page, cls = ROOT / "docs" / "methods" / f"{name}.md", registry().get(kind, name).cls
+        words = getattr(cls, "paper", "")
+        begins = f"[{words}]({cls.paper_url}). " if words else ""
+        assert page.read_text(encoding="utf-8").splitlines()[4].startswith(f"{begins}A {kind}; "), name
+
+
 def test_the_method_of_the_readme_is_a_plugin(monkeypatch):
     code = next(c for c in re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S) if "register_matchers" in c)
     module: Any = ModuleType("readme")

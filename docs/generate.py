@@ -7,6 +7,7 @@ would write.
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 import re
@@ -22,6 +23,7 @@ from ddbench.cli.about import about_plugin, literal
 from ddbench.plugins import Plugin, paper, registry
 from ddbench.results.aggregate import per_run
 from ddbench.results.tables import cell, method_of
+from ddbench.run.again import option_text
 from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.row import Row
 
@@ -48,6 +50,12 @@ BASELINE = {
     "distil_seconds": "distil s",
     "expert_seconds": "experts s",
     "peak_bytes": "peak MB",
+}
+QUESTIONS = {
+    "coresets": "coresets or distilled sets?",
+    "labels": "images, labels or augmentation?",
+    "larger": "where does distilling stop paying?",
+    "images": "do settings carry over?",
 }
 BASELINES = {  # what was run, and where in baselines.md
     "baselines-digits.json": ("digits", "digits"),
@@ -125,8 +133,12 @@ def options(about: dict[str, Any]) -> list[str]:
     """The table of its options."""
     if not about["options"]:
         return ["## Options", "None."]
-    rows = [[f"`{o['option']}`", o["type"], f"`{o['default']}`", o["what"]] for o in about["options"]]
+    rows = [[f"`{o['option']}`", o["type"], _code(option_text(o["default"])), o["what"]] for o in about["options"]]
     return ["## Options", "Set with `-o NAME=VALUE`.", table(["option", "type", "default", "what it is"], rows)]
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
 
 
 def recipes(plugin: Plugin, about: dict[str, Any]) -> list[str]:
@@ -148,7 +160,11 @@ def recipes(plugin: Plugin, about: dict[str, Any]) -> list[str]:
             ]
         )
     titles = ["dataset", "ipc", "scheduler", "recipe", "run by ddbench", "source", "options"]
-    said = "A run takes the first that fits; flags come before it. [All recipes](../recipes.md) says what *run* means."
+    said = (
+        "A run takes `paper` on a known dataset and `fast` on your own images where there is one, else the other; of "
+        "several the most specific, and of equals the first. `--recipe` chooses, and flags come before it. "
+        "[All recipes](../recipes.md) says what *run* means."
+    )
     return ["## Recipes", said, table(titles, rows)]
 
 
@@ -170,8 +186,20 @@ def measured(plugin: Plugin) -> list[str]:
             said = f"In the [comparison of all methods](../baselines.md#{anchor}) on {task}, one seed, ± over students:"
             parts += [said, table(titles, rows)]
     if not parts:
-        return ["## Measured", "Nothing is on record."]
+        asked = [
+            f"[{title}](../questions/{name}.md)" for name, title in QUESTIONS.items() if plugin.name in rows_of(name)
+        ]
+        where = f"; {', '.join(asked)} has its rows" if asked else ""
+        return ["## Measured", f"It is on no board and not in the comparison of all methods{where}."]
     return ["## Measured", *parts, *([MARKS] if any("‡" in part for part in parts) else [])]
+
+
+@cache
+def rows_of(question: str) -> frozenset[str]:
+    """The matchers that are on the page of a question."""
+    path = DOCS / "results" / f"questions-{question}.json.gz"
+    held = json.loads(gzip.decompress(path.read_bytes())) if path.exists() else []
+    return frozenset(row["matcher"] for row in held)
 
 
 @cache

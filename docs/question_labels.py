@@ -41,7 +41,8 @@ number of student steps and the learning rate that does best on validation data:
 - **hard**: the class;
 - **fixed soft**: what the method stores, or, for hard-labelled sets and real images, the mean prediction of the experts
   that label random images;
-- **online**: one of these experts labels every augmented batch while the student learns. It is what the labels take.
+- **online**: one of these experts labels every augmented batch while the student learns; *label bytes* are then those
+  of that expert.
 
 Beside each set stand *random* images and images that are *as hard*: each distilled image is paired with a real one of
 its class so that the differences in difficulty add up to the least there is, and no image is taken twice. Difficulty is

@@ -49,7 +49,7 @@ DDBENCH_CIFAR10_ZIP=cifar10.zip python benchmarks/questions.py stages --only see
 python docs/questions.py
 ```
 
-The rows are in `docs/results/questions-stages.json.gz`; the
+Rows go to `docs/results/questions-stages.json.gz`; the
 [suite](../../leaderboards/suites/cifar10-jpeg.toml) has the settings. Intervals are 95 % (Student's t over seeds, of
 differences seed by seed); p is Holm-corrected over the table. A seed is the mean of its students."""
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def about_plugin(plugin: Plugin) -> dict[str, Any]:
     """Its docstring, options and recipes, as ``ddbench info`` shows them."""
+    from ddbench.run.again import option_text
+
     hints = get_type_hints(plugin.cls, include_extras=True)
     given = [_option(plugin.kind, f, hints[f.name]) for f in dataclasses.fields(plugin.cls)]
     recipes = [
@@ -22,7 +24,7 @@ def about_plugin(plugin: Plugin) -> dict[str, Any]:
             "match": _words(r.match),
             "recipe": r.name,
             "record": _recorded(r),
-            "options": _words(_flat(r.options)),
+            "options": _words({name: option_text(value) for name, value in _flat(r.options).items()}),
             "verified": r.verified,
             "source": r.source,
         }
@@ -73,12 +75,14 @@ def _bounds(note: Any) -> list[str]:
 
 
 def _option(kind: str, f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    from ddbench.run.again import option_text
+
     notes = getattr(hint, "__metadata__", ())
     default = None if f.default is dataclasses.MISSING else f.default
     return {
         "option": f"{kind}.{f.name}",
         "type": _type(hint),
-        "default": default if isinstance(default, (bool, int, float, str, type(None))) else str(default),
+        "default": default if isinstance(default, (bool, int, float, str, type(None))) else option_text(default),
         "what": next((n for n in notes if isinstance(n, str)), ""),
     }
 

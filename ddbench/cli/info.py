@@ -141,6 +141,8 @@ def _find(name: str) -> list[Plugin]:
 
 def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> None:
     """The docstring, options and recipes of every plugin with this name; of a dataset, what its data are."""
+    from ddbench.run.again import option_text
+
     found = _find(name.partition(":")[0])
     if flags and not any(plugin.kind == "dataset" for plugin in found):
         raise UsageError(f"{name!r} is not a dataset; only what a dataset holds depends on options")
@@ -153,7 +155,7 @@ def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> 
         console.data(f"{plugin.kind} {plugin.name} ({plugin.package} {plugin.version})\n")
         console.markdown(about["doc"])
         columns = ("option", "type", "default", "what")
-        body = [[o[c] for c in columns] for o in about["options"]]
+        body = [[option_text(o[c]) if c == "default" else o[c] for c in columns] for o in about["options"]]
         longest = max((len(o["option"]) for o in about["options"]), default=6)
         console.table("options", columns, body, least=(longest, 14, 7, 20))
         if about["recipes"]:

@@ -285,7 +285,11 @@ def _apart(line: Line, base: Line) -> str:
     own, usual = line.row.options or {}, base.row.options or {}
     named = {name for name in own if name.startswith("scheduler.")} | {"matcher.labels"}
     return ", ".join(
-        f"{name.removeprefix('matcher.')}={own.get(name)} instead of {usual.get(name)}"
+        f"{name.removeprefix('matcher.')}={_typed(own.get(name))} instead of {_typed(usual.get(name))}"
         for name in sorted({*own, *usual} - named)
         if own.get(name) != usual.get(name) and f"{name.removeprefix('matcher.')}=" not in line.variant
     )
+
+
+def _typed(value: Any) -> Any:
+    return "none" if value is None else value

@@ -44,7 +44,7 @@ class Edc:
     | paper | here |
     | --- | --- |
     | real image initialization | ``pix_init``; then few ``steps`` suffice |
-    | soft category-aware matching | alpha |s - s*| + (1 - alpha) |s - mean of s*_y|, ``alpha`` of the data's share |
+    | soft category-aware matching | a norm(s - s*) + (1 - a) norm(s - mean of s*_y), a is ``alpha`` |
     | flatness regularization | ``flatness`` times KL of predictions from those of the images' mean over iterations |
     | smoothing LR schedule, smaller batches, weak augmentation | ``--protocol edc-paper``, without EMA |
 

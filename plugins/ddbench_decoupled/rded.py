@@ -32,7 +32,7 @@ class Rded:
     | N = factor^2 | patches of an image; the best ipc N of a class are stored |
 
     Patches have 1/``factor`` of an image's sides, and are judged in the middle of an otherwise mean image, as released:
-    at the size at which a student will see them. Students see the tiled image as *one* image, with one label: this is
+    at the size at which a student will see them. Students see the tiled image as one image, with one label: this is
     no decoder. The paper tiles 2x2 on ImageNet and nothing on images of 32x32 pixels.
 
     All candidates of a class are ranked once, from draws of the run's seed alone, by the teacher of the first stage;

@@ -33,7 +33,7 @@ class Progressive(Staged):
     faithful, and dear where lessons are long; with it each is taught once and kept.
 
     ``chain=False`` draws other initialisations for every stage and teaches them all the earlier sets from the
-    beginning, as SeqMatch does. ``drop`` leaves real examples that are easy out of the *real data* of later
+    beginning, as SeqMatch does. ``drop`` leaves real examples that are easy out of the real data of later
     stages, for every matcher: which ones, ``ddbench_pdd.easy`` says. The final code of the paper no longer has it.
     """
 

@@ -916,7 +916,7 @@ def test_info_lays_markdown_out_and_leaves_mathematics_as_it_is():
 def test_info_gives_the_defaults_of_the_fields():
     options = {o["option"]: o for o in ddbench("info", "tesla", "--json").json[0]["options"]}
     declared = {f"matcher.{f.name}": f.default for f in fields(registry().get("matcher", "tesla").cls)}
-    texts = {name: str(value) for name, value in declared.items() if isinstance(value, tuple)}
+    texts = {name: ",".join(map(str, value)) for name, value in declared.items() if isinstance(value, tuple)}
     assert {name: o["default"] for name, o in options.items()} == declared | texts
     assert options["matcher.syn_steps"]["type"] == "integer of at least 1"
     assert options["matcher.lr_init"]["type"] == "number above 0, or auto"

@@ -42,6 +42,7 @@ HERE = Path(__file__).resolve().parent
 TRAINER = ("ddbench/data", "ddbench/train", "ddbench_networks")
 ENGINE = (*TRAINER, "ddbench/trajectory", "ddbench/problem")
 ALL = (*ENGINE, "ddbench/base", "ddbench/grade", "ddbench/run", "ddbench_tesla", "ddbench_datasets")
+METHODS = ("ddbench_coresets", "ddbench_matching", "ddbench_trajectories", "ddbench_pdd")
 TAIL = 1500  # letters of a log that a record keeps
 GRACE = 3.0  # seconds that a part is expected to end before its limit
 
@@ -50,7 +51,8 @@ GRACE = 3.0  # seconds that a part is expected to end before its limit
 class Part:
     """What is measured. ``expected`` seconds are what it takes to show something; it is killed after ``limit``.
 
-    ``measures`` are the sources of which its figures are; ``version`` is raised when it measures in another way.
+    ``measures`` are the sources of which its figures are, ``settings`` the commands that it runs; ``version`` is raised
+    when it measures in another way.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Part:
     needs_data: bool = False
     version: int = 1
     command: tuple[str, ...] = ()  # by default the part of its name in gpu_parts.py
+    settings: str = ""
 
     def words(self, orders: dict[str, Any]) -> list[str]:
         """The command of the process."""
@@ -76,9 +79,10 @@ def _published(name: str, expected: float, title: str) -> Part:
         f"{title} Beside published numbers in [published.md](published.md).",
         expected,
         480,
-        ALL,
+        (*ALL, *METHODS),
         needs_data=True,
         command=command,
+        settings=json.dumps([[cell.name, cell.words] for cell in gpu_published.cells(name)]),
     )
 
 
@@ -175,7 +179,7 @@ class Campaign:
         return self.seconds - (time.monotonic() - self.began)
 
     def sources(self, part: Part) -> str:
-        return sources_of(part.measures, self.record.about["torch"], part.version)
+        return sources_of(part.measures, self.record.about["torch"], part.version, part.settings)
 
     def _counted(self, part: Part) -> list[Record]:
         """The records whose figures of a part stand."""
@@ -235,7 +239,8 @@ class Campaign:
         self.say(f"{part.name}: at most {limit:.0f} s")
         code, doing, left, log = process.wait()
         entry["seconds"] = round(process.seconds, 1)
-        late = code is None and limit >= part.limit  # it had all the time that it may have
+        # what it was at had the time that it may have, and did not just follow what others took
+        late = code is None and limit >= part.limit and process.doing_seconds >= limit / 2
         entry["kills"] += late
         if (late or (code or 0) < 0) and doing not in ("", "rounds"):  # it may hang or crash again: not tried again
             why = f"killed at the limit of {limit:.0f} s" if late else f"ended by signal {-(code or 0)}"
@@ -278,6 +283,7 @@ class Process:
     def __init__(self, words: list[str], heard: Callable[[dict[str, Any]], None], limit: float) -> None:
         self._heard, self._limit, self._began = heard, limit, time.monotonic()
         self._doing, self._left, self._log = "", False, list[str]()
+        self._since = self._began
         self._broken: Exception | None = None
         own = os.environ | {"PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
@@ -296,6 +302,11 @@ class Process:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
+
+    @property
+    def doing_seconds(self) -> float:
+        """Since it said what it is at now."""
+        return time.monotonic() - self._since
 
     def wait(self) -> tuple[int | None, str, bool, str]:
         """The exit code (None where it was killed), what it did last, whether it left something, and its log."""
@@ -330,7 +341,7 @@ class Process:
             if not isinstance(told, dict):
                 self._log += [line.rstrip()] if line.strip() else []
             elif "doing" in told:
-                self._doing = told["doing"]
+                self._doing, self._since = told["doing"], time.monotonic()
             elif "left" in told:
                 self._left = True
             else:

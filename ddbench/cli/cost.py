@@ -67,25 +67,22 @@ def cost(ctx: click.Context, file: Path | None, device: str, students: int, as_j
 def _of_run(given: dict[str, Any], students: int, device: str) -> list[tuple[str, Cost | None]]:
     from ddbench.plugins import loaded
     from ddbench.run.cost import cost as cost_of
+    from ddbench.run.cost import kind_of
     from ddbench.run.spec import Request, resolve
 
     flags = varied(given.pop("options"), given.pop("vary"))
-    spec = resolve(Request(**given, flags=flags, device=_kind(device), here=False)).spec
+    spec = resolve(Request(**given, flags=flags, device=kind_of(device), here=False)).spec
     return [(spec.folder.removesuffix(f"-{spec.key}"), cost_of(spec, loaded(spec.dataset), students, device))]
 
 
-def _kind(device: str) -> str:
-    """As what recipes and rules know a device with rates."""
-    return "cpu" if device == "cpu" else "cuda"
-
-
 def _of_suite(file: Path, device: str) -> tuple[str, list[tuple[str, Cost | None]]]:
+    from ddbench.run.cost import kind_of
     from ddbench.suite.costs import costs
     from ddbench.suite.grid import read
     from ddbench.suite.places import suite_file
     from ddbench.suite.taking import Takings
 
-    asked = read(suite_file(file), device=_kind(device), dry=True, remote=True)
+    asked = read(suite_file(file), device=kind_of(device), dry=True)
     found = costs(asked.cells, Takings(lambda text: console.say(asked.masked(text))), asked.students, device)
     return f"suite {asked.title!r}", [(cell.name, found.get(cell.key)) for cell in asked.cells]
 

@@ -228,6 +228,7 @@ def _show_dry_run(plan: dict[str, Any]) -> None:
 
 def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[str, str], ...]) -> tuple[RunSpec, Path]:
     """The spec of an existing run and the folder it is in; flags that would change it are refused."""
+    from ddbench.base.machine import pick_device
     from ddbench.run.folder import find_run
     from ddbench.run.place import called, comparable
     from ddbench.run.record import SpecRecord
@@ -236,6 +237,7 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
     folder = find_run(name, out).resolve()
     held = SpecRecord.from_file(folder / "spec.json").json_value()
     spec = from_record(known_options(held))  # with the plugins installed now
+    pick_device(spec.device)
     if edited := differences(comparable(held), comparable(spec.record())):
         raise UsageError(f"{folder} cannot be resumed: its spec.json and this ddbench differ ({'; '.join(edited)})")
     if not called(spec, held, folder.name):
@@ -251,6 +253,8 @@ def _resumed(name: str, out: Path, changes: dict[str, Any], flags: tuple[tuple[s
 
 def _build(request: Request, devices: int, quiet: bool) -> None:
     """Train what the first stage of a run needs, and say where it is."""
+    import torch
+
     from ddbench.base.rank_start import gathered
     from ddbench.plugins import loaded, needs_of
     from ddbench.run.devices import check_network
@@ -260,6 +264,7 @@ def _build(request: Request, devices: int, quiet: bool) -> None:
 
     spec = resolve(request).spec
     with console.working(quiet), gathered(devices, spec.device):
+        torch.set_num_threads(spec.threads)
         dataset = loaded(spec.dataset)
         problem = first_problem(spec, dataset)
         check_network(problem.network)

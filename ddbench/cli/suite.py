@@ -90,6 +90,7 @@ def run(file: Path, jobs: int | str | None, out: Path, dry_run: bool, device: st
     The same command goes on after an interruption.
     """
     from ddbench.run import trackers
+    from ddbench.run.cost import kind_of
     from ddbench.run.price import told
     from ddbench.suite.kept import existing, prepare
     from ddbench.suite.places import suite_file
@@ -100,6 +101,8 @@ def run(file: Path, jobs: int | str | None, out: Path, dry_run: bool, device: st
     as_json, quiet, on_existing = (given.pop(name) for name in ("as_json", "quiet", "on_existing"))
     executor = executor_of(given.pop("executor"), given.pop("options"))
     packed = jobs == "auto"
+    if dry_run and device == "auto" and given["cost_device"]:
+        device = kind_of(given["cost_device"])  # a plan for a machine that need not be this one
     asked, jobs = places(suite_file(file), executor, jobs, device=device, dry=dry_run, only=given.pop("only"))
     trackers.checked(asked.trackers)
     for text in asked.unfitted:

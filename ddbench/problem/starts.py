@@ -231,7 +231,8 @@ class Starts:
         """Start network ``index``, which takes its last lesson with those beside it, always the same ones."""
         phase, first = len(self.taught.phases) - 1, index - index % TOGETHER
         group = range(first, min(first + TOGETHER, self.count or first + TOGETHER))
-        paths = [self._folder(phase) / f"{i:06d}.safetensors" for i in group]
+        folder = self._folder(phase)
+        paths = [folder / f"{i:06d}.safetensors" for i in group]
         with ExitStack() as locks:
             for path in paths:
                 locks.enter_context(lock(path.with_suffix(".lock")))

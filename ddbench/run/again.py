@@ -29,7 +29,7 @@ def request_of(made: RunSpec) -> tuple[Request, list[tuple[str, str]]] | None:
     """
     protocol = named(made.protocol.name.partition("-custom-")[0], made.dataset.name)
     names = {kind: getattr(made, kind).name for kind in PLUGGED}
-    plain = Request(**names, ipc=made.ipc, protocol=protocol.name, device="cpu")
+    plain = Request(**names, ipc=made.ipc, protocol=protocol.name, device=made.device, here=False)
     usual = resolve(plain).spec.record()
     told = [pair for group in GROUPS for pair in _differing(group, made, usual[group], protocol)]
     return (plain, told) if _reads_back(made, plain, told) else None

@@ -105,6 +105,11 @@ def _steps(spec: RunSpec) -> float:
     return float(stages * steps_of(spec.matcher) * getattr(spec.matcher, "syn_steps", 1))
 
 
+def training_bytes(network: Network, images: int) -> int:
+    """What a step on so many images holds: the outputs of all modules, which going backwards needs."""
+    return _outputs(network)[1] * images * network.dtype.itemsize
+
+
 def amount(network: Network, passes: float, batch: float) -> Amount:
     """The work of so many images that go forwards and backwards in batches."""
     modules, numbers = _outputs(network)
@@ -183,6 +188,11 @@ def priced(matcher: str, amounts: dict[str, Amount | None], known: Rates) -> Cos
         distilling = distilling * (factor or (max(other) if other else 1.0)) + (seconds["lessons"] or 0.0)
     guessed = bool(distilling) and factor is None and not other
     return Cost(seconds["experts"] or 0.0, distilling, seconds["grading"] or 0.0, guessed)
+
+
+def kind_of(name: str) -> str:
+    """As what recipes and rules know a device with rates. Raises UsageError where it has none."""
+    return "cpu" if rates(name).name == "cpu" else "cuda"
 
 
 def device_of(device: str, asked: str | None = None) -> str:

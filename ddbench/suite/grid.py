@@ -165,7 +165,7 @@ def read(
 ) -> Suite:
     """Read a suite file and resolve all its cells. Raises UsageError that names the entry at fault.
 
-    With ``dry``, variables of the environment need not be set; with ``remote``, the device need not be here; with
+    With ``dry``, variables of the environment need not be set; with it or ``remote``, the device need not be here; with
     ``only``, it is the part of it whose axes have one of these names or labels.
     """
     given = table_of(path)
@@ -186,7 +186,7 @@ def read(
         where = f"matrix {number} of {path}"
         gpus = gpus_of({**given, **matrix} if isinstance(matrix, dict) else given, where)
         for name, request in _requests(given, matrix, where, here, excludes, used):
-            asked = replace(request, device=device, here=not remote)
+            asked = replace(request, device=device, here=not (remote or dry))
             spec = _resolved(asked, made, f"{where}, {name}")
             spec = replace(spec, threads=_threads(spec.threads, own_threads, jobs))
             cell = Cell(name, asked, spec, gpus)

@@ -11,10 +11,11 @@ import torch
 
 from ddbench.base.cache import digest
 from ddbench.base.options import changed
-from ddbench.data.dataset import Dataset
+from ddbench.data.dataset import LARGEST_RESIDENT, Dataset
 from ddbench.errors import DDBenchError
 from ddbench.plugins import loaded, memory_of, missing, needs_of, staged
 from ddbench.problem.problem import Needs, Problem
+from ddbench.run.cost import training_bytes
 from ddbench.run.forecast import forecast
 from ddbench.run.prepare import for_experts
 from ddbench.run.run import first_problem
@@ -159,4 +160,21 @@ def memory(cell: Cell, taking: Taking | None, peak: int | None) -> dict[str, Any
     if kind == "cpu":  # the peak that a run records there is that of its whole process
         own = peak or HOST[kind] + (taking.memory_bytes if taking else 0)
         return {"memory": int(SPARE * own), "gpu_memory": 0}
-    return {"memory": HOST[kind], "gpu_memory": 0 if known is None else int(SPARE * known) + CONTEXT}
+    if known is None:
+        return {"memory": HOST[kind], "gpu_memory": 0}
+    held, step = (0, 0) if taking is None or taking.problem is None else around(cell, taking.problem, taking.pool)
+    return {"memory": HOST[kind] + held, "gpu_memory": int(SPARE * (held + max(known, step))) + CONTEXT}
+
+
+def around(cell: Cell, problem: Problem, pool: Pool | None) -> tuple[int, int]:
+    """Bytes on a GPU beside distilling: the real images that lie there, and the largest step of experts and students.
+
+    Students that train together hold twice what they do one at a time (16 of 100 images, width 128: 7.3 GB).
+    """
+    pixels = problem.real.pixels.numel()
+    there = replace(problem.network, device=torch.device(cell.spec.device))
+    images = min(cell.spec.protocol.batch, cell.spec.ipc * problem.real.classes)
+    trained = [(images, TOGETHER if pays_together(there, images) else 1)]
+    trained += [(min(problem.expert_recipe.batch, len(problem.real)), pool.at_once)] if pool else []
+    steps = [training_bytes(problem.network, batch * n * (2 if n > 1 else 1)) for batch, n in trained]
+    return (pixels if pixels <= LARGEST_RESIDENT else 0), max(steps)

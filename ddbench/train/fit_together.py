@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -97,9 +98,22 @@ def trains_together(network: Network, recipe: Recipe, batch: int, asked: bool | 
 
 
 def stackable(network: Network, recipe: Recipe) -> bool:
-    """Whether students of this network can train together: vmap runs it, and it draws nothing while it trains."""
+    """Whether students of this network can train together: vmap runs it, and it draws nothing while it trains.
+
+    It is tried once for each network and recipe: taught starts ask for each lesson of each student.
+    """
     if recipe.optimizer == "gsam":
         return False
+    known = _stackable.setdefault(network, {})
+    if recipe not in known:
+        known[recipe] = _tried(network, recipe)
+    return known[recipe]
+
+
+_stackable: WeakKeyDictionary[Network, dict[Recipe, bool]] = WeakKeyDictionary()
+
+
+def _tried(network: Network, recipe: Recipe) -> bool:
     with Seed(0).scope():
         vectors = network.init(Seed(0)).expand(2, -1)
     parameters, buffers = vectors.split([network.parameters, network.length - network.parameters], 1)

@@ -16,6 +16,8 @@ from annotated_types import Ge
 from ddbench import DataError, LostError, UsageError
 from ddbench.base.process import Job, Worker, carry
 
+REQUEUES = 10_000  # time limits that a job may meet: it goes on from its checkpoint. submitit gives up after three
+
 
 @dataclass(frozen=True)
 class Slurm:
@@ -38,7 +40,8 @@ class Slurm:
 
     @contextmanager
     def opened(self, folder: Path) -> Iterator[Queue]:
-        auto = library().AutoExecutor(folder=folder / "submitit", cluster=self.cluster)
+        folder = folder / "submitit"
+        auto = library().AutoExecutor(folder=folder, cluster=self.cluster, slurm_max_num_timeout=REQUEUES)
         yield Queue(auto, self._parameters())
 
     def _parameters(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from tiny import THREAD, artefacts, command_in, ddbench, options, words
 
-from ddbench.base.cache import lock, read_json
+from ddbench.base.cache import lock, read_json, write_json
 from ddbench.base.recipes import RecipeEntry
 from ddbench.cli.main import main
 from ddbench.errors import DataError
@@ -385,6 +385,16 @@ def test_resume_from_another_folder_finds_the_run_in_its_place(shop, at_home, mo
     assert [row["accuracy_mean"] for row in answer.json] == [
         row["accuracy_mean"] for row in shop[2].json if row["matcher"] == "tesla"
     ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_resume_of_a_run_on_a_gpu_needs_one(at_home, tmp_path):
+    folder = tmp_path / "runs" / the_run(at_home).name
+    shutil.copytree(the_run(at_home), folder)
+    write_json(folder / "spec.json", read_json(folder / "spec.json") | {"device": "cuda"}, sealed=True)
+    answer = ddbench("run", "--resume", folder.name, "--out", folder.parent, *ALONE)
+    assert answer.code == 2, answer.err
+    assert "finds no CUDA device here" in " ".join(answer.err.split())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from ddbench.run.recipes import chosen, missing, nearest, usual, usual_rules
 from ddbench.run.record import SpecRecord
 from ddbench.run.row import Cells
 from ddbench.run.run import build_task
-from ddbench.run.spec import Request, resolve
+from ddbench.run.spec import Request, resolve, usual_threads
 from ddbench.suite.single import read_run
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,15 @@ def test_a_run_of_anybodys_images_is_repeated_by_its_file_and_its_command(tmp_pa
     assert "--protocol quick" in command_of([SpecRecord.model_validate(made.record())], 5)
     usual_one = resolve(Request("images:photos", "random", device="cpu")).spec
     assert "--protocol default" in command_of([SpecRecord.model_validate(usual_one.record())], 5)
+
+
+def test_the_file_of_a_run_on_a_gpu_gives_its_settings_there(tmp_path):
+    """Also an option that is the field's default and the recipe's on a GPU, and another in the recipe for a CPU."""
+    made = resolve(Request("images:photos", "tesla", ipc=10, device="cuda", here=False)).spec
+    (tmp_path / "run.toml").write_text(config_of(made, 5))
+    held = read_run(tmp_path / "run.toml").request
+    assert held.device == "cuda"
+    assert resolve(replace(held, here=False)).spec.key == replace(made, threads=usual_threads()).key
 
 
 def test_the_usual_name_wins_over_a_more_specific_recipe_and_another_stands_in_where_there_is_none():

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from tiny import RULES, TRAJECTORY
 
 from ddbench.base.cache import file_digest, lock, read_json, write_json
@@ -27,6 +28,7 @@ from ddbench.suite.jobs import Desk, Part
 from ddbench.suite.placing import MANY, executor_of, local, places
 from ddbench.suite.runner import Orders, Work
 from ddbench.suite.status import append, records
+from ddbench.suite.taking import Pool, around, memory
 
 TESLA = {name.removeprefix("matcher."): value for name, value in TRAJECTORY.items()}
 
@@ -339,19 +341,46 @@ def test_what_jobs_ask_for_follows_from_the_suite_and_the_forecast(tmp_path):
     on_gpu = suite(tmp_path, tesla(), top="gpus = 0.25", device="cuda").cells[0]
     taking = runner.Takings(lambda _: None).of(on_gpu)
     assert taking is not None
-    memory = int(1.25 * taking.memory_bytes) + 700_000_000
+    assert taking.problem is not None
+    held, step = around(on_gpu, taking.problem, taking.pool)
+    assert held == taking.problem.real.pixels.numel()
+    needed = int(1.25 * (held + max(taking.memory_bytes, step))) + 700_000_000
     asked = suite(tmp_path, device="cuda")
     far, near = (Desk(asked, tmp_path, tmp_path / "suites" / "a", remote) for remote in (True, False))
     known, plain = far.job(Part(on_gpu), taking, None), Part(replace(on_gpu, gpus=None))
-    assert (known.gpus, known.gpu_memory) == (0.25, memory)
+    assert (known.gpus, known.gpu_memory) == (0.25, needed)
     assert far.job(plain, taking, None).gpus == 1.0  # an engine is told whole GPUs
-    assert (near.job(plain, taking, None).gpus, near.job(plain, taking, None).gpu_memory) == (0.0, memory)
+    assert (near.job(plain, taking, None).gpus, near.job(plain, taking, None).gpu_memory) == (0.0, needed)
     untold = Part(asked.cells[0])  # random images: no iteration is known
     assert near.job(untold, runner.Takings(lambda _: None).of(untold.cell), None).gpus == 1.0
     measured = near.job(untold, None, 10**9)
     assert (measured.gpus, measured.gpu_memory) == (0.0, 1_950_000_000)
     assert near.job(Part(suite(tmp_path).cells[0]), None, 10**9).memory == 1_250_000_000
     assert plain.key == on_gpu.key  # which part of a GPU is no part of a run's key
+
+
+def test_a_gpu_also_holds_the_real_images_and_the_largest_step_of_experts_and_students(tmp_path):
+    """Counted by hand: all outputs of the network, for sixteen students together twice; the larger of both steps."""
+    asked = suite(tmp_path, tesla(), device="cuda")
+    cell = asked.cells[0]
+    taking = runner.Takings(lambda _: None).of(cell)
+    assert taking is not None
+    assert taking.problem is not None
+    problem, sizes = taking.problem, []
+    built = problem.network.source.build(problem.network.shape, problem.network.classes)
+    for part in built.modules():
+        if not list(part.children()):
+            part.register_forward_hook(lambda _module, _given, made: sizes.append(made.numel()))
+    built.eval()(torch.randn(1, *problem.network.shape))
+    batch = min(problem.expert_recipe.batch, len(problem.real))
+    alone = Pool("a", 1, (), 1)
+    images = min(cell.spec.protocol.batch, cell.spec.ipc * problem.real.classes)
+    assert around(cell, problem, alone)[1] == 4 * sum(sizes) * max(batch, 2 * 16 * images)
+    assert around(cell, problem, replace(alone, at_once=16))[1] == 4 * sum(sizes) * 2 * 16 * max(batch, images)
+    real = problem.real.pixels.numel()
+    assert memory(cell, taking, 10**9)["gpu_memory"] == int(1.25 * (real + 10**9)) + 700_000_000
+    assert memory(cell, taking, 10**9)["memory"] == 3_000_000_000 + real
+    assert memory(cell, None, None)["gpu_memory"] == 0
 
 
 def test_messages_of_the_hidden_command_are_those_of_the_run(tmp_path):

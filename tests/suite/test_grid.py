@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import pictures
 import pytest
 import torch
 from tiny import ddbench
@@ -111,6 +112,23 @@ def test_a_suite_for_a_gpu_that_is_elsewhere_has_the_recipes_of_a_gpu(tmp_path, 
     assert far.unfitted == near.unfitted == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # there
     assert resolve(replace(gpu.request, here=True)).spec.key == replace(gpu.spec, threads=usual_threads()).key
+
+
+def test_a_plan_for_a_device_that_is_elsewhere_has_its_settings(tmp_path):
+    """The cost of a cell on an H200 is that of a GPU's recipe, whether a suite is planned or `ddbench cost` asked."""
+    place = pictures.folder(tmp_path / "cats", pictures.tree(train=30))
+    path = tmp_path / "s.toml"
+    path.write_text(f'[[matrix]]\ndataset = "images:{place}"\nmatcher = "tesla"\nipc = 10\n')
+    plan = ("suite", "run", path, "--dry-run", "--json", "--out", tmp_path / "runs")
+    planned = ddbench(*plan, "--cost-device", "h200", home=tmp_path).json
+    named = ddbench(*plan, "--cost-device", "h200", "--device", "cuda", home=tmp_path).json
+    asked = ddbench("cost", path, "--device", "h200", "--json", home=tmp_path).json
+    assert planned["cells"][0]["device"] == "cuda"
+    assert planned == named
+    seconds = 3600 * sum(asked["runs"][0][part] for part in ("experts", "distilling", "grading"))
+    assert planned["cells"][0]["cost_seconds"] == pytest.approx(seconds)
+    refused = ddbench(*plan, "--cost-device", "h20", home=tmp_path)
+    assert (refused.code, "no rates of a device called 'h20'" in " ".join(refused.err.split())) == (2, True)
 
 
 def test_a_suite_for_a_gpu_here_needs_one(tmp_path, monkeypatch):

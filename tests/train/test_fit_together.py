@@ -128,6 +128,19 @@ def test_networks_that_draw_while_they_train_or_look_at_their_data_train_one_at_
     assert not stackable(network(), replace(TEN_STEPS, optimizer="gsam"))
 
 
+def test_whether_students_can_train_together_is_tried_once_for_a_network_and_a_recipe():
+    one, other, asked = network(), network(), []
+    with patch("ddbench.train.fit_together._tried", lambda *given: not asked.append(given)):
+        for made, recipe in (
+            (one, TEN_STEPS),
+            (one, replace(TEN_STEPS)),
+            (one, replace(TEN_STEPS, lr=1.0)),
+            (other, TEN_STEPS),
+        ):
+            assert stackable(made, recipe)
+    assert len(asked) == 3
+
+
 def test_on_a_cpu_students_train_together_only_when_asked():
     assert not trains_together(network(), TEN_STEPS, 1)
     assert trains_together(network(), TEN_STEPS, 1000, True)

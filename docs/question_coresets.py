@@ -191,11 +191,9 @@ def coreset_section(rows: Sequence[dict[str, Any]]) -> list[str]:
         "p",
         "seeds",
     ]
-    fewest = min(len(one.seeds) for one in every)
-    said = "\n".join(f"- {text}" for text in turns(every, ps)) if fewest >= SEEDS_FOR_BEST else few(fewest)
     return [
         setting(rows, sorted({row["seed"] for row in rows})) + partly(every),
-        said,
+        findings(every, ps),
         "Chosen on validation data; the difference is that of the distilled set to the coreset, in points:",
         table(titles, body),
         "All pairs of a distilled set and a coreset of one budget and one kind of labels, Holm-corrected over all of "
@@ -204,6 +202,17 @@ def coreset_section(rows: Sequence[dict[str, Any]]) -> list[str]:
         "Every method, ± deviation over seeds. Experts are shared; their seconds are those of whoever trained them:",
         methods(every),
     ]
+
+
+def findings(every: Sequence[Contest], ps: Sequence[float | None]) -> str:
+    """Of the budgets that have the seeds for it; the others are named."""
+    kept = [(one, p) for one, p in zip(every, ps, strict=True) if len(one.seeds) >= SEEDS_FOR_BEST]
+    if not kept:
+        return few(min(len(one.seeds) for one in every))
+    lines = turns([one for one, _ in kept], [p for _, p in kept])
+    left = [f"{one.ipc} ({one.kind} labels)" for one in every if len(one.seeds) < SEEDS_FOR_BEST]
+    lines += [f"Not stated for want of seeds: at {', '.join(left)}."] if left else []
+    return "\n".join(f"- {text}" for text in lines)
 
 
 def partly(every: Sequence[Contest]) -> str:

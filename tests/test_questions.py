@@ -181,6 +181,13 @@ def test_more_seeds_of_some_methods_do_not_change_which_are_chosen(docs):
     assert cells_of(page, "1", "hard", "3") == [["1", "hard", "3", "1", "0", "0", "2"]]  # one pair can be tested
 
 
+def test_budgets_with_too_few_seeds_are_named_and_the_others_stated(docs):
+    page = docs("question_coresets").coresets_page([*contest(1, 0.1), *contest(10, 0.1, range(2))])
+    assert "- **Hard labels**: at 1, the distilled set is ahead." in page
+    assert "- Not stated for want of seeds: at 10 (hard labels)." in page
+    assert "No finding is stated" not in page
+
+
 def test_methods_without_a_common_seed_are_no_contest(docs):
     rows = [r for r in contest(1, 0.1) if (r["seed"] == 0) == (r["matcher"] == "dm")]
     assert "No budget has both on record." in docs("question_coresets").coresets_page(rows)

@@ -341,7 +341,8 @@ class Process:
             if not isinstance(told, dict):
                 self._log += [line.rstrip()] if line.strip() else []
             elif "doing" in told:
-                self._doing, self._since = told["doing"], time.monotonic()
+                self._since = time.monotonic() if self._doing else self._began  # the first has the start-up, too
+                self._doing = told["doing"]
             elif "left" in told:
                 self._left = True
             else:

@@ -7,7 +7,6 @@ would write.
 
 from __future__ import annotations
 
-import gzip
 import inspect
 import json
 import re
@@ -17,13 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from question_tables import records
+
+from ddbench.base.options import option_text
 from ddbench.boards.places import found
 from ddbench.boards.ranking import Place, standings
 from ddbench.cli.about import about_plugin, literal
 from ddbench.plugins import Plugin, paper, registry
 from ddbench.results.aggregate import per_run
 from ddbench.results.tables import cell, method_of
-from ddbench.run.again import option_text
 from ddbench.run.defaults import ONE_STAGE
 from ddbench.run.row import Row
 
@@ -186,20 +187,16 @@ def measured(plugin: Plugin) -> list[str]:
             said = f"In the [comparison of all methods](../baselines.md#{anchor}) on {task}, one seed, ± over students:"
             parts += [said, table(titles, rows)]
     if not parts:
-        asked = [
-            f"[{title}](../questions/{name}.md)" for name, title in QUESTIONS.items() if plugin.name in rows_of(name)
-        ]
-        where = f"; {', '.join(asked)} has its rows" if asked else ""
+        pages = [f"[{t}](../questions/{name}.md)" for name, t in QUESTIONS.items() if plugin.name in asked_about(name)]
+        where = f"; its rows are in {', '.join(pages)}" if pages else ""
         return ["## Measured", f"It is on no board and not in the comparison of all methods{where}."]
     return ["## Measured", *parts, *([MARKS] if any("‡" in part for part in parts) else [])]
 
 
 @cache
-def rows_of(question: str) -> frozenset[str]:
+def asked_about(question: str) -> frozenset[str]:
     """The matchers that are on the page of a question."""
-    path = DOCS / "results" / f"questions-{question}.json.gz"
-    held = json.loads(gzip.decompress(path.read_bytes())) if path.exists() else []
-    return frozenset(row["matcher"] for row in held)
+    return frozenset(row["matcher"] for row in records(question))
 
 
 @cache

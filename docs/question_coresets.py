@@ -46,13 +46,17 @@ among the coresets. Soft labels of coresets are the mean prediction of experts; 
 ```sh
 ddbench suite run questions-coresets --only dataset=digits --out runs
 python benchmarks/questions.py coresets --only dataset=digits --out runs
+ddbench suite run questions-coresets --only dataset=cifar10 --only seeds=0 --out small  # chooses; then
+ddbench suite run questions-coresets --only dataset=cifar10 --only ipc=1 --only matcher=d2,ncfm,herding,rded --out small
+python benchmarks/questions.py coresets --only dataset=cifar10 --out small
 python docs/questions.py
 ```
 
-The rows are in `docs/results/questions-coresets.json.gz`. MNIST and a CPU-sized CIFAR-10, with up to 200 images per
-class, are other parts of the [suite](../../leaderboards/suites/questions-coresets.toml); a ConvNet of width 128 on
-all of CIFAR-10 is a part of the campaign on a GPU ([published.md](../published.md), `equal rules`). Intervals are
-95 % (Student's t over seeds, of differences seed by seed); p is Holm-corrected over each table. A seed is the mean of
+The rows are in `docs/results/questions-coresets.json.gz`. MNIST and a CPU-sized CIFAR-10 (`DDBENCH_CIFAR10_ZIP`),
+with up to 200 images per class, are other parts of the
+[suite](../../leaderboards/suites/questions-coresets.toml); a ConvNet of width 128 on all of CIFAR-10 is a part of the
+campaign on a GPU ([published.md](../published.md), `equal rules`). Intervals are 95 % (Student's t over seeds, of
+differences seed by seed); p is Holm-corrected over each table. A seed is the mean of
 its students."""
 
 

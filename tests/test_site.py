@@ -29,7 +29,9 @@ def blocks(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, Any]:
-    return runpy.run_path(str(DOCS / "generate.py"))
+    with pytest.MonkeyPatch.context() as patch:  # as where it is run as a script
+        patch.syspath_prepend(str(DOCS))
+        return runpy.run_path(str(DOCS / "generate.py"))
 
 
 def test_pages_of_methods_are_those_of_the_methods(made):

@@ -147,3 +147,16 @@ def _read(value: Any, hint: Any) -> Any:
             if quoted or plain.strip()
         ]
     return value
+
+
+def option_text(value: Any) -> str:
+    """A value as ``-o`` reads it; of a list, what commas, quotes and spaces would change stands in double quotes."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(_part(option_text(part), alone=len(value) == 1) for part in value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _part(text: str, *, alone: bool) -> str:
+    """A part of a list; ``none`` alone would be read as no list."""
+    plain = text == text.strip() and "," not in text and not text.startswith('"')
+    return text if plain and not (alone and text.lower() in ("none", "null")) else '"' + text.replace('"', '""') + '"'

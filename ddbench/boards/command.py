@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from ddbench.base.options import label, make
+from ddbench.base.options import label, make, option_text
 from ddbench.errors import DataError, UsageError
 from ddbench.plugins import main_option, registry
 from ddbench.results.tables import UNSAFE
-from ddbench.run.again import option_text, request_of
+from ddbench.run.again import request_of
 from ddbench.run.record import PLACES, SpecRecord
 from ddbench.run.spec import PLUGGED, Request, from_record, known_options
 

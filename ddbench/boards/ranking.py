@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.opening import read_bytes, read_text
+from ddbench.base.options import option_text
 from ddbench.boards import race
 from ddbench.boards.board import Board
-from ddbench.boards.command import NONE, option_text
+from ddbench.boards.command import NONE
 from ddbench.boards.entry import Entry, shown
 from ddbench.boards.matched import ABOUT_MATCHED, MATCHED, matched
 from ddbench.boards.rules import Digested

@@ -8,6 +8,8 @@ import re
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ddbench.base.options import option_text
+
 if TYPE_CHECKING:
     from ddbench.base.recipes import RecipeEntry
     from ddbench.plugins import Plugin
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 
 def about_plugin(plugin: Plugin) -> dict[str, Any]:
     """Its docstring, options and recipes, as ``ddbench info`` shows them."""
-    from ddbench.run.again import option_text
-
     hints = get_type_hints(plugin.cls, include_extras=True)
     given = [_option(plugin.kind, f, hints[f.name]) for f in dataclasses.fields(plugin.cls)]
     recipes = [
@@ -75,8 +75,6 @@ def _bounds(note: Any) -> list[str]:
 
 
 def _option(kind: str, f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
-    from ddbench.run.again import option_text
-
     notes = getattr(hint, "__metadata__", ())
     default = None if f.default is dataclasses.MISSING else f.default
     return {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddbench.base.options import option_text
 from ddbench.cli import console
 from ddbench.cli.about import about_plugin
 from ddbench.cli.options import JSON, OPTIONS, OUT, QUIET
@@ -141,8 +142,6 @@ def _find(name: str) -> list[Plugin]:
 
 def _show_info(name: str, flags: tuple[tuple[str, str], ...], as_json: bool) -> None:
     """The docstring, options and recipes of every plugin with this name; of a dataset, what its data are."""
-    from ddbench.run.again import option_text
-
     found = _find(name.partition(":")[0])
     if flags and not any(plugin.kind == "dataset" for plugin in found):
         raise UsageError(f"{name!r} is not a dataset; only what a dataset holds depends on options")

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ddbench.base.options import make
+from ddbench.base.options import make, option_text
 from ddbench.errors import UsageError, did_you_mean
 from ddbench.grade.evaluation import default_metrics
 from ddbench.plugins import registry
-from ddbench.run.again import option_text
 from ddbench.run.spec import GROUPS
 
 Options = Mapping[str, object]

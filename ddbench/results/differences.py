@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+from ddbench.base.options import option_text
 from ddbench.errors import UsageError
 from ddbench.results.above import judge
 from ddbench.results.aggregate import Line
@@ -285,11 +286,7 @@ def _apart(line: Line, base: Line) -> str:
     own, usual = line.row.options or {}, base.row.options or {}
     named = {name for name in own if name.startswith("scheduler.")} | {"matcher.labels"}
     return ", ".join(
-        f"{name.removeprefix('matcher.')}={_typed(own.get(name))} instead of {_typed(usual.get(name))}"
+        f"{name.removeprefix('matcher.')}={option_text(own.get(name))} instead of {option_text(usual.get(name))}"
         for name in sorted({*own, *usual} - named)
         if own.get(name) != usual.get(name) and f"{name.removeprefix('matcher.')}=" not in line.variant
     )
-
-
-def _typed(value: Any) -> Any:
-    return "none" if value is None else value

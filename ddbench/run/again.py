@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ddbench.base.options import changed, options
+from ddbench.base.options import changed, option_text, options
 from ddbench.errors import DataError, UsageError
 from ddbench.grade.protocol import Protocol, named
 from ddbench.plugins import main_option, registry
@@ -67,19 +67,6 @@ def config_of(made: RunSpec, students: int) -> str:
 def _toml(value: Any) -> str:
     """Text, a number or a list of numbers; JSON's escapes are TOML's."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def option_text(value: Any) -> str:
-    """A value as ``-o`` reads it; of a list, what commas, quotes and spaces would change stands in double quotes."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(_part(option_text(part), alone=len(value) == 1) for part in value)
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _part(text: str, *, alone: bool) -> str:
-    """A part of a list; ``none`` alone would be read as no list."""
-    plain = text == text.strip() and "," not in text and not text.startswith('"')
-    return text if plain and not (alone and text.lower() in ("none", "null")) else '"' + text.replace('"', '""') + '"'
 
 
 def _differing(group: str, spec: RunSpec, usual: dict[str, Any], protocol: Protocol) -> list[tuple[str, str]]:

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from ddbench.base.cache import digest
+from ddbench.base.options import option_text
 from ddbench.errors import DataError, UsageError
 from ddbench.plugins import wants_networks
-from ddbench.run.again import option_text
 from ddbench.run.defaults import BASELINE, DATASET, NETWORK, SCHEDULER
 from ddbench.run.record import PLACES
 from ddbench.run.spec import PLUGGED, Request, RunSpec, resolve, split_dataset, unfitted

@@ -213,6 +213,22 @@ def test_what_a_kill_found_at_work_is_not_tried_again_and_two_kills_are_enough(c
     assert "twice" in campaign(part(code)).verdict(part(code))
 
 
+def test_a_kill_blames_nobody_for_the_time_that_others_took(campaign, part):
+    code = 'say(doing="first"); time.sleep(1.5); figure("first", value=1.0); say(doing="last"); time.sleep(100)'
+    work = campaign(part(code, limit=2.5))
+    assert work.carry_out() == []
+    assert on_disk(work)["parts"]["planted"]["status"] == "killed"
+    assert (work.record.parts["planted"]["kills"], values(work)) == (0, {"first": 1.0})
+    assert not [f for f in work.record.figures if "error" in f]
+
+
+def test_a_part_that_runs_other_commands_is_not_done(campaign, part):
+    before = campaign(part('figure("a", value=1.0)', settings="one"))
+    before.carry_out()
+    assert list(before.done(part("", settings="one"))) == ["a"]
+    assert list(before.done(part("", settings="another"))) == []
+
+
 def test_a_kill_because_the_call_is_over_blames_nobody(campaign, part):
     work = campaign(part('say(doing="slow"); time.sleep(100)', expected=0.1), seconds=1.0)
     assert work.carry_out() == []

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import shlex
 from pathlib import Path
 
 import pytest
 from tiny import ddbench
+
+from ddbench.run.spec import Request, resolve
 
 ROOT = Path(__file__).parents[2]
 ABOUT = {"device": "NVIDIA Imaginary", "torch": "2.99", "ddbench": "0.1.0 (abc)", "date": "2026-01-01"}
@@ -28,6 +32,20 @@ def orders(published, tmp_path) -> dict:
 
     _images(tmp_path / "images.zip", 60)
     return {"device": "cpu", "data": str(tmp_path / "images.zip"), "tiny": True, "seconds": 60.0, "known": []}
+
+
+def test_a_cell_has_the_same_settings_on_any_device(published):
+    """Its accuracy stands for all of them, so that no recipe or rule of a device may fill it in."""
+    for cell in published.cells():
+        words = shlex.split(cell.words)
+        given = dict(itertools.pairwise(words))
+        named = {
+            name: given[f"--{name}"] for name in ("matcher", "scheduler", "protocol", "recipe") if f"--{name}" in given
+        }
+        flags = tuple(tuple(b.split("=", 1)) for a, b in itertools.pairwise(words) if a == "-o")
+        asked = {"dataset": "images:photos", "ipc": int(given["--ipc"]), "flags": flags, "here": False} | named
+        cpu, cuda = (resolve(Request(**asked, device=device)).spec.record() for device in ("cpu", "cuda"))
+        assert cpu | {"device": ""} == cuda | {"device": ""}, cell.name
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from ddbench_datasets import Images
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ddbench.base.options import label, make
+from ddbench.base.options import label, make, option_text
 from ddbench.boards import command
-from ddbench.boards.command import LONGEST, command_of, flags_text, is_command, option_text
+from ddbench.boards.command import LONGEST, command_of, flags_text, is_command
 from ddbench.cli.options import pairs
 from ddbench.run.record import SpecRecord
 from ddbench.run.spec import Request, RunSpec, resolve

@@ -387,14 +387,26 @@ def test_resume_from_another_folder_finds_the_run_in_its_place(shop, at_home, mo
     ]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_resume_of_a_run_on_a_gpu_needs_one(at_home, tmp_path):
+def test_resume_of_a_run_on_a_gpu_needs_one(at_home, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     folder = tmp_path / "runs" / the_run(at_home).name
     shutil.copytree(the_run(at_home), folder)
     write_json(folder / "spec.json", read_json(folder / "spec.json") | {"device": "cuda"}, sealed=True)
     answer = ddbench("run", "--resume", folder.name, "--out", folder.parent, *ALONE)
     assert answer.code == 2, answer.err
     assert "finds no CUDA device here" in " ".join(answer.err.split())
+
+
+def test_experts_train_with_the_threads_that_their_key_names(monkeypatch):
+    from ddbench.cli.run import _build
+    from ddbench.run.spec import Request
+
+    set_to: list[int] = []
+    monkeypatch.setenv("DDBENCH_THREADS", "3")
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr("ddbench.plugins.loaded", lambda _: pytest.fail(f"threads: {set_to}"))
+    with pytest.raises(pytest.fail.Exception, match=r"threads: \[3\]"):
+        _build(Request("toy", "tesla", device="cpu"), 1, quiet=True)
 
 
 @pytest.mark.parametrize(

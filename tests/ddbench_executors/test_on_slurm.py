@@ -76,6 +76,14 @@ class Recorder:
         return self.packs[-1]
 
 
+def test_a_job_may_meet_its_time_limit_as_often_as_it_takes(tmp_path, monkeypatch):
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(on_slurm, "library", lambda: SimpleNamespace(AutoExecutor=lambda **given: made.append(given)))
+    with on_slurm.Slurm().opened(tmp_path):
+        pass
+    assert made == [{"folder": tmp_path / "submitit", "cluster": "slurm", "slurm_max_num_timeout": 10_000}]
+
+
 def test_parts_of_a_gpu_share_a_submission_and_those_that_want_the_same_an_array():
     jobs = [Job(n, (), Path("log"), gpus=0.25, memory=10**9) for n in "abcde"]
     jobs[2:2] = [Job("x", (), Path("log"), threads=4, memory=1), Job("y", (), Path("log"), threads=4, memory=1)]

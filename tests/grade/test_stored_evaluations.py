@@ -170,12 +170,18 @@ def test_a_damaged_ceiling_is_trained_again_to_the_same_numbers_with_one_line_th
     assert torch.get_num_threads() == 1
 
 
-def test_a_student_trained_again_has_its_accuracy_where_training_is_exact_and_its_later_numbers_on_a_gpu(tmp_path):
+def test_a_student_trained_again_has_its_accuracy_where_training_is_exact_and_on_a_gpu_keeps_what_is_on_record(
+    tmp_path,
+):
     path = tmp_path / "e.json"
     held = {"students": [{"accuracy": 0.5, "ece": 0.1}], "metrics": {"accuracy": 1, "ece": 1}}
     again, due = {"accuracy": 0.501, "corruptions": 0.3}, {"corruptions": "corruptions"}
     with pytest.raises(DataError, match=r"student 0 now has accuracy 0\.501"):
         evaluation._note(held, 0, again, due, path, exact=True)
-    evaluation._note(held, 0, again, due, path, exact=False)
-    assert held["students"] == [{"accuracy": 0.501, "ece": 0.1, "corruptions": 0.3}]
+    said: list[str] = []
+    with noting(said.append):
+        evaluation._note(held, 0, again, due, path, exact=False)
+        evaluation._note(held, 0, {"accuracy": 0.5, "corruptions": 0.3}, due, path, exact=True)
+    assert said == [f"student 0, trained again, has accuracy 0.501, and 0.5 on record in {path}"]
+    assert held["students"] == [{"accuracy": 0.5, "ece": 0.1, "corruptions": 0.3}]
     assert held["metrics"] == {"accuracy": 1, "ece": 1, "corruptions": 1}
